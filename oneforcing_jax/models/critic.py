@@ -1,0 +1,122 @@
+"""The critic: the transformer as fake score, with an adversarial head on its own features.
+
+One learned register token a tapped layer asks that layer's tokens in a cross-attention block; the answers
+are concatenated and an MLP turns them into one logit (paper, section 3.3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from oneforcing_jax.models.layers import Attention, FeedForward, LayerNorm, RMSNorm, dense, layer_norm
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """The adversarial head; the defaults are the paper's framewise ones.
+
+    Attributes:
+      layers: tapped layers, one register token each.
+      ffn_dim: hidden width of the cross-attention blocks.
+    """
+
+    layers: tuple[int, ...] = (21, 29)
+    ffn_dim: int = 2048
+
+
+class Scores(NamedTuple):
+    """flow [b, f, c, y, x] and logit [b], both float32; None where it was not asked for."""
+
+    flow: jax.Array | None
+    logit: jax.Array | None
+
+
+class Reader(nn.Module):
+    """Cross-attention of one register token over the tokens of one layer."""
+
+    config: WanConfig
+    ffn_dim: int
+
+    @nn.compact
+    def __call__(self, register: jax.Array, tokens: jax.Array) -> jax.Array:
+        """register [b, 1, d], tokens [b, t, d] -> [b, 1, d]."""
+        c = self.config
+        cross = Attention(c.dim, c.num_heads, c.dtype, name="cross_attn")
+        x = register + cross.cross(register, cross.key_value(LayerNorm(c.dtype, name="norm3")(tokens)))
+        return x + FeedForward(c.dim, self.ffn_dim, c.dtype, name="ffn")(layer_norm(x).astype(c.dtype))
+
+
+class Classifier(nn.Module):
+    """LayerNorm, linear, SiLU, linear to one logit, in float32."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        x = LayerNorm(jnp.float32, eps=1e-5, name="0")(features.astype(jnp.float32))
+        x = nn.silu(dense(self.width, (None, "embed"), jnp.float32, name="1")(x))
+        return dense(1, ("embed", None), jnp.float32, name="3")(x)[..., 0]
+
+
+class Critic(nn.Module):
+    """Fake score and discriminator in one network."""
+
+    config: WanConfig
+    head: HeadConfig
+
+    def setup(self) -> None:
+        c, layers = self.config, self.head.layers
+        if not layers or any(not 0 <= i < c.num_layers for i in layers):
+            raise ValueError(
+                f"critic: expected tapped layers in [0, {c.num_layers}), found {list(layers)}; "
+                "set critic.layers to layers that the model has"
+            )
+        self.model = WanDiT(c)
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("taps", "embed"))
+        self.registers = self.param("registers", init, (len(layers), c.dim))
+        self.register_norm = RMSNorm(jnp.float32)
+        self.reader = Reader(c, self.head.ffn_dim, parent=None)
+        self.readers = self.param("readers", self._init_readers)
+        self.classifier = Classifier(c.dim)
+
+    def _init_readers(self, key: jax.Array) -> Any:
+        one = jnp.zeros((1, 1, self.config.dim), self.config.dtype)
+        keys = jax.random.split(key, len(self.head.layers))
+        stacked = jax.vmap(lambda k: self.reader.init(k, one, one)["params"])(keys)
+        return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "taps"})
+
+    def _tap(self, index: jax.Array, tokens: jax.Array, answers: jax.Array) -> jax.Array:
+        """Reads the tokens of the layers that are tapped; `answers` is [taps, b, 1, d]."""
+        taps = jnp.array(self.head.layers)
+        number = jnp.argmax(taps == index)
+
+        def read() -> jax.Array:
+            params = jax.tree.map(lambda leaf: jnp.take(leaf, number, axis=0), self.readers)
+            answer = self.reader.apply({"params": params}, answers[number], tokens)
+            return answers.at[number].set(answer)
+
+        return jax.lax.cond(jnp.any(taps == index), read, lambda: answers)
+
+    def __call__(
+        self,
+        latents: jax.Array,
+        sigma: jax.Array,
+        text: jax.Array,
+        *,
+        want_flow: bool = True,
+        want_logit: bool = True,
+    ) -> Scores:
+        """Flow and logit of noisy latents [b, f, c, y, x] at noise level `sigma` [b], in one forward."""
+        if not want_logit:
+            return Scores(self.model(latents, sigma, text).flow, None)
+        registers = self.register_norm(self.registers).astype(self.config.dtype)
+        answers = jnp.broadcast_to(registers[:, None, None], (*registers.shape[:1], latents.shape[0], 1, registers.shape[1]))
+        out = self.model(latents, sigma, text, tap=self._tap, tapped=answers)
+        features = jnp.moveaxis(out.tapped[:, :, 0], 0, 1).reshape(latents.shape[0], -1)
+        return Scores(out.flow if want_flow else None, self.classifier(features))

@@ -1,0 +1,126 @@
+"""Layers that the transformer and the adversarial head share.
+
+Statistics of norms are float32; matrix products run in `dtype`; parameters stay in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from oneforcing_jax.models import attention
+from oneforcing_jax.sharding import constrain
+
+EPS = 1e-6
+Dtype = Any
+
+
+def dense(features: int, axes: tuple[str | None, str | None], dtype: Dtype, **kwargs: Any) -> nn.Dense:
+    """A linear layer whose kernel has the logical axes (input, output)."""
+    init = kwargs.pop("kernel_init", nn.initializers.xavier_uniform())
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), (axes[1],)),
+        **kwargs,
+    )
+
+
+def layer_norm(x: jax.Array, eps: float = EPS) -> jax.Array:
+    """LayerNorm over the last axis without scale and bias, in float32 (the result too)."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with scale and bias."""
+
+    dtype: Dtype
+    eps: float = EPS
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+        scale = self.param("scale", nn.with_logical_partitioning(ones, ("norm",)), shape)
+        bias = self.param("bias", nn.with_logical_partitioning(zeros, ("norm",)), shape)
+        return (layer_norm(x, self.eps) * scale + bias).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale, over the whole width (all heads together)."""
+
+    dtype: Dtype
+    eps: float = EPS
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        return (x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * scale).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Projections of multi-head attention with normalised queries and keys."""
+
+    dim: int
+    num_heads: int
+    dtype: Dtype
+
+    def setup(self) -> None:
+        self.q, self.k, self.v = (dense(self.dim, ("embed", "heads"), self.dtype) for _ in range(3))
+        self.o = dense(self.dim, ("heads", "embed"), self.dtype)
+        self.norm_q, self.norm_k = RMSNorm(self.dtype), RMSNorm(self.dtype)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.num_heads, self.dim // self.num_heads)
+
+    def query(self, x: jax.Array) -> jax.Array:
+        """[b, t, d] -> [b, t, h, k]."""
+        return self._heads(self.norm_q(self.q(x)))
+
+    def key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[b, s, d] -> keys and values [b, s, h, k]."""
+        return self._heads(self.norm_k(self.k(x))), self._heads(self.v(x))
+
+    def out(self, x: jax.Array) -> jax.Array:
+        """[b, t, h, k] -> [b, t, d]."""
+        return self.o(x.reshape(*x.shape[:-2], self.dim))
+
+    def cross(self, x: jax.Array, key_value: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Attention of `x` [b, t, d] over given keys and values."""
+        return self.out(attention.attend(self.query(x), *key_value))
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh form), linear."""
+
+    dim: int
+    hidden: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = dense(self.hidden, ("embed", "mlp"), self.dtype, name="0")(x)
+        return dense(self.dim, ("mlp", "embed"), self.dtype, name="2")(nn.gelu(x))
+
+
+def sinusoid(t: jax.Array, size: int) -> jax.Array:
+    """Embedding [..., size] of timesteps: cosines first, then sines."""
+    half = size // 2
+    frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def on_tokens(x: jax.Array) -> jax.Array:
+    """Lays [b, t, d] out over the mesh."""
+    return constrain(x, "batch", "tokens", None)

@@ -1,0 +1,274 @@
+"""The Wan2.1 diffusion transformer, one module for every role.
+
+Bidirectional, block-causal, teacher forcing and cached are the same network with another attention
+argument: a function `attend(q, k, v, memory) -> (out, new)` that each layer calls with its own slice of
+`memory`. Layers are stacked on a leading axis and scanned, so compile time does not grow with depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from oneforcing_jax import shapes
+from oneforcing_jax.flow import TRAIN_STEPS
+from oneforcing_jax.models import attention, rope
+from oneforcing_jax.models.layers import (
+    Attention,
+    FeedForward,
+    LayerNorm,
+    dense,
+    layer_norm,
+    on_tokens,
+    sinusoid,
+)
+
+KeyValue = tuple[jax.Array, jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+REMAT = ("none", "full", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class WanConfig:
+    """Sizes of the transformer; the defaults are those of Wan2.1 T2V 1.3B."""
+
+    dim: int = 1536
+    ffn_dim: int = 8960
+    num_heads: int = 12
+    num_layers: int = 30
+    in_dim: int = 16
+    out_dim: int = 16
+    text_dim: int = 4096
+    text_len: int = 512
+    freq_dim: int = 256
+    patch: int = 2
+    rope_theta: float = 10000.0
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(
+                f"model: expected an even head size, found dim {self.dim} over {self.num_heads} heads"
+            )
+        if self.remat not in REMAT:
+            raise ValueError(f"model: expected remat among {REMAT}, found {self.remat!r}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    def frame_tokens(self, rows: int, columns: int) -> int:
+        """Tokens of a latent frame of the given size.
+
+        Raises:
+          ValueError: a size that the patch does not divide.
+        """
+        if rows % self.patch or columns % self.patch:
+            raise ValueError(
+                f"latent frame: expected a height and width that divide by the patch {self.patch}, found "
+                f"{rows}x{columns}; change the video's size"
+            )
+        return (rows // self.patch) * (columns // self.patch)
+
+
+WAN_1_3B = WanConfig()
+WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+TINY = WanConfig(32, 48, 2, 2, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)
+SIZES = {"1.3b": WAN_1_3B, "14b": WAN_14B, "tiny": TINY}
+
+
+class Output(NamedTuple):
+    """What one forward gives.
+
+    Attributes:
+      flow: [b, f, c, y, x] float32.
+      new: what `attend` returned, stacked over layers.
+      tapped: the final state of `tap`.
+    """
+
+    flow: jax.Array
+    new: Any
+    tapped: Any
+
+
+def full(q: jax.Array, k: jax.Array, v: jax.Array, memory: Any) -> tuple[jax.Array, None]:
+    """The bidirectional `attend`."""
+    return attention.attend(q, k, v), None
+
+
+def structured(groups: tuple[attention.Group, ...], frame_tokens: int) -> Attend:
+    """An `attend` for a whole clip with the given structure."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Any) -> tuple[jax.Array, None]:
+        return attention.attend_groups(q, k, v, groups, frame_tokens), None
+
+    return attend
+
+
+class Block(nn.Module):
+    """One transformer layer."""
+
+    config: WanConfig
+
+    def setup(self) -> None:
+        c = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
+        self.modulation = self.param("modulation", init, (6, c.dim))
+        self.self_attn = Attention(c.dim, c.num_heads, c.dtype)
+        self.norm3 = LayerNorm(c.dtype)
+        self.cross_attn = Attention(c.dim, c.num_heads, c.dtype)
+        self.ffn = FeedForward(c.dim, c.ffn_dim, c.dtype)
+
+    def text_key_value(self, text: jax.Array) -> KeyValue:
+        return self.cross_attn.key_value(text)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        time: jax.Array,
+        angles: jax.Array,
+        text: jax.Array | KeyValue,
+        attend: Attend,
+        memory: Any,
+    ) -> tuple[jax.Array, Any]:
+        """x [b, t, d], time [b, 1 or f, 6, d], text embedded [b, s, d] or as keys and values."""
+        b, t, d = x.shape
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(time + self.modulation, 2, 0)
+
+        def by_frame(tokens: jax.Array) -> jax.Array:
+            return tokens.reshape(b, time.shape[1], -1, d)
+
+        def modulate(shift: jax.Array, scale: jax.Array) -> jax.Array:
+            y = by_frame(layer_norm(x)) * (1 + scale[:, :, None]) + shift[:, :, None]
+            return y.reshape(b, t, d).astype(x.dtype)
+
+        def gated(y: jax.Array, gate: jax.Array) -> jax.Array:
+            return on_tokens(x + (by_frame(y) * gate[:, :, None]).reshape(b, t, d).astype(x.dtype))
+
+        y = modulate(shift1, scale1)
+        q, (k, v) = self.self_attn.query(y), self.self_attn.key_value(y)
+        out, new = attend(rope.rotate(q, angles), rope.rotate(k, angles), v, memory)
+        x = gated(self.self_attn.out(out), gate1)
+        key_value = text if isinstance(text, tuple) else self.text_key_value(text)
+        x = x + self.cross_attn.cross(self.norm3(x), key_value)
+        x = gated(self.ffn(modulate(shift2, scale2)), gate2)
+        return x, new
+
+
+class WanDiT(nn.Module):
+    """The transformer: flow of noisy latents at given noise levels, conditioned on text."""
+
+    config: WanConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.patch_embedding = dense(c.dim, (None, "embed"), c.dtype)
+        self.text_embedding_0 = dense(c.dim, (None, "embed"), c.dtype)
+        self.text_embedding_2 = dense(c.dim, ("embed", None), c.dtype)
+        self.time_embedding_0 = dense(c.dim, (None, "embed"), jnp.float32)
+        self.time_embedding_2 = dense(c.dim, ("embed", None), jnp.float32)
+        self.time_projection = dense(6 * c.dim, ("embed", None), jnp.float32)
+        self.block = Block(c, parent=None)
+        self.blocks = self.param("blocks", self._init_blocks)
+        init = nn.with_logical_partitioning(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
+        self.head_modulation = self.param("head_modulation", init, (2, c.dim))
+        zeros = nn.initializers.zeros_init()
+        self.head = dense(c.out_dim * c.patch**2, ("embed", None), c.dtype, kernel_init=zeros)
+
+    def _init_blocks(self, key: jax.Array) -> Any:
+        c = self.config
+        x, text = jnp.zeros((1, 1, c.dim), c.dtype), jnp.zeros((1, 1, c.dim), c.dtype)
+        time, angles = jnp.zeros((1, 1, 6, c.dim)), jnp.zeros((1, c.head_dim // 2))
+        keys = jax.random.split(key, c.num_layers)
+        stacked = jax.vmap(lambda k: self.block.init(k, x, time, angles, text, full, None)["params"])(keys)
+        return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "layers"})
+
+    def embed_text(self, text: jax.Array) -> jax.Array:
+        """[b, text_len, text_dim] -> [b, text_len, d]."""
+        return self.text_embedding_2(nn.gelu(self.text_embedding_0(text)))
+
+    def text_key_value(self, text: jax.Array) -> KeyValue:
+        """Keys and values of the prompt for every layer, [l, b, s, h, k]: computed once a prompt."""
+        embedded = self.embed_text(text)
+
+        def layer(_: None, params: Any) -> tuple[None, KeyValue]:
+            return None, self.block.apply({"params": params}, embedded, method="text_key_value")
+
+        return jax.lax.scan(layer, None, self.blocks)[1]
+
+    def _patches(self, latents: jax.Array) -> jax.Array:
+        p = self.config.patch
+        return rearrange(latents, "b f c (y p) (x q) -> b (f y x) (c p q)", p=p, q=p)
+
+    def __call__(
+        self,
+        latents: jax.Array,
+        sigma: jax.Array,
+        text: jax.Array | KeyValue,
+        *,
+        frames: jax.Array | None = None,
+        attend: Attend = full,
+        memory: Any = None,
+        tap: Callable[[jax.Array, jax.Array, Any], Any] | None = None,
+        tapped: Any = None,
+    ) -> Output:
+        """One forward.
+
+        Args:
+          latents: [b, f, c, y, x].
+          sigma: noise level, [b] for a whole clip or [b, f] for each frame.
+          text: prompt embeddings [b, text_len, text_dim], zero beyond the prompt's length, or the
+            keys and values of `text_key_value`.
+          frames: [f] frame numbers for the rotary embedding; None: 0, 1, 2, ...
+          attend: attention structure; `full`, `structured(...)`, or one that reads `memory`.
+          memory: a tree with a leading layer axis, handed to `attend` layer by layer.
+          tap: called after every layer as tap(layer number, tokens [b, t, d], state) -> state.
+          tapped: initial state of `tap`.
+        """
+        c = self.config
+        size = shapes.check("latents", latents, "b f c y x", c=c.in_dim)
+        c.frame_tokens(size["y"], size["x"])
+        if not isinstance(text, tuple):
+            shapes.check("text", text, "b s d", b=size["b"], s=c.text_len, d=c.text_dim)
+            text = self.embed_text(text)
+        sigma = sigma.reshape(size["b"], -1)
+        frames = jnp.arange(size["f"]) if frames is None else frames
+        rows, columns = size["y"] // c.patch, size["x"] // c.patch
+        angles = rope.rotations(frames, rows, columns, c.head_dim, c.rope_theta)
+
+        time = self.time_embedding_0(sinusoid(TRAIN_STEPS * sigma, c.freq_dim))
+        time = self.time_embedding_2(nn.silu(time))
+        modulation = self.time_projection(nn.silu(time)).reshape(*sigma.shape, 6, c.dim)
+        x = on_tokens(self.patch_embedding(self._patches(latents)))
+
+        def layer(carry: Any, per_layer: Any) -> tuple[Any, Any]:
+            x, tapped = carry
+            params, index, memory, key_value = per_layer
+            prompt = text if key_value is None else key_value
+            x, new = self.block.apply({"params": params}, x, modulation, angles, prompt, attend, memory)
+            return (x, tapped if tap is None else tap(index, x, tapped)), new
+
+        if c.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            layer = jax.checkpoint(layer, policy=policy if c.remat == "dots" else None, prevent_cse=False)
+        key_value = text if isinstance(text, tuple) else None
+        layers = (self.blocks, jnp.arange(c.num_layers), memory, key_value)
+        (x, tapped), new = jax.lax.scan(layer, (x, tapped), layers)
+        return Output(self._head(x, time, rows, columns), new, tapped)
+
+    def _head(self, x: jax.Array, time: jax.Array, rows: int, columns: int) -> jax.Array:
+        c = self.config
+        shift, scale = jnp.moveaxis(time[:, :, None] + self.head_modulation, 2, 0)
+        y = layer_norm(x).reshape(x.shape[0], time.shape[1], -1, c.dim)
+        y = (y * (1 + scale[:, :, None]) + shift[:, :, None]).astype(c.dtype).reshape(x.shape)
+        patches = self.head(y).astype(jnp.float32)
+        axes = "b (f y x) (p q c) -> b f c (y p) (x q)"
+        return rearrange(patches, axes, y=rows, x=columns, p=c.patch, q=c.patch)

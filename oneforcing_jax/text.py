@@ -1,0 +1,173 @@
+"""Prompts to embeddings: cleaning, tokens, and the UMT5 encoder over batches.
+
+    tokenizer = load_tokenizer("wan/google/umt5-xxl")
+    embeddings, lengths = embed_prompts(config, params, tokenizer, ["a cat", NEGATIVE_PROMPT])
+    context = pad_embeddings(embeddings)    # [2, 512, 4096], zero past each length
+
+`transformers` and `ftfy` are imported where they are used; the extra `wan` installs them.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import importlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
+
+MAX_TOKENS = 512
+"""Rows of context that the diffusion model attends to, the end token included."""
+
+# The negative prompt published with Wan2.1, before cleaning (which makes its commas half-width).
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
+    "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
+    "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+# Programs are compiled for lengths that are multiples of this: four of them, and short prompts do not
+# pay for 512 tokens. Padded keys are masked, so the embeddings do not depend on it.
+_LENGTH_STEP = 128
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"text prompts need the package {name}, which is not installed here: "
+            'pip install "oneforcing_jax[wan]"'
+        ) from error
+
+
+def clean_prompt(prompt: str) -> str:
+    """The prompt as the text encoder was trained to read it; case is kept.
+
+    Repairs broken Unicode (which also makes full-width forms half-width and straightens quotes),
+    resolves HTML entities twice, and makes each run of white space one space.
+    """
+    text = _import("ftfy").fix_text(prompt)
+    text = html.unescape(html.unescape(text)).strip()
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """The `transformers` tokenizer saved in a local folder; nothing is downloaded.
+
+    Raises:
+      ValueError: there is no such folder.
+      ImportError: `transformers` is not installed.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(
+            f"no tokenizer folder at {os.fspath(folder)!r}; give the folder of the checkpoint that "
+            "holds tokenizer.json (google/umt5-xxl in the Wan2.1 files, tokenizer in diffusers')."
+        )
+    return _import("transformers").AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> list[list[int]]:
+    """Ids of each cleaned prompt, end token included, not padded."""
+    if isinstance(prompts, str):
+        raise TypeError("prompts is one string; give a list of prompts, such as [prompt].")
+    if not prompts:
+        return []
+    texts = [clean_prompt(prompt) for prompt in prompts]
+    rows = tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row) > length:
+            raise ValueError(
+                f"the prompt {prompt[:40]!r}... has {len(row)} tokens, more than the {length} that "
+                f"the model reads; shorten it by {len(row) - length} tokens or more."
+            )
+    return rows
+
+
+def _pad_ids(rows: Sequence[Sequence[int]], count: int, length: int) -> tuple[Any, Any]:
+    """Ids and mask, each [count, length] int32; the pad id is 0."""
+    ids, mask = np.zeros((2, count, length), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def tokenize(
+    tokenizer: Any, prompts: Sequence[str], length: int = MAX_TOKENS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask of prompts, each [b, length] int32; the end token counts as valid.
+
+    Raises:
+      ValueError: a prompt has more than `length` tokens.
+    """
+    return _pad_ids(_token_ids(tokenizer, prompts, length), len(prompts), length)
+
+
+@functools.lru_cache(maxsize=8)
+def _encoder(config: UMT5Config) -> Callable[[Any, Any, Any], jax.Array]:
+    model = UMT5Encoder(config)
+    return jax.jit(
+        lambda params, ids, mask: model.apply({"params": params}, ids, mask, method="encode")
+    )
+
+
+def embed_prompts(
+    config: UMT5Config,
+    params: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    length: int = MAX_TOKENS,
+    batch: int = 8,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Embeddings of prompts, without padding.
+
+    Args:
+      config: of the encoder.
+      params: of `UMT5Encoder`.
+      tokenizer: from `load_tokenizer`.
+      prompts: as typed; they are cleaned here.
+      length: the most tokens a prompt may have, the end token included.
+      batch: prompts encoded at once.
+
+    Returns:
+      A list of [tokens, d] arrays in the compute dtype, and the lengths [b] int32.
+
+    Raises:
+      ValueError: a prompt has more than `length` tokens.
+    """
+    rows = _token_ids(tokenizer, prompts, length)
+    lengths = np.asarray([len(row) for row in rows], np.int32)
+    count = max(1, min(batch, len(rows)))
+    encode = _encoder(config)
+    embeddings: list[np.ndarray] = []
+    for start in range(0, len(rows), count):
+        group = rows[start : start + count]
+        longest = max(len(row) for row in group)
+        padded = min(length, -(-longest // _LENGTH_STEP) * _LENGTH_STEP)
+        out = np.asarray(encode(params, *_pad_ids(group, count, padded)))
+        embeddings += [out[i, : len(row)] for i, row in enumerate(group)]
+    return embeddings, lengths
+
+
+def pad_embeddings(embeddings: Sequence[np.ndarray], length: int = MAX_TOKENS) -> jax.Array:
+    """Context of the diffusion model, [b, length, d]: zero past each prompt's end.
+
+    Raises:
+      ValueError: there is no embedding, or one is longer than `length`.
+    """
+    longest = max((len(embedding) for embedding in embeddings), default=0)
+    if not embeddings or longest > length:
+        raise ValueError(
+            f"{len(embeddings)} embeddings, the longest of {longest} tokens, cannot be padded to "
+            f"{length}; give at least one, and a length that holds the longest."
+        )
+    rows = [np.pad(row, ((0, length - len(row)), (0, 0))) for row in embeddings]
+    return jnp.asarray(np.stack(rows))

@@ -1,0 +1,69 @@
+"""Recorded vectors of the original PyTorch implementations, and how far we are from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneforcing_jax.convert import keys, wan as keys_wan
+from oneforcing_jax.models import critic, wan
+from oneforcing_jax.sharding import unbox
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+class Golden:
+    """One recorded file: `config`, `inputs[name]`, `outputs[name]`, and weights by prefix."""
+
+    def __init__(self, name: str) -> None:
+        arrays = np.load(FOLDER / f"{name}.npz")
+        self.config = json.loads(str(arrays["config"]))
+        self.inputs = {k[3:]: jnp.asarray(arrays[k]) for k in arrays.files if k.startswith("in/")}
+        self.outputs = {k[4:]: arrays[k] for k in arrays.files if k.startswith("out/")}
+        self._weights = {k[8:]: arrays[k] for k in arrays.files if k.startswith("weights/")}
+
+    def weights(self, prefix: str = "") -> dict[str, np.ndarray]:
+        return {k[len(prefix) :]: v for k, v in self._weights.items() if k.startswith(prefix)}
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        return {k[5:]: v for k, v in self.outputs.items() if k.startswith("grad/")}
+
+    def model(self, name: str = "model", prefix: str = "") -> tuple[wan.WanConfig, Any]:
+        """Config and parameters of a transformer."""
+        config = wan_config(self.config[name])
+        tensors = {k: v for k, v in self.weights(prefix).items() if k.startswith("model.")}
+        key_map = keys_wan.transformer(config.num_layers, "model.")
+        return config, jax.tree.map(jnp.asarray, keys.load(key_map, tensors, abstract(wan.WanDiT(config))))
+
+    def critic(self, name: str, prefix: str) -> tuple[critic.Critic, Any]:
+        """The critic and its parameters."""
+        head = critic.HeadConfig(tuple(self.config["gan"]["layers"]), self.config["gan"]["ffn"])
+        net = critic.Critic(wan_config(self.config[name]), head)
+        key_map = keys_wan.critic(net.config.num_layers, len(head.layers))
+        return net, jax.tree.map(jnp.asarray, keys.load(key_map, self.weights(prefix), abstract(net)))
+
+
+def wan_config(config: dict[str, Any]) -> wan.WanConfig:
+    names = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "text_dim", "text_len", "freq_dim")
+    return wan.WanConfig(**{name: config[name] for name in names})
+
+
+def abstract(net: Any) -> Any:
+    """Shapes of a network's parameters."""
+    c = net.config
+    latents = jax.ShapeDtypeStruct((1, 1, c.in_dim, c.patch, c.patch), jnp.float32)
+    sigma = jax.ShapeDtypeStruct((1,), jnp.float32)
+    text = jax.ShapeDtypeStruct((1, c.text_len, c.text_dim), jnp.float32)
+    return unbox(jax.eval_shape(net.init, jax.random.key(0), latents, sigma, text))["params"]
+
+
+def error(found: Any, expected: Any) -> float:
+    """Relative L2 distance."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    assert found.shape == expected.shape, (found.shape, expected.shape)
+    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12))

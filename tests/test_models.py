@@ -1,0 +1,96 @@
+"""The transformer in all its roles against recorded vectors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from goldens import Golden, error
+
+from oneforcing_jax import flow, rollout
+from oneforcing_jax.cache import Window
+from oneforcing_jax.models import attention, wan
+
+TOLERANCE = 2e-4
+
+
+def generator(golden, window=Window(), context_sigma=0.0, name="model", prefix=""):
+    config, params = golden.model(name, prefix)
+    apply = functools.partial(wan.WanDiT(config).apply, {"params": params})
+    return rollout.Generator(apply, config, window, context_sigma)
+
+
+def nearest_in_table(sigma):
+    """The level with which the recording turns flow to x0: the nearest entry of a 1000-entry table."""
+    table = Golden("schedule").outputs["sigmas_shift5"]
+    return jnp.asarray(table[abs(table - sigma[..., None]).argmin(-1)], jnp.float32)
+
+
+def test_bidirectional():
+    golden = Golden("wan_bidirectional")
+    net, params = golden.critic("model", "")
+    latents, text = golden.inputs["latent"], golden.inputs["prompt_embeds"]
+    sigma = golden.inputs["timestep"][:, 0] / 1000
+    scores = jax.jit(net.apply)({"params": params}, latents, sigma, text)
+    assert error(scores.flow, golden.outputs["flow"]) < TOLERANCE
+    recorded = flow.x0_from_flow(latents, scores.flow, nearest_in_table(sigma))
+    assert error(recorded, golden.outputs["x0"]) < TOLERANCE
+    assert error(scores.logit, golden.outputs["logit"][:, 0]) < TOLERANCE
+
+    def loss(latents):
+        logit = net.apply({"params": params}, latents, sigma, text, want_flow=False).logit
+        return jax.nn.softplus(-logit).mean()
+
+    gradient = jax.jit(jax.grad(loss))(latents)
+    assert error(gradient, golden.outputs["grad_x_of_softplus_neg_logit"]) < 1e-3
+
+
+def test_every_layer():
+    golden = Golden("wan_bidirectional")
+    config, params = golden.model()
+    latents, text = golden.inputs["latent"], golden.inputs["prompt_embeds"]
+    sigma = golden.inputs["timestep"][:, 0] / 1000
+
+    def tap(index, tokens, state):
+        return state.at[index].set(tokens)
+
+    empty = jnp.zeros((config.num_layers, *golden.outputs["block0"].shape))
+    out = wan.WanDiT(config).apply({"params": params}, latents, sigma, text, tap=tap, tapped=empty)
+    for i in range(config.num_layers):
+        assert error(out.tapped[i], golden.outputs[f"block{i}"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["wan_causal_framewise", "wan_causal_chunkwise"])
+def test_causal_clip(name):
+    golden = Golden(name)
+    g = generator(golden)
+    noisy, clean, text = (golden.inputs[k] for k in ("noise", "clean", "prompt_embeds"))
+    sigma = golden.inputs["timestep"] / 1000
+    frames, size = noisy.shape[1], golden.config["num_frame_per_block"]
+    layout, tokens = (size,) * (frames // size), g.frame_tokens(noisy)
+
+    attend = wan.structured(attention.block_causal(layout), tokens)
+    v = jax.jit(lambda x: g.apply(x, sigma, text, attend=attend).flow)(noisy)
+    assert error(v, golden.outputs["flow_diffusion_forcing"]) < TOLERANCE
+
+    attend = wan.structured(attention.teacher_forcing(layout), tokens)
+    both = jnp.tile(jnp.arange(frames), 2)
+    pair, level = jnp.concatenate([clean, noisy], 1), jnp.concatenate([jnp.zeros_like(sigma), sigma], 1)
+    v = jax.jit(lambda x: g.apply(x, level, text, frames=both, attend=attend).flow)(pair)[:, frames:]
+    assert error(v, golden.outputs["flow_teacher_forcing"]) < TOLERANCE
+    x0 = flow.x0_from_flow(noisy, v, nearest_in_table(sigma))
+    assert error(x0, golden.outputs["x0_teacher_forcing"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["wan_causal_framewise", "wan_causal_chunkwise", "wan_causal_rolling_sink"])
+def test_cached_rollout(name):
+    golden = Golden(name)
+    c = golden.config
+    rolling = c["local_attn_size"] > 0
+    g = generator(golden, Window(c["local_attn_size"], c["sink_size"]) if rolling else Window())
+    noise, text = golden.inputs["noise"], golden.inputs["prompt_embeds"]
+    plan = rollout.make_plan(noise.shape[1], c["num_frame_per_block"], [1000], 5.0)
+    out = jax.jit(lambda: rollout.generate(g, rollout.Draws(noise), text, plan))()
+    assert error(out.latents, golden.outputs["x0_cached_rollout"]) < TOLERANCE
+    plain = jax.jit(lambda: rollout.sequential(g, rollout.Draws(noise), text, plan, 0, "stop"))()
+    assert error(plain, golden.outputs["x0_cached_rollout"]) < TOLERANCE
