@@ -26,8 +26,9 @@ from oneforcing_jax.models.wan import KeyValue, WanConfig
 Apply = Callable[..., Any]
 CONTEXT_GRADIENTS = ("straight_through", "stop", "full")
 
-# A growing cache is read in at most this many static lengths, so that short prefixes cost less.
-BUCKETS = 4
+# A growing cache is read in this many static lengths, so that short prefixes cost less; each costs a
+# compilation of the layer, so short clips have fewer.
+BUCKETS, BUCKET_FRAMES = 4, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _pieces(plan: Plan, cut: int = 0) -> list[tuple[int, int]]:
     but the very first block stands in the first piece, and none crosses block number `cut`.
     """
     starts = list(itertools.accumulate((b.frames for b in plan), initial=0))
-    per_bucket = -(-starts[-1] // BUCKETS)
+    per_bucket = max(-(-starts[-1] // BUCKETS), BUCKET_FRAMES)
 
     def kind(i: int) -> Any:
         return plan[i], plan[i - 1].frames if i else None, starts[i] // per_bucket, i >= cut

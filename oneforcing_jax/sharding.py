@@ -109,15 +109,17 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
       ValueError: an axis that its mesh axes do not divide, with the path and shape of the leaf.
     """
 
-    def of(path: Any, leaf: Any) -> NamedSharding:
+    def of(path: Any, leaf: Any) -> Any:
+        array = leaf.value if _is_box(leaf) else leaf
+        if not hasattr(array, "shape"):  # what optax leaves in place of a parameter it does not touch
+            return array
         sharding = NamedSharding(mesh, spec(_axes(leaf)))
-        shape = leaf.value.shape if _is_box(leaf) else leaf.shape
-        for size, entry in zip(shape, sharding.spec, strict=False):
+        for size, entry in zip(array.shape, sharding.spec, strict=False):
             parts = math.prod(mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry or ()))
             if size % parts:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
-                    f"sharding: {name} {tuple(shape)} does not divide over {parts} devices of mesh axis "
+                    f"sharding: {name} {tuple(array.shape)} does not divide over {parts} devices of mesh axis "
                     f"{entry!r}; choose a mesh whose sizes divide the model's"
                 )
         return sharding

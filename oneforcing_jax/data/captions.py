@@ -1,0 +1,147 @@
+"""Caption files: which words belong to which video."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+
+
+def read_captions(path: str | Path) -> dict[str, str]:
+    """Reads the captions of a folder of videos.
+
+    Args:
+      path: a `.jsonl` file with one {"video": name, "caption": text} a line, or a `.csv` file
+        with the header `video,caption`. Other fields are ignored.
+
+    Returns:
+      Video file name -> caption, in file order, surrounding white space removed.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: an unknown suffix, no entry at all, or a line that is malformed, lacks a field,
+        has an empty caption, or repeats a video. The message carries the line number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no caption file at {path}; check the path")
+    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
+    if path.suffix not in readers:
+        raise ValueError(
+            f"{path}: expected a caption file ending in .jsonl or .csv, found {path.suffix!r}"
+        )
+    captions: dict[str, str] = {}
+    try:
+        for line, row in readers[path.suffix](path):
+            video, caption = (_text(path, line, row, key) for key in ("video", "caption"))
+            if video in captions:
+                raise ValueError(
+                    f"{path}:{line}: expected each video once, found {video!r} again; remove one"
+                )
+            captions[video] = caption
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, found {error.reason}; convert it") from None
+    if not captions:
+        raise ValueError(f"{path}: expected captions, found none; add one line a video")
+    return captions
+
+
+def pair(videos_dir: str | Path, captions_path: str | Path) -> list[tuple[Path, str]]:
+    """Matches the videos of a folder with their captions, one to one.
+
+    Args:
+      videos_dir: a folder; its files ending in one of VIDEO_SUFFIXES count, subfolders do not.
+      captions_path: see `read_captions`.
+
+    Returns:
+      (video file, caption), sorted by file name.
+
+    Raises:
+      FileNotFoundError: the folder or the caption file is missing.
+      ValueError: no video at all, a video without a caption, or a caption without a video.
+    """
+    folder = Path(videos_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder of videos at {folder}; check the path")
+    captions = read_captions(captions_path)
+    # Names that start with a dot are files that a writer has not finished.
+    videos = {
+        file.name: file
+        for file in folder.iterdir()
+        if file.suffix.lower() in VIDEO_SUFFIXES and not file.name.startswith(".")
+    }
+    if not videos:
+        raise ValueError(
+            f"{folder}: expected videos ({' '.join(VIDEO_SUFFIXES)}), found none; check the folder"
+        )
+    without_caption = sorted(videos.keys() - captions.keys())
+    if without_caption:
+        raise ValueError(
+            f"{captions_path}: expected a caption for every video of {folder}, found "
+            f"{_some(without_caption)} without; add the lines or move the videos away"
+        )
+    without_video = sorted(captions.keys() - videos.keys())
+    if without_video:
+        raise ValueError(
+            f"{folder}: expected a video for every caption of {captions_path}, found "
+            f"{_some(without_video)} missing; add the files or remove the lines"
+        )
+    return [(videos[name], captions[name]) for name in sorted(videos)]
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}:{number}: expected a JSON object, found bad JSON ({error.msg} at "
+                    f"column {error.colno}); correct the line"
+                ) from None
+            if not isinstance(row, dict):
+                raise ValueError(  # noqa: TRY004, bad input is a ValueError everywhere
+                    f"{path}:{number}: expected a JSON object, found {type(row).__name__}; write "
+                    '{"video": ..., "caption": ...}'
+                )
+            yield number, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    # utf-8-sig: spreadsheets put a byte-order mark before the header.
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        header = list(reader.fieldnames or [])
+        if not {"video", "caption"} <= set(header):
+            raise ValueError(
+                f"{path}:1: expected the header video,caption, found {','.join(header)!r}; add it"
+            )
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"{path}:{reader.line_num}: expected {len(header)} columns, found more; put "
+                    "captions that hold commas in double quotes"
+                )
+            yield reader.line_num, row
+
+
+def _text(path: Path, line: int, row: dict, key: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        found = "none" if value is None else f"{type(value).__name__} {value!r}"
+        raise ValueError(  # noqa: TRY004, bad input is a ValueError everywhere
+            f"{path}:{line}: expected a text {key!r}, found {found}; add it"
+        )
+    if not value.strip():
+        raise ValueError(f"{path}:{line}: expected a {key}, found an empty one; write one")
+    return value.strip()
+
+
+def _some(names: list[str]) -> str:
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} ({', '.join(names[:3])}{more})"

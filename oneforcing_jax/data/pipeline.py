@@ -1,0 +1,83 @@
+"""Batches of a store, in an order that the seed and the batch number alone decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import SupportsIndex
+
+import grain
+import numpy as np
+
+from oneforcing_jax.data.store import Store
+
+
+def batches(
+    store: Store,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    fields: Sequence[str] | None = None,
+    num_threads: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless shuffled batches; training resumes by asking for the batch number it needs.
+
+    The samples are drawn without replacement within an epoch, and every epoch is shuffled anew.
+    A batch may span two epochs, so `batch_size` may exceed the size of the store.
+
+    Args:
+      store: a complete store.
+      batch_size: samples a batch over all processes.
+      seed: 0 <= seed < 2**32.
+      start: number of the first batch; batch `start` is the same whether or not the ones before
+        it were read.
+      process_index, process_count: this process reads the contiguous rows
+        [process_index * b, (process_index + 1) * b) of each batch, b = batch_size / process_count.
+      fields: names of the fields to read; all of them by default.
+      num_threads: threads that read ahead, one batch each.
+
+    Returns:
+      An iterator of {field: array [b, *shape]}.
+
+    Raises:
+      ValueError: a bad argument, or a store that is not complete.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ValueError(
+            f"expected a batch size that {process_count} processes divide, found {batch_size}; "
+            "use a multiple"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"expected 0 <= process_index < {process_count}, found {process_index}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"expected 0 <= seed < 2**32, found {seed}; choose another")
+    if start < 0:
+        raise ValueError(f"expected a first batch number of 0 or more, found start={start}")
+    if num_threads < 1:
+        raise ValueError(f"expected 1 reading thread or more, found num_threads={num_threads}")
+    names = list(store.fields if fields is None else fields)
+    store.check_fields(names)
+    store.require_complete()
+
+    dataset = grain.MapDataset.source(_Samples(store, names)).seed(seed).shuffle().repeat()
+    # Local batches are numbered across processes, so that every process_count-th is this one's.
+    # (There is no remainder to drop; without it Grain's length of one-sample batches overflows.)
+    local = dataset.batch(batch_size // process_count, drop_remainder=True)
+    mine = local.slice(slice(start * process_count + process_index, None, process_count))
+    ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+    return iter(mine.to_iter_dataset(ahead))
+
+
+class _Samples:
+    """A store as Grain sees one: random access to samples."""
+
+    def __init__(self, store: Store, fields: Sequence[str]) -> None:
+        self._store, self._fields = store, fields
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        return self._store.read(int(index), self._fields)

@@ -1,0 +1,271 @@
+"""A store of training samples on disk: one zarr3 array a field, one folder in all.
+
+    store/
+      meta.json          format version, count, fields {name: {shape, dtype}}, attributes
+      arrays/<field>/    zarr3, [count, *shape], one sample a chunk
+      arrays/done/       zarr3, uint8 [count]: 1 once every field of a sample is on disk
+      shared/<name>.npy  arrays that belong to the whole store, such as a negative prompt
+
+Fields of rank 2, [length, width], are texts: their chunks are (1, 64, width), and chunks that are
+all zero are not written, so padding takes no room.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from oneforcing_jax.data import store_meta
+from oneforcing_jax.data.files import write_whole
+
+META = "meta.json"
+TEXT_CHUNK = 64
+DONE_CHUNK = 4096
+
+
+class Store:
+    """Samples that are written once, in any order, by any number of processes.
+
+    Make one with `Store.create` or `Store.open`. A sample counts only when `done`, and it is
+    marked done after all its fields are on disk: whoever is killed half-way runs again and
+    writes the samples that are not done.
+
+    Attributes:
+      path: the folder.
+      fields: name -> (shape of one sample, dtype name).
+      attributes: what `create` was given, as JSON gives it back.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any], create: bool) -> None:
+        self.path = path
+        self.attributes: dict[str, Any] = meta["attributes"]
+        self.fields: dict[str, tuple[tuple[int, ...], str]] = {
+            name: (tuple(field["shape"]), field["dtype"]) for name, field in meta["fields"].items()
+        }
+        self._count: int = meta["count"]
+        self._arrays = {
+            name: _open_array(path, name, self._count, shape, dtype, create)
+            for name, (shape, dtype) in self.fields.items()
+        }
+        self._done = _open_array(path, "done", self._count, (), "uint8", create)
+        # Samples never become undone, so a sample that was seen done needs no second look.
+        self._seen_done = np.zeros(self._count, bool)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        count: int,
+        fields: store_meta.Fields,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Store:
+        """Makes a store, or opens the one that is there if it is described identically.
+
+        Args:
+          path: the folder; made with its parents.
+          count: number of samples.
+          fields: name -> (shape of one sample, dtype out of store_meta.DTYPES).
+          attributes: free JSON: what the samples were made from and with.
+
+        Raises:
+          ValueError: a bad description, or a store at `path` that is described otherwise; the
+            message names the difference and nothing on disk is changed.
+        """
+        path = Path(path)
+        meta = store_meta.describe(count, fields, attributes or {})
+        file = path / META
+        if file.exists():
+            difference = store_meta.difference(store_meta.read(file), meta)
+            if difference:
+                raise ValueError(
+                    f"{path} holds another store: {difference}; choose another folder or remove it"
+                )
+        else:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                foreign = sorted(entry.name for entry in path.iterdir())
+            except OSError as error:
+                raise ValueError(f"cannot make a store at {path}: {error.strerror}") from error
+            # A hidden file may be the meta.json that another process is writing.
+            if any(not name.startswith(".") and name != META for name in foreign):
+                raise ValueError(
+                    f"{path}: expected an empty folder or a store, found other files "
+                    f"({foreign[0]}); choose another folder"
+                )
+            write_whole(file, json.dumps(meta, indent=1).encode())
+        return cls(path, meta, create=True)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Opens a store that exists.
+
+        Raises:
+          FileNotFoundError: no folder, or no meta.json in it.
+          ValueError: a meta.json that is damaged or of another version, or a missing array.
+        """
+        path = Path(path)
+        return cls(path, store_meta.read(path / META), create=False)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def write(self, index: int, sample: Mapping[str, np.ndarray]) -> None:
+        """Writes one sample, all its fields, and then marks it done.
+
+        Args:
+          index: 0 <= index < len(self).
+          sample: name -> array of the shape and dtype of the field.
+
+        Raises:
+          ValueError: a bad index, a missing or unknown field, another shape or dtype, a value
+            that is not finite, or a failed write. The sample is then not marked done.
+        """
+        self._check_index(index)
+        if sample.keys() != self.fields.keys():
+            raise ValueError(
+                f"{self.path}: expected the fields {sorted(self.fields)}, found {sorted(sample)}"
+            )
+        for name, (shape, dtype) in self.fields.items():
+            value = sample[name]
+            if value.shape != shape or value.dtype.name != dtype:
+                raise ValueError(
+                    f"{self.path}, sample {index}: expected {name} {dtype} {list(shape)}, found "
+                    f"{value.dtype.name} {list(value.shape)}; convert it first"
+                )
+            if dtype not in ("int32", "uint8") and not np.isfinite(value).all():
+                raise ValueError(
+                    f"{self.path}, sample {index}: expected finite {name}, found "
+                    f"{int((~np.isfinite(value)).sum())} values that are not; look at its source"
+                )
+        try:
+            writes = [self._arrays[name][index].write(sample[name]) for name in self.fields]
+            for write in writes:
+                write.result()
+            self._done[index].write(np.uint8(1)).result()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.path}: sample {index} was not written: {_first_line(error)}"
+            ) from error
+        self._seen_done[index] = True
+
+    def done(self) -> np.ndarray:
+        """Which samples are on disk, bool [count], as of now."""
+        try:
+            self._seen_done = np.asarray(self._done.read().result()) == 1
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path}: cannot read done: {_first_line(error)}") from error
+        return self._seen_done.copy()
+
+    def read(self, index: int, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Reads one sample: all its fields, or the named ones.
+
+        Raises:
+          ValueError: a bad index, an unknown field, a sample that is not done, or a damaged file.
+        """
+        self._check_index(index)
+        names = list(self.fields) if fields is None else list(fields)
+        self.check_fields(names)
+        if not self._seen_done[index] and not self.done()[index]:
+            raise ValueError(
+                f"{self.path}: sample {index} is not written yet; run the command that fills the "
+                "store again"
+            )
+        try:
+            reads = [self._arrays[name][index].read() for name in names]
+            return {name: read.result() for name, read in zip(names, reads, strict=True)}
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.path}: cannot read sample {index}: {_first_line(error)}; the store is "
+                "damaged, make it again"
+            ) from error
+
+    def check_fields(self, names: Sequence[str]) -> None:
+        """Raises ValueError unless every name is a field."""
+        unknown = sorted(set(names) - self.fields.keys())
+        if unknown:
+            raise ValueError(
+                f"{self.path}: expected fields of {sorted(self.fields)}, got {unknown}"
+            )
+
+    def require_complete(self) -> None:
+        """Raises ValueError unless every sample is done."""
+        missing = int(self._count - self.done().sum())
+        if missing:
+            raise ValueError(
+                f"{self.path}: expected {self._count} samples, {missing} are missing; run the "
+                "command that fills the store again, it continues where it stopped"
+            )
+
+    def write_shared(self, name: str, value: np.ndarray) -> None:
+        """Writes an array that belongs to the whole store; replaces one of the same name."""
+        if value.dtype.kind not in "fiub":
+            raise ValueError(f"expected {name} of a NumPy dtype, found {value.dtype}; use float32")
+        content = io.BytesIO()
+        np.save(content, value)
+        (self.path / "shared").mkdir(exist_ok=True)
+        write_whole(self.path / "shared" / f"{name}.npy", content.getvalue())
+
+    def read_shared(self, name: str) -> np.ndarray:
+        """Reads what `write_shared` wrote.
+
+        Raises:
+          FileNotFoundError: there is none of that name.
+          ValueError: the file is damaged.
+        """
+        file = self.path / "shared" / f"{name}.npy"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no {file}; run the command that fills the store again, it writes this file"
+            )
+        try:
+            return np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{file}: expected an array, found a damaged file") from error
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < self._count:
+            raise ValueError(f"{self.path}: expected 0 <= sample < {self._count}, found {index}")
+
+
+def _open_array(
+    path: Path, name: str, count: int, shape: Sequence[int], dtype: str, create: bool
+) -> ts.TensorStore:
+    """Opens, or makes if it is not there, the array of one field."""
+    text = len(shape) == 2
+    chunk = [1, min(TEXT_CHUNK, shape[0]), shape[1]] if text else [1, *shape]
+    if name == "done":
+        chunk = [min(count, DONE_CHUNK)]
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{path.resolve()}/arrays/{name}/"},
+        "metadata": {
+            "shape": [count, *shape],
+            "data_type": dtype,
+            "fill_value": 0,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            # Flat names: a folder a dimension would be five folders a sample.
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        },
+        # A chunk that is absent is padding in a text, but damage anywhere else.
+        "store_data_equal_to_fill_value": not (text or name == "done"),
+        "fill_missing_data_reads": text or name == "done",
+    }
+    try:
+        return ts.open(spec, open=True, create=create).result()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected an array {name} {dtype} {[count, *shape]}, found: "
+            f"{_first_line(error)}; run the command that fills the store again"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    # TensorStore appends the whole specification of the array after the reason.
+    return str(error).splitlines()[0].split(" [tensorstore_spec=")[0]

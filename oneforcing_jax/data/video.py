@@ -1,0 +1,216 @@
+"""Video files to arrays and back, through PyAV.
+
+Frames are uint8 [f, y, x, 3] in RGB order everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+
+def read_video(path: str | Path) -> tuple[np.ndarray, float]:
+    """Decodes the first video stream of a file.
+
+    Args:
+      path: a file in any container and codec that FFmpeg reads.
+
+    Returns:
+      The frames, uint8 [f, y, x, 3], and the average frame rate in frames per second.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is empty, is no video, is damaged, or holds no frame.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no video file at {path}; check the path")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: expected a video, found zero bytes; copy or render it again")
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError("no video stream")
+            stream = container.streams.video[0]
+            rate = stream.average_rate or stream.guessed_rate
+            # One converter for all frames: setting one up costs more than a small frame.
+            converter = VideoReformatter()
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise ValueError(f"damage in frame {len(frames)}")
+                frames.append(converter.reformat(frame, format="rgb24").to_ndarray())
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise ValueError(
+            f"{path}: expected a readable video, found: {_reason(error)}; replace or remove it"
+        ) from error
+    if not frames:
+        raise ValueError(f"{path}: expected a video, found no frame in it; replace or remove it")
+    if not rate:
+        raise ValueError(f"{path}: expected a frame rate, found none; encode the video again")
+    shapes = {frame.shape for frame in frames}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{path}: expected frames of one size, found {sorted(shapes)}; encode the video again"
+        )
+    return np.stack(frames), float(rate)
+
+
+class VideoWriter:
+    """Streams frames into an H.264 mp4 file; a context manager.
+
+    The frames go to a temporary file beside the target, which takes the target's name when the
+    `with` block ends well and is removed when it raises. A file that was already at `path` stays
+    whole until then.
+
+    Args:
+      path: the target; its folder must exist.
+      fps: frames per second.
+      crf: H.264 quality, 0 (lossless in the chosen pixel format) to 51 (worst).
+      full_chroma: store colour at full resolution (yuv444p). Tiny videos need it to keep their
+        colours; few players other than FFmpeg show it. Otherwise yuv420p, which every player
+        shows and which needs even sizes.
+
+    Raises:
+      ValueError: a bad argument, or a target that cannot be written.
+    """
+
+    def __init__(
+        self, path: str | Path, fps: float, *, crf: int = 18, full_chroma: bool = False
+    ) -> None:
+        if not 0.1 <= fps <= 1000:
+            raise ValueError(f"expected 0.1 to 1000 frames per second, found {fps}; correct fps")
+        if not 0 <= crf <= 51:
+            raise ValueError(f"expected a crf in 0..51, found {crf}; lower is better")
+        self._path = Path(path)
+        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._crf = crf
+        self._pixels = "yuv444p" if full_chroma else "yuv420p"
+        self._container: av.container.OutputContainer | None = None
+        self._stream: av.VideoStream | None = None
+        self._size: tuple[int, int] | None = None
+
+    def __enter__(self) -> Self:
+        if self._path.is_dir():
+            raise ValueError(f"cannot write {self._path}: it is a folder; name a file")
+        try:
+            self._container = av.open(str(self._temporary), "w", format="mp4")
+        except (OSError, av.FFmpegError) as error:
+            raise ValueError(
+                f"cannot write {self._path}: {_reason(error)}; name a file in a folder that exists "
+                "and can be written"
+            ) from error
+        return self
+
+    def write(self, frames: np.ndarray) -> None:
+        """Appends frames, uint8 [f, y, x, 3]; any number of them, one size a file.
+
+        Raises:
+          ValueError: another shape or dtype, a size that changed, odd sizes in yuv420p, or a
+            disk that is full.
+        """
+        if self._container is None:
+            raise ValueError(f"{self._path}: write outside `with`; use `with VideoWriter(...)`")
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise ValueError(
+                f"{self._path}: expected frames uint8 [f, y, x, 3], found {frames.dtype} "
+                f"{list(frames.shape)}; convert them first"
+            )
+        if len(frames) == 0:
+            return
+        rows, columns = frames.shape[1:3]
+        if self._size is None:
+            self._open_stream(rows, columns)
+        elif self._size != (rows, columns):
+            raise ValueError(
+                f"{self._path}: expected frames of {self._size[0]}x{self._size[1]} as before, "
+                f"found {rows}x{columns}; write one size a file"
+            )
+        try:
+            for frame in frames:
+                image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                self._encode(image)
+        except (OSError, av.FFmpegError) as error:
+            raise ValueError(f"cannot write {self._path}: {_reason(error)}") from error
+
+    def _open_stream(self, rows: int, columns: int) -> None:
+        if rows < 2 or columns < 2:
+            raise ValueError(f"{self._path}: expected 2x2 pixels or more, found {rows}x{columns}")
+        if self._pixels == "yuv420p" and (rows % 2 or columns % 2):
+            raise ValueError(
+                f"{self._path}: expected even sizes for yuv420p, found {rows}x{columns}; crop or "
+                "pad the frames, or pass full_chroma=True"
+            )
+        assert self._container is not None
+        stream = self._container.add_stream(
+            "libx264", rate=self._rate, options={"crf": str(self._crf)}
+        )
+        stream.width, stream.height, stream.pix_fmt = columns, rows, self._pixels
+        self._stream, self._size = stream, (rows, columns)
+
+    def _encode(self, image: av.VideoFrame | None) -> None:
+        assert self._container is not None and self._stream is not None
+        for packet in self._stream.encode(image):
+            self._container.mux(packet)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        container, self._container = self._container, None
+        assert container is not None
+        try:
+            if kind is None:
+                if self._stream is None:
+                    raise ValueError(f"{self._path}: expected frames, found none; write some first")
+                for packet in self._stream.encode(None):
+                    container.mux(packet)
+                container.close()
+                os.replace(self._temporary, self._path)
+        except (OSError, av.FFmpegError) as failure:
+            raise ValueError(f"cannot write {self._path}: {_reason(failure)}") from failure
+        finally:
+            if self._temporary.exists():
+                _close_quietly(container)
+                self._temporary.unlink()
+
+
+def write_video(
+    path: str | Path,
+    frames: np.ndarray,
+    fps: float,
+    *,
+    crf: int = 18,
+    full_chroma: bool = False,
+) -> None:
+    """Writes frames, uint8 [f, y, x, 3], as one mp4 file; see `VideoWriter`.
+
+    Raises:
+      ValueError: bad frames, or a target that cannot be written.
+    """
+    with VideoWriter(path, fps, crf=crf, full_chroma=full_chroma) as writer:
+        writer.write(frames)
+
+
+def _close_quietly(container: av.container.OutputContainer) -> None:
+    # The file is about to be removed: that a half-written container cannot be finished is no news.
+    try:
+        container.close()
+    except (OSError, ValueError, av.FFmpegError):
+        pass
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, without the file name that FFmpeg and the OS append."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0]

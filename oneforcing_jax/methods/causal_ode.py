@@ -1,0 +1,75 @@
+"""Causal ODE initialisation (stage 2a): regress the end of the causal teacher's trajectories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneforcing_jax import flow
+from oneforcing_jax.methods import Method, Update
+from oneforcing_jax.methods.flow_matching import teacher_forced
+from oneforcing_jax.models.wan import WanDiT
+
+
+def trajectory(
+    model: WanDiT,
+    params: Any,
+    clean: jax.Array,
+    noise: jax.Array,
+    text: jax.Array,
+    negative: jax.Array,
+    layout: tuple[int, ...],
+    sigmas: np.ndarray,
+    kept: tuple[int, ...],
+    guidance: float,
+) -> jax.Array:
+    """Euler steps of the guided causal model, every block conditioned on the real clean blocks before it.
+
+    Args:
+      model, params: a model trained by teacher forcing.
+      clean: [b, f, c, y, x] real clips, the context.
+      noise: [b, f, c, y, x], the starting points.
+      text, negative: [b, s, d] and [s, d].
+      layout: frames of each block.
+      sigmas: [steps + 1] noise levels from 1 to 0.
+      kept: steps whose input is kept; the end point always is.
+      guidance: s in cond + s (cond - uncond).
+
+    Returns:
+      [b, kept + 1, f, c, y, x], the last row the end point.
+    """
+    double = lambda x: jnp.concatenate([x, x])  # noqa: E731
+    prompts = jnp.concatenate([text, jnp.broadcast_to(negative, text.shape)])
+
+    def step(x: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        now, after = levels
+        level = jnp.full((2 * x.shape[0], x.shape[1]), now)
+        v = teacher_forced(model, params, double(clean), double(x), level, prompts, layout)
+        v = flow.guide(*jnp.split(v, 2), guidance)
+        return x + (after - now) * v, x
+
+    pairs = jnp.stack([jnp.asarray(sigmas[:-1]), jnp.asarray(sigmas[1:])], 1).astype(jnp.float32)
+    end, rows = jax.lax.scan(step, noise, pairs)
+    return jnp.moveaxis(jnp.concatenate([rows[jnp.array(kept)], end[None]]), 0, 1)
+
+
+def causal_ode(model: WanDiT, layout: tuple[int, ...], levels: tuple[float, ...]) -> Method:
+    """Regression of the end point from a random kept row, under teacher forcing.
+
+    The batch holds "latents" [b, f, c, y, x] (the real clips) and "trajectory" of `trajectory`;
+    `levels` are the noise levels of its kept rows.
+    """
+
+    def loss(params: Any, nets: Any, batch: Any, key: jax.Array) -> Any:
+        rows, clean = batch["trajectory"], batch["latents"]
+        row = jax.random.randint(key, (rows.shape[0],), 0, len(levels))
+        x = rows[jnp.arange(rows.shape[0]), row]
+        sigma = jnp.broadcast_to(jnp.array(levels)[row][:, None], x.shape[:2])
+        v = teacher_forced(model, params, clean, x, sigma, batch["text"], layout)
+        value = jnp.square(flow.x0_from_flow(x, v, sigma) - rows[:, -1]).mean()
+        return value, {"loss": value}
+
+    return Method({"model": model}, (Update("model", 1, loss),))

@@ -1,0 +1,253 @@
+"""One-Forcing: distribution matching and an adversarial loss on the student's own rollout (Algorithm 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from oneforcing_jax import flow, rollout
+from oneforcing_jax.losses import denoise, dmd, gan
+from oneforcing_jax.methods import Method, Update
+from oneforcing_jax.models.critic import Critic
+from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.rollout import Draws, Generator, Plan
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    """A penalty on the slope of the discriminator; weight 0 leaves it out of the program.
+
+    Attributes:
+      weight: factor in the critic's loss.
+      sigma: size of the perturbation.
+      form: "apt" or "finite_difference".
+    """
+
+    weight: float = 0.0
+    sigma: float = 0.1
+    form: str = "apt"
+
+    def __post_init__(self) -> None:
+        if self.form not in ("apt", "finite_difference"):
+            raise ValueError(f"penalty: expected form 'apt' or 'finite_difference', found {self.form!r}")
+
+    def __call__(self, logit: jax.Array, perturbed: jax.Array) -> jax.Array:
+        if self.form == "apt":
+            return gan.apt_penalty(logit, perturbed)
+        return gan.finite_difference_penalty(logit, perturbed, self.sigma)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneForcing:
+    """Networks and settings of the method.
+
+    Attributes:
+      generator, teacher, critic: the networks (parameters come with each call).
+      plan: blocks of a training clip.
+      gradient_blocks: the last blocks, which take gradients; None: all.
+      context_gradient: "straight_through", "stop" or "full".
+      context_sigma: noise level of finished blocks before their clean pass.
+      guidance: s in cond + s (cond - uncond) of the teacher.
+      shift: of the drawn noise levels.
+      gan_generator_weight, gan_discriminator_weight: lambda_G and lambda_D; 0 leaves the branch out.
+      relativistic: compare real and fake in pairs.
+      r1, r2: penalties on real and generated samples.
+    """
+
+    generator: WanDiT
+    teacher: WanDiT
+    critic: Critic
+    plan: Plan
+    gradient_blocks: int | None = None
+    context_gradient: str = "straight_through"
+    context_sigma: float = 0.0
+    guidance: float = 5.0
+    shift: float = 5.0
+    gan_generator_weight: float = 0.03
+    gan_discriminator_weight: float = 0.03
+    relativistic: bool = False
+    r1: Penalty = Penalty()
+    r2: Penalty = Penalty()
+
+    def student(self, params: Any) -> Generator:
+        """The causal generator with the given parameters."""
+        apply = functools.partial(self.generator.apply, {"params": params})
+        return Generator(apply, self.generator.config, context_sigma=self.context_sigma)
+
+
+class GeneratorDraws(NamedTuple):
+    """Randomness of a generator update: one noise level [b] a clip, and noise like the latents."""
+
+    rollout: Draws
+    dmd_sigma: jax.Array
+    dmd_noise: jax.Array
+    gan_sigma: jax.Array
+    gan_noise: jax.Array
+
+
+class CriticDraws(NamedTuple):
+    """Randomness of a critic update; `gan_noise` is shared by real and generated samples."""
+
+    rollout: Draws
+    denoise_sigma: jax.Array
+    denoise_noise: jax.Array
+    gan_sigma: jax.Array
+    gan_noise: jax.Array
+    r1_noise: jax.Array
+    r2_noise: jax.Array
+
+
+def draw_generator(method: OneForcing, key: jax.Array, shape: tuple[int, ...]) -> GeneratorDraws:
+    """Fresh randomness for latents of `shape`."""
+    roll, dmd_sigma, dmd_noise, gan_sigma, gan_noise = jax.random.split(key, 5)
+    return GeneratorDraws(
+        rollout.draw(roll, shape, method.plan, method.context_sigma),
+        flow.sample_critic_sigma(dmd_sigma, shape[0], method.shift),
+        jax.random.normal(dmd_noise, shape),
+        flow.sample_critic_sigma(gan_sigma, shape[0], method.shift),
+        jax.random.normal(gan_noise, shape),
+    )
+
+
+def draw_critic(method: OneForcing, key: jax.Array, shape: tuple[int, ...]) -> CriticDraws:
+    """Fresh randomness for latents of `shape`."""
+    roll, sigma, noise, gan_sigma, gan_noise, r1, r2 = jax.random.split(key, 7)
+    return CriticDraws(
+        rollout.draw(roll, shape, method.plan, method.context_sigma),
+        flow.sample_critic_sigma(sigma, shape[0], method.shift),
+        jax.random.normal(noise, shape),
+        flow.sample_critic_sigma(gan_sigma, shape[0], method.shift),
+        *(jax.random.normal(k, shape) for k in (gan_noise, r1, r2)),
+    )
+
+
+def real_x0(method: OneForcing, params: Any, x_t: jax.Array, sigma: jax.Array, text: Any, negative: Any) -> jax.Array:
+    """Clean latents as the guided teacher sees them; both prompts in one forward."""
+    double = functools.partial(jnp.concatenate, axis=0)
+    prompts = double([text, jnp.broadcast_to(negative, text.shape)])
+    out = method.teacher.apply({"params": params}, double([x_t, x_t]), double([sigma, sigma]), prompts)
+    conditional, unconditional = jnp.split(out.flow, 2)
+    return flow.x0_from_flow(x_t, flow.guide(conditional, unconditional, method.guidance), sigma)
+
+
+def generator_loss(
+    method: OneForcing, params: Any, critic: Any, teacher: Any, batch: dict[str, Any], draws: GeneratorDraws
+) -> tuple[jax.Array, Metrics]:
+    """L_G = L_DMD + lambda_G L_adv (equation 7) of the generator's parameters.
+
+    Args:
+      method: networks and settings.
+      params, critic, teacher: parameters; only `params` takes gradients.
+      batch: "text" [b, s, d], "negative" [s, d], and "latents" (read by the relativistic loss only).
+      draws: randomness.
+    """
+    text, plan = batch["text"], method.plan
+    first = rollout.first_of_window(plan, method.gradient_blocks)
+    x = rollout.differentiable(method.student(params), draws.rollout, text, plan, first, method.context_gradient)
+    clean = jax.lax.stop_gradient(x)
+
+    x_t = flow.add_noise(clean, draws.dmd_noise, draws.dmd_sigma)
+    fake = method.critic.apply({"params": critic}, x_t, draws.dmd_sigma, text, want_logit=False)
+    x0_fake = flow.x0_from_flow(x_t, fake.flow, draws.dmd_sigma)
+    x0_real = real_x0(method, teacher, x_t, draws.dmd_sigma, text, batch["negative"])
+    gradient = dmd.gradient(clean, x0_fake, x0_real)
+    frames = rollout.num_frames(plan[first:])
+    dmd_loss = dmd.loss(x, gradient, frames)
+    metrics = {"dmd_loss": dmd_loss, "dmd_gradient": jnp.abs(gradient[:, -frames:]).mean()}
+    if not method.gan_generator_weight:
+        return dmd_loss, metrics | {"loss": dmd_loss}
+
+    adversarial, logit = _generator_adversarial(method, critic, x, batch, draws)
+    loss = dmd_loss + method.gan_generator_weight * adversarial
+    return loss, metrics | {"loss": loss, "gan_loss": adversarial, "fake_logit": logit.mean()}
+
+
+def _generator_adversarial(
+    method: OneForcing, critic: Any, x: jax.Array, batch: dict[str, Any], draws: GeneratorDraws
+) -> tuple[jax.Array, jax.Array]:
+    def logit(latents: jax.Array) -> Any:
+        x_t = flow.add_noise(latents, draws.gan_noise, draws.gan_sigma)
+        scores = method.critic.apply({"params": critic}, x_t, draws.gan_sigma, batch["text"], want_flow=False)
+        return scores.logit
+
+    fake = logit(x)
+    if not method.relativistic:
+        return gan.generator(fake), fake
+    real = jax.lax.stop_gradient(logit(batch["latents"]))
+    return gan.relativistic_generator(real, fake), fake
+
+
+def critic_loss(
+    method: OneForcing, params: Any, generator: Any, batch: dict[str, Any], draws: CriticDraws
+) -> tuple[jax.Array, Metrics]:
+    """L_phi = L_fake + lambda_D L_adv (equation 8) of the critic's parameters.
+
+    The clip to denoise, the generated one and the real one go through the backbone as one batch.
+
+    Args:
+      method: networks and settings.
+      params, generator: parameters; only `params` takes gradients.
+      batch: "text" [b, s, d] and real "latents" [b, f, c, y, x].
+      draws: randomness.
+    """
+    text = batch["text"]
+    x = rollout.generate(method.student(generator), draws.rollout, text, method.plan).latents
+    x = jax.lax.stop_gradient(x)
+    clips = [flow.add_noise(x, draws.denoise_noise, draws.denoise_sigma)]
+    penalties: list[tuple[str, Penalty, int]] = []
+    if method.gan_discriminator_weight:
+        fake, real = (flow.add_noise(y, draws.gan_noise, draws.gan_sigma) for y in (x, batch["latents"]))
+        clips += [fake, real]
+        for name, penalty, clip, of, noise in (
+            ("r1", method.r1, real, 2, draws.r1_noise),
+            ("r2", method.r2, fake, 1, draws.r2_noise),
+        ):
+            if penalty.weight:
+                penalties.append((name, penalty, of))
+                clips.append(clip + penalty.sigma * noise)
+    sigma = jnp.concatenate([draws.denoise_sigma, *[draws.gan_sigma] * (len(clips) - 1)])
+    prompts = jnp.concatenate([text] * len(clips))
+    scores = method.critic.apply(
+        {"params": params}, jnp.concatenate(clips), sigma, prompts, want_logit=len(clips) > 1
+    )
+    loss = denoise.loss(scores.flow[: x.shape[0]], x, draws.denoise_noise)
+    metrics = {"denoise_loss": loss}
+    if len(clips) > 1:
+        logits = jnp.split(scores.logit, len(clips))
+        adversarial = _discriminator(method, *logits[1:3])
+        loss = loss + method.gan_discriminator_weight * adversarial
+        metrics |= {
+            "gan_loss": adversarial,
+            "fake_logit": logits[1].mean(),
+            "real_logit": logits[2].mean(),
+            "logit_gap": (logits[2] - logits[1]).mean(),
+        }
+        for i, (name, penalty, of) in enumerate(penalties):
+            metrics[name] = penalty(logits[of], logits[3 + i])
+            loss = loss + penalty.weight * metrics[name]
+    return loss, metrics | {"loss": loss}
+
+
+def _discriminator(method: OneForcing, fake: jax.Array, real: jax.Array) -> jax.Array:
+    return gan.relativistic_discriminator(real, fake) if method.relativistic else gan.discriminator(real, fake)
+
+
+def make(method: OneForcing, generator_every: int) -> Method:
+    """The record for the trainer: a generator update in every K iterations, a critic update in each."""
+
+    def of_generator(params: Any, nets: Any, batch: Any, key: jax.Array) -> Any:
+        draws = draw_generator(method, key, batch["latents"].shape)
+        return generator_loss(method, params, nets["critic"], nets["teacher"], batch, draws)
+
+    def of_critic(params: Any, nets: Any, batch: Any, key: jax.Array) -> Any:
+        draws = draw_critic(method, key, batch["latents"].shape)
+        return critic_loss(method, params, nets["generator"], batch, draws)
+
+    nets = {"generator": method.generator, "critic": method.critic, "teacher": method.teacher}
+    return Method(nets, (Update("generator", generator_every, of_generator), Update("critic", 1, of_critic)))

@@ -1,0 +1,186 @@
+"""A frozen text encoder for toy captions: one fixed vector a word, and a little of its position.
+
+The vectors are near orthogonal, so that whatever reads them can tell the words apart from the
+first step. Nothing here is learned but the list of words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from oneforcing_jax.data.files import write_whole
+
+DIM = 32
+LENGTH = 8
+POSITION_SCALE = 0.25
+UNKNOWN = "<unknown>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """Captions to embeddings.
+
+    Attributes:
+      tokenizer: words to numbers; white space separates words, case does not matter.
+      words: float32 [vocabulary, dim], unit variance a word.
+      positions: float32 [length, dim], added to the words in turn.
+    """
+
+    tokenizer: Tokenizer
+    words: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def length(self) -> int:
+        """The most tokens a caption may have."""
+        return self.positions.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self.positions.shape[1]
+
+    @classmethod
+    def train(
+        cls, captions: Sequence[str], dim: int = DIM, length: int = LENGTH, seed: int = 0
+    ) -> TextEncoder:
+        """Makes an encoder whose vocabulary is the words of the captions.
+
+        Raises:
+          ValueError: no words, an odd or tiny dim, or a caption of more than `length` words.
+        """
+        if dim < 2 or dim % 2:
+            raise ValueError(f"expected an even dim of 2 or more, found {dim}")
+        if length < 1:
+            raise ValueError(f"expected a length of 1 or more, found {length}")
+        tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.WordLevelTrainer(special_tokens=[UNKNOWN], show_progress=False)
+        tokenizer.train_from_iterator(captions, trainer)
+        count = tokenizer.get_vocab_size()
+        if count < 2:
+            raise ValueError("expected captions with words, found none; pass the captions")
+        encoder = cls(tokenizer, _directions(count, dim, seed), _positions(length, dim))
+        for caption in captions:
+            encoder.encode(caption)
+        return encoder
+
+    def encode(self, caption: str) -> np.ndarray:
+        """Embeds one caption without padding, float32 [n_tokens, dim].
+
+        The empty caption is the negative prompt and has zero tokens.
+
+        Raises:
+          ValueError: nothing but white space, an unknown word, or more than `length` tokens.
+        """
+        if caption and not caption.strip():
+            raise ValueError(
+                f"expected words, found white space {caption!r}; the negative prompt is ''"
+            )
+        tokens = self.tokenizer.encode(caption)
+        unknown = [
+            caption.split()[place]
+            for place, number in enumerate(tokens.ids)
+            if number == self.tokenizer.token_to_id(UNKNOWN)
+        ]
+        if unknown:
+            known = sorted(self.tokenizer.get_vocab().keys() - {UNKNOWN})
+            raise ValueError(f"{caption!r}: expected words of {known}, found {unknown}")
+        if len(tokens.ids) > self.length:
+            raise ValueError(
+                f"{caption!r}: expected {self.length} tokens or fewer, found {len(tokens.ids)}; "
+                "shorten it"
+            )
+        return self.words[np.array(tokens.ids, int)] + self.positions[: len(tokens.ids)]
+
+    def encode_padded(self, captions: Sequence[str]) -> np.ndarray:
+        """Embeds captions, float32 [b, length, dim], zero beyond each caption's tokens.
+
+        Raises:
+          ValueError: see `encode`.
+        """
+        embeddings = np.zeros((len(captions), self.length, self.dim), np.float32)
+        for row, caption in enumerate(captions):
+            embedding = self.encode(caption)
+            embeddings[row, : len(embedding)] = embedding
+        return embeddings
+
+    def digest(self) -> str:
+        """A short fingerprint: encoders with equal digests give equal embeddings."""
+        content = self.tokenizer.to_str().encode() + self.words.tobytes() + self.positions.tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json and embeddings.npz into a folder, made with its parents.
+
+        Raises:
+          ValueError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot make {folder}: {error.strerror}; choose another") from error
+        content = io.BytesIO()
+        np.savez(content, words=self.words, positions=self.positions)
+        write_whole(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True).encode())
+        write_whole(folder / "embeddings.npz", content.getvalue())
+
+
+def load(folder: str | Path) -> TextEncoder:
+    """Reads what `TextEncoder.save` wrote.
+
+    Raises:
+      FileNotFoundError: one of the two files is missing.
+      ValueError: one of them is damaged, or they do not belong together.
+    """
+    folder = Path(folder)
+    for name in ("tokenizer.json", "embeddings.npz"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no text encoder in {folder}: {name} is missing")
+    try:
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except Exception:  # noqa: BLE001, the library raises it bare for whatever it cannot parse
+        raise ValueError(
+            f"{folder / 'tokenizer.json'}: expected a tokenizer, found another file; train it again"
+        ) from None
+    try:
+        with np.load(folder / "embeddings.npz", allow_pickle=False) as file:
+            words, positions = file["words"], file["positions"]
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        raise ValueError(
+            f"{folder / 'embeddings.npz'}: expected embeddings, found another file; train it again"
+        ) from None
+    if len(words) != tokenizer.get_vocab_size():
+        raise ValueError(
+            f"{folder}: expected {tokenizer.get_vocab_size()} word vectors, found {len(words)}; "
+            "train it again"
+        )
+    return TextEncoder(tokenizer, words, positions)
+
+
+def _directions(count: int, dim: int, seed: int) -> np.ndarray:
+    """Random vectors of length sqrt(dim), orthogonal within each run of `dim`, [count, dim]."""
+    rng = np.random.default_rng(seed)
+    squares = []
+    for _ in range(-(-count // dim)):
+        basis, triangle = np.linalg.qr(rng.standard_normal((dim, dim)))
+        squares.append(basis * np.sign(np.diag(triangle)))
+    return (np.concatenate(squares)[:count] * np.sqrt(dim)).astype(np.float32)
+
+
+def _positions(length: int, dim: int) -> np.ndarray:
+    """Sines and cosines of 1, 2, ... half turns over the length, [length, dim]."""
+    half_turns = np.arange(1, dim // 2 + 1) / length
+    angle = np.pi * np.arange(length)[:, None] * half_turns
+    signal = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    return (POSITION_SCALE * np.sqrt(2) * signal).astype(np.float32)

@@ -1,0 +1,250 @@
+"""A world small enough to learn on a CPU: one shape of one colour that moves one way.
+
+A video is uint8 [f, y, x, 3] on black. Its caption says all there is to know but the exact place:
+"a red circle moving left".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.data.video import write_video
+
+COLOURS = {
+    "red": (235, 40, 40),
+    "green": (30, 190, 60),
+    "blue": (60, 90, 245),
+    "yellow": (245, 215, 40),
+}
+SHAPES = ("circle", "square", "triangle")
+# Unit steps (down, right).
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+
+FPS = 8
+# Near lossless: what is lost here would cap every score.
+CRF = 8
+SUPERSAMPLE = 4
+
+
+class Attributes(NamedTuple):
+    """What a caption says."""
+
+    colour: str
+    shape: str
+    direction: str
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.colour} {self.shape} moving {self.direction}"
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Sizes and words of a world.
+
+    The path is centred in the frame along the axis of motion: something that moves right starts
+    on the left.
+
+    Attributes:
+      size: rows and columns of a frame, in pixels.
+      frames: frames a video.
+      speed: pixels a frame.
+      radius: half the height of a shape, in pixels; the largest reach to any side.
+      jitter_along, jitter_across: the centre of the path is drawn uniformly within this many
+        pixels of the centre of the frame, along and across the motion.
+      colours, shapes, directions: the words in use, of COLOURS, SHAPES and DIRECTIONS.
+
+    Raises:
+      ValueError: an unknown word, or a shape that could leave the frame.
+    """
+
+    size: int = 32
+    frames: int = 8
+    speed: float = 2.0
+    radius: float = 6.0
+    jitter_along: float = 2.0
+    jitter_across: float = 5.0
+    colours: tuple[str, ...] = tuple(COLOURS)
+    shapes: tuple[str, ...] = SHAPES
+    directions: tuple[str, ...] = tuple(DIRECTIONS)
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("colours", COLOURS),
+            ("shapes", SHAPES),
+            ("directions", DIRECTIONS),
+        ):
+            words = getattr(self, name)
+            if not words or len(set(words)) < len(words) or not set(words) <= set(known):
+                raise ValueError(f"expected {name} out of {list(known)}, found {list(words)}")
+        if self.frames < 2:
+            raise ValueError(f"expected 2 frames or more to show motion, found {self.frames}")
+        path = self.speed * (self.frames - 1) / 2
+        reach = self.radius + max(path + self.jitter_along, self.jitter_across)
+        if reach > self.size / 2:
+            raise ValueError(
+                f"expected shapes that stay in the frame, found {reach} pixels of reach from the "
+                f"centre of {self.size}; lower radius, speed, frames or jitter"
+            )
+
+    def attributes(self) -> list[Attributes]:
+        """Every combination of a colour, a shape and a direction, in a fixed order."""
+        return [
+            Attributes(*words)
+            for words in itertools.product(self.colours, self.shapes, self.directions)
+        ]
+
+    def captions(self) -> list[str]:
+        """The caption of every combination, in the order of `attributes`."""
+        return [attributes.caption for attributes in self.attributes()]
+
+    def parse(self, caption: str) -> Attributes:
+        """The attributes of a caption of this world.
+
+        Raises:
+          ValueError: no caption of this world.
+        """
+        words = caption.split()
+        if len(words) == 5:
+            attributes = Attributes(words[1], words[2], words[4])
+            if attributes.caption == caption and attributes in self.attributes():
+                return attributes
+        raise ValueError(
+            f"expected a caption like {self.captions()[0]!r} with {list(self.colours)}, "
+            f"{list(self.shapes)}, {list(self.directions)}, found {caption!r}"
+        )
+
+
+WORLD = World()
+# The smallest world in which every attribute still has two values.
+TINY = World(
+    size=16,
+    frames=4,
+    speed=2.0,
+    radius=4.0,
+    jitter_along=1.0,
+    jitter_across=2.0,
+    colours=("red", "blue"),
+    shapes=("square", "triangle"),
+    directions=("left", "right"),
+)
+
+
+def render(caption: str | Attributes, rng: np.random.Generator, world: World = WORLD) -> np.ndarray:
+    """Renders one video of a caption; the random generator decides the place.
+
+    Returns:
+      uint8 [f, y, x, 3].
+
+    Raises:
+      ValueError: no caption of this world.
+    """
+    colour, shape, direction = world.parse(caption if isinstance(caption, str) else caption.caption)
+    step = np.array(DIRECTIONS[direction])
+    along = rng.uniform(-world.jitter_along, world.jitter_along)
+    across = rng.uniform(-world.jitter_across, world.jitter_across)
+    middle = world.size / 2 + along * step + across * step[::-1]
+    times = np.arange(world.frames) - (world.frames - 1) / 2
+    centres = middle + world.speed * times[:, None] * step
+    masks = np.stack([mask(shape, centre, world) for centre in centres])
+    return np.rint(masks[..., None] * np.array(COLOURS[colour])).astype(np.uint8)
+
+
+def mask(shape: str, centre: np.ndarray, world: World) -> np.ndarray:
+    """How much of each pixel a shape covers, float [y, x] in 0..1; centre (row, column)."""
+    place = (np.arange(world.size * SUPERSAMPLE) + 0.5) / SUPERSAMPLE
+    down = (place[:, None] - centre[0]) / world.radius
+    right = (place[None, :] - centre[1]) / world.radius
+    if shape == "circle":
+        # Smaller than the square: at equal height the two differ in little but their corners.
+        inside = down**2 + right**2 <= (5 / 6) ** 2
+    elif shape == "square":
+        inside = np.maximum(abs(down), abs(right)) <= 1
+    else:
+        inside = (abs(down) <= 1) & (abs(right) <= (down + 1) / 2)
+    cells = inside.reshape(world.size, SUPERSAMPLE, world.size, SUPERSAMPLE)
+    return cells.mean((1, 3))
+
+
+def videos(count: int, seed: int, world: World = WORLD) -> Iterator[tuple[str, np.ndarray]]:
+    """`count` times (caption, uint8 [f, y, x, 3]), the captions in turn.
+
+    Number i depends on the seed and i alone.
+    """
+    captions = world.captions()
+    for index in range(count):
+        caption = captions[index % len(captions)]
+        yield caption, render(caption, np.random.default_rng([seed, index]), world)
+
+
+def write_dataset(
+    folder: str | Path, count: int, seed: int, world: World = WORLD
+) -> list[tuple[Path, str]]:
+    """Writes 000000.mp4 ... and captions.jsonl; to continue or to extend, call it again.
+
+    Args:
+      folder: made with its parents.
+      count: videos; a multiple of the number of captions is balanced.
+      seed: the same seed gives the same videos.
+
+    Returns:
+      (file, caption) of every video.
+
+    Raises:
+      ValueError: a bad count, a folder that holds a dataset of another seed or world or a larger
+        one, or a folder that cannot be written. Files that exist are kept.
+    """
+    if count < 1:
+        raise ValueError(f"expected 1 video or more, found count={count}")
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make {folder}: {error.strerror}; choose another") from error
+    _claim(folder, count, seed, world)
+    pairs = []
+    for index in tqdm(range(count), desc=f"render {folder}", unit="video", mininterval=1.0):
+        caption = world.captions()[index % len(world.captions())]
+        file = folder / f"{index:06d}.mp4"
+        if not file.exists():
+            video = render(caption, np.random.default_rng([seed, index]), world)
+            write_video(file, video, FPS, crf=CRF, full_chroma=True)
+        pairs.append((file, caption))
+    lines = (json.dumps({"video": file.name, "caption": caption}) for file, caption in pairs)
+    write_whole(folder / "captions.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    return pairs
+
+
+def _claim(folder: Path, count: int, seed: int, world: World) -> None:
+    """Writes down what the folder holds, or checks that it is to hold the same."""
+    file = folder / "world.json"
+    wanted = json.loads(json.dumps({"seed": seed, "world": dataclasses.asdict(world)}))
+    if file.exists():
+        try:
+            found = json.loads(file.read_bytes())
+        except ValueError:
+            found = None
+        if found != wanted:
+            raise ValueError(
+                f"{folder} holds a dataset of another seed or world; choose another folder"
+            )
+    elif any(name.endswith(".mp4") for name in os.listdir(folder)):
+        raise ValueError(f"{folder} holds videos that are not of this world; choose another folder")
+    else:
+        write_whole(file, json.dumps(wanted, indent=1).encode())
+    beyond = [name for name in os.listdir(folder) if name[:6].isdigit() and int(name[:6]) >= count]
+    if beyond:
+        raise ValueError(
+            f"{folder} holds {count + len(beyond)} videos, more than count={count}; ask for that "
+            "many or choose another folder"
+        )

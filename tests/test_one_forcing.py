@@ -1,0 +1,133 @@
+"""One update of generator and critic against recorded losses and every parameter gradient."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens import Golden, error
+
+from oneforcing_jax import flow, rollout
+from oneforcing_jax.convert import keys, wan as keys_wan
+from oneforcing_jax.methods import one_forcing
+from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.rollout import Draws
+
+TOLERANCE = 5e-3
+
+
+def method(golden, **changes):
+    c = golden.config
+    critic, critic_params = golden.critic("fake_score", "fake_score/")
+    generator, generator_params = golden.model("generator", "generator/")
+    teacher, teacher_params = generator, None
+    if "real_score/model.head.head.bias" in golden.weights():
+        teacher, teacher_params = golden.model("real_score", "real_score/")
+    penalties = {}
+    if "r1_weight" in c:
+        penalties = {
+            "r1": one_forcing.Penalty(c["r1_weight"], c["r1_sigma"], c["r1_loss_type"]),
+            "r2": one_forcing.Penalty(c["r2_weight"], c["r2_sigma"], "finite_difference"),
+        }
+    made = one_forcing.OneForcing(
+        WanDiT(generator),
+        WanDiT(teacher),
+        critic,
+        rollout.make_plan(c["num_frames"], c["num_frame_per_block"], [1000], c["timestep_shift"]),
+        gradient_blocks=c["gradient_num_blocks"] or None,
+        context_sigma=c["context_sigma"],
+        guidance=c["guidance_scale"],
+        shift=c["timestep_shift"],
+        gan_generator_weight=c["gan_g_weight"],
+        gan_discriminator_weight=c["gan_d_weight"],
+        **penalties,
+    )
+    made = dataclasses.replace(made, **changes)
+    return made, generator_params, critic_params, teacher_params
+
+
+def draws_and_batch(golden):
+    i, shift = golden.inputs, golden.config["timestep_shift"]
+    size = golden.config["num_frame_per_block"]
+    context = [i[f"context_noise{k}"].reshape(1, size, *i["rollout_noise"].shape[2:]) for k in range(i["exit_step"].size)]
+
+    def sigma(name):
+        return flow.critic_sigma(i[f"{name}_timestep_raw"][:, 0], shift)
+
+    batch = {"text": i["prompt_embeds"], "negative": i["negative_prompt_embeds"], "latents": i["real_latent"]}
+    return i, sigma, Draws(i["rollout_noise"], jnp.concatenate(context, 1)), batch
+
+
+def recorded_gradients(golden, key_map, like):
+    return keys.load(key_map, golden.gradients(), jax.tree.map(np.asarray, like))
+
+
+def assert_gradients(found, expected):
+    total = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(expected)))
+    worst = jax.tree.map(lambda a, b: float(np.linalg.norm(np.asarray(a) - b) / total), found, expected)
+    whole = np.sqrt(sum(x * x for x in jax.tree.leaves(worst)))
+    assert whole < TOLERANCE, whole
+    for path, expected_leaf in jax.tree_util.tree_leaves_with_path(expected):
+        leaf = keys.get(found, tuple(k.key for k in path))
+        if np.linalg.norm(expected_leaf) > 1e-4 * total:
+            assert error(leaf, expected_leaf) < 3 * TOLERANCE, (path, error(leaf, expected_leaf))
+
+
+@pytest.mark.parametrize("how", ["parallel", "sequential"])
+@pytest.mark.parametrize("name", ["train_generator", "train_generator_chunkwise"])
+def test_generator_update(name, how, monkeypatch):
+    golden = Golden(name)
+    m, params, critic, teacher = method(golden)
+    i, sigma, noise, batch = draws_and_batch(golden)
+    draws = one_forcing.GeneratorDraws(
+        noise, sigma("dmd"), i["dmd_noise"], sigma("gan"), i["gan_fake_noise"]
+    )
+    if how == "sequential":
+        monkeypatch.setattr(rollout, "differentiable", rollout.sequential)
+
+    def loss(params, critic, teacher):
+        return one_forcing.generator_loss(m, params, critic, teacher, batch, draws)
+
+    (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, critic, teacher)
+    out = golden.outputs
+    assert error(value, out["loss"]) < TOLERANCE
+    assert error(metrics["dmd_loss"], out["dmd_loss"]) < TOLERANCE
+    assert error(metrics["gan_loss"] * m.gan_generator_weight, out["gan_g_loss"]) < TOLERANCE
+    assert error(metrics["fake_logit"], out["gan_fake_logit"][0, 0]) < TOLERANCE
+    key_map = keys_wan.transformer(m.generator.config.num_layers, "model.")
+    assert_gradients(gradients, recorded_gradients(golden, key_map, params))
+
+
+@pytest.mark.parametrize("name", ["train_critic", "train_critic_chunkwise"])
+def test_critic_update(name):
+    golden = Golden(name)
+    m, params, critic, _ = method(golden)
+    i, sigma, noise, batch = draws_and_batch(golden)
+    zero = jnp.zeros_like(i["critic_noise"])
+    draws = one_forcing.CriticDraws(
+        noise,
+        sigma("critic"),
+        i["critic_noise"],
+        sigma("gan"),
+        i["gan_shared_noise"],
+        i.get("r1_noise", zero),
+        i.get("r2_noise", zero),
+    )
+
+    def loss(critic, params):
+        return one_forcing.critic_loss(m, critic, params, batch, draws)
+
+    (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(critic, params)
+    out = golden.outputs
+    assert error(value, out["loss"]) < TOLERANCE
+    assert error(metrics["denoise_loss"], out["denoising_loss"]) < TOLERANCE
+    assert error(metrics["gan_loss"] * m.gan_discriminator_weight, out["gan_d_loss"]) < TOLERANCE
+    for name in ("fake_logit", "real_logit"):
+        assert error(metrics[name], out[f"gan_{name}"][0, 0]) < TOLERANCE
+    # The recording reports the finite difference without the factor 0.5 that its total loss applies.
+    for name, penalty, factor in (("r1", m.r1, 1.0), ("r2", m.r2, 2.0)):
+        if penalty.weight:
+            assert error(factor * metrics[name] * penalty.weight, out[f"{name}_loss"]) < TOLERANCE
+    key_map = keys_wan.critic(m.critic.config.num_layers, len(m.critic.head.layers))
+    assert_gradients(gradients, recorded_gradients(golden, key_map, critic))

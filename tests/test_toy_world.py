@@ -1,0 +1,297 @@
+"""The toy world end to end: rendered, scored, encoded, stored, and read back."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from oneforcing_jax.data.store import Store
+from oneforcing_jax.data.video import read_video, write_video
+from oneforcing_jax.toy import codec as codecs
+from oneforcing_jax.toy import scores, text, world
+from oneforcing_jax.toy.ingest import ingest
+from oneforcing_jax.toy.world import TINY, WORLD, World
+
+WORLDS = {"world": WORLD, "tiny": TINY}
+# For what the size of the world does not change.
+once = pytest.mark.parametrize("data", [TINY], ids=["tiny"], indirect=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Two videos a caption, after the video file; and 96 other renders, which fit the codec."""
+
+    world: World
+    folder: object
+    captions: list[str]
+    videos: np.ndarray
+    others: np.ndarray
+    codec: codecs.Codec
+    encoder: text.TextEncoder
+
+
+@pytest.fixture(scope="module", params=list(WORLDS.values()), ids=list(WORLDS))
+def data(request, tmp_path_factory) -> Data:
+    folder = tmp_path_factory.mktemp("videos")
+    words = request.param.captions()
+    pairs = world.write_dataset(folder, 2 * len(words), 0, request.param)
+    videos = np.stack([read_video(file)[0] for file, _ in pairs])
+    others = np.stack([video for _, video in world.videos(96, 1, request.param)])
+    codec = codecs.fit(others.reshape(-1, *others.shape[2:]))
+    captions = [caption for _, caption in pairs]
+    encoder = text.TextEncoder.train(words)
+    return Data(request.param, folder, captions, videos, others, codec, encoder)
+
+
+def test_videos_show_their_captions(data):
+    shape = (data.world.frames, data.world.size, data.world.size, 3)
+    assert data.videos.dtype == np.uint8 and data.videos.shape[1:] == shape
+    assert all(data.captions.count(caption) == 2 for caption in data.world.captions())
+    # Whole pixels a frame: a shape that the frame cut off would change its area.
+    area = data.others.max(-1).sum((2, 3), dtype=int)
+    np.testing.assert_array_equal(area, np.tile(area[:, :1], (1, data.world.frames)))
+    found = scores.scores(data.videos, data.captions, data.world)
+    for name in ("colour", "shape", "direction", "joint"):
+        assert found[name] >= 0.98, found
+    assert found["motion"] == pytest.approx(data.world.speed, rel=0.02)
+
+
+def test_the_codec_keeps_what_captions_say(data):
+    latents = np.asarray(data.codec.encode(data.videos))
+    size = data.world.size // 4
+    assert latents.dtype == np.float32
+    assert latents.shape[1:] == (data.world.frames, codecs.CHANNELS, size, size)
+    fitted = np.asarray(data.codec.encode(data.others))
+    np.testing.assert_allclose(fitted.mean((0, 1, 3, 4)), 0, atol=1e-3)
+    np.testing.assert_allclose(fitted.std((0, 1, 3, 4)), 1, atol=1e-3)
+    back = np.asarray(data.codec.decode(latents))
+    error = ((back.astype(float) - data.videos) ** 2).mean()
+    # 28 dB is the aim; the tiny world is nearly all edge and only just reaches it.
+    assert 10 * np.log10(255**2 / error) > {32: 29, 16: 27}[data.world.size]
+    assert scores.scores(back, data.captions, data.world)["joint"] >= 0.97
+
+
+@once
+def test_the_codec_works_under_jit_and_on_parts(data):
+    encode, decode = jax.jit(codecs.Codec.encode), jax.jit(codecs.Codec.decode)
+    latents = encode(data.codec, data.videos[:4])
+    np.testing.assert_allclose(latents[2], data.codec.encode(data.videos[2]), atol=1e-4)
+    np.testing.assert_allclose(latents[:, 1:3], data.codec.encode(data.videos[:4, 1:3]), atol=1e-4)
+    a, b = decode(data.codec, latents), data.codec.decode(latents)
+    assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+
+
+def test_broken_videos_score_at_chance_or_below(data):
+    rng = np.random.default_rng(0)
+    shape = data.videos.shape
+    noise = rng.integers(0, 256, shape).astype(np.uint8)
+    for broken in (noise, np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)):
+        found = scores.scores(broken, data.captions, data.world)
+        for name, words in (
+            ("colour", data.world.colours),
+            ("shape", data.world.shapes),
+            ("direction", data.world.directions),
+        ):
+            assert found[name] <= 1 / len(words) + 0.1, (name, found)
+        assert found["joint"] <= 0.1
+    wrong = np.roll(data.captions, 1)
+    assert scores.scores(data.videos, list(wrong), data.world)["joint"] == 0
+
+
+def test_each_score_sees_its_own_fault(data):
+    real = scores.scores(data.videos, data.captions, data.world)
+    still = np.repeat(data.videos[:, :1], data.world.frames, axis=1)
+    found = scores.scores(still, data.captions, data.world)
+    assert found["direction"] == 0 and found["motion"] == 0 and found["shape"] >= 0.95
+    found = scores.scores(data.videos[:, ::-1], data.captions, data.world)
+    assert found["direction"] == 0 and found["shape"] >= 0.98 and found["colour"] >= 0.98
+    found = scores.scores(data.videos[..., [2, 1, 0]], data.captions, data.world)
+    assert found["colour"] <= 0.3 and found["shape"] >= 0.98
+    blurred = sum(
+        np.roll(data.videos, (i, j), (2, 3)).astype(float) for i in (-1, 0, 1) for j in (-1, 0, 1)
+    )
+    found = scores.scores((blurred / 9).astype(np.uint8), data.captions, data.world)
+    assert found["sharpness"] < 0.6 * real["sharpness"]
+    assert found["colour"] >= 0.98 and found["direction"] >= 0.98 and found["shape"] >= 0.9
+    dim = (data.videos // 3 + rng_noise(data.videos.shape)).astype(np.uint8)
+    assert scores.scores(dim, data.captions, data.world)["joint"] >= 0.9
+
+
+def rng_noise(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 20, shape)
+
+
+def test_frechet_distance_orders_faults(data):
+    def distance(videos):
+        return scores.frechet_distance(videos, others, data.world)
+
+    others = data.others[: len(data.videos)]
+    real = distance(data.videos)
+    assert distance(others) < 1e-3 < real
+    for broken in (np.repeat(data.videos[:, :1], data.world.frames, axis=1), data.videos // 2):
+        assert distance(broken) > 5 * real
+    assert scores.embed(data.videos[:3], data.world).shape == (3, 64)
+    with pytest.raises(ValueError, match="2 or more videos"):
+        distance(data.videos[:1])
+
+
+def test_rendering_is_deterministic_resumable_and_protected(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    world.write_dataset(whole, 10, 3, TINY)
+    world.write_dataset(parts, 4, 3, TINY)
+    stamp = (parts / "000000.mp4").stat().st_mtime_ns
+    (parts / "000002.mp4").unlink()
+    pairs = world.write_dataset(parts, 10, 3, TINY)
+    assert (parts / "000000.mp4").stat().st_mtime_ns == stamp
+    assert [caption for _, caption in pairs[:8]] == TINY.captions()
+    for file in whole.iterdir():
+        assert file.read_bytes() == (parts / file.name).read_bytes(), file.name
+    with pytest.raises(ValueError, match="another seed or world"):
+        world.write_dataset(parts, 10, 4, TINY)
+    with pytest.raises(ValueError, match="holds 10 videos, more than count=5"):
+        world.write_dataset(parts, 5, 3, TINY)
+    (parts / "world.json").unlink()
+    with pytest.raises(ValueError, match="videos that are not of this world"):
+        world.write_dataset(parts, 10, 3, TINY)
+    with pytest.raises(ValueError, match="cannot make"):
+        world.write_dataset(parts / "000000.mp4", 10, 3, TINY)
+    assert len(list(parts.glob("*.mp4"))) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"radius": 12.0}, "stay in the frame"),
+        ({"frames": 1}, "2 frames or more"),
+        ({"colours": ("red", "pink")}, "expected colours out of"),
+        ({"shapes": ()}, "expected shapes out of"),
+    ],
+)
+def test_impossible_worlds_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        World(**options)
+
+
+def test_bad_input_to_world_and_scores():
+    for caption in ("a pink circle moving left", "red circle moving left", ""):
+        with pytest.raises(ValueError, match="expected a caption like 'a red circle moving left'"):
+            world.render(caption, np.random.default_rng(0))
+    video = np.zeros((1, 8, 32, 32, 3), np.uint8)
+    with pytest.raises(ValueError, match="1 captions, found 2"):
+        scores.scores(video, WORLD.captions()[:2])
+    for bad in (video[..., :16, :], video.astype(np.float32), video[0], video[:0]):
+        with pytest.raises(ValueError, match=r"uint8 \[n, f, 32, 32, 3\], found"):
+            scores.read_attributes(bad)
+
+
+@once
+def test_codec_files_and_bad_input(data, tmp_path):
+    data.codec.save(tmp_path / "codec.npz")
+    loaded = codecs.load(tmp_path / "codec.npz")
+    assert loaded.digest() == data.codec.digest() and loaded.patch == data.codec.patch
+    (tmp_path / "codec.npz").write_bytes(b"PK half a file")
+    with pytest.raises(ValueError, match="expected a codec"):
+        codecs.load(tmp_path / "codec.npz")
+    with pytest.raises(FileNotFoundError, match="no codec"):
+        codecs.load(tmp_path / "absent.npz")
+    with pytest.raises(ValueError, match="whose sizes 4 divides, found 30x32"):
+        data.codec.encode(np.zeros((2, 30, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match="found float32"):
+        data.codec.encode(np.zeros((2, 32, 32, 3), np.float32))
+    with pytest.raises(ValueError, match=r"c=12, y, x\], found \[2, 8, 4, 4\]"):
+        data.codec.decode(np.zeros((2, 8, 4, 4), np.float32))
+    with pytest.raises(ValueError, match="vary in 12 directions, found 0"):
+        codecs.fit(np.zeros((2, 8, 8, 3), np.uint8))
+
+
+@once
+def test_text_encoder(data, tmp_path):
+    encoder = data.encoder
+    padded = encoder.encode_padded([*data.world.captions(), ""])
+    assert padded.shape == (len(data.world.captions()) + 1, 8, 32) and padded.dtype == np.float32
+    assert not padded[:, 5:].any() and not padded[-1].any()
+    np.testing.assert_array_equal(padded[0, :5], encoder.encode(data.world.captions()[0]))
+    assert encoder.encode("").shape == (0, 32)
+    assert padded[:-1, :5].std() == pytest.approx(1, abs=0.1)
+    similar = encoder.words @ encoder.words.T / encoder.dim
+    np.testing.assert_allclose(similar, np.eye(len(similar)), atol=1e-5)
+    assert len(np.unique(padded.reshape(len(padded), -1), axis=0)) == len(padded)
+
+    encoder.save(tmp_path / "text")
+    loaded = text.load(tmp_path / "text")
+    assert loaded.digest() == encoder.digest()
+    np.testing.assert_array_equal(loaded.encode("A RED square"), encoder.encode("a red square"))
+    for caption, message in (
+        ("a pink square", r"found \['pink'\]"),
+        (" ", "white space"),
+        ("a a a a a a a a a", "8 tokens or fewer, found 9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder.encode(caption)
+    with pytest.raises(ValueError, match="8 tokens or fewer"):
+        text.TextEncoder.train(["one two three four five six seven eight nine"])
+    (tmp_path / "text/tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="expected a tokenizer"):
+        text.load(tmp_path / "text")
+    (tmp_path / "text/embeddings.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="embeddings.npz is missing"):
+        text.load(tmp_path / "text")
+
+
+@once
+def test_ingest_stores_what_the_encoders_give(data, tmp_path):
+    captions = data.folder / "captions.jsonl"
+    store = ingest(data.folder, captions, data.codec, data.encoder, tmp_path / "s")
+    assert store.fields["latents"][0] == data.codec.latent_shape(*data.videos.shape[1:4])
+    for index in (0, len(store) - 1):
+        sample = store.read(index)
+        np.testing.assert_allclose(
+            sample["latents"], data.codec.encode(data.videos[index]), atol=1e-4
+        )
+        np.testing.assert_array_equal(
+            sample["text"], data.encoder.encode_padded([data.captions[index]])[0]
+        )
+    again = Store.open(tmp_path / "s")
+    assert again.attributes["codec"]["digest"] == data.codec.digest()
+    assert not again.read_shared("negative_text").any()
+    assert codecs.load(tmp_path / "s/codec.npz").digest() == data.codec.digest()
+    assert text.load(tmp_path / "s/text_encoder").digest() == data.encoder.digest()
+    other = codecs.fit(data.others.reshape(-1, *data.others.shape[2:])[::2])
+    with pytest.raises(ValueError, match="attributes.codec.digest is"):
+        ingest(data.folder, captions, other, data.encoder, tmp_path / "s")
+
+
+def test_ingest_names_bad_videos_keeps_the_rest_and_continues(tmp_path):
+    world.write_dataset(tmp_path / "v", 4, 0, TINY)
+    captions, bad = tmp_path / "v/captions.jsonl", tmp_path / "v/000002.mp4"
+    frames = np.stack([video for _, video in world.videos(16, 1, TINY)]).reshape(-1, 16, 16, 3)
+    codec, encoder = codecs.fit(frames), text.TextEncoder.train(TINY.captions())
+
+    def run():
+        return ingest(tmp_path / "v", captions, codec, encoder, tmp_path / "s")
+
+    shutil.copy(bad, tmp_path / "good.mp4")
+    bad.write_bytes(bad.read_bytes()[:700])
+    with pytest.raises(ValueError, match="000002.mp4: expected a readable video") as caught:
+        run()
+    assert "\n" not in str(caught.value)
+    write_video(bad, np.zeros((4, 20, 16, 3), np.uint8), 8)
+    with pytest.raises(ValueError, match="000002.mp4: expected 4 frames of 16x16 .* 20x16"):
+        run()
+    kept = Store.open(tmp_path / "s")
+    np.testing.assert_array_equal(kept.done(), [True, True, False, False])
+    before = kept.read(1)["latents"]
+    # Out of reach now: were it read again, ingest would fail.
+    (tmp_path / "v/000001.mp4").write_bytes(b"")
+    shutil.copy(tmp_path / "good.mp4", bad)
+    run().require_complete()
+    np.testing.assert_array_equal(Store.open(tmp_path / "s").read(1)["latents"], before)
+
+    captions.write_text(captions.read_text().replace("a red square moving left", "a pink square"))
+    with pytest.raises(ValueError, match=r"captions.jsonl: 'a pink square': .* found \['pink'\]"):
+        run()
+    (tmp_path / "v/000003.mp4").unlink()
+    with pytest.raises(ValueError, match="000003.mp4"):
+        run()
