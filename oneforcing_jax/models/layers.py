@@ -19,8 +19,14 @@ EPS = 1e-6
 Dtype = Any
 
 
+def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **kwargs: Any) -> jax.Array:
+    flat = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs)
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 def dense(features: int, axes: tuple[str | None, str | None], dtype: Dtype, **kwargs: Any) -> nn.Dense:
     """A linear layer whose kernel has the logical axes (input, output)."""
+    kwargs = {"dot_general": _flat_dot_general} | kwargs
     init = kwargs.pop("kernel_init", nn.initializers.xavier_uniform())
     return nn.Dense(
         features,

@@ -1,0 +1,114 @@
+"""From config to objects: the one place that reads config fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from oneforcing_jax import flow, rollout, sharding
+from oneforcing_jax.methods import Method, causal_ode, flow_matching, one_forcing
+from oneforcing_jax.models.critic import Critic, HeadConfig
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.optim import Optimiser
+from oneforcing_jax.rollout import Plan
+from oneforcing_jax.steps import Ema, Trainer
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def model(config: ConfigDict, section: str) -> WanConfig:
+    """The transformer of a section: "generator", "teacher" or "critic"."""
+    values = dict(config[section])
+    if values["dtype"] not in DTYPES:
+        raise ValueError(
+            f"config: field '{section}.dtype': expected one of {sorted(DTYPES)}, found {values['dtype']!r}"
+        )
+    made = WanConfig(**values | {"dtype": DTYPES[values["dtype"]]})
+    made.frame_tokens(config.latents.rows, config.latents.columns)
+    return made
+
+
+def plan(config: ConfigDict) -> Plan:
+    """Blocks of a training clip."""
+    blocks = config.blocks
+    return rollout.make_plan(
+        config.latents.frames,
+        blocks.frames,
+        blocks.steps,
+        config.shift,
+        blocks.first_frames or None,
+        blocks.first_steps or None,
+    )
+
+
+def layout(config: ConfigDict) -> tuple[int, ...]:
+    """Frames of each block of a training clip."""
+    return tuple(block.frames for block in plan(config))
+
+
+def _teacher(config: ConfigDict) -> Method:
+    return flow_matching.bidirectional(WanDiT(model(config, "teacher")), config.shift, config.prompt_drop_rate)
+
+
+def _teacher_forcing(config: ConfigDict) -> Method:
+    net = WanDiT(model(config, "generator"))
+    return flow_matching.teacher_forcing(net, layout(config), config.shift, config.prompt_drop_rate)
+
+
+def _causal_ode(config: ConfigDict) -> Method:
+    grid = flow.grid(config.ode.steps, config.shift)
+    levels = tuple(float(grid[i]) for i in config.ode.kept)
+    return causal_ode.causal_ode(WanDiT(model(config, "generator")), layout(config), levels)
+
+
+def _one_forcing(config: ConfigDict) -> Method:
+    settings = dict(config.one_forcing)
+    every = settings.pop("generator_every")
+    penalties = {name: one_forcing.Penalty(**settings.pop(name)) for name in ("r1", "r2")}
+    settings["gradient_blocks"] = settings["gradient_blocks"] or None
+    made = one_forcing.OneForcing(
+        WanDiT(model(config, "generator")),
+        WanDiT(model(config, "teacher")),
+        Critic(model(config, "critic"), HeadConfig(**config.head)),
+        plan(config),
+        shift=config.shift,
+        **penalties,
+        **settings,
+    )
+    return one_forcing.make(made, every)
+
+
+METHODS: Mapping[str, Callable[[ConfigDict], Method]] = {
+    "teacher": _teacher,
+    "teacher_forcing": _teacher_forcing,
+    "causal_ode": _causal_ode,
+    "one_forcing": _one_forcing,
+}
+
+
+def trainer(config: ConfigDict, stage: ConfigDict) -> Trainer:
+    """The trainer of one stage.
+
+    Raises:
+      ValueError: an unknown method, or a network without an optimiser.
+    """
+    if stage.method not in METHODS:
+        raise ValueError(f"config: expected a method among {sorted(METHODS)}, found {stage.method!r}")
+    method = METHODS[stage.method](config)
+    optimisers = {net: Optimiser(**stage.optimisers[net]) for net in method.trained}
+    return Trainer(method, optimisers, Ema(**stage.ema), sharding.make_mesh(config.mesh), config.seed)
+
+
+def optimiser(**changes: Any) -> dict[str, Any]:
+    """Fields of an optimiser for a config file."""
+    return dataclasses.asdict(Optimiser(**changes))
+
+
+def wan(size: WanConfig, **changes: Any) -> dict[str, Any]:
+    """Fields of a transformer for a config file."""
+    changed = dataclasses.replace(size, **{k: v for k, v in changes.items() if k != "dtype"})
+    return dataclasses.asdict(changed) | {"dtype": changes.get("dtype", "bfloat16")}

@@ -1,0 +1,117 @@
+"""Prompts: cleaning, tokens, embeddings."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from oneforcing_jax import text
+from oneforcing_jax.models import umt5
+
+pytest.importorskip("ftfy")
+WORDS = ["▁a", "▁cat", "▁sleeps", "▁on", "▁the", "▁mat", "▁"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A unigram tokenizer of a few words that ends each prompt with </s>, loaded from its folder."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    pieces = ["<pad>", "</s>", "<unk>", *WORDS]
+    vocab = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    inner = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=2))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return text.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("  A cat\n\t sleeps ", "A cat sleeps"),
+        ("cat &amp;amp; dog &lt;3", "cat & dog <3"),
+        ("“quoted” ‘text’", "\"quoted\" 'text'"),
+        ("色调艳丽，过曝", "色调艳丽,过曝"),
+        ("a\u00a0b\u3000c\u2028d", "a b c d"),
+        ("a\u200bb", "a\u200bb"),
+        ("schÃ¶n", "schön"),
+        ("ﬁlm Ｗｉｄｅ", "film Wide"),
+        ("", ""),
+    ],
+)
+def test_cleaning(typed: str, read: str) -> None:
+    assert text.clean_prompt(typed) == read
+
+
+def test_negative_prompt() -> None:
+    assert text.NEGATIVE_PROMPT.startswith("色调艳丽，过曝，静态")
+    assert text.NEGATIVE_PROMPT.endswith("背景人很多，倒着走")
+    assert text.NEGATIVE_PROMPT.count("，") == text.clean_prompt(text.NEGATIVE_PROMPT).count(",")
+    assert "，" not in text.clean_prompt(text.NEGATIVE_PROMPT)
+
+
+def test_tokens_end_and_are_padded(tokenizer: Any) -> None:
+    ids, mask = text.tokenize(tokenizer, ["a cat  sleeps", ""], length=6)
+    np.testing.assert_array_equal(ids, [[3, 4, 5, 1, 0, 0], [1, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]])
+    ids, mask = text.tokenize(tokenizer, ["the mat"])
+    assert ids.shape == mask.shape == (1, 512)
+
+
+def test_long_prompts_are_refused(tokenizer: Any) -> None:
+    assert text.tokenize(tokenizer, ["cat " * 511])[1].sum() == 512
+    with pytest.raises(ValueError, match=r"has 521 tokens, more than the 512.*shorten it by 9"):
+        text.tokenize(tokenizer, ["a cat", "cat " * 520])
+    with pytest.raises(TypeError, match="list of prompts"):
+        text.tokenize(tokenizer, "a cat")
+
+
+def test_embeddings_have_no_padding(tokenizer: Any) -> None:
+    config = umt5.UMT5Config(
+        vocab=16, width=8, attention_width=8, mlp=16, heads=2, layers=1, dtype=jnp.float32
+    )
+    shapes = jax.eval_shape(lambda: umt5.init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), nn.meta.unbox(shapes)
+    )
+    prompts = ["a cat", "the cat sleeps on the mat", "on a mat"]
+    embeddings, lengths = text.embed_prompts(config, params, tokenizer, prompts, batch=2)
+    np.testing.assert_array_equal(lengths, [3, 7, 4])
+    assert [row.shape for row in embeddings] == [(3, 8), (7, 8), (4, 8)]
+
+    context = text.pad_embeddings(embeddings, length=16)
+    ids, mask = text.tokenize(tokenizer, prompts, length=16)
+    encode = jax.jit(functools.partial(umt5.UMT5Encoder(config).apply, method="encode"))
+    expected = encode({"params": params}, ids, mask)
+    np.testing.assert_allclose(context, expected, rtol=1e-5, atol=1e-5)
+    assert text.pad_embeddings(embeddings).shape == (3, 512, 8)
+    assert text.embed_prompts(config, params, tokenizer, [])[0] == []
+    with pytest.raises(ValueError, match="the longest of 7 tokens"):
+        text.pad_embeddings(embeddings, length=5)
+
+
+def test_missing_things_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no tokenizer folder"):
+        text.load_tokenizer(tmp_path / "nowhere")
+    for module, call in (
+        ("ftfy", lambda: text.clean_prompt("a")),
+        ("transformers", lambda: text.load_tokenizer(tmp_path)),
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ImportError, match=rf'{module}.*pip install "oneforcing_jax\[wan\]"'):
+            call()

@@ -1,0 +1,365 @@
+"""The VAE against recorded vectors, diffusers, and itself cut into pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens import FOLDER, Golden, error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oneforcing_jax import sharding
+from oneforcing_jax.convert import keys
+from oneforcing_jax.convert import vae as keys_vae
+from oneforcing_jax.models import vae, vae_layers
+
+SMALL = vae.VAEConfig(
+    width=4,
+    multipliers=(1, 2, 2),
+    blocks=1,
+    time_downsample=(True, True),
+    mean=(0.1, -0.2, 0.3),
+    std=(1.5, 1.0, 0.5),
+    dtype=jnp.float32,
+)
+# Most of the time goes into compiling; at these sizes the code need not be good.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+PUBLISHED = json.loads((FOLDER / "checkpoint_keys.json").read_text())["keys"]["wan2.1_vae"]
+
+
+def abstract(config: vae.VAEConfig) -> Any:
+    return nn.meta.unbox(jax.eval_shape(lambda: vae.init_params(config, jax.random.key(0))))
+
+
+@functools.lru_cache(maxsize=64)
+def program(config: vae.VAEConfig, method: str) -> Any:
+    model = vae.WanVAE(config)
+    return jit(lambda params, x: model.apply({"params": params}, x, method=method))
+
+
+@functools.lru_cache(maxsize=1)
+def small_params() -> Any:
+    return nn.meta.unbox(vae.init_params(SMALL, jax.random.key(1)))
+
+
+@pytest.fixture(name="small")
+def _small() -> Any:
+    return small_params()
+
+
+def swap(video: Any) -> np.ndarray:
+    """[b, c, f, y, x] <-> [b, f, c, y, x]."""
+    return np.swapaxes(np.asarray(video), 1, 2)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("vae_tiny")
+
+
+@pytest.fixture(scope="module")
+def config(golden: Golden) -> vae.VAEConfig:
+    return vae.VAEConfig(
+        width=golden.config["dim"],
+        multipliers=tuple(golden.config["dim_mult"]),
+        blocks=golden.config["num_res_blocks"],
+        time_downsample=tuple(golden.config["temperal_downsample"]),
+        mean=tuple(golden.inputs["mean"].tolist()),
+        std=tuple(golden.inputs["std"].tolist()),
+        dtype=jnp.float32,
+    )
+
+
+@pytest.fixture(scope="module")
+def params(golden: Golden, config: vae.VAEConfig) -> Any:
+    loaded = keys.load(keys_vae.original(config), golden.weights(), abstract(config))
+    return jax.tree.map(jnp.asarray, loaded)
+
+
+@pytest.mark.parametrize("prefix", ["", "image_"])
+def test_encode_equals_recorded(golden: Golden, config: Any, params: Any, prefix: str) -> None:
+    pixels = swap(golden.inputs["image" if prefix else "video"])
+    latents = program(config, "encode")(params, pixels)
+    assert error(swap(latents), golden.outputs[f"{prefix}encode_latents"]) < 1e-5
+    if not prefix:
+        mu, logvar = program(config, "moments")(params, pixels)
+        assert error(swap(mu), golden.outputs["encode_mu"]) < 1e-5
+        assert error(swap(logvar), golden.outputs["encode_logvar"]) < 1e-5
+
+
+@pytest.mark.parametrize("prefix", ["", "image_"])
+def test_decode_equals_recorded(golden: Golden, config: Any, params: Any, prefix: str) -> None:
+    pixels = program(config, "decode")(params, swap(golden.inputs[f"{prefix}latents"]))
+    assert error(swap(pixels), golden.outputs[f"{prefix}decode_pixels"]) < 1e-5
+
+
+def test_stream_equals_recorded(golden: Golden, config: Any, params: Any) -> None:
+    latents = swap(golden.inputs["latents"])
+    state = vae.init_stream(config, 1, *latents.shape[3:])
+    start = 0
+    for i, count in enumerate(golden.inputs["stream_chunks"].tolist()):
+        chunk = latents[:, start : start + count]
+        pixels, state = jit(vae.decode_step)(params, state, chunk)
+        assert error(swap(pixels), golden.outputs[f"stream_pixels_{i}"]) < 1e-5
+        start += count
+
+
+def test_norm_equals_recorded(golden: Golden) -> None:
+    x = jnp.moveaxis(golden.inputs["rms_x"], 1, -1)
+    norm = vae_layers.Norm(jnp.float32)
+    scale = golden.weights()["encoder.head.0.gamma"].reshape(-1)
+    y = jnp.moveaxis(norm.apply({"params": {"scale": scale}}, x), -1, 1)
+    assert error(y, golden.outputs["rms_y"]) < 1e-6
+    slope = jax.grad(lambda x: norm.apply({"params": {"scale": scale}}, x).sum())(jnp.zeros_like(x))
+    assert np.isfinite(slope).all()
+
+
+def test_diffusers_agrees(config: vae.VAEConfig) -> None:
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    oracle = diffusers.AutoencoderKLWan(
+        base_dim=config.width,
+        z_dim=config.channels,
+        dim_mult=list(config.multipliers),
+        num_res_blocks=config.blocks,
+        temperal_downsample=list(config.time_downsample),
+    ).eval()
+    with torch.no_grad():
+        for name, weight in oracle.named_parameters():
+            if name.endswith("gamma"):
+                weight.uniform_(0.5, 1.5)
+    tensors = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
+    params = keys.load(keys_vae.diffusers(config), tensors, abstract(config))
+
+    video = np.random.default_rng(0).uniform(-1, 1, (1, 3, 9, 32, 48)).astype(np.float32)
+    with torch.no_grad():
+        posterior = oracle.encode(torch.from_numpy(video)).latent_dist
+    mu, logvar = program(config, "moments")(params, swap(video))
+    assert error(swap(mu), posterior.mean) < 1e-4
+    assert error(np.clip(swap(logvar), -30, 20), posterior.logvar) < 1e-4
+
+    latents = np.random.default_rng(1).normal(size=(1, 3, 4, 4, 6)).astype(np.float32)
+    std = np.asarray(config.std, np.float32)[:, None, None]
+    raw = latents * std + np.asarray(config.mean, np.float32)[:, None, None]
+    with torch.no_grad():
+        expected = oracle.decode(torch.from_numpy(swap(raw).copy())).sample
+    pixels = vae.clamp(program(config, "decode")(params, latents))
+    assert error(swap(pixels), expected) < 1e-4
+
+
+def test_key_maps_are_bijections_at_full_size() -> None:
+    config = vae.VAEConfig()
+    shapes = abstract(config)
+    paths = {tuple(p.key for p in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    for key_map in (keys_vae.original(config), keys_vae.diffusers(config)):
+        assert sorted(leaf.path for leaf in key_map.values()) == sorted(paths)
+    for key, leaf in keys_vae.original(config).items():
+        found = keys.leaf_shape(tuple(PUBLISHED[key]), leaf.layout)
+        expected = keys.get(shapes, leaf.path).shape
+        assert [n for n in found if n != 1] == [n for n in expected if n != 1], key
+    assert set(keys_vae.original(config)) == set(PUBLISHED)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 126_892_531
+
+
+def test_diffusers_keys_at_full_size() -> None:
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        oracle = diffusers.AutoencoderKLWan()
+    config = vae.VAEConfig()
+    theirs, ours = keys_vae.diffusers(config), keys_vae.original(config)
+    by_path = {leaf: PUBLISHED[key] for key, leaf in ours.items()}
+    expected = {name: list(tensor.shape) for name, tensor in oracle.state_dict().items()}
+    assert {key: by_path[leaf] for key, leaf in theirs.items()} == expected
+
+
+def test_weights_survive_a_round_trip(golden: Golden, config: Any, params: Any) -> None:
+    weights = golden.weights()
+    shapes = {key: tensor.shape for key, tensor in weights.items()}
+    back = keys.dump(keys_vae.original(config), params, shapes)
+    for key, tensor in weights.items():
+        np.testing.assert_array_equal(back[key], tensor)
+
+
+@functools.lru_cache(maxsize=1)
+def _stream() -> tuple[Any, np.ndarray, np.ndarray]:
+    """Parameters, latents, and their pixels decoded as a whole."""
+    params = small_params()
+    latents = np.random.default_rng(2).normal(size=(2, 6, 3, 2, 3)).astype(np.float32)
+    return params, latents, np.asarray(program(SMALL, "decode")(params, latents))
+
+
+_step = jit(vae.decode_step)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.sampled_from([1, 2]), min_size=1, max_size=6).filter(lambda cut: sum(cut) <= 6))
+def test_stream_equals_whole_however_it_is_cut(cut: list[int]) -> None:
+    params, latents, whole = _stream()
+    state = vae.init_stream(SMALL, 2, 2, 3)
+    parts, start = [], 0
+    for count in cut:
+        part, state = _step(params, state, latents[:, start : start + count])
+        assert part.shape[1] == (4 * count if start else 1 + 4 * (count - 1))
+        parts.append(part)
+        start += count
+    pixels = np.concatenate(parts, axis=1)
+    assert error(pixels, whole[:, : pixels.shape[1]]) < 1e-5
+
+
+def test_chunk_size_does_not_matter() -> None:
+    chunk = 3  # 6 latent frames: 3 in the first chunk, 3 in one step; 4: 1 and 3
+    params, latents, whole = _stream()
+    config = dataclasses.replace(SMALL, chunk=chunk)
+    assert error(program(config, "decode")(params, latents), whole) < 1e-5
+    video = np.random.default_rng(3).uniform(-1, 1, (1, 13, 3, 4, 8)).astype(np.float32)
+    expected = program(SMALL, "encode")(params, video)
+    assert expected.shape == (1, 4, 3, 1, 2)
+    assert error(program(config, "encode")(params, video), expected) < 1e-5
+
+
+def test_future_frames_do_not_change_the_past() -> None:
+    params, latents, whole = _stream()
+    changed = latents.copy()
+    changed[:, 3:] += 1.0
+    pixels = np.asarray(program(SMALL, "decode")(params, changed))
+    np.testing.assert_array_equal(pixels[:, :9], whole[:, :9])
+    assert error(pixels[:, 9:], whole[:, 9:]) > 1e-2
+
+
+def test_stream_is_two_programs(small: Any) -> None:
+    states = [vae.init_stream(SMALL, 1, 2, 3)]
+    for _ in range(3):
+        latents = jax.ShapeDtypeStruct((1, 1, 3, 2, 3), jnp.float32)
+        states.append(jax.eval_shape(vae.decode_step, small, states[-1], latents)[1])
+    kinds = [jax.tree.structure(state) for state in states]
+    assert kinds[0] != kinds[1] == kinds[2] == kinds[3]
+    sizes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] for state in states]
+    assert sizes[0] == sizes[1] == sizes[2] == sizes[3]
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_two_forms_of_convolution_agree(frames: int) -> None:
+    rng = np.random.default_rng(4)
+    x, past = rng.normal(size=(2, frames, 5, 6, 4)), rng.normal(size=(2, 2, 5, 6, 4))
+    weights = {"kernel": rng.normal(size=(3, 3, 3, 4, 7)), "bias": rng.normal(size=7)}
+    outputs = []
+    for form in ("3d", "2d"):
+        layer = vae_layers.CausalConv(dataclasses.replace(SMALL, conv=form), 7)
+        outputs.append(layer.apply({"params": weights}, jnp.float32(x), jnp.float32(past)))
+    assert error(outputs[1][0], outputs[0][0]) < 1e-5
+    window = np.concatenate([past, x], axis=1).astype(np.float32)
+    np.testing.assert_array_equal(outputs[0][1], window[:, -2:])
+    np.testing.assert_array_equal(outputs[1][1], window[:, -2:])
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_working_memory_does_not_grow_with_length(method: str) -> None:
+    def working(latent_frames: int) -> int:
+        frames = 1 + 4 * (latent_frames - 1)
+        shape = (1, latent_frames, 3, 4, 4) if method == "decode" else (1, frames, 3, 16, 16)
+        video = jax.ShapeDtypeStruct(shape, jnp.float32)
+        compiled = program(SMALL, method).lower(abstract(SMALL), video).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    # The number of each step; and an encode keeps mean and log-variance until its end.
+    allowed = 1024 + (40 * 6 * 4 * 4 * 4 if method == "encode" else 0)
+    assert working(40) <= working(4) + allowed
+
+
+def test_half_precision_stays_close() -> None:
+    params, latents, whole = _stream()
+    state = vae.init_stream(SMALL, 2, 2, 3, dtype=jnp.bfloat16)
+    pixels, state = _step(params, state, latents[:, :2])
+    assert pixels.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.cache)} == {jnp.dtype(jnp.bfloat16)}
+    assert vae.clamp(pixels).dtype == jnp.float32
+    assert error(pixels.astype(jnp.float32), whole[:, :5]) < 0.1
+
+
+def damped(params: Any, spread: float) -> Any:
+    """Parameters whose convolutions see their neighbours in space `spread` times as well."""
+
+    def leaf(path: Any, x: np.ndarray) -> np.ndarray:
+        if "mid_attention" in jax.tree_util.keystr(path):
+            return spread * x
+        if x.ndim < 4 or x.shape[-3] == 1:
+            return x
+        return np.where(np.eye(9)[4].reshape(3, 3, 1, 1) > 0, x, spread * x)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def test_tiles(small: Any) -> None:
+    latents = np.random.default_rng(6).normal(size=(1, 1, 3, 8, 10)).astype(np.float32)
+    tiles = {
+        overlap: jit(functools.partial(vae.decode_tiled, SMALL, tile=(6, 6), overlap=overlap))
+        for overlap in (0, 4)
+    }
+    # Where nothing looks at its neighbours, tiling is exact.
+    alone = damped(small, 0.0)
+    whole = program(SMALL, "decode")(alone, latents)
+    for decode in tiles.values():
+        assert error(decode(alone, latents), whole) < 1e-5
+    # Where neighbours count a little, overlap brings it close.
+    local = damped(small, 0.05)
+    whole = program(SMALL, "decode")(local, latents)
+    errors = {overlap: error(decode(local, latents), whole) for overlap, decode in tiles.items()}
+    assert errors[4] < 0.05
+    assert errors[4] < 0.5 * errors[0]
+    one_tile = functools.partial(vae.decode_tiled, SMALL, tile=(8, 16), overlap=2)
+    assert error(jit(one_tile)(small, latents), program(SMALL, "decode")(small, latents)) < 1e-5
+
+
+def test_every_parameter_names_its_axes() -> None:
+    boxed = jax.eval_shape(lambda: vae.init_params(SMALL, jax.random.key(0)))
+    leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    for leaf in leaves:
+        assert len(leaf.names) == leaf.value.ndim
+        assert {name for name in leaf.names if name} <= set(sharding.RULES)
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "message"),
+    [
+        ("encode", (1, 5, 3, 17, 16), "17 x 16 pixels; rows and columns must divide by 4.*16 x 16"),
+        ("encode", (1, 7, 3, 16, 16), r"7 pixel frames.*1 \+ 4k.*[Dd]rop the last 2"),
+        ("moments", (1, 3, 5, 16, 16), r"expected \[b, f, 3, y, x\]"),
+        ("decode", (1, 3, 2, 4, 4), r"expected \[b, f, 3, y, x\]"),
+        ("decode", (1, 0, 3, 4, 4), "f >= 1"),
+    ],
+)
+def test_odd_shapes_are_refused(small: Any, method: str, shape: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vae.WanVAE(SMALL).apply({"params": small}, jnp.zeros(shape), method=method)
+
+
+def test_stream_of_another_size_is_refused(small: Any) -> None:
+    state = vae.init_stream(SMALL, 1, 2, 3)
+    with pytest.raises(ValueError, match="init_stream"):
+        vae.decode_step(small, state, jnp.zeros((1, 1, 3, 2, 4)))
+    with pytest.raises(ValueError, match="smaller than the tile"):
+        vae.decode_tiled(SMALL, small, jnp.zeros((1, 1, 3, 4, 4)), tile=(4, 4), overlap=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv": "4d"}, "choose"),
+        ({"chunk": 0}, "at least 1"),
+        ({"std": (1.0,)}, "every latent channel"),
+        ({"multipliers": (1, 2)}, "between each two stages"),
+    ],
+)
+def test_odd_configs_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
