@@ -51,7 +51,9 @@ def layout(config: ConfigDict) -> tuple[int, ...]:
 
 
 def _teacher(config: ConfigDict) -> Method:
-    return flow_matching.bidirectional(WanDiT(model(config, "teacher")), config.shift, config.prompt_drop_rate)
+    return flow_matching.bidirectional(
+        WanDiT(model(config, "teacher")), config.shift, config.prompt_drop_rate
+    )
 
 
 def _teacher_forcing(config: ConfigDict) -> Method:
@@ -97,10 +99,14 @@ def trainer(config: ConfigDict, stage: ConfigDict) -> Trainer:
       ValueError: an unknown method, or a network without an optimiser.
     """
     if stage.method not in METHODS:
-        raise ValueError(f"config: expected a method among {sorted(METHODS)}, found {stage.method!r}")
+        raise ValueError(
+            f"config: expected a method among {sorted(METHODS)}, found {stage.method!r}"
+        )
     method = METHODS[stage.method](config)
     optimisers = {net: Optimiser(**stage.optimisers[net]) for net in method.trained}
-    return Trainer(method, optimisers, Ema(**stage.ema), sharding.make_mesh(config.mesh), config.seed)
+    return Trainer(
+        method, optimisers, Ema(**stage.ema), sharding.make_mesh(config.mesh), config.seed
+    )
 
 
 def optimiser(**changes: Any) -> dict[str, Any]:

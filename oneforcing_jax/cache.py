@@ -61,13 +61,17 @@ def init(config: WanConfig, batch: int, slots: int, frame_tokens: int) -> Cache:
     return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
-def _put(slots_axis: int, stored: jax.Array, new: jax.Array, start: jax.Array, window: Window) -> jax.Array:
+def _put(
+    slots_axis: int, stored: jax.Array, new: jax.Array, start: jax.Array, window: Window
+) -> jax.Array:
     """Writes consecutive frames, the first of them number `start`, to their slots."""
     slots = stored.shape[slots_axis]
     if window.size is None or slots < window.size:
         return jax.lax.dynamic_update_slice_in_dim(stored, new, start, slots_axis)
     frames = start + jnp.arange(new.shape[slots_axis])
-    where = jnp.where(frames < slots, frames, window.sink + (frames - window.sink) % (slots - window.sink))
+    where = jnp.where(
+        frames < slots, frames, window.sink + (frames - window.sink) % (slots - window.sink)
+    )
     return stored.at[(slice(None),) * slots_axis + (where,)].set(new)
 
 
@@ -76,7 +80,9 @@ def write(cache: Cache, new: Cache, start: jax.Array, window: Window) -> Cache:
     return Cache(_put(2, cache.k, new.k, start, window), _put(2, cache.v, new.v, start, window))
 
 
-def cached(parts: tuple[int, ...], start: jax.Array, frame_tokens: int, window: Window, limit: int) -> Attend:
+def cached(
+    parts: tuple[int, ...], start: jax.Array, frame_tokens: int, window: Window, limit: int
+) -> Attend:
     """An `attend` for consecutive blocks that follow the frames in the cache.
 
     Each block sees the cache, the blocks given before it, and itself: with parts (1, 1), a clean frame
@@ -101,7 +107,10 @@ def cached(parts: tuple[int, ...], start: jax.Array, frame_tokens: int, window: 
         for size in parts:
             frames = slice(done, done + size)
             stored = Cache(
-                *(_put(1, old, x[:, frames], start + done, window) for old, x in zip(stored, new, strict=True))
+                *(
+                    _put(1, old, x[:, frames], start + done, window)
+                    for old, x in zip(stored, new, strict=True)
+                )
             )
             done += size
             keys, values = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in stored)
@@ -113,7 +122,9 @@ def cached(parts: tuple[int, ...], start: jax.Array, frame_tokens: int, window: 
     return attend
 
 
-def context(straight_through: bool, groups: tuple[attention.Group, ...], frame_tokens: int, first: int) -> Attend:
+def context(
+    straight_through: bool, groups: tuple[attention.Group, ...], frame_tokens: int, first: int
+) -> Attend:
     """An `attend` for the parallel replay of noisy blocks against a stored context.
 
     Memory is one layer's clean keys and values of all frames, Cache [b, F, n, h, k]; the queries are the

@@ -64,7 +64,9 @@ def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> 
             f"checkpoint: expected Orbax checkpoints in {folder}, found none; run the stage that makes "
             "them, or set the path in `init` to an existing directory"
         )
-    return _read(Path(folder).absolute() / str(max(steps)), f"{'ema' if ema else 'params'}_{net}", abstract)
+    return _read(
+        Path(folder).absolute() / str(max(steps)), f"{'ema' if ema else 'params'}_{net}", abstract
+    )
 
 
 def _read(folder: Path, item: str, abstract: Any) -> Any:

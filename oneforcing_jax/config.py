@@ -27,7 +27,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"config: expected a Python file, found nothing at {path}; see configs/")
+        raise FileNotFoundError(
+            f"config: expected a Python file, found nothing at {path}; see configs/"
+        )
     module = runpy.run_path(str(path))
     if "get_config" not in module:
         raise ValueError(f"config: expected a function get_config() in {path}, found none")
@@ -53,13 +55,21 @@ def _apply(config: ConfigDict, override: str) -> None:
         raise ValueError(f"command line: expected {PREFIX}FIELD=VALUE, found {override!r}")
     known = dict(fields(config))
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.0)
-        by_end = [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
-        raise ValueError(f"config: no field {name!r}; did you mean {(by_end or near)[0]!r}?")
+        raise ValueError(f"config: no field {name!r}; did you mean {_nearest(name, known)!r}?")
     parent = config
     for part in name.split(".")[:-1]:
         parent = parent[part]
     parent[name.split(".")[-1]] = _parse(name, text, known[name])
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The field whose last part is most like that of `name`; of several, the one most like all of it."""
+
+    def likeness(field: str) -> tuple[float, float]:
+        ends = difflib.SequenceMatcher(None, field.split(".")[-1], name.split(".")[-1])
+        return round(ends.ratio(), 2), difflib.SequenceMatcher(None, field, name).ratio()
+
+    return max(known, key=likeness)
 
 
 def _parse(name: str, text: str, like: Any) -> Any:

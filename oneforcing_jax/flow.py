@@ -30,7 +30,9 @@ def warp_steps(steps: Sequence[float], shift: float) -> tuple[float, ...]:
     """
     falls = all(a > b for a, b in zip(steps, steps[1:], strict=False))
     if not steps or not falls or not 0 < min(steps) <= max(steps) <= TRAIN_STEPS:
-        raise ValueError(f"step list: expected falling timesteps in (0, {TRAIN_STEPS}], found {list(steps)}")
+        raise ValueError(
+            f"step list: expected falling timesteps in (0, {TRAIN_STEPS}], found {list(steps)}"
+        )
     return tuple(float(shift * s / (TRAIN_STEPS + (shift - 1) * s)) for s in steps)
 
 
@@ -40,7 +42,9 @@ def grid(num_steps: int, shift: float) -> np.ndarray:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def critic_sigma(timestep: jax.Array, shift: float, low: float = 20.0, high: float = 980.0) -> jax.Array:
+def critic_sigma(
+    timestep: jax.Array, shift: float, low: float = 20.0, high: float = 980.0
+) -> jax.Array:
     """Noise level of the DMD, critic and adversarial losses for an integer timestep in [0, 1000)."""
     sigma = warp(timestep / TRAIN_STEPS, shift)
     return jnp.clip(sigma, low / TRAIN_STEPS, high / TRAIN_STEPS)

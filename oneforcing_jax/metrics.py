@@ -48,7 +48,9 @@ class Log:
         if done % self._every and done != self._last:
             return
         values = {name: float(v) for name, v in jax.device_get(self._latest).items()}
-        if bad := [name for name, v in values.items() if v != v or v in (float("inf"), float("-inf"))]:
+        if bad := [
+            name for name, v in values.items() if v != v or v in (float("inf"), float("-inf"))
+        ]:
             raise FloatingPointError(
                 f"training: {', '.join(bad)} not finite at iteration {iteration}; the last checkpoint is "
                 "good: lower the learning rate or the clipping norm and run the same command again"

@@ -42,7 +42,11 @@ class Optimiser:
         if not self.warmup and not self.decay:
             return self.learning_rate
         start = optax.linear_schedule(0.0 if self.warmup else 1.0, 1.0, max(self.warmup, 1))
-        end = optax.cosine_decay_schedule(1.0, self.decay, 0.1) if self.decay else optax.constant_schedule(1.0)
+        end = (
+            optax.cosine_decay_schedule(1.0, self.decay, 0.1)
+            if self.decay
+            else optax.constant_schedule(1.0)
+        )
         joined = optax.join_schedules([start, end], [self.warmup])
         return lambda count: self.learning_rate * joined(count)
 
@@ -62,9 +66,13 @@ class Optimiser:
         if self.beta1:
             scale = optax.scale_by_adam(self.beta1, self.beta2, self.eps)
         else:
-            scale = optax.scale_by_rms(self.beta2, self.eps, eps_in_sqrt=False, bias_correction=True)
+            scale = optax.scale_by_rms(
+                self.beta2, self.eps, eps_in_sqrt=False, bias_correction=True
+            )
         return optax.chain(
-            scale, optax.add_decayed_weights(self.weight_decay), optax.scale_by_learning_rate(self._schedule())
+            scale,
+            optax.add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(self._schedule()),
         )
 
 

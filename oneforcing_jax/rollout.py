@@ -144,7 +144,7 @@ class Generator:
         return text if isinstance(text, tuple) else self.apply(text, method="text_key_value")
 
 
-class _Step(NamedTuple):
+class BlockDraws(NamedTuple):
     """Inputs of one block: its noise, and the context noise of the block before it."""
 
     start: jax.Array
@@ -153,7 +153,12 @@ class _Step(NamedTuple):
 
 
 def _forward(
-    g: Generator, cache: Cache, text: KeyValue, parts: Sequence[tuple[jax.Array, float]], start: Any, limit: int
+    g: Generator,
+    cache: Cache,
+    text: KeyValue,
+    parts: Sequence[tuple[jax.Array, float]],
+    start: Any,
+    limit: int,
 ) -> tuple[jax.Array, Cache]:
     """One forward of consecutive blocks (latents, sigma), the first beginning at frame `start`.
 
@@ -161,7 +166,9 @@ def _forward(
     """
     latents = jnp.concatenate([x for x, _ in parts], 1)
     sizes = tuple(x.shape[1] for x, _ in parts)
-    sigma = jnp.repeat(jnp.array([s for _, s in parts]), jnp.array(sizes), total_repeat_length=sum(sizes))
+    sigma = jnp.repeat(
+        jnp.array([s for _, s in parts]), jnp.array(sizes), total_repeat_length=sum(sizes)
+    )
     attend = kv.cached(sizes, start, g.frame_tokens(latents), g.window, limit)
     out = g.apply(
         latents,
@@ -174,8 +181,15 @@ def _forward(
     return out.flow[:, -sizes[-1] :], out.new
 
 
-def _denoise(
-    g: Generator, cache: Cache, text: KeyValue, block: Block, step: _Step, before: jax.Array | None, start: Any, limit: int
+def denoise_block(
+    g: Generator,
+    cache: Cache,
+    text: KeyValue,
+    block: Block,
+    step: BlockDraws,
+    before: jax.Array | None,
+    start: Any,
+    limit: int,
 ) -> tuple[jax.Array, jax.Array, Cache]:
     """All steps of one block; the first also passes over the clean block `before`, if there is one.
 
@@ -183,7 +197,11 @@ def _denoise(
     """
     x, parts = step.start, [(step.start, block.sigmas[0])]
     if before is not None:
-        noised = before if step.context is None else flow.add_noise(before, step.context, g.context_sigma)
+        noised = (
+            before
+            if step.context is None
+            else flow.add_noise(before, step.context, g.context_sigma)
+        )
         parts.insert(0, (noised, 0.0))
     first = start - (0 if before is None else before.shape[1])
     v, new = _forward(g, cache, text, parts, first, limit)
@@ -194,13 +212,20 @@ def _denoise(
     def again(carry: Any, xs: Any) -> tuple[Any, None]:
         sigma, noise = xs
         x = flow.add_noise(carry[1], noise, sigma)
-        return (x, flow.x0_from_flow(x, _forward(g, cache, text, [(x, sigma)], start, limit)[0], sigma)), None
+        return (
+            x,
+            flow.x0_from_flow(x, _forward(g, cache, text, [(x, sigma)], start, limit)[0], sigma),
+        ), None
 
     if len(block.sigmas) > 1:
         if step.renoise is None:
-            raise ValueError(f"rollout: expected renoise for a block of {len(block.sigmas)} steps, found None")
+            raise ValueError(
+                f"rollout: expected renoise for a block of {len(block.sigmas)} steps, found None"
+            )
         more = len(block.sigmas) - 1
-        (x, x0), _ = jax.lax.scan(again, (x, x0), (jnp.array(block.sigmas[1:]), step.renoise[:more]))
+        (x, x0), _ = jax.lax.scan(
+            again, (x, x0), (jnp.array(block.sigmas[1:]), step.renoise[:more])
+        )
     return x0, x, cache
 
 
@@ -266,7 +291,9 @@ def generate(
     shapes.check("draws.start", draws.start, "b f c y x", f=total, c=g.config.in_dim)
     offset = 0
     if given is not None:
-        offset = shapes.check("given", given, "b f c y x", b=size[0], c=size[2], y=size[3], x=size[4])["f"]
+        offset = shapes.check(
+            "given", given, "b f c y x", b=size[0], c=size[2], y=size[3], x=size[4]
+        )["f"]
     for block in plan:
         g.window.check_block(block.frames)
     text, tokens = g.text(text), g.frame_tokens(draws.start)
@@ -274,19 +301,23 @@ def generate(
     before, done, latents, inputs = given, 0, [], []
     for i, j in _pieces(plan):
         block, last = plan[i], plan[i - 1].frames if i else 0
-        steps = _Step(
+        steps = BlockDraws(
             _cut(draws.start, done, j - i, block.frames),
             _cut(draws.renoise, done, j - i, block.frames) if len(block.sigmas) > 1 else None,
             _cut(draws.context, done - last, j - i, last) if i else None,
         )
         limit = offset + done + (j - i) * block.frames
 
-        def body(carry: Any, step: _Step, block: Block = block, limit: int = limit) -> tuple[Any, Any]:
+        def body(
+            carry: Any, step: BlockDraws, block: Block = block, limit: int = limit
+        ) -> tuple[Any, Any]:
             cache, before, start = carry
-            x0, x, cache = _denoise(g, cache, text, block, step, before, start, limit)
+            x0, x, cache = denoise_block(g, cache, text, block, step, before, start, limit)
             return (cache, x0, start + block.frames), (x0, x)
 
-        (cache, before, _), (x0, x) = _scan(body, (cache, before, jnp.int32(offset + done)), steps, j - i)
+        (cache, before, _), (x0, x) = _scan(
+            body, (cache, before, jnp.int32(offset + done)), steps, j - i
+        )
         latents.append(_join(x0))
         inputs.append(_join(x))
         done += (j - i) * block.frames
@@ -294,7 +325,12 @@ def generate(
 
 
 def replay(
-    g: Generator, rollout: Rollout, text: jax.Array | KeyValue, plan: Plan, first: int, straight_through: bool
+    g: Generator,
+    rollout: Rollout,
+    text: jax.Array | KeyValue,
+    plan: Plan,
+    first: int,
+    straight_through: bool,
 ) -> jax.Array:
     """The blocks from number `first` on again, all at once and with gradient.
 
@@ -323,7 +359,12 @@ def replay(
 
 
 def sequential(
-    g: Generator, draws: Draws, text: jax.Array | KeyValue, plan: Plan, first: int, context_gradient: str
+    g: Generator,
+    draws: Draws,
+    text: jax.Array | KeyValue,
+    plan: Plan,
+    first: int,
+    context_gradient: str,
 ) -> jax.Array:
     """Block by block, a noisy and then a clean pass each, with gradient from block `first` on.
 
@@ -335,17 +376,26 @@ def sequential(
       [b, f, c, y, x].
     """
     if context_gradient not in CONTEXT_GRADIENTS:
-        raise ValueError(f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}")
+        raise ValueError(
+            f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}"
+        )
     total, stop = num_frames(plan), jax.lax.stop_gradient
     text, tokens = g.text(text), g.frame_tokens(draws.start)
     cache = kv.init(g.config, draws.start.shape[0], g.window.slots(total), tokens)
     done, latents = 0, []
     for i, j in _pieces(plan, first):
         block = plan[i]
-        steps = _Step(*(_cut(x, done, j - i, block.frames) for x in (draws.start, draws.renoise, draws.context)))
+        steps = BlockDraws(
+            *(
+                _cut(x, done, j - i, block.frames)
+                for x in (draws.start, draws.renoise, draws.context)
+            )
+        )
         limit = done + (j - i) * block.frames
 
-        def body(carry: Any, step: _Step, block: Block = block, limit: int = limit) -> tuple[Any, jax.Array]:
+        def body(
+            carry: Any, step: BlockDraws, block: Block = block, limit: int = limit
+        ) -> tuple[Any, jax.Array]:
             cache, start = carry
             x = step.start
             for n, sigma in enumerate(block.sigmas):
@@ -353,7 +403,9 @@ def sequential(
                     x = flow.add_noise(stop(x0), stop(step.renoise[n - 1]), sigma)  # noqa: F821
                 v, noisy = _forward(g, cache, text, [(x, sigma)], start, limit)
                 x0 = flow.x0_from_flow(x, v, sigma)
-            clean = x0 if step.context is None else flow.add_noise(x0, step.context, g.context_sigma)
+            clean = (
+                x0 if step.context is None else flow.add_noise(x0, step.context, g.context_sigma)
+            )
             _, new = _forward(g, cache, text, [(clean, 0.0)], start, limit)
             if context_gradient == "straight_through":
                 new = Cache(*(n + stop(c - n) for n, c in zip(noisy, new, strict=True)))
@@ -379,7 +431,9 @@ def differentiable(
     if context_gradient == "full":
         return sequential(g, draws, text, plan, first, context_gradient)
     if context_gradient not in CONTEXT_GRADIENTS:
-        raise ValueError(f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}")
+        raise ValueError(
+            f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}"
+        )
     rollout = jax.lax.stop_gradient(generate(g, draws, text, plan))
     again = replay(g, rollout, text, plan, first, context_gradient == "straight_through")
     before = sum(block.frames for block in plan[:first])
@@ -389,5 +443,7 @@ def differentiable(
 def first_of_window(plan: Plan, blocks: int | None) -> int:
     """Number of the first block that takes gradients when the last `blocks` do; None: all."""
     if blocks is not None and not 0 < blocks:
-        raise ValueError(f"gradient window: expected a positive number of blocks or None, found {blocks}")
+        raise ValueError(
+            f"gradient window: expected a positive number of blocks or None, found {blocks}"
+        )
     return 0 if blocks is None else max(0, len(plan) - blocks)

@@ -66,7 +66,9 @@ def spec(axes: tuple[str | None, ...]) -> P:
       ValueError: an axis that the table lacks, or a mesh axis used twice.
     """
     if unknown := [a for a in axes if a is not None and a not in RULES]:
-        raise ValueError(f"sharding: axis {unknown[0]!r} of {axes} is not in the rules {sorted(RULES)}")
+        raise ValueError(
+            f"sharding: axis {unknown[0]!r} of {axes} is not in the rules {sorted(RULES)}"
+        )
     mapped = [None if a is None else RULES[a] for a in axes]
     used = [m for entry in mapped if entry for m in ((entry,) if isinstance(entry, str) else entry)]
     if len(used) != len(set(used)):
@@ -82,10 +84,20 @@ def _parallel_mesh() -> Any:
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Lays an activation out by its logical axes on the mesh in use; without one, does nothing."""
     mesh = _parallel_mesh()
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
+    return (
+        x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
+    )
 
 
-def shard_heads(kernel: Callable[..., jax.Array], q: Any, k: Any, v: Any, lengths: Any) -> jax.Array:
+def sharded_tokens() -> bool:
+    """Whether tokens lie on more than one device, so that batch and tokens cannot become one axis."""
+    mesh = _parallel_mesh()
+    return mesh is not None and mesh.shape["sequence"] > 1
+
+
+def shard_heads(
+    kernel: Callable[..., jax.Array], q: Any, k: Any, v: Any, lengths: Any
+) -> jax.Array:
     """Runs a one-device attention kernel on every device's share of batch and heads."""
     if _parallel_mesh() is None:
         return kernel(q, k, v, lengths)
@@ -111,11 +123,15 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
 
     def of(path: Any, leaf: Any) -> Any:
         array = leaf.value if _is_box(leaf) else leaf
-        if not hasattr(array, "shape"):  # what optax leaves in place of a parameter it does not touch
+        if not hasattr(
+            array, "shape"
+        ):  # what optax leaves in place of a parameter it does not touch
             return array
         sharding = NamedSharding(mesh, spec(_axes(leaf)))
         for size, entry in zip(array.shape, sharding.spec, strict=False):
-            parts = math.prod(mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry or ()))
+            parts = math.prod(
+                mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry or ())
+            )
             if size % parts:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(

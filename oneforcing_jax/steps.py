@@ -67,7 +67,9 @@ class Trainer:
 
     def abstract(self) -> tuple[State, dict[str, Any]]:
         """Shapes, dtypes and shardings of the state and of the frozen networks."""
-        boxed = jax.eval_shape(lambda: {name: init(net, 0) for name, net in self.method.nets.items()})
+        boxed = jax.eval_shape(
+            lambda: {name: init(net, 0) for name, net in self.method.nets.items()}
+        )
         state = jax.eval_shape(lambda p: self._boxed(p), boxed)
         frozen = {name: boxed[name] for name in self.method.frozen}
 
@@ -91,7 +93,9 @@ class Trainer:
         abstract, _ = self.abstract()
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         copy = lambda p: jax.tree.map(jnp.copy, self._boxed(p))  # noqa: E731
-        return jax.jit(copy, out_shardings=shardings)({name: params[name] for name in self.method.trained})
+        return jax.jit(copy, out_shardings=shardings)(
+            {name: params[name] for name in self.method.trained}
+        )
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch on the devices, split over the batch axis; "negative" has none."""
@@ -107,7 +111,11 @@ class Trainer:
         abstract, _ = self.abstract()
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         return tuple(
-            jax.jit(self._step(number), donate_argnums=0, out_shardings=(shardings, NamedSharding(self.mesh, P())))
+            jax.jit(
+                self._step(number),
+                donate_argnums=0,
+                out_shardings=(shardings, NamedSharding(self.mesh, P())),
+            )
             for number in range(len(self.method.updates))
         )
 
@@ -116,10 +124,14 @@ class Trainer:
         transform = self.optimisers[net].make()
 
         def step(state: State, frozen: Any, batch: Any, iteration: jax.Array) -> Any:
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), iteration), number)
+            key = jax.random.fold_in(
+                jax.random.fold_in(jax.random.key(self.seed), iteration), number
+            )
             params = state["params"][net]
             nets = state["params"] | frozen
-            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, nets, batch, key)
+            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
+                params, nets, batch, key
+            )
             updates, opt = transform.update(gradients, state["opt"][net], params)
             params = optax.apply_updates(params, updates)
             new = dict(state)

@@ -27,11 +27,17 @@ def run(config: ConfigDict, name: str, workdir: Path) -> None:
     trainer = build.trainer(config, stage)
     store = Store.open(workdir / stage.data)
     store.require_complete()
-    with jax.set_mesh(trainer.mesh), checkpoint.manager(folder / CHECKPOINTS, stage.keep) as manager:
+    with (
+        jax.set_mesh(trainer.mesh),
+        checkpoint.manager(folder / CHECKPOINTS, stage.keep) as manager,
+    ):
         if manager.latest_step() == stage.iterations:
             return
         abstract, abstract_frozen = trainer.abstract()
-        frozen = {net: _initial(trainer, config, stage, net, abstract_frozen[net], workdir) for net in abstract_frozen}
+        frozen = {
+            net: _initial(trainer, config, stage, net, abstract_frozen[net], workdir)
+            for net in abstract_frozen
+        }
         start, state = checkpoint.restore(manager, abstract) or (0, None)
         if state is None:
             nets = abstract["params"]
@@ -81,7 +87,9 @@ def _loop(
                 checkpoint.save(manager, done, state)
 
 
-def _initial(trainer: Trainer, config: ConfigDict, stage: ConfigDict, net: str, abstract: Any, workdir: Path) -> Any:
+def _initial(
+    trainer: Trainer, config: ConfigDict, stage: ConfigDict, net: str, abstract: Any, workdir: Path
+) -> Any:
     """Parameters that a network begins with: "" random, or "STAGE:NET" or "DIRECTORY:NET"."""
     source = stage.init.get(net, "")
     if not source:

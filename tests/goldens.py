@@ -38,18 +38,32 @@ class Golden:
         config = wan_config(self.config[name])
         tensors = {k: v for k, v in self.weights(prefix).items() if k.startswith("model.")}
         key_map = keys_wan.transformer(config.num_layers, "model.")
-        return config, jax.tree.map(jnp.asarray, keys.load(key_map, tensors, abstract(wan.WanDiT(config))))
+        return config, jax.tree.map(
+            jnp.asarray, keys.load(key_map, tensors, abstract(wan.WanDiT(config)))
+        )
 
     def critic(self, name: str, prefix: str) -> tuple[critic.Critic, Any]:
         """The critic and its parameters."""
         head = critic.HeadConfig(tuple(self.config["gan"]["layers"]), self.config["gan"]["ffn"])
         net = critic.Critic(wan_config(self.config[name]), head)
         key_map = keys_wan.critic(net.config.num_layers, len(head.layers))
-        return net, jax.tree.map(jnp.asarray, keys.load(key_map, self.weights(prefix), abstract(net)))
+        return net, jax.tree.map(
+            jnp.asarray, keys.load(key_map, self.weights(prefix), abstract(net))
+        )
 
 
 def wan_config(config: dict[str, Any]) -> wan.WanConfig:
-    names = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "text_dim", "text_len", "freq_dim")
+    names = (
+        "dim",
+        "ffn_dim",
+        "num_heads",
+        "num_layers",
+        "in_dim",
+        "out_dim",
+        "text_dim",
+        "text_len",
+        "freq_dim",
+    )
     return wan.WanConfig(**{name: config[name] for name in names})
 
 

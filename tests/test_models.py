@@ -75,14 +75,21 @@ def test_causal_clip(name):
 
     attend = wan.structured(attention.teacher_forcing(layout), tokens)
     both = jnp.tile(jnp.arange(frames), 2)
-    pair, level = jnp.concatenate([clean, noisy], 1), jnp.concatenate([jnp.zeros_like(sigma), sigma], 1)
-    v = jax.jit(lambda x: g.apply(x, level, text, frames=both, attend=attend).flow)(pair)[:, frames:]
+    pair, level = (
+        jnp.concatenate([clean, noisy], 1),
+        jnp.concatenate([jnp.zeros_like(sigma), sigma], 1),
+    )
+    v = jax.jit(lambda x: g.apply(x, level, text, frames=both, attend=attend).flow)(pair)[
+        :, frames:
+    ]
     assert error(v, golden.outputs["flow_teacher_forcing"]) < TOLERANCE
     x0 = flow.x0_from_flow(noisy, v, nearest_in_table(sigma))
     assert error(x0, golden.outputs["x0_teacher_forcing"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["wan_causal_framewise", "wan_causal_chunkwise", "wan_causal_rolling_sink"])
+@pytest.mark.parametrize(
+    "name", ["wan_causal_framewise", "wan_causal_chunkwise", "wan_causal_rolling_sink"]
+)
 def test_cached_rollout(name):
     golden = Golden(name)
     c = golden.config

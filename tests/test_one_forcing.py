@@ -50,12 +50,19 @@ def method(golden, **changes):
 def draws_and_batch(golden):
     i, shift = golden.inputs, golden.config["timestep_shift"]
     size = golden.config["num_frame_per_block"]
-    context = [i[f"context_noise{k}"].reshape(1, size, *i["rollout_noise"].shape[2:]) for k in range(i["exit_step"].size)]
+    context = [
+        i[f"context_noise{k}"].reshape(1, size, *i["rollout_noise"].shape[2:])
+        for k in range(i["exit_step"].size)
+    ]
 
     def sigma(name):
         return flow.critic_sigma(i[f"{name}_timestep_raw"][:, 0], shift)
 
-    batch = {"text": i["prompt_embeds"], "negative": i["negative_prompt_embeds"], "latents": i["real_latent"]}
+    batch = {
+        "text": i["prompt_embeds"],
+        "negative": i["negative_prompt_embeds"],
+        "latents": i["real_latent"],
+    }
     return i, sigma, Draws(i["rollout_noise"], jnp.concatenate(context, 1)), batch
 
 
@@ -65,7 +72,9 @@ def recorded_gradients(golden, key_map, like):
 
 def assert_gradients(found, expected):
     total = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(expected)))
-    worst = jax.tree.map(lambda a, b: float(np.linalg.norm(np.asarray(a) - b) / total), found, expected)
+    worst = jax.tree.map(
+        lambda a, b: float(np.linalg.norm(np.asarray(a) - b) / total), found, expected
+    )
     whole = np.sqrt(sum(x * x for x in jax.tree.leaves(worst)))
     assert whole < TOLERANCE, whole
     for path, expected_leaf in jax.tree_util.tree_leaves_with_path(expected):
@@ -89,7 +98,9 @@ def test_generator_update(name, how, monkeypatch):
     def loss(params, critic, teacher):
         return one_forcing.generator_loss(m, params, critic, teacher, batch, draws)
 
-    (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, critic, teacher)
+    (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        params, critic, teacher
+    )
     out = golden.outputs
     assert error(value, out["loss"]) < TOLERANCE
     assert error(metrics["dmd_loss"], out["dmd_loss"]) < TOLERANCE

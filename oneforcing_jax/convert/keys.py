@@ -72,7 +72,9 @@ def get(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def load(key_map: KeyMap, tensors: Mapping[str, np.ndarray], abstract: Any, source: str = "checkpoint") -> Any:
+def load(
+    key_map: KeyMap, tensors: Mapping[str, np.ndarray], abstract: Any, source: str = "checkpoint"
+) -> Any:
     """A parameter tree (numpy leaves) from PyTorch tensors.
 
     Args:
@@ -91,7 +93,9 @@ def load(key_map: KeyMap, tensors: Mapping[str, np.ndarray], abstract: Any, sour
             expected = tuple(get(abstract, leaf.path).shape)[0 if leaf.layer is None else 1 :]
             found = leaf_shape(tuple(tensors[key].shape), leaf.layout)
             if not _fits(found, expected, leaf.layout):
-                problems.append(f"{key} has shape {tuple(tensors[key].shape)}, which gives {found}, not {expected}")
+                problems.append(
+                    f"{key} has shape {tuple(tensors[key].shape)}, which gives {found}, not {expected}"
+                )
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(
@@ -106,7 +110,9 @@ def load(key_map: KeyMap, tensors: Mapping[str, np.ndarray], abstract: Any, sour
     return tree
 
 
-def dump(key_map: KeyMap, params: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def dump(
+    key_map: KeyMap, params: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
     """The inverse of `load`: PyTorch tensors (as numpy arrays) of the given PyTorch shapes."""
     tensors = {}
     for key, leaf in key_map.items():

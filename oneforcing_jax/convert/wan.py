@@ -8,7 +8,7 @@ _LINEAR = {"weight": ("kernel", "linear"), "bias": ("bias", "same")}
 _NORM = {"weight": ("scale", "same"), "bias": ("bias", "same")}
 _RMS = {"weight": ("scale", "same")}
 
-_ATTENTION = {name: _LINEAR for name in "qkvo"} | {"norm_q": _RMS, "norm_k": _RMS}
+_ATTENTION = dict.fromkeys("qkvo", _LINEAR) | {"norm_q": _RMS, "norm_k": _RMS}
 _BLOCK = {
     **{f"{attn}.{name}": entry for attn in ("self_attn", "cross_attn") for name, entry in _ATTENTION.items()},
     "norm3": _NORM,

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 
-def loss(flow: jax.Array, x0: jax.Array, noise: jax.Array, weight: jax.Array | None = None) -> jax.Array:
+def loss(
+    flow: jax.Array, x0: jax.Array, noise: jax.Array, weight: jax.Array | None = None
+) -> jax.Array:
     """mean (v - (eps - x0))^2.
 
     Args:

@@ -9,7 +9,10 @@ import flax.linen as nn
 import jax
 
 # loss(params of the updated network, parameters of all networks, batch, key) -> (loss, metrics)
-Loss = Callable[[Any, Mapping[str, Any], Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Loss = Callable[
+    [Any, Mapping[str, Any], Mapping[str, jax.Array], jax.Array],
+    tuple[jax.Array, dict[str, jax.Array]],
+]
 
 
 class Update(NamedTuple):

@@ -37,7 +37,13 @@ def bidirectional(model: WanDiT, shift: float, drop_rate: float) -> Method:
 
 
 def teacher_forced(
-    model: WanDiT, params: Any, clean: jax.Array, noisy: jax.Array, sigma: jax.Array, text: Any, layout: Any
+    model: WanDiT,
+    params: Any,
+    clean: jax.Array,
+    noisy: jax.Array,
+    sigma: jax.Array,
+    text: Any,
+    layout: Any,
 ) -> jax.Array:
     """Flow of noisy blocks that each see the clean blocks before them.
 
@@ -59,7 +65,9 @@ def teacher_forced(
     return out.flow[:, frames:]
 
 
-def teacher_forcing(model: WanDiT, layout: tuple[int, ...], shift: float, drop_rate: float) -> Method:
+def teacher_forcing(
+    model: WanDiT, layout: tuple[int, ...], shift: float, drop_rate: float
+) -> Method:
     """Autoregressive diffusion: one noise level a block, real clean context."""
     sizes = jnp.array(layout)
 

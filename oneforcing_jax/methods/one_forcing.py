@@ -35,7 +35,9 @@ class Penalty:
 
     def __post_init__(self) -> None:
         if self.form not in ("apt", "finite_difference"):
-            raise ValueError(f"penalty: expected form 'apt' or 'finite_difference', found {self.form!r}")
+            raise ValueError(
+                f"penalty: expected form 'apt' or 'finite_difference', found {self.form!r}"
+            )
 
     def __call__(self, logit: jax.Array, perturbed: jax.Array) -> jax.Array:
         if self.form == "apt":
@@ -127,17 +129,26 @@ def draw_critic(method: OneForcing, key: jax.Array, shape: tuple[int, ...]) -> C
     )
 
 
-def real_x0(method: OneForcing, params: Any, x_t: jax.Array, sigma: jax.Array, text: Any, negative: Any) -> jax.Array:
+def real_x0(
+    method: OneForcing, params: Any, x_t: jax.Array, sigma: jax.Array, text: Any, negative: Any
+) -> jax.Array:
     """Clean latents as the guided teacher sees them; both prompts in one forward."""
     double = functools.partial(jnp.concatenate, axis=0)
     prompts = double([text, jnp.broadcast_to(negative, text.shape)])
-    out = method.teacher.apply({"params": params}, double([x_t, x_t]), double([sigma, sigma]), prompts)
+    out = method.teacher.apply(
+        {"params": params}, double([x_t, x_t]), double([sigma, sigma]), prompts
+    )
     conditional, unconditional = jnp.split(out.flow, 2)
     return flow.x0_from_flow(x_t, flow.guide(conditional, unconditional, method.guidance), sigma)
 
 
 def generator_loss(
-    method: OneForcing, params: Any, critic: Any, teacher: Any, batch: dict[str, Any], draws: GeneratorDraws
+    method: OneForcing,
+    params: Any,
+    critic: Any,
+    teacher: Any,
+    batch: dict[str, Any],
+    draws: GeneratorDraws,
 ) -> tuple[jax.Array, Metrics]:
     """L_G = L_DMD + lambda_G L_adv (equation 7) of the generator's parameters.
 
@@ -149,7 +160,9 @@ def generator_loss(
     """
     text, plan = batch["text"], method.plan
     first = rollout.first_of_window(plan, method.gradient_blocks)
-    x = rollout.differentiable(method.student(params), draws.rollout, text, plan, first, method.context_gradient)
+    x = rollout.differentiable(
+        method.student(params), draws.rollout, text, plan, first, method.context_gradient
+    )
     clean = jax.lax.stop_gradient(x)
 
     x_t = flow.add_noise(clean, draws.dmd_noise, draws.dmd_sigma)
@@ -173,7 +186,9 @@ def _generator_adversarial(
 ) -> tuple[jax.Array, jax.Array]:
     def logit(latents: jax.Array) -> Any:
         x_t = flow.add_noise(latents, draws.gan_noise, draws.gan_sigma)
-        scores = method.critic.apply({"params": critic}, x_t, draws.gan_sigma, batch["text"], want_flow=False)
+        scores = method.critic.apply(
+            {"params": critic}, x_t, draws.gan_sigma, batch["text"], want_flow=False
+        )
         return scores.logit
 
     fake = logit(x)
@@ -202,7 +217,9 @@ def critic_loss(
     clips = [flow.add_noise(x, draws.denoise_noise, draws.denoise_sigma)]
     penalties: list[tuple[str, Penalty, int]] = []
     if method.gan_discriminator_weight:
-        fake, real = (flow.add_noise(y, draws.gan_noise, draws.gan_sigma) for y in (x, batch["latents"]))
+        fake, real = (
+            flow.add_noise(y, draws.gan_noise, draws.gan_sigma) for y in (x, batch["latents"])
+        )
         clips += [fake, real]
         for name, penalty, clip, of, noise in (
             ("r1", method.r1, real, 2, draws.r1_noise),
@@ -235,7 +252,11 @@ def critic_loss(
 
 
 def _discriminator(method: OneForcing, fake: jax.Array, real: jax.Array) -> jax.Array:
-    return gan.relativistic_discriminator(real, fake) if method.relativistic else gan.discriminator(real, fake)
+    return (
+        gan.relativistic_discriminator(real, fake)
+        if method.relativistic
+        else gan.discriminator(real, fake)
+    )
 
 
 def make(method: OneForcing, generator_every: int) -> Method:
@@ -250,4 +271,6 @@ def make(method: OneForcing, generator_every: int) -> Method:
         return critic_loss(method, params, nets["generator"], batch, draws)
 
     nets = {"generator": method.generator, "critic": method.critic, "teacher": method.teacher}
-    return Method(nets, (Update("generator", generator_every, of_generator), Update("critic", 1, of_critic)))
+    return Method(
+        nets, (Update("generator", generator_every, of_generator), Update("critic", 1, of_critic))
+    )

@@ -50,11 +50,11 @@ def _bounds(layout: Sequence[int]) -> list[Range]:
     return [(end - size, end) for size, end in zip(layout, ends, strict=True)]
 
 
-def block_causal(layout: Sequence[int], window: int | None = None, sink: int = 0) -> tuple[Group, ...]:
+def block_causal(
+    layout: Sequence[int], window: int | None = None, sink: int = 0
+) -> tuple[Group, ...]:
     """Each block sees itself and the blocks before it."""
-    return tuple(
-        Group(block, (*earlier(*block, window, sink), block)) for block in _bounds(layout)
-    )
+    return tuple(Group(block, (*earlier(*block, window, sink), block)) for block in _bounds(layout))
 
 
 def noisy_after_clean(
@@ -76,7 +76,9 @@ def noisy_after_clean(
     )
 
 
-def teacher_forcing(layout: Sequence[int], window: int | None = None, sink: int = 0) -> tuple[Group, ...]:
+def teacher_forcing(
+    layout: Sequence[int], window: int | None = None, sink: int = 0
+) -> tuple[Group, ...]:
     """Structure of the sequence [clean, noisy], both queries and keys."""
     clean = sum(layout)
     noisy = noisy_after_clean(layout, window, sink)
@@ -104,7 +106,11 @@ def attend_groups(
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array | int | None = None, backend: str | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    length: jax.Array | int | None = None,
+    backend: str | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(k)) v over the first `length` keys.
 
@@ -123,21 +129,29 @@ def attend(
         return shard_heads(functools.partial(_splash, interpret=False), q, k, v, lengths)
     q, k, v = (constrain(x, "batch", None, "heads_full", None) for x in (q, k, v))
     if backend == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
+        )
     return _xla(q, k, v, lengths)
 
 
 def _backend(dtype: Any) -> str:
     platform = jax.default_backend()
     half = dtype in (jnp.bfloat16, jnp.float16)
-    return {"gpu": "cudnn", "tpu": "splash"}.get(platform, "xla") if half or platform == "tpu" else "xla"
+    return (
+        {"gpu": "cudnn", "tpu": "splash"}.get(platform, "xla")
+        if half or platform == "tpu"
+        else "xla"
+    )
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None) -> jax.Array:
     """Plain attention; long queries go in chunks, recomputed in the backward pass."""
 
     def once(chunk: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(chunk, k, v, key_value_seq_lengths=lengths, implementation="xla")
+        return jax.nn.dot_product_attention(
+            chunk, k, v, key_value_seq_lengths=lengths, implementation="xla"
+        )
 
     t, s = q.shape[1], k.shape[1]
     chunks = next((c for c in range(1, t + 1) if t % c == 0 and t // c * s <= _XLA_LOGITS), t)
@@ -166,5 +180,7 @@ def _splash(
     ends = jnp.full((b,), s, jnp.int32) if lengths is None else lengths
     hidden = (jnp.arange(s + s_pad)[None] >= ends[:, None]).astype(jnp.int32)
     segments = splash.SegmentIds(q=jnp.zeros((b, t + t_pad), jnp.int32), kv=hidden)
-    out = jax.vmap(kernel)(padded(q * size**-0.5, t_pad), padded(k, s_pad), padded(v, s_pad), segments)
+    out = jax.vmap(kernel)(
+        padded(q * size**-0.5, t_pad), padded(k, s_pad), padded(v, s_pad), segments
+    )
     return jnp.moveaxis(out, 1, 2)[:, :t].astype(q.dtype)

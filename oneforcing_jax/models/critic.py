@@ -13,7 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax.models.layers import Attention, FeedForward, LayerNorm, RMSNorm, dense, layer_norm
+from oneforcing_jax.models.layers import (
+    Attention,
+    FeedForward,
+    LayerNorm,
+    RMSNorm,
+    dense,
+    layer_norm,
+)
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 
 
@@ -48,8 +55,12 @@ class Reader(nn.Module):
         """register [b, 1, d], tokens [b, t, d] -> [b, 1, d]."""
         c = self.config
         cross = Attention(c.dim, c.num_heads, c.dtype, name="cross_attn")
-        x = register + cross.cross(register, cross.key_value(LayerNorm(c.dtype, name="norm3")(tokens)))
-        return x + FeedForward(c.dim, self.ffn_dim, c.dtype, name="ffn")(layer_norm(x).astype(c.dtype))
+        x = register + cross.cross(
+            register, cross.key_value(LayerNorm(c.dtype, name="norm3")(tokens))
+        )
+        return x + FeedForward(c.dim, self.ffn_dim, c.dtype, name="ffn")(
+            layer_norm(x).astype(c.dtype)
+        )
 
 
 class Classifier(nn.Module):
@@ -116,7 +127,10 @@ class Critic(nn.Module):
         if not want_logit:
             return Scores(self.model(latents, sigma, text).flow, None)
         registers = self.register_norm(self.registers).astype(self.config.dtype)
-        answers = jnp.broadcast_to(registers[:, None, None], (*registers.shape[:1], latents.shape[0], 1, registers.shape[1]))
+        answers = jnp.broadcast_to(
+            registers[:, None, None],
+            (*registers.shape[:1], latents.shape[0], 1, registers.shape[1]),
+        )
         out = self.model(latents, sigma, text, tap=self._tap, tapped=answers)
         features = jnp.moveaxis(out.tapped[:, :, 0], 0, 1).reshape(latents.shape[0], -1)
         return Scores(out.flow if want_flow else None, self.classifier(features))

@@ -13,26 +13,37 @@ import jax
 import jax.numpy as jnp
 
 from oneforcing_jax.models import attention
-from oneforcing_jax.sharding import constrain
+from oneforcing_jax.sharding import constrain, sharded_tokens
 
 EPS = 1e-6
 Dtype = Any
 
 
 def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **kwargs: Any) -> jax.Array:
-    flat = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs)
+    """x [..., d] @ kernel [d, e] with one batch axis: XLA's CPU backend is twice as fast so."""
+    if jax.default_backend() != "cpu" or sharded_tokens():
+        return jax.lax.dot_general(x, kernel, dimensions, **kwargs)
+    flat = jax.lax.dot_general(
+        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs
+    )
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def dense(features: int, axes: tuple[str | None, str | None], dtype: Dtype, **kwargs: Any) -> nn.Dense:
+def dense(
+    features: int,
+    axes: tuple[str | None, str | None],
+    dtype: Dtype,
+    bias: float = 0.0,
+    **kwargs: Any,
+) -> nn.Dense:
     """A linear layer whose kernel has the logical axes (input, output)."""
-    kwargs = {"dot_general": _flat_dot_general} | kwargs
     init = kwargs.pop("kernel_init", nn.initializers.xavier_uniform())
     return nn.Dense(
         features,
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(init, axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), (axes[1],)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.constant(bias), (axes[1],)),
+        dot_general=_flat_dot_general,
         **kwargs,
     )
 
@@ -71,7 +82,9 @@ class RMSNorm(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         scale = self.param("scale", init, (x.shape[-1],))
         x = x.astype(jnp.float32)
-        return (x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * scale).astype(self.dtype)
+        return (x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * scale).astype(
+            self.dtype
+        )
 
 
 class Attention(nn.Module):
@@ -80,9 +93,13 @@ class Attention(nn.Module):
     dim: int
     num_heads: int
     dtype: Dtype
+    qk_bias: float = 0.0
 
     def setup(self) -> None:
-        self.q, self.k, self.v = (dense(self.dim, ("embed", "heads"), self.dtype) for _ in range(3))
+        axes = ("embed", "heads")
+        self.q = dense(self.dim, axes, self.dtype, bias=self.qk_bias)
+        self.k = dense(self.dim, axes, self.dtype, bias=self.qk_bias)
+        self.v = dense(self.dim, axes, self.dtype)
         self.o = dense(self.dim, ("heads", "embed"), self.dtype)
         self.norm_q, self.norm_k = RMSNorm(self.dtype), RMSNorm(self.dtype)
 

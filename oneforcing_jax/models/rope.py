@@ -12,7 +12,9 @@ def _angles(positions: jax.Array, size: int, theta: float) -> jax.Array:
     return positions.astype(jnp.float32)[:, None] * frequencies
 
 
-def rotations(frames: jax.Array, rows: int, columns: int, head_size: int, theta: float) -> jax.Array:
+def rotations(
+    frames: jax.Array, rows: int, columns: int, head_size: int, theta: float
+) -> jax.Array:
     """Angles of every token of a clip.
 
     Args:

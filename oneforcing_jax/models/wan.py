@@ -37,7 +37,12 @@ REMAT = ("none", "full", "dots")
 
 @dataclasses.dataclass(frozen=True)
 class WanConfig:
-    """Sizes of the transformer; the defaults are those of Wan2.1 T2V 1.3B."""
+    """Sizes of the transformer; the defaults are those of Wan2.1 T2V 1.3B.
+
+    `rope_theta` is the base of the rotary frequencies, `qk_bias` what the biases of self-attention's
+    queries and keys begin with (above 0, attention to neighbours is there from the start), `remat` what
+    the backward pass recomputes: "none", "full" (all of a layer) or "dots" (all but matrix products).
+    """
 
     dim: int = 1536
     ffn_dim: int = 8960
@@ -50,6 +55,7 @@ class WanConfig:
     freq_dim: int = 256
     patch: int = 2
     rope_theta: float = 10000.0
+    qk_bias: float = 0.0
     dtype: Any = jnp.float32
     remat: str = "none"
 
@@ -122,7 +128,7 @@ class Block(nn.Module):
         c = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
         self.modulation = self.param("modulation", init, (6, c.dim))
-        self.self_attn = Attention(c.dim, c.num_heads, c.dtype)
+        self.self_attn = Attention(c.dim, c.num_heads, c.dtype, c.qk_bias)
         self.norm3 = LayerNorm(c.dtype)
         self.cross_attn = Attention(c.dim, c.num_heads, c.dtype)
         self.ffn = FeedForward(c.dim, c.ffn_dim, c.dtype)
@@ -188,7 +194,9 @@ class WanDiT(nn.Module):
         x, text = jnp.zeros((1, 1, c.dim), c.dtype), jnp.zeros((1, 1, c.dim), c.dtype)
         time, angles = jnp.zeros((1, 1, 6, c.dim)), jnp.zeros((1, c.head_dim // 2))
         keys = jax.random.split(key, c.num_layers)
-        stacked = jax.vmap(lambda k: self.block.init(k, x, time, angles, text, full, None)["params"])(keys)
+        stacked = jax.vmap(
+            lambda k: self.block.init(k, x, time, angles, text, full, None)["params"]
+        )(keys)
         return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "layers"})
 
     def embed_text(self, text: jax.Array) -> jax.Array:
@@ -253,12 +261,16 @@ class WanDiT(nn.Module):
             x, tapped = carry
             params, index, memory, key_value = per_layer
             prompt = text if key_value is None else key_value
-            x, new = self.block.apply({"params": params}, x, modulation, angles, prompt, attend, memory)
+            x, new = self.block.apply(
+                {"params": params}, x, modulation, angles, prompt, attend, memory
+            )
             return (x, tapped if tap is None else tap(index, x, tapped)), new
 
         if c.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            layer = jax.checkpoint(layer, policy=policy if c.remat == "dots" else None, prevent_cse=False)
+            layer = jax.checkpoint(
+                layer, policy=policy if c.remat == "dots" else None, prevent_cse=False
+            )
         key_value = text if isinstance(text, tuple) else None
         layers = (self.blocks, jnp.arange(c.num_layers), memory, key_value)
         (x, tapped), new = jax.lax.scan(layer, (x, tapped), layers)

@@ -166,10 +166,13 @@ def fit(frames: np.ndarray, channels: int = CHANNELS, patch: int = PATCH) -> Cod
             f"expected frames that vary in {channels} directions, found {varied}; pass more varied "
             "frames or fewer channels"
         )
+    # Unit variance in all, as a diffusion model expects. The channels differ by the root of their
+    # deviation: with equal ones, most of what there is to learn would be the finest detail.
+    scale = np.sqrt(deviations) * np.sqrt(deviations.mean())
     return Codec(
         mean.astype(np.float32),
-        (basis / deviations).astype(np.float32),
-        (basis * deviations).T.astype(np.float32),
+        (basis / scale).astype(np.float32),
+        (basis * scale).T.astype(np.float32),
         patch,
     )
 

@@ -96,7 +96,7 @@ def read_attributes(videos: np.ndarray, world: World = WORLD) -> Readings:
     colour = (colour_sum @ colours.T).argmax(1)
 
     templates = _templates(world)
-    crops = _standardise(_crop(bright, centre, _reach(world)))
+    crops = _standardise(_crop(weight, centre, _reach(world)))
     match = np.einsum("nfp,sp->nfs", crops, templates)
     match = (match * present[..., None]).sum(1) / np.maximum(present.sum(1), 1)[:, None]
     shape = np.where(match.max(1) >= LEAST_CORRELATION, match.argmax(1), -1)
@@ -230,7 +230,8 @@ def _templates(world: World) -> np.ndarray:
     """Each shape of the world, standardised around its own centroid, [s, p]."""
     middle = np.full(2, world.size / 2)
     bright = np.stack([toy.mask(shape, middle, world) for shape in world.shapes])[:, None]
-    return _standardise(_crop(bright, _centroids(_foreground(bright)), _reach(world)))[:, 0]
+    weight = _foreground(bright)
+    return _standardise(_crop(weight, _centroids(weight), _reach(world)))[:, 0]
 
 
 def _raw_features(videos: np.ndarray) -> np.ndarray:

@@ -1,0 +1,80 @@
+"""Every field there is, with the values of the paper's framewise model (Table 4).
+
+Other configs begin with `get_config()` of this file and change what differs.
+"""
+
+from ml_collections import ConfigDict
+
+from oneforcing_jax import build
+from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+
+
+def train_stage(method, data, iterations, batch, optimisers, init, **changes):
+    """A stage that trains; `optimisers` maps each trained network to its settings."""
+    stage = {
+        "kind": "train",
+        "method": method,
+        # Store of latents and prompt embeddings: inside the work directory, or an absolute path.
+        "data": data,
+        "iterations": iterations,
+        # Global batch, over all devices.
+        "batch": batch,
+        "optimisers": optimisers,
+        # Moving average of one trained network ("" for none), from iteration `start`.
+        "ema": {"net": "", "decay": 0.99, "start": 0},
+        # What each network starts from: "" random, "STAGE:NET", or "DIRECTORY:NET" of checkpoints.
+        "init": init,
+        "log_every": 1,
+        "checkpoint_every": 50,
+        # Checkpoints kept.
+        "keep": 2,
+    }
+    return stage | changes
+
+
+def get_config():
+    c = ConfigDict()
+    c.seed = 0
+    # Devices along each axis; -1 takes what the others leave.
+    c.mesh = {"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1}
+    c.latents = {"frames": 21, "channels": 16, "rows": 60, "columns": 104}
+    # Of the noise schedule.
+    c.shift = 5.0
+    # Share of prompts replaced by the negative one when a model learns by flow matching.
+    c.prompt_drop_rate = 0.1
+    # Autoregressive blocks and their unwarped timesteps in training; first_*: 0 or () as the others.
+    c.blocks = {"frames": 1, "steps": (1000,), "first_frames": 0, "first_steps": ()}
+    c.generator = build.wan(WAN_1_3B, remat="full")
+    c.teacher = build.wan(WAN_14B)
+    c.critic = build.wan(WAN_1_3B, remat="full")
+    c.head = {"layers": (21, 29), "ffn_dim": 2048}
+    c.one_forcing = {
+        "generator_every": 5,
+        # The last blocks, which take gradients; 0: all.
+        "gradient_blocks": 17,
+        "context_gradient": "straight_through",
+        "context_sigma": 0.004980080295354128,
+        # s in cond + s (cond - uncond) of the teacher.
+        "guidance": 5.0,
+        "gan_generator_weight": 0.03,
+        "gan_discriminator_weight": 0.03,
+        "relativistic": False,
+        "r1": {"weight": 0.0, "sigma": 0.1, "form": "apt"},
+        "r2": {"weight": 0.0, "sigma": 0.01, "form": "finite_difference"},
+    }
+    # Trajectories of the causal teacher for ODE initialisation; `kept` steps, and the end point.
+    c.ode = {"steps": 48, "kept": (0, 12, 24, 36), "guidance": 5.0}
+    # Stages to run, in this order.
+    c.run = ("one_forcing",)
+    c.stages = {
+        "one_forcing": train_stage(
+            "one_forcing",
+            "data",
+            iterations=200,
+            batch=8,
+            optimisers={"generator": build.optimiser(), "critic": build.optimiser()},
+            init={"generator": "", "critic": "", "teacher": ""},
+            ema={"net": "generator", "decay": 0.99, "start": 50},
+        )
+    }
+    return c

@@ -1,0 +1,106 @@
+"""The whole method on a laptop CPU, from video files to a one-step streaming generator.
+
+    python -m oneforcing_jax.main --config=configs/toy.py --workdir=runs/toy
+
+Renders captioned mp4 files, encodes them, trains a bidirectional teacher, a causal model by teacher
+forcing, a one-step student by ODE regression, and distils it by One-Forcing; then scores every stage.
+"""
+
+import runpy
+from pathlib import Path
+
+from oneforcing_jax import build
+from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.toy.world import WORLD
+
+BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))
+
+
+def get_config():
+    c, train = BASE["get_config"](), BASE["train_stage"]
+    c.mesh = {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1}
+    c.world = {"size": WORLD.size, "frames": WORLD.frames}
+    c.latents = {"frames": 8, "channels": 12, "rows": 6, "columns": 6}
+    c.shift = 3.0
+    # As Wan's, but that the rotary frequencies suit eight frames of 3x3 tokens and that attention looks
+    # at neighbours from the start: at this width and in this time it would not learn to.
+    size = WanConfig(128, 512, 4, 4, 12, 12, 32, 8, 64, rope_theta=30.0, qk_bias=1.0)
+    c.generator = c.teacher = c.critic = build.wan(size, dtype="float32")
+    c.head = {"layers": (1, 3), "ffn_dim": 256}
+    c.one_forcing.gradient_blocks = 0
+    c.one_forcing.guidance = 2.0
+    c.one_forcing.generator_every = 2
+    c.ode = {"steps": 12, "kept": (0, 3, 6, 9), "guidance": 2.0}
+    c.evaluation = {"samples": 96, "steps": 16, "guidance": 2.0}
+
+    def from_scratch(updates, rate):
+        return {
+            "model": build.optimiser(
+                name="muon", learning_rate=rate, beta1=0.9, beta2=0.99, weight_decay=0.0, clip=1.0,
+                warmup=20, decay=updates,
+            )
+        }  # fmt: skip
+
+    def distil(rate):
+        return build.optimiser(learning_rate=rate, beta2=0.99)
+
+    stages = {
+        "world": {"kind": "world", "count": 960, "codec_videos": 128},
+        "teacher": train(
+            "teacher", "world/store", 600, 24, from_scratch(600, 3e-3), {"model": ""}, log_every=10
+        ),
+        "exam": {
+            "kind": "exam",
+            "source": "teacher:model",
+            "least": {"colour": 0.9, "shape": 0.6, "direction": 0.6},
+        },
+        "teacher_forcing": train(
+            "teacher_forcing",
+            "world/store",
+            300,
+            8,
+            from_scratch(300, 1e-3),
+            {"model": "teacher:model"},
+            log_every=10,
+        ),
+        "ode_pairs": {
+            "kind": "ode_pairs",
+            "source": "teacher_forcing:model",
+            "data": "world/store",
+            "count": 256,
+            "batch": 16,
+        },
+        "ode": train(
+            "causal_ode",
+            "ode_pairs/store",
+            200,
+            8,
+            from_scratch(200, 1e-3),
+            {"model": "teacher_forcing:model"},
+            log_every=10,
+        ),
+        "one_forcing": train(
+            "one_forcing",
+            "world/store",
+            300,
+            8,
+            {"generator": distil(3e-4), "critic": distil(5e-4)},
+            {"generator": "ode:model", "critic": "teacher:model", "teacher": "teacher:model"},
+            ema={"net": "generator", "decay": 0.97, "start": 0},
+            log_every=10,
+        ),
+        "report": {
+            "kind": "report",
+            "teacher": "teacher:model",
+            "students": (
+                ("untrained, 1 step", ""),
+                ("teacher forcing, 1 step", "teacher_forcing:model"),
+                ("before One-Forcing, 1 step", "ode:model"),
+                ("One-Forcing, 1 step (EMA)", "ema one_forcing:generator"),
+                ("One-Forcing, 1 step", "one_forcing:generator"),
+            ),
+            "videos": 12,
+        },
+    }
+    c.stages, c.run = stages, tuple(stages)
+    return c

@@ -1,0 +1,48 @@
+"""Package of oneforcing_jax; tool settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+TORCH = ["torch>=2.6", "safetensors>=0.5", "huggingface_hub>=0.30"]
+WAN = ["transformers>=4.56", "ftfy>=6.2", "sentencepiece>=0.2"]
+
+setup(
+    name="oneforcing_jax",
+    version="0.1.0",
+    description="One-step causal video generation (One-Forcing) in JAX",
+    packages=find_packages(include=["oneforcing_jax", "oneforcing_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "av>=14",
+        "einops>=0.8",
+        "flax>=0.12",
+        "grain>=0.2.12",
+        "jax>=0.10",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.30",
+        "pillow>=11",
+        "tensorboardX>=2.6",
+        "tensorstore>=0.1.78",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        # Accelerators.
+        "cuda": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        # The published weights: checkpoints of PyTorch, tokenizer and cleaning of prompts.
+        "torch": TORCH,
+        "wan": WAN,
+        "test": [
+            *TORCH,
+            *WAN,
+            "diffusers>=0.36",
+            "hypothesis>=6.100",
+            "mypy>=1.15",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.11",
+        ],
+    },
+)

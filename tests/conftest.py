@@ -1,0 +1,21 @@
+"""Eight virtual CPU devices, light compilation, and compiled programs kept between runs."""
+
+import os
+
+FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
+
+# An environment that sets one of them itself has the last word.
+_given = os.environ.get("XLA_FLAGS", "")
+_ours = [flag for flag in FLAGS if flag.split("=")[0] not in _given]
+os.environ["XLA_FLAGS"] = " ".join([*_ours, _given]).strip()
+
+
+def pytest_configure(config):
+    """Keeps compiled programs in pytest's cache folder (`--cache-clear` empties it)."""
+    import jax
+
+    cache = getattr(config, "cache", None)
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("xla")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
