@@ -6,6 +6,7 @@ Renders captioned mp4 files, encodes them, trains a bidirectional teacher, a cau
 forcing, a one-step student by ODE regression, and distils it by One-Forcing; then scores every stage.
 """
 
+import dataclasses
 import runpy
 from pathlib import Path
 
@@ -19,7 +20,7 @@ BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))
 def get_config():
     c, train = BASE["get_config"](), BASE["train_stage"]
     c.mesh = {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1}
-    c.world = {"size": WORLD.size, "frames": WORLD.frames}
+    c.world = dataclasses.asdict(WORLD)
     c.latents = {"frames": 8, "channels": 12, "rows": 6, "columns": 6}
     c.shift = 3.0
     # As Wan's, but that the rotary frequencies suit eight frames of 3x3 tokens and that attention looks

@@ -68,9 +68,9 @@ def _causal_ode(config: ConfigDict) -> Method:
 
 
 def _one_forcing(config: ConfigDict) -> Method:
-    settings = dict(config.one_forcing)
+    settings: dict[str, Any] = dict(config.one_forcing)
     every = settings.pop("generator_every")
-    penalties = {name: one_forcing.Penalty(**settings.pop(name)) for name in ("r1", "r2")}
+    settings |= {name: one_forcing.Penalty(**settings[name]) for name in ("r1", "r2")}
     settings["gradient_blocks"] = settings["gradient_blocks"] or None
     made = one_forcing.OneForcing(
         WanDiT(model(config, "generator")),
@@ -78,7 +78,6 @@ def _one_forcing(config: ConfigDict) -> Method:
         Critic(model(config, "critic"), HeadConfig(**config.head)),
         plan(config),
         shift=config.shift,
-        **penalties,
         **settings,
     )
     return one_forcing.make(made, every)

@@ -100,8 +100,10 @@ def sample_bidirectional(
 
     def step(x: jax.Array, levels: jax.Array) -> tuple[jax.Array, None]:
         sigma = jnp.full(2 * x.shape[0], levels[0])
-        v = model.apply({"params": params}, jnp.concatenate([x, x]), sigma, prompts).flow
-        return x + (levels[1] - levels[0]) * flow.guide(*jnp.split(v, 2), guidance), None
+        out: Any = model.apply({"params": params}, jnp.concatenate([x, x]), sigma, prompts)
+        conditional, unconditional = jnp.split(out.flow, 2)
+        v = flow.guide(conditional, unconditional, guidance)
+        return x + (levels[1] - levels[0]) * v, None
 
     grid = np.asarray(flow.grid(steps, shift), np.float32)
     return jax.lax.scan(step, noise, jnp.asarray(np.stack([grid[:-1], grid[1:]], 1)))[0]

@@ -9,6 +9,7 @@ that was interrupted.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,8 @@ def run(
     kinds = _kinds()
     for name in config.run:
         if name not in config.stages:
-            raise ValueError(f"config: field 'run': expected stages among {list(config.stages)}, found {name!r}")
+            known = list(config.stages)
+            raise ValueError(f"config: field 'run': expected stages among {known}, found {name!r}")
         stage = config.stages[name]
         if stage.kind not in kinds:
             raise ValueError(
@@ -60,8 +62,12 @@ def run(
     if dry_run:
         print(config)
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+    for name in config.run:
+        (workdir / name).mkdir(parents=True, exist_ok=True)
+    # Orbax and TensorBoard log through absl; what matters of it is raised.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if not jax.config.read("jax_compilation_cache_dir"):
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
     write_whole(workdir / "config.json", config.to_json(indent=1).encode())
     for name in config.run:
         kinds[config.stages[name].kind](config, name, workdir)

@@ -145,7 +145,7 @@ class Generator:
 
 
 class BlockDraws(NamedTuple):
-    """Inputs of one block: its noise, and the context noise of the block before it."""
+    """Noise of one block; `context` is for the block before it, or in `sequential` for itself."""
 
     start: jax.Array
     renoise: jax.Array | None
@@ -246,7 +246,7 @@ def _pieces(plan: Plan, cut: int = 0) -> list[tuple[int, int]]:
     return [(m[0], m[-1] + 1) for m in members]
 
 
-def _cut(x: jax.Array | None, start: int, count: int, size: int) -> jax.Array | None:
+def _cut(x: Any, start: int, count: int, size: int) -> Any:
     """`count` blocks of `size` frames from frame `start`, stacked on a leading axis."""
     if x is None:
         return None
@@ -358,6 +358,32 @@ def replay(
     return flow.x0_from_flow(x, out.flow, sigma)
 
 
+def _both_passes(
+    g: Generator,
+    cache: Cache,
+    text: KeyValue,
+    block: Block,
+    step: BlockDraws,
+    start: Any,
+    limit: int,
+    context_gradient: str,
+) -> tuple[jax.Array, Cache]:
+    """Noisy passes and the clean pass of one block: its latents, and the keys and values to store."""
+    stop = jax.lax.stop_gradient
+    x, noises = step.start, () if step.renoise is None else step.renoise
+    v, noisy = _forward(g, cache, text, [(x, block.sigmas[0])], start, limit)
+    x0 = flow.x0_from_flow(x, v, block.sigmas[0])
+    for sigma, noise in zip(block.sigmas[1:], noises, strict=False):
+        x = flow.add_noise(stop(x0), noise, sigma)
+        v, noisy = _forward(g, cache, text, [(x, sigma)], start, limit)
+        x0 = flow.x0_from_flow(x, v, sigma)
+    clean = x0 if step.context is None else flow.add_noise(x0, step.context, g.context_sigma)
+    _, new = _forward(g, cache, text, [(clean, 0.0)], start, limit)
+    if context_gradient == "straight_through":
+        new = Cache(*(n + stop(c - n) for n, c in zip(noisy, new, strict=True)))
+    return x0, stop(new) if context_gradient == "stop" else new
+
+
 def sequential(
     g: Generator,
     draws: Draws,
@@ -379,7 +405,7 @@ def sequential(
         raise ValueError(
             f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}"
         )
-    total, stop = num_frames(plan), jax.lax.stop_gradient
+    total = num_frames(plan)
     text, tokens = g.text(text), g.frame_tokens(draws.start)
     cache = kv.init(g.config, draws.start.shape[0], g.window.slots(total), tokens)
     done, latents = 0, []
@@ -397,24 +423,11 @@ def sequential(
             carry: Any, step: BlockDraws, block: Block = block, limit: int = limit
         ) -> tuple[Any, jax.Array]:
             cache, start = carry
-            x = step.start
-            for n, sigma in enumerate(block.sigmas):
-                if n:
-                    x = flow.add_noise(stop(x0), stop(step.renoise[n - 1]), sigma)  # noqa: F821
-                v, noisy = _forward(g, cache, text, [(x, sigma)], start, limit)
-                x0 = flow.x0_from_flow(x, v, sigma)
-            clean = (
-                x0 if step.context is None else flow.add_noise(x0, step.context, g.context_sigma)
-            )
-            _, new = _forward(g, cache, text, [(clean, 0.0)], start, limit)
-            if context_gradient == "straight_through":
-                new = Cache(*(n + stop(c - n) for n, c in zip(noisy, new, strict=True)))
-            elif context_gradient == "stop":
-                new = stop(new)
+            x0, new = _both_passes(g, cache, text, block, step, start, limit, context_gradient)
             return (kv.write(cache, new, start, g.window), start + block.frames), x0
 
         carry, x0 = _scan(jax.checkpoint(body), (cache, jnp.int32(done)), steps, j - i)
-        cache, x0 = (carry[0], x0) if i >= first else stop((carry[0], x0))
+        cache, x0 = (carry[0], x0) if i >= first else jax.lax.stop_gradient((carry[0], x0))
         latents.append(_join(x0))
         done += (j - i) * block.frames
     return jnp.concatenate(latents, 1)
@@ -442,7 +455,7 @@ def differentiable(
 
 def first_of_window(plan: Plan, blocks: int | None) -> int:
     """Number of the first block that takes gradients when the last `blocks` do; None: all."""
-    if blocks is not None and not 0 < blocks:
+    if blocks is not None and blocks < 1:
         raise ValueError(
             f"gradient window: expected a positive number of blocks or None, found {blocks}"
         )

@@ -43,7 +43,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Any = None) -> Me
       ValueError: an unknown axis, or sizes whose product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = {axis: 1 for axis in MESH_AXES} | dict(sizes or {"data": -1})
+    shape = dict.fromkeys(MESH_AXES, 1) | dict(sizes or {"data": -1})
     if unknown := set(shape) - set(MESH_AXES):
         raise ValueError(f"mesh: expected axes among {MESH_AXES}, found {sorted(unknown)}")
     free = [axis for axis, size in shape.items() if size == -1]
@@ -135,8 +135,8 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
             if size % parts:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
-                    f"sharding: {name} {tuple(array.shape)} does not divide over {parts} devices of mesh axis "
-                    f"{entry!r}; choose a mesh whose sizes divide the model's"
+                    f"sharding: {name} {tuple(array.shape)} does not divide over {parts} devices of "
+                    f"mesh axis {entry!r}; choose a mesh whose sizes divide the model's"
                 )
         return sharding
 

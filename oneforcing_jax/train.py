@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +68,13 @@ def _loop(
             start=-(-start // update.every),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            fields=[field for field in store.fields],
+            fields=list(store.fields),
         )
         for number, update in enumerate(updates)
     ]
     with Log(folder, name, start, stage.iterations, stage.log_every) as log:
         for iteration in range(start, stage.iterations):
-            metrics = {}
+            metrics: dict[str, Any] = {}
             for update, step, stream in zip(updates, steps, streams, strict=True):
                 if iteration % update.every == 0:
                     batch = trainer.put(next(stream) | {"negative": negative})
@@ -100,8 +99,3 @@ def _initial(
         backbone = checkpoint.load_net(folder, other, abstract["model"])
         return trainer.init_net(net) | {"model": backbone}
     return checkpoint.load_net(folder, other, abstract)
-
-
-def total_updates(iterations: int, every: int) -> int:
-    """Updates that run in `iterations` iterations."""
-    return len(list(itertools.islice(range(0, iterations, every), None)))

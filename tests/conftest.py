@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
 
 # An environment that sets one of them itself has the last word.
@@ -19,3 +21,24 @@ def pytest_configure(config):
         jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("xla")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def random_params():
+    """A function: parameters of a network in which nothing is zero (a fresh head is)."""
+    import jax
+    import numpy as np
+    from goldens import abstract
+
+    def make(net, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def leaf(path, like):
+            kind, noise = path[-1].key, rng.normal(size=like.shape).astype(np.float32)
+            if kind == "kernel":
+                return noise / like.shape[-2] ** 0.5
+            return 1 + 0.1 * noise if kind == "scale" else 0.1 * noise
+
+        return jax.tree_util.tree_map_with_path(leaf, abstract(net))
+
+    return make

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax.convert import keys, wan as keys_wan
+from oneforcing_jax.convert import keys
+from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.models import critic, wan
 from oneforcing_jax.sharding import unbox
 

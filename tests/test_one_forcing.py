@@ -9,7 +9,8 @@ import pytest
 from goldens import Golden, error
 
 from oneforcing_jax import flow, rollout
-from oneforcing_jax.convert import keys, wan as keys_wan
+from oneforcing_jax.convert import keys
+from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.methods import one_forcing
 from oneforcing_jax.models.wan import WanDiT
 from oneforcing_jax.rollout import Draws

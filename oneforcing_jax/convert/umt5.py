@@ -1,4 +1,4 @@
-"""Key maps of the UMT5 encoder: the original Wan2.1 file, and `UMT5EncoderModel` of transformers."""
+"""Key maps of the UMT5 encoder: of Wan2.1's file, and of `UMT5EncoderModel` of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Key maps of the transformer and the critic, in the layout of the original checkpoints."""
+"""Key maps of the transformer (the original's names, and diffusers'), and of the critic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ _RMS = {"weight": ("scale", "same")}
 
 _ATTENTION = dict.fromkeys("qkvo", _LINEAR) | {"norm_q": _RMS, "norm_k": _RMS}
 _BLOCK = {
-    **{f"{attn}.{name}": entry for attn in ("self_attn", "cross_attn") for name, entry in _ATTENTION.items()},
+    **{
+        f"{attn}.{name}": entry
+        for attn in ("self_attn", "cross_attn")
+        for name, entry in _ATTENTION.items()
+    },
     "norm3": _NORM,
     "ffn.0": _LINEAR,
     "ffn.2": _LINEAR,
@@ -26,8 +30,34 @@ _STEM = {
     "head.head": "head",
 }
 
+# The modules of diffusers' WanTransformer3DModel, by their names in the original.
+_DIFFUSERS_STEM = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.head": "proj_out",
+}
+_DIFFUSERS_ATTENTION = {
+    **{name: f"to_{name}" for name in "qkv"},
+    "o": "to_out.0",
+    "norm_q": "norm_q",
+    "norm_k": "norm_k",
+}
+_DIFFUSERS_BLOCK = {
+    **{f"self_attn.{ours}": f"attn1.{theirs}" for ours, theirs in _DIFFUSERS_ATTENTION.items()},
+    **{f"cross_attn.{ours}": f"attn2.{theirs}" for ours, theirs in _DIFFUSERS_ATTENTION.items()},
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+}
 
-def _modules(table: dict, torch_prefix: str, path: tuple[str, ...], layer: int | None = None) -> dict[str, Leaf]:
+
+def _modules(
+    table: dict, torch_prefix: str, path: tuple[str, ...], layer: int | None = None
+) -> dict[str, Leaf]:
     return {
         f"{torch_prefix}{module}.{kind}": Leaf((*path, *module.split("."), leaf), layer, layout)
         for module, kinds in table.items()
@@ -52,6 +82,22 @@ def transformer(num_layers: int, prefix: str = "", path: tuple[str, ...] = ()) -
         keys[f"{prefix}blocks.{i}.modulation"] = Leaf((*path, "blocks", "modulation"), i, "same")
         keys |= _modules(_BLOCK, f"{prefix}blocks.{i}.", (*path, "blocks"), i)
     return keys
+
+
+def diffusers(num_layers: int) -> KeyMap:
+    """Keys of diffusers' WanTransformer3DModel, whose tensors have the original's shapes."""
+    return {_diffusers_key(key): leaf for key, leaf in transformer(num_layers).items()}
+
+
+def _diffusers_key(key: str) -> str:
+    """The diffusers name of a tensor of the original transformer."""
+    module, _, kind = key.rpartition(".")
+    if kind == "modulation":
+        return "scale_shift_table" if module == "head" else f"{module}.scale_shift_table"
+    if not module.startswith("blocks."):
+        return f"{_DIFFUSERS_STEM[module]}.{kind}"
+    blocks, number, inner = module.split(".", 2)
+    return f"{blocks}.{number}.{_DIFFUSERS_BLOCK[inner]}.{kind}"
 
 
 def critic(num_layers: int, num_taps: int) -> KeyMap:

@@ -5,6 +5,7 @@ Frames are uint8 [f, y, x, 3] in RGB order everywhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -204,10 +205,8 @@ def write_video(
 
 def _close_quietly(container: av.container.OutputContainer) -> None:
     # The file is about to be removed: that a half-written container cannot be finished is no news.
-    try:
+    with contextlib.suppress(OSError, ValueError, av.FFmpegError):
         container.close()
-    except (OSError, ValueError, av.FFmpegError):
-        pass
 
 
 def _reason(error: BaseException) -> str:

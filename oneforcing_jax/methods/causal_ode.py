@@ -48,7 +48,8 @@ def trajectory(
         now, after = levels
         level = jnp.full((2 * x.shape[0], x.shape[1]), now)
         v = teacher_forced(model, params, double(clean), double(x), level, prompts, layout)
-        v = flow.guide(*jnp.split(v, 2), guidance)
+        conditional, unconditional = jnp.split(v, 2)
+        v = flow.guide(conditional, unconditional, guidance)
         return x + (after - now) * v, x
 
     pairs = jnp.stack([jnp.asarray(sigmas[:-1]), jnp.asarray(sigmas[1:])], 1).astype(jnp.float32)

@@ -29,7 +29,7 @@ def bidirectional(model: WanDiT, shift: float, drop_rate: float) -> Method:
         sigma = flow.warp(jax.random.uniform(level, x0.shape[:1]), shift)
         noise = jax.random.normal(noise_key, x0.shape)
         text = drop_prompts(drop, batch["text"], batch["negative"], drop_rate)
-        out = model.apply({"params": params}, flow.add_noise(x0, noise, sigma), sigma, text)
+        out: Any = model.apply({"params": params}, flow.add_noise(x0, noise, sigma), sigma, text)
         value = denoise.loss(out.flow, x0, noise)
         return value, {"loss": value}
 
@@ -54,7 +54,7 @@ def teacher_forced(
     """
     frames = clean.shape[1]
     tokens = model.config.frame_tokens(*clean.shape[-2:])
-    out = model.apply(
+    out: Any = model.apply(
         {"params": params},
         jnp.concatenate([clean, noisy], 1),
         jnp.concatenate([jnp.zeros_like(sigma), sigma], 1),

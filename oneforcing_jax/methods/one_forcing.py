@@ -135,7 +135,7 @@ def real_x0(
     """Clean latents as the guided teacher sees them; both prompts in one forward."""
     double = functools.partial(jnp.concatenate, axis=0)
     prompts = double([text, jnp.broadcast_to(negative, text.shape)])
-    out = method.teacher.apply(
+    out: Any = method.teacher.apply(
         {"params": params}, double([x_t, x_t]), double([sigma, sigma]), prompts
     )
     conditional, unconditional = jnp.split(out.flow, 2)
@@ -166,7 +166,9 @@ def generator_loss(
     clean = jax.lax.stop_gradient(x)
 
     x_t = flow.add_noise(clean, draws.dmd_noise, draws.dmd_sigma)
-    fake = method.critic.apply({"params": critic}, x_t, draws.dmd_sigma, text, want_logit=False)
+    fake: Any = method.critic.apply(
+        {"params": critic}, x_t, draws.dmd_sigma, text, want_logit=False
+    )
     x0_fake = flow.x0_from_flow(x_t, fake.flow, draws.dmd_sigma)
     x0_real = real_x0(method, teacher, x_t, draws.dmd_sigma, text, batch["negative"])
     gradient = dmd.gradient(clean, x0_fake, x0_real)
@@ -186,7 +188,7 @@ def _generator_adversarial(
 ) -> tuple[jax.Array, jax.Array]:
     def logit(latents: jax.Array) -> Any:
         x_t = flow.add_noise(latents, draws.gan_noise, draws.gan_sigma)
-        scores = method.critic.apply(
+        scores: Any = method.critic.apply(
             {"params": critic}, x_t, draws.gan_sigma, batch["text"], want_flow=False
         )
         return scores.logit
@@ -230,7 +232,7 @@ def critic_loss(
                 clips.append(clip + penalty.sigma * noise)
     sigma = jnp.concatenate([draws.denoise_sigma, *[draws.gan_sigma] * (len(clips) - 1)])
     prompts = jnp.concatenate([text] * len(clips))
-    scores = method.critic.apply(
+    scores: Any = method.critic.apply(
         {"params": params}, jnp.concatenate(clips), sigma, prompts, want_logit=len(clips) > 1
     )
     loss = denoise.loss(scores.flow[: x.shape[0]], x, draws.denoise_noise)

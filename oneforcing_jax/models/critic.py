@@ -20,6 +20,7 @@ from oneforcing_jax.models.layers import (
     RMSNorm,
     dense,
     layer_norm,
+    logical,
 )
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 
@@ -89,7 +90,7 @@ class Critic(nn.Module):
                 "set critic.layers to layers that the model has"
             )
         self.model = WanDiT(c)
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("taps", "embed"))
+        init = logical(nn.initializers.normal(0.02), ("taps", "embed"))
         self.registers = self.param("registers", init, (len(layers), c.dim))
         self.register_norm = RMSNorm(jnp.float32)
         self.reader = Reader(c, self.head.ffn_dim, parent=None)

@@ -19,6 +19,11 @@ EPS = 1e-6
 Dtype = Any
 
 
+def logical(init: Any, axes: tuple[str | None, ...]) -> Any:
+    """An initialiser whose parameter carries the logical names of its axes."""
+    return nn.with_logical_partitioning(init, axes)
+
+
 def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **kwargs: Any) -> jax.Array:
     """x [..., d] @ kernel [d, e] with one batch axis: XLA's CPU backend is twice as fast so."""
     if jax.default_backend() != "cpu" or sharded_tokens():
@@ -41,8 +46,8 @@ def dense(
     return nn.Dense(
         features,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(init, axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.constant(bias), (axes[1],)),
+        kernel_init=logical(init, axes),
+        bias_init=logical(nn.initializers.constant(bias), (axes[1],)),
         dot_general=_flat_dot_general,
         **kwargs,
     )
@@ -66,8 +71,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
-        scale = self.param("scale", nn.with_logical_partitioning(ones, ("norm",)), shape)
-        bias = self.param("bias", nn.with_logical_partitioning(zeros, ("norm",)), shape)
+        scale = self.param("scale", logical(ones, ("norm",)), shape)
+        bias = self.param("bias", logical(zeros, ("norm",)), shape)
         return (layer_norm(x, self.eps) * scale + bias).astype(self.dtype)
 
 
@@ -79,7 +84,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        init = logical(nn.initializers.ones_init(), ("norm",))
         scale = self.param("scale", init, (x.shape[-1],))
         x = x.astype(jnp.float32)
         return (x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * scale).astype(

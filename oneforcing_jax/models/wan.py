@@ -25,6 +25,7 @@ from oneforcing_jax.models.layers import (
     LayerNorm,
     dense,
     layer_norm,
+    logical,
     on_tokens,
     sinusoid,
 )
@@ -126,7 +127,7 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
+        init = logical(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
         self.modulation = self.param("modulation", init, (6, c.dim))
         self.self_attn = Attention(c.dim, c.num_heads, c.dtype, c.qk_bias)
         self.norm3 = LayerNorm(c.dtype)
@@ -184,7 +185,7 @@ class WanDiT(nn.Module):
         self.time_projection = dense(6 * c.dim, ("embed", None), jnp.float32)
         self.block = Block(c, parent=None)
         self.blocks = self.param("blocks", self._init_blocks)
-        init = nn.with_logical_partitioning(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
+        init = logical(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
         self.head_modulation = self.param("head_modulation", init, (2, c.dim))
         zeros = nn.initializers.zeros_init()
         self.head = dense(c.out_dim * c.patch**2, ("embed", None), c.dtype, kernel_init=zeros)
@@ -207,7 +208,7 @@ class WanDiT(nn.Module):
         """Keys and values of the prompt for every layer, [l, b, s, h, k]: computed once a prompt."""
         embedded = self.embed_text(text)
 
-        def layer(_: None, params: Any) -> tuple[None, KeyValue]:
+        def layer(_: None, params: Any) -> tuple[None, Any]:
             return None, self.block.apply({"params": params}, embedded, method="text_key_value")
 
         return jax.lax.scan(layer, None, self.blocks)[1]

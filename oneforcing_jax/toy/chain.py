@@ -104,7 +104,7 @@ def make_ode_pairs(config: ConfigDict, name: str, workdir: Path) -> None:
             clips = [source.read(int(i) % len(source)) for i in filled]
             clean, prompt = (np.stack([clip[k] for clip in clips]) for k in ("latents", "text"))
             keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(filled)
-            noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
+            noise = jax.vmap(lambda k: jax.random.normal(k, latents[0]))(keys)
             rows = np.asarray(solve(params, clean, noise, prompt))
             for i, clip, row in zip(chosen, clips, rows, strict=False):
                 store.write(

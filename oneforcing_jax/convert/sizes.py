@@ -1,0 +1,231 @@
+"""Architectures read from the shapes of tensors, so that no config has to be given by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from oneforcing_jax import steps
+from oneforcing_jax.convert import umt5 as umt5_keys
+from oneforcing_jax.convert import vae as vae_keys
+from oneforcing_jax.convert import wan as wan_keys
+from oneforcing_jax.convert.keys import KeyMap
+from oneforcing_jax.models import umt5, vae
+from oneforcing_jax.models.critic import Critic, HeadConfig
+from oneforcing_jax.models.umt5 import UMT5Config
+from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.sharding import unbox
+
+Shapes = Mapping[str, tuple[int, ...]]
+Config = WanConfig | VAEConfig | UMT5Config
+# Names of the token embedding in transformers' files, which may hold it under both.
+TIED = ("shared.weight", "encoder.embed_tokens.weight")
+# Head size of every published Wan model.
+HEAD_DIM = 128
+# Beginnings of names that the original files do not have.
+_DIFFUSERS = ("condition_embedder.", "encoder.conv_in.", "encoder.block.")
+_ARITHMETIC = {"dtype", "remat", "conv", "chunk"}
+# Our names of the fields of config.json, original and diffusers'.
+_WAN_FIELDS = {
+    **{field.name: field.name for field in dataclasses.fields(WanConfig)},
+    "num_attention_heads": "num_heads",
+    "in_channels": "in_dim",
+    "out_channels": "out_dim",
+}
+
+
+def _unlike(source: str, kind: str, shapes: Shapes) -> ValueError:
+    found = ", ".join(list(shapes)[:3]) + (", ..." if len(shapes) > 3 else "")
+    return ValueError(
+        f"{source}: expected the tensors of {kind}, found {len(shapes)} tensors ({found}); give a "
+        "checkpoint of Wan2.1 text-to-video or of a model distilled from it"
+    )
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many numbered layers there are below a prefix."""
+    matches = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in shapes)
+    return max((int(match.group(1)) + 1 for match in matches if match), default=0)
+
+
+def layout(shapes: Shapes) -> str:
+    """Whose names these are: "original", or "diffusers" (for the text encoder: transformers)."""
+    return "diffusers" if any(key.startswith(_DIFFUSERS) for key in shapes) else "original"
+
+
+def wan_key_map(shapes: Shapes, prefix: str = "") -> KeyMap:
+    """The key map of a transformer's tensors, in either layout."""
+    layers = _count(shapes, f"{prefix}blocks.")
+    if layout(shapes) == "diffusers":
+        return wan_keys.diffusers(layers)
+    return wan_keys.transformer(layers, prefix)
+
+
+def wan(
+    shapes: Shapes,
+    prefix: str = "",
+    source: str = "checkpoint",
+    settings: Mapping[str, Any] | None = None,
+    num_heads: int | None = None,
+) -> WanConfig:
+    """The sizes of a transformer.
+
+    Args:
+      shapes: of its tensors, in either layout.
+      prefix: before their names.
+      source: named in errors.
+      settings: config.json, for what shapes do not tell; where it tells the same it must agree.
+      num_heads: overrides both.
+
+    Raises:
+      ValueError: these are not a transformer's tensors, or config.json is another's.
+    """
+    key_map = wan_key_map(shapes, prefix)
+    names = {leaf.path: key for key, leaf in key_map.items() if leaf.layer in (None, 0)}
+
+    def shape(*path: str) -> tuple[int, ...]:
+        key = names.get(path, "")
+        if len(shapes.get(key, ())) != (5 if path[0] == "patch_embedding" else 2):
+            raise _unlike(source, "a Wan2.1 transformer", shapes)
+        return shapes[key]
+
+    dim, in_dim, _, patch, _ = shape("patch_embedding", "kernel")
+    found: dict[str, Any] = {
+        "dim": dim,
+        "in_dim": in_dim,
+        "patch": patch,
+        "ffn_dim": shape("blocks", "ffn", "0", "kernel")[0],
+        "text_dim": shape("text_embedding_0", "kernel")[1],
+        "freq_dim": shape("time_embedding_0", "kernel")[1],
+        "out_dim": shape("head", "kernel")[0] // patch**2,
+        "num_layers": _count(shapes, f"{prefix}blocks."),
+    }
+    given = {_WAN_FIELDS[k]: v for k, v in (settings or {}).items() if k in _WAN_FIELDS}
+    for name in found.keys() & given.keys():
+        if given[name] != found[name]:
+            raise ValueError(
+                f"{source}: config.json says {name} {given[name]}, the tensors say {found[name]}; "
+                "put the model's own config.json beside its tensors"
+            )
+    return WanConfig(
+        **found,
+        num_heads=num_heads or given.get("num_heads") or _heads(dim, source),
+        text_len=given.get("text_len", WanConfig.text_len),
+    )
+
+
+def _heads(dim: int, source: str) -> int:
+    if dim % HEAD_DIM:
+        raise ValueError(
+            f"{source}: expected a config.json with the number of heads, or a width of heads of "
+            f"{HEAD_DIM}, found none and width {dim}; pass --num_heads"
+        )
+    return dim // HEAD_DIM
+
+
+def head(shapes: Shapes, source: str = "checkpoint") -> HeadConfig | None:
+    """The adversarial head of a critic; None for a plain transformer.
+
+    Which layers are tapped is not in the tensors: `layers` are 0, 1, 2, ... as many as there are.
+    """
+    taps, ffn = _count(shapes, "_gan_ca_blocks."), "_gan_ca_blocks.0.ffn.0.weight"
+    if not any(key.startswith(("_gan_ca_blocks.", "_register_tokens.")) for key in shapes):
+        return None
+    if len(shapes.get(ffn, ())) != 2:
+        raise _unlike(source, "a critic", shapes)
+    return HeadConfig(tuple(range(taps)), shapes[ffn][0])
+
+
+def vae_config(
+    shapes: Shapes, source: str = "checkpoint", settings: Mapping[str, Any] | None = None
+) -> tuple[VAEConfig, KeyMap]:
+    """The sizes of a VAE and the key map of its layout.
+
+    The scheme of its stages is Wan2.1's unless config.json tells another.
+    """
+    s = settings or {}
+    diffusers = layout(shapes) == "diffusers"
+    first = "encoder.conv_in.weight" if diffusers else "encoder.conv1.weight"
+    if len(shapes.get(first, ())) != 5:
+        raise _unlike(source, "the Wan2.1 VAE", shapes)
+    config = VAEConfig(width=shapes[first][0])
+    given = {
+        "multipliers": s.get("dim_mult"),
+        "blocks": s.get("num_res_blocks"),
+        "time_downsample": s.get("temperal_downsample"),
+        "mean": s.get("latents_mean"),
+        "std": s.get("latents_std"),
+    }
+    config = _replace(config, {name: v for name, v in given.items() if v is not None})
+    return config, (vae_keys.diffusers if diffusers else vae_keys.original)(config)
+
+
+def text_config(
+    shapes: Shapes, source: str = "checkpoint", settings: Mapping[str, Any] | None = None
+) -> tuple[UMT5Config, KeyMap]:
+    """The sizes of a UMT5 encoder and the key map of its layout, with the first name of `TIED`."""
+    diffusers = layout(shapes) == "diffusers"
+    embedding = next((name for name in TIED if name in shapes), TIED[0])
+    # The names of the first layer do not depend on the sizes that are looked for.
+    probe = UMT5Config(layers=1)
+    table = umt5_keys.transformers(probe, embedding) if diffusers else umt5_keys.original(probe)
+    names = {leaf.path: key for key, leaf in table.items()}
+
+    def shape(*path: str) -> tuple[int, ...]:
+        if len(shapes.get(names[path], ())) != 2:
+            raise _unlike(source, "the UMT5 encoder", shapes)
+        return shapes[names[path]]
+
+    vocab, width = shape("embedding")
+    buckets, heads = shape("layers", "attention", "bias")
+    config = UMT5Config(
+        vocab=vocab,
+        width=width,
+        attention_width=shape("layers", "attention", "q")[0],
+        mlp=shape("layers", "mlp", "gate")[0],
+        heads=heads,
+        buckets=buckets,
+        layers=_count(shapes, "encoder.block." if diffusers else "blocks."),
+        max_distance=(settings or {}).get("relative_attention_max_distance", 128),
+    )
+    if diffusers:
+        return config, umt5_keys.transformers(config, embedding)
+    return config, umt5_keys.original(config)
+
+
+def abstract(config: Config, head: HeadConfig | None = None) -> Any:
+    """Shapes of the parameters of the network with this config."""
+    if isinstance(config, VAEConfig):
+        make = lambda: vae.init_params(config, jax.random.key(0))  # noqa: E731
+    elif isinstance(config, UMT5Config):
+        make = lambda: umt5.init_params(config, jax.random.key(0))  # noqa: E731
+    else:
+        net = Critic(config, head) if head else WanDiT(config)
+        make = lambda: steps.init(net, 0)  # noqa: E731
+    return unbox(jax.eval_shape(make))
+
+
+def describe(config: Config, head: HeadConfig | None = None) -> dict[str, Any]:
+    """The architecture as JSON: the fields of the config, without those of its arithmetic."""
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _ARITHMETIC}
+    record = {"kind": type(config).__name__, "config": fields}
+    if head:
+        record["head"] = {"taps": len(head.layers), "ffn_dim": head.ffn_dim}
+    return record
+
+
+def config_of(record: Mapping[str, Any], dtype: Any = jnp.float32) -> Config:
+    """The inverse of `describe`, with a compute dtype."""
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (WanConfig, VAEConfig, UMT5Config)}
+    return _replace(kinds[record["kind"]](), dict(record["config"]) | {"dtype": dtype})
+
+
+def _replace(config: Any, fields: Mapping[str, Any]) -> Any:
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return dataclasses.replace(config, **tuples)

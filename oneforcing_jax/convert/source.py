@@ -1,0 +1,175 @@
+"""Where published checkpoints are: which files of a folder or repository are which model.
+
+Wan2.1's folder holds `diffusion_pytorch_model*.safetensors` with `config.json`, and two `.pth`
+files; a folder of diffusers holds `transformer/`, `vae/` and `text_encoder/`; distilled generators are
+one `.pt` file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oneforcing_jax.convert.keys import Tensors
+from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors
+
+PARTS = ("transformer", "vae", "text")
+_STEM = "diffusion_pytorch_model"
+_PTH = {"vae": "Wan2.1_VAE.pth", "text": "models_t5_umt5-xxl-enc-bf16.pth"}
+_FOLDERS = {
+    "transformer": ("transformer", _STEM),
+    "vae": ("vae", _STEM),
+    "text": ("text_encoder", "model"),
+}
+EXPECTED = (
+    f"a folder of Wan2.1 ({_STEM}*.safetensors, {_PTH['vae']}, {_PTH['text']}), one of diffusers "
+    "(transformer/, vae/, text_encoder/), or a .pt file"
+)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:.+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The files of one model.
+
+    Attributes:
+      name: of `PARTS`.
+      files: safetensors files, or one `.pth` file.
+      settings: config.json; empty where there is none.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    settings: Mapping[str, Any]
+
+    def open(self) -> Tensors:
+        """Its tensors, to be read one at a time."""
+        if self.files[0].suffix == ".pth":
+            return TorchTensors(self.files[0])
+        return SafeTensors(self.files)
+
+    def __str__(self) -> str:
+        return str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
+
+
+def locate(source: str, only: Sequence[str] = PARTS) -> Path:
+    """The folder or file on disk; a Hugging Face repository is downloaded, or its download resumed.
+
+    Args:
+      source: a path; OWNER/NAME; or OWNER/NAME:FILE for one file of a repository.
+      only: parts to download.
+
+    Raises:
+      ValueError: neither on disk nor to be had.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    if not _REPOSITORY.fullmatch(source):
+        raise ValueError(
+            f"{source}: expected {EXPECTED}, or a Hugging Face repository OWNER/NAME[:FILE], found "
+            "nothing of that name; check the path"
+        )
+    repository, _, file = source.partition(":")
+    patterns = [file] if file else [pattern for name in only for pattern in _patterns(name)]
+    try:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(repository, allow_patterns=patterns))
+    except ImportError as error:
+        raise ValueError(
+            f"{source}: not on disk, and downloading needs huggingface_hub, which is not "
+            'installed; run pip install "oneforcing_jax[torch]" or download it by hand'
+        ) from error
+    except Exception as error:  # network, disk, repository, login: a dozen types
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{source}: not on disk, and it could not be downloaded ({reason}); check the name and "
+            "the connection, and run the same command again: what is there already is kept"
+        ) from error
+    if file and not (folder / file).is_file():
+        raise ValueError(f"{source}: the repository has no file {file}; check its list of files")
+    return folder / file
+
+
+def _patterns(name: str) -> list[str]:
+    folder, stem = _FOLDERS[name]
+    patterns = [f"{folder}/config.json", f"{folder}/{stem}*.safetensors*"]
+    if name in _PTH:
+        return [*patterns, _PTH[name]]
+    return [*patterns, "config.json", f"{stem}*.safetensors*"]
+
+
+def parts(folder: Path, only: Sequence[str] | None = None) -> list[Part]:
+    """The models in a folder.
+
+    Args:
+      folder: in the layout of Wan2.1 or of diffusers.
+      only: the ones that must be there; None: whichever are.
+
+    Raises:
+      ValueError: one that must be there is not, nothing is, or files are missing.
+    """
+    found = {name: part for name in PARTS if (part := _part(folder, name)) is not None}
+    missing = [name for name in only or () if name not in found]
+    if missing or not found:
+        names = sorted(path.name for path in folder.iterdir())
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        pt = [name for name in names if name.endswith(".pt")]
+        advice = f"give the file {folder / pt[0]}" if pt else "give the folder that holds them"
+        what = f"no {' and no '.join(missing)}" if missing else "no model"
+        raise ValueError(
+            f"{folder}: expected {EXPECTED}, found {what} among: {shown or 'nothing'}; {advice}"
+        )
+    return [found[name] for name in only or PARTS if name in found]
+
+
+def _part(folder: Path, name: str) -> Part | None:
+    subfolder, stem = _FOLDERS[name]
+    files = _shards(folder / subfolder, stem)
+    if files:
+        return Part(name, files, _settings(folder / subfolder))
+    if name in _PTH:
+        path = folder / _PTH[name]
+        return Part(name, (path,), {}) if path.exists() else None
+    files = _shards(folder, stem)
+    return Part(name, files, _settings(folder)) if files else None
+
+
+def _shards(folder: Path, stem: str) -> tuple[Path, ...]:
+    """The safetensors files of one model: those of its index, the only one, or the numbered ones."""
+    index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+    if index.is_file():
+        table = _json(index).get("weight_map")
+        if not isinstance(table, dict) or not table:
+            raise ValueError(f"{index}: expected a weight_map, found none; download it again")
+        files = tuple(folder / name for name in sorted(set(table.values())))
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise ValueError(
+                f"{index}: expected {len(files)} files beside it, found {', '.join(missing)} "
+                "missing; download them again"
+            )
+        return files
+    return (single,) if single.exists() else tuple(sorted(folder.glob(f"{stem}-*.safetensors")))
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    return _json(path) if path.is_file() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected JSON, found {error}; it is truncated or damaged: download it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object; download it again")
+    return content

@@ -1,0 +1,199 @@
+"""Published checkpoints to Orbax, tensor by tensor: the host holds one model and one tensor.
+
+    from a folder    out/transformer/0/params_model, out/transformer/model.json; so vae, text
+    from a .pt file  out/0/params_generator, out/model.json; so ema_generator, params_critic
+
+`oneforcing_jax.checkpoint.load_net(out / "transformer", "model", abstract)` reads them, and so does
+`init` in a stage's config ("OUT:generator").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from oneforcing_jax.convert import keys, sizes, source
+from oneforcing_jax.convert import wan as wan_keys
+from oneforcing_jax.convert.keys import KeyMap, Tensors
+from oneforcing_jax.convert.torch_io import TorchTensors, load_torch, staged
+from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.models.critic import HeadConfig
+
+MODEL = "model.json"
+STEP = "0"
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jax.numpy.bfloat16)}
+# Networks of a .pt file and the items that they become.
+ITEMS = {
+    "generator": "params_generator",
+    "generator_ema": "ema_generator",
+    "critic": "params_critic",
+}
+# A critic without an adversarial head is a plain transformer, and is read as one.
+BARE_CRITIC = "params_fake_score"
+_CHUNK_BYTES = 64 * 2**20
+
+Report = Callable[[str], None]
+
+
+def convert(
+    name: str,
+    out: Path,
+    dtype: str | None = None,
+    only: Sequence[str] | None = None,
+    num_heads: int | None = None,
+    report: Report = print,
+) -> None:
+    """Converts whatever `name` is.
+
+    Args:
+      name: a folder, a `.pt` file, or a Hugging Face repository; see `source.locate`.
+      out: folder of the result. What is finished there is skipped.
+      dtype: "float32" or "bfloat16"; None: as in the files, bit by bit.
+      only: parts of a folder; None: all that are there.
+      num_heads: of the transformer, where neither config.json nor a head size of 128 tells.
+      report: called with a line on each model.
+
+    Raises:
+      ValueError: unreadable or unfit files; `out` holds another conversion. Nothing is left of the
+        model that was being converted.
+    """
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"expected a dtype among {sorted(DTYPES)}, found {dtype!r}")
+    unknown = [part for part in only or () if part not in source.PARTS]
+    if unknown:
+        raise ValueError(f"expected parts among {', '.join(source.PARTS)}, found {unknown[0]!r}")
+    order = {"source": name, "dtype": dtype or "as stored"}
+    path = source.locate(name, only or source.PARTS)
+    if path.is_dir():
+        found = source.parts(path, only)
+        for missing in sorted(set(source.PARTS) - {part.name for part in found}):
+            if only is None:
+                report(f"{missing}: not in {path}, left out")
+        for part in found:
+            _convert_part(part, out / part.name, order, num_heads, report)
+    elif path.suffix in (".pt", ".pth"):
+        if only:
+            raise ValueError(f"{path}: --only is for folders, and this is one file; leave it out")
+        _convert_file(path, out, order, num_heads, report)
+    else:
+        raise ValueError(
+            f"{path}: expected {source.EXPECTED}, found another kind of file; "
+            "give the folder that holds it"
+        )
+
+
+def _convert_part(
+    part: source.Part, target: Path, order: Mapping[str, Any], num_heads: int | None, report: Report
+) -> None:
+    if _finished(target, target / MODEL, order):
+        report(f"{part.name}: finished before in {target}, skipped")
+        return
+    tensors, head = part.open(), None
+    config: sizes.Config
+    if part.name == "transformer":
+        config = sizes.wan(tensors.shapes, "", str(part), part.settings, num_heads)
+        key_map = sizes.wan_key_map(tensors.shapes)
+    elif part.name == "vae":
+        config, key_map = sizes.vae_config(tensors.shapes, str(part), part.settings)
+    else:
+        config, key_map = sizes.text_config(tensors.shapes, str(part), part.settings)
+        shapes = tensors.shapes
+        tensors.shapes = {k: shapes[k] for k in shapes if k in key_map or k not in sizes.TIED}
+    with staged(target) as temporary:
+        net = _write(temporary / STEP / "params_model", tensors, key_map, config, head, order, part)
+        record = {**order, "nets": {"params_model": net}}
+        (temporary / MODEL).write_text(json.dumps(record, indent=1))
+    report(f"{part.name}: {len(tensors)} tensors of {part} -> {target}")
+
+
+def _convert_file(
+    path: Path, out: Path, order: Mapping[str, Any], num_heads: int | None, report: Report
+) -> None:
+    if _finished(out / STEP, out / MODEL, order):
+        report(f"{path.name}: finished before in {out}, skipped")
+        return
+    content = load_torch(path)
+    names = list(content) if isinstance(content, Mapping) else []
+    nets = [net for net in ITEMS if net in names]
+    if not nets:
+        shown = ", ".join(str(name) for name in names[:3]) or type(content).__name__
+        raise ValueError(
+            f"{path}: expected networks among {', '.join(ITEMS)}, found {shown}; give a .pt file "
+            "of One-Forcing, Causal Forcing or Self Forcing, or the folder of a Wan2.1 model"
+        )
+    files = {net: TorchTensors(path, net, content) for net in nets}
+    del content
+    records = {}
+    with staged(out / STEP) as temporary:
+        for net in nets:
+            tensors, where = files.pop(net), f"{path}: {net}"
+            prefix = "model." if any(k.startswith("model.") for k in tensors) else ""
+            config = sizes.wan(tensors.shapes, prefix, where, None, num_heads)
+            head = sizes.head(tensors.shapes, where) if net == "critic" else None
+            key_map: KeyMap = wan_keys.transformer(config.num_layers, prefix)
+            if head:
+                key_map = wan_keys.critic(config.num_layers, len(head.layers))
+            item = BARE_CRITIC if net == "critic" and not head else ITEMS[net]
+            folder = temporary / item
+            records[item] = _write(folder, tensors, key_map, config, head, order, where)
+            report(f"{net}: {len(tensors)} tensors of {path} -> {out / STEP / item}")
+        write_whole(out / MODEL, json.dumps({**order, "nets": records}, indent=1).encode())
+
+
+def _finished(target: Path, record: Path, order: Mapping[str, Any]) -> bool:
+    if not target.exists():
+        return False
+    found = json.loads(record.read_text()) if record.is_file() else {}
+    if all(found.get(name) == value for name, value in order.items()):
+        return True
+    was = f"one of {found['source']} as {found['dtype']}" if found else "something else"
+    raise ValueError(
+        f"{target}: expected nothing or a conversion of {order['source']} ({order['dtype']}), "
+        f"found {was}; choose another folder with --out, or delete this one"
+    )
+
+
+def _write(
+    folder: Path,
+    tensors: Tensors,
+    key_map: KeyMap,
+    config: sizes.Config,
+    head: HeadConfig | None,
+    order: Mapping[str, Any],
+    where: Any,
+) -> dict[str, Any]:
+    """Writes one network; its part of model.json."""
+    shapes = sizes.abstract(config, head)
+    keys.check(key_map, tensors.shapes, shapes, str(where))
+    typed = keys.stored_dtypes(key_map, tensors, shapes)
+    if order["dtype"] in DTYPES:
+        dtype = DTYPES[order["dtype"]]
+        typed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    tree = keys.load(key_map, tensors, typed, str(where))
+    tensors.close()
+    save_item(folder, tree)
+    layout = sizes.layout(tensors.shapes)
+    return {**sizes.describe(config, head), "layout": layout}
+
+
+def save_item(folder: Path, tree: Any) -> None:
+    """Writes a tree of numpy arrays as one Orbax item, in memory that the tree's size does not set.
+
+    Orbax's defaults copy the whole tree and, in one file for all of it, buffer it once more.
+    """
+    numpy = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    handler = ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=0.1,
+        use_ocdbt=False,
+        use_compression=False,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy)),
+    )
+    split = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(tree, save_args=split))

@@ -1,0 +1,221 @@
+"""Orbax to PyTorch: a `.pt` that the original inference script loads, or diffusers' safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from oneforcing_jax.convert import keys, to_orbax
+from oneforcing_jax.convert import wan as wan_keys
+from oneforcing_jax.convert.keys import KeyMap
+from oneforcing_jax.convert.sizes import HEAD_DIM
+from oneforcing_jax.convert.torch_io import import_torch, staged, write_safetensors, write_torch
+
+LAYOUTS = ("original", "diffusers")
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PATCH = 2
+
+
+class Stored:
+    """One network in an Orbax checkpoint, read leaf by leaf.
+
+    Args:
+      folder: of the checkpoints, or the one around it; the latest is taken.
+      net: name of the network; "model", what a converted folder has, stands in for "generator".
+      ema: its moving average.
+
+    Raises:
+      ValueError: there is none, or it is no transformer.
+    """
+
+    def __init__(self, folder: Path, net: str, ema: bool) -> None:
+        for inner in ("checkpoints", "transformer"):
+            folder = folder / inner if (folder / inner).is_dir() else folder
+        steps = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+        if not steps:
+            raise ValueError(
+                f"{folder}: expected Orbax checkpoints (a folder with a number), found none; give "
+                "a stage's checkpoints folder or what tools/convert_wan.py wrote"
+            )
+        step = max(steps, key=lambda path: int(path.name)).absolute()
+        names = [f"{'ema' if ema else 'params'}_{net}"]
+        names += ["params_model"] if net == "generator" and not ema else []
+        found = sorted(path.name for path in step.iterdir() if path.is_dir())
+        item = next((name for name in names if name in found), None)
+        if item is None:
+            raise ValueError(
+                f"{step}: expected an item {names[0]!r}, found {found}; choose another --net, or "
+                "add or leave out --ema"
+            )
+        self.path = step / item
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            metadata = checkpointer.metadata(self.path).item_metadata
+        self.tree: Any = getattr(metadata, "tree", metadata)
+        self.critic = "registers" in self.tree
+        self.backbone: Any = self.tree["model"] if self.critic else self.tree
+        if "patch_embedding" not in self.backbone:
+            raise ValueError(
+                f"{self.path}: expected a transformer or critic, found "
+                f"{sorted(self.backbone)[:4]}; only these can be exported"
+            )
+
+    def read(self, path: tuple[str, ...]) -> np.ndarray:
+        """The leaf at a path."""
+        wanted = jax.tree_util.tree_map_with_path(
+            lambda at, _: 0 if tuple(k.key for k in at) == path else ocp.PLACEHOLDER, self.tree
+        )
+        types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self.tree)
+        args = ocp.args.PyTreeRestore(item=wanted, restore_args=types)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return np.asarray(keys.get(checkpointer.restore(self.path, args), path))
+
+    @property
+    def layers(self) -> int:
+        return int(self.backbone["blocks"]["modulation"].shape[0])
+
+    def config_json(self, num_heads: int | None) -> dict[str, Any]:
+        """config.json of diffusers' WanTransformer3DModel.
+
+        Raises:
+          ValueError: nothing tells the number of heads.
+        """
+        tree = self.backbone
+        patches, dim = tree["patch_embedding"]["kernel"].shape
+        heads = num_heads or self._heads() or (dim // HEAD_DIM if dim % HEAD_DIM == 0 else 0)
+        if not heads:
+            raise ValueError(f"{self.path}: width {dim} tells no number of heads; pass --num_heads")
+        return {
+            "_class_name": "WanTransformer3DModel",
+            "patch_size": [1, _PATCH, _PATCH],
+            "num_attention_heads": heads,
+            "attention_head_dim": dim // heads,
+            "in_channels": patches // _PATCH**2,
+            "out_channels": tree["head"]["kernel"].shape[1] // _PATCH**2,
+            "text_dim": tree["text_embedding_0"]["kernel"].shape[0],
+            "freq_dim": tree["time_embedding_0"]["kernel"].shape[0],
+            "ffn_dim": tree["blocks"]["ffn"]["0"]["kernel"].shape[-1],
+            "num_layers": self.layers,
+            "cross_attn_norm": True,
+            "qk_norm": "rms_norm_across_heads",
+            "eps": 1e-6,
+            "added_kv_proj_dim": None,
+            "image_dim": None,
+            "rope_max_seq_len": 1024,
+        }
+
+    def _heads(self) -> int | None:
+        """The number of heads that a conversion wrote down."""
+        step = self.path.parent
+        record = step.parent / to_orbax.MODEL
+        if not record.is_file():
+            return None
+        net = json.loads(record.read_text())["nets"].get(self.path.name, {})
+        heads: int | None = net.get("config", {}).get("num_heads")
+        return heads
+
+
+def torch_shape(key: str, leaf: keys.Leaf, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The PyTorch shape of a tensor, from the shape of our whole leaf."""
+    shape = shape if leaf.layer is None else shape[1:]
+    if "patch_embedding" in leaf.path and leaf.layout == "linear":
+        return (shape[1], shape[0] // _PATCH**2, 1, _PATCH, _PATCH)
+    if leaf.layout == "linear":
+        return shape[::-1]
+    return (1, *shape) if leaf.path[-1] in ("modulation", "head_modulation") else shape
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    layout: str = "original",
+    net: str = "generator",
+    ema: bool = False,
+    dtype: str | None = None,
+    num_heads: int | None = None,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Writes one network for PyTorch.
+
+    Args:
+      checkpoint: folder of Orbax checkpoints: a stage's, or a converted one.
+      out: "original": a `.pt` file, {"generator" or "generator_ema" or "critic": state dict}.
+        "diffusers": a `.safetensors` file, or a folder, which also gets config.json.
+      layout: of `LAYOUTS`.
+      net: network in the checkpoint.
+      ema: its moving average.
+      dtype: "float32" or "bfloat16"; None: as stored.
+      num_heads: for config.json, where the head size is not 128.
+      report: called with a line at the end.
+
+    Raises:
+      ValueError: no such network, or a target that exists or does not fit the layout.
+    """
+    if layout not in LAYOUTS or dtype not in (None, *to_orbax.DTYPES):
+        known = f"a layout among {LAYOUTS} and a dtype among {tuple(to_orbax.DTYPES)}"
+        raise ValueError(f"expected {known}, found {layout!r} and {dtype!r}")
+    suffixes = {"original": (".pt", ".pth"), "diffusers": (".safetensors", "")}[layout]
+    if out.suffix not in suffixes:
+        names = " or ".join(suffix or "a folder without a suffix" for suffix in suffixes)
+        raise ValueError(f"{out}: layout {layout!r} is written as {names}; choose another --out")
+    if out.exists():
+        raise ValueError(f"{out}: exists already; choose another --out, or delete it")
+    stored = Stored(checkpoint, net, ema)
+    if layout == "diffusers":
+        _diffusers(stored, out, dtype, num_heads)
+    else:
+        _original(stored, out, net, ema, dtype)
+    report(f"{stored.path} -> {out}")
+
+
+def _tensors(
+    stored: Stored, key_map: KeyMap, dtype: str | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every PyTorch tensor; one leaf of ours is in memory at a time."""
+    for path, names in keys.by_leaf(key_map).items():
+        array = stored.read(path)
+        for name in names:
+            leaf = key_map[name]
+            found = keys.tensor(leaf, array, torch_shape(name, leaf, array.shape))
+            yield name, found.astype(to_orbax.DTYPES[dtype]) if dtype else found
+
+
+def _original(stored: Stored, out: Path, net: str, ema: bool, dtype: str | None) -> None:
+    import_torch()
+    if stored.critic:
+        taps = stored.tree["registers"].shape[0]
+        key_map = wan_keys.critic(stored.layers, taps)
+    else:
+        key_map = wan_keys.transformer(stored.layers, "model.")
+    name = "critic" if stored.critic or net in ("critic", "fake_score") else "generator"
+    tensors = dict(_tensors(stored, key_map, dtype))
+    with staged(out) as temporary:
+        state = {key: tensors[key] for key in key_map}
+        write_torch(temporary, {f"{name}_ema" if ema else name: state})
+
+
+def _diffusers(stored: Stored, out: Path, dtype: str | None, num_heads: int | None) -> None:
+    if stored.critic:
+        raise ValueError(
+            f"{stored.path}: a critic has an adversarial head, for which diffusers has no layout; "
+            "export it with --layout original"
+        )
+    key_map = wan_keys.diffusers(stored.layers)
+    config = stored.config_json(num_heads) if not out.suffix else None
+    shapes, dtypes = {}, {}
+    for name, leaf in key_map.items():
+        metadata = keys.get(stored.tree, leaf.path)
+        shapes[name] = torch_shape(name, leaf, tuple(metadata.shape))
+        dtypes[name] = to_orbax.DTYPES[dtype] if dtype else np.dtype(metadata.dtype)
+    with staged(out) as temporary:
+        weights = temporary
+        if config is not None:
+            temporary.mkdir()
+            weights = temporary / _WEIGHTS
+            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_safetensors(weights, shapes, dtypes, _tensors(stored, key_map, dtype))

@@ -1,0 +1,308 @@
+"""Files of PyTorch's world: safetensors and `.pt`/`.pth`, read tensor by tensor and written whole.
+
+bfloat16 goes through as bits (`ml_dtypes.bfloat16` here): nothing takes a detour over float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from oneforcing_jax.convert.keys import Tensors
+
+DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+}
+_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+_LFS = b"version https://git-lfs"
+# Pages of a mapped file count as the process's memory until the mapping closes.
+_REOPEN_BYTES = 128 * 2**20
+
+
+def import_torch() -> Any:
+    """PyTorch, which is needed for `.pt` and `.pth` files alone.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            "files of PyTorch (.pt, .pth) need PyTorch, which is not installed; run "
+            'pip install "oneforcing_jax[torch]"'
+        ) from error
+    return torch
+
+
+def _broken(path: Path, kind: str, reason: object) -> ValueError:
+    """The error for a file that does not read as what it should be."""
+    with path.open("rb") as file:
+        start = file.read(len(_LFS))
+    if start == _LFS:
+        found = "the Git LFS pointer to one"
+    else:
+        text = " ".join(str(reason).split()) or type(reason).__name__
+        found = f"{path.stat().st_size} bytes that do not read as one ({text[:160]})"
+    return ValueError(
+        f"{path}: expected a {kind} file, found {found}; it is truncated or damaged: "
+        "download or copy it again"
+    )
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file, found none; download or copy it again")
+
+
+class SafeTensors(Tensors):
+    """The tensors of one or several safetensors files.
+
+    Args:
+      files: whose names do not overlap.
+
+    Raises:
+      ValueError: a file that is missing, damaged, or holds a tensor of another file too.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._file: dict[str, Path] = {}
+        self.shapes, self.dtypes = {}, {}
+        for path in files:
+            for name, (shape, dtype) in self._with(path, self._specs).items():
+                if name in self._file:
+                    raise ValueError(
+                        f"{path}: expected the tensors of one model over its files, found {name} "
+                        f"in {self._file[name].name} too; leave the files of one version only"
+                    )
+                if dtype not in DTYPES:
+                    raise ValueError(
+                        f"{path}: expected tensors of {sorted(DTYPES)}, found {name} of {dtype}; "
+                        "use a checkpoint that is not quantised"
+                    )
+                self._file[name] = path
+                self.shapes[name], self.dtypes[name] = shape, DTYPES[dtype]
+
+    @staticmethod
+    def _with(path: Path, read: Callable[[Any], Any]) -> Any:
+        _check_file(path)
+        try:
+            with safe_open(path, framework="np") as file:
+                return read(file)
+        except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
+            raise _broken(path, "safetensors", error) from error
+
+    @staticmethod
+    def _specs(file: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {n: (tuple(s.get_shape()), str(s.get_dtype())) for n, s in slices.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array: np.ndarray = self._with(self._file[name], lambda file: file.get_tensor(name))
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+
+def load_torch(path: Path) -> Any:
+    """What a `.pt` or `.pth` file holds, its tensors mapped and not read; runs no pickled code.
+
+    Raises:
+      ValueError: the file is missing, damaged, of the old format, or holds pickled code.
+    """
+    torch = import_torch()
+    _check_file(path)
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Damage inside the pickle is reported by the same exception as code in it.
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code is None:
+            raise _broken(path, "PyTorch", error) from error
+        raise ValueError(
+            f"{path}: expected tensors only, found pickled code ({code.group(1)}), which is not "
+            "run; save the state dict alone with torch.save and convert that"
+        ) from error
+    except Exception as error:  # torch has no common type for what a damaged file raises
+        if "mmap can only be used" in str(error):
+            raise ValueError(
+                f"{path}: expected the zip format of torch.save, found the one before PyTorch 1.6 "
+                "or a damaged file; download it again, or load and save it with torch once"
+            ) from error
+        raise _broken(path, "PyTorch", error) from error
+
+
+class TorchTensors(Tensors):
+    """A state dict inside a `.pt` or `.pth` file; wrapper prefixes of FSDP in names are dropped.
+
+    Args:
+      path: of the file.
+      net: key of the state dict in the file; "" where the file is the state dict.
+      content: what `load_torch` gave for it, where that is at hand.
+
+    Raises:
+      ValueError: the file is not readable, or this is no state dict.
+    """
+
+    def __init__(self, path: Path, net: str = "", content: Any = None) -> None:
+        self.path, self.net, self._read = path, net, 0
+        state = self._state = self._open(content)
+        torch, dtypes = import_torch(), {}
+        for code, name in _TORCH_NAMES.items():
+            dtypes[getattr(torch, name)] = DTYPES[code]
+        self._name: dict[str, str] = {}
+        self.shapes, self.dtypes = {}, {}
+        for stored, value in state.items():
+            name = _WRAPPERS.sub("", str(stored))
+            where = f"{path}: {net + ': ' if net else ''}{stored}"
+            if not isinstance(value, torch.Tensor) or value.dtype not in dtypes:
+                found = getattr(value, "dtype", type(value).__name__)
+                raise ValueError(
+                    f"{where}: expected a floating-point tensor, found {found}; give a file that "
+                    "holds a state dict, or the networks 'generator', 'generator_ema', 'critic'"
+                )
+            if name in self._name:
+                raise ValueError(
+                    f"{where}: expected each tensor once, found {self._name[name]} too; save the "
+                    "state dict of one network"
+                )
+            self._name[name] = stored
+            self.shapes[name], self.dtypes[name] = tuple(value.shape), dtypes[value.dtype]
+
+    def _open(self, content: Any = None) -> Mapping[str, Any]:
+        content = load_torch(self.path) if content is None else content
+        state = content.get(self.net) if self.net and isinstance(content, Mapping) else content
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"{self.path}: expected a state dict{f' {self.net!r}' if self.net else ''}, found "
+                f"{type(state).__name__}; give a checkpoint of the model's weights"
+            )
+        return state
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A view of the mapped file: copy what is to be kept."""
+        if self._read > _REOPEN_BYTES:
+            self.close()
+        if not self._state:
+            self._state = self._open()
+        value = self._state[self._name[name]].detach().contiguous()
+        self._read += value.nbytes
+        return to_numpy(value)
+
+    def close(self) -> None:
+        self._state, self._read = {}, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._name)
+
+    def __len__(self) -> int:
+        return len(self._name)
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A CPU tensor as an array, bit by bit."""
+    torch = import_torch()
+    if tensor.dtype == torch.bfloat16:
+        bits: np.ndarray = tensor.view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
+    array: np.ndarray = tensor.numpy()
+    return array
+
+
+def from_numpy(array: np.ndarray) -> Any:
+    """An array as a tensor, bit by bit; it shares the array's memory."""
+    torch = import_torch()
+    if not array.flags.writeable:
+        array = array.copy()
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write a file or folder to, which takes its name at the end.
+
+    On an error all of it is removed, and the folders that were made for it.
+    """
+    made = [parent for parent in target.parents if not parent.exists()]
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        yield temporary
+        os.replace(temporary, target)
+    except BaseException:
+        _remove(temporary)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_safetensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, np.dtype],
+    tensors: Iterator[tuple[str, np.ndarray]],
+) -> None:
+    """Writes a safetensors file from tensors that come one at a time, in any order.
+
+    Args:
+      path: of the file.
+      shapes, dtypes: of every tensor, in the order of the file.
+      tensors: (name, array) of each of them.
+    """
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    header: dict[str, Any] = {}
+    offsets: dict[str, int] = {}
+    start = 0
+    for name, shape in shapes.items():
+        end = start + math.prod(shape) * dtypes[name].itemsize
+        span = [start, end]
+        header[name] = {"dtype": codes[dtypes[name]], "shape": shape, "data_offsets": span}
+        offsets[name], start = start, end
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, array in tensors:
+            file.seek(8 + len(text) + offsets[name])
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_torch(path: Path, content: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Writes {network: {name: array}} as a `.pt` file of tensors."""
+    torch = import_torch()
+    state = {net: {k: from_numpy(v) for k, v in arrays.items()} for net, arrays in content.items()}
+    torch.save(state, path)

@@ -1,0 +1,90 @@
+"""The benchmark's count of operations, and its command line."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from oneforcing_jax import config as configs
+from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+
+ROOT = Path(__file__).parents[1]
+BENCH = runpy.run_path(str(ROOT / "tools" / "bench.py"))
+TOKENS = WAN_1_3B.frame_tokens(60, 104)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(WAN_1_3B, 283), (WAN_14B, 1678)])
+def test_forward_of_a_clip(size, expected):
+    found = BENCH["clip"](size, TOKENS, 21).forward / 1e12
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(("keys", "expected"), [(1, 4.5), (11, 9.0), (21, 13.5)])
+def test_cached_pass_of_a_frame(keys, expected):
+    found = BENCH["dit"](WAN_1_3B, TOKENS, 1, keys, prompts=0).forward / 1e12
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(("net", "expected"), [("critic", 3773), ("generator", 5831)])
+def test_updates_of_the_paper(net, expected):
+    config = configs.load(
+        ROOT / "configs" / "framewise.py", ["--config.stages.one_forcing.batch=1"]
+    )
+    found = BENCH["update_flops"](config, config.stages.one_forcing, net) / 1e12
+    assert found == pytest.approx(expected, rel=0.03)
+
+
+SMALL = [
+    "--config.latents.frames=2",
+    "--config.latents.rows=4",
+    "--config.latents.columns=4",
+    *(
+        f"--config.{net}.{field}"
+        for net in ("generator",)
+        for field in ("dim=16", "ffn_dim=16", "num_heads=2", "num_layers=1")
+    ),
+]
+
+
+def test_command_line(tmp_path, capsys):
+    out, toy = tmp_path / "bench.json", ROOT / "configs" / "toy.py"
+    stage = ["--stage=ode", "--config.stages.ode.batch=8"]
+    rule = "--config.stages.ode.optimisers.model.name=adamw"
+    BENCH["main"]([f"--config={toy}", *stage, *SMALL, rule, "--repeats=2", f"--out={out}"])
+    made, printed = json.loads(out.read_text()), capsys.readouterr().out
+    (row,) = made["updates"]
+    assert row["update"] == "model" and "TFLOP/s" in printed
+    for field in ("compile_s", "first_s", "step_s", "flops", "flops_per_s", "memory_bytes"):
+        assert row[field] > 0, field
+    assert row["flops_per_s"] == pytest.approx(row["flops"] / row["step_s"])
+    assert made["mean_iteration_s"] == row["step_s"]
+
+
+@pytest.mark.parametrize("stage", ["teacher", "teacher_forcing", "ode"])
+def test_batches_and_depth_multiply(stage):
+    """Twice the batch is twice the work; each further layer costs the same."""
+
+    def flops(*overrides):
+        config = configs.load(ROOT / "configs" / "toy.py", overrides)
+        return BENCH["update_flops"](config, config.stages[stage], "model")
+
+    assert flops(f"--config.stages.{stage}.batch=32") == 2 * flops(
+        f"--config.stages.{stage}.batch=16"
+    )
+    net = "teacher" if stage == "teacher" else "generator"
+    one, two, three = (flops(f"--config.{net}.num_layers={n}") for n in (1, 2, 3))
+    assert three - two == pytest.approx(two - one) and two - one > 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--stage=world", "expected one of .*'one_forcing'.*found 'world'"),
+        ("--repeats=0", "repeats: expected 1 or more, found 0"),
+        ("--config.sed=3", "no field 'sed'; did you mean 'seed'"),
+    ],
+)
+def test_odd_arguments_are_one_line(argument, message):
+    with pytest.raises(SystemExit, match=message):
+        BENCH["main"]([f"--config={ROOT / 'configs' / 'toy.py'}", argument])

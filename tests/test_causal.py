@@ -1,0 +1,367 @@
+"""One network in every causal form: cached, block-causal, rolled out, replayed, streamed."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens import Golden, error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+from oneforcing_jax import cache as kv
+from oneforcing_jax import generate, rollout
+from oneforcing_jax.cache import Window
+from oneforcing_jax.models import attention, wan
+from oneforcing_jax.rollout import Block, Draws
+
+CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
+NET = wan.WanDiT(CONFIG)
+ROWS, COLUMNS = 4, 2
+TOKENS = CONFIG.frame_tokens(ROWS, COLUMNS)
+
+
+def student(params, window=Window(), context_sigma=0.0, config=CONFIG):
+    apply = functools.partial(wan.WanDiT(config).apply, {"params": params})
+    return rollout.Generator(apply, config, window, context_sigma)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def prompt(batch):
+    return normal(1, batch, CONFIG.text_len, CONFIG.text_dim)
+
+
+def draws(batch, plan, context_sigma):
+    shape = (batch, rollout.num_frames(plan), CONFIG.in_dim, ROWS, COLUMNS)
+    return rollout.draw(jax.random.key(3), shape, plan, context_sigma)
+
+
+# One block against the cache, which then holds its keys and values.
+
+
+@functools.partial(jax.jit, static_argnames="window", donate_argnames="cache")
+def block_forward(params, cache, text, x, sigma, start, window):
+    size, limit = x.shape[1], cache.k.shape[2]
+    out = NET.apply(
+        {"params": params},
+        x,
+        jnp.broadcast_to(sigma, x.shape[:2]),
+        text,
+        frames=start + jnp.arange(size),
+        attend=kv.cached((size,), start, TOKENS, window, limit),
+        memory=cache,
+    )
+    return out.flow, kv.write(cache, out.new, start, window)
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "window"))
+def clip_forward(params, text, x, sigma, layout, window):
+    groups = attention.block_causal(layout, window.size, window.sink)
+    attend = wan.structured(groups, TOKENS)
+    return NET.apply({"params": params}, x, sigma, text, attend=attend).flow
+
+
+def assert_cached_is_block_causal(params, layout, window, batch=1):
+    text, frames = prompt(batch), sum(layout)
+    x = normal(2, batch, frames, CONFIG.in_dim, ROWS, COLUMNS)
+    levels = np.random.default_rng(3).uniform(0.1, 1, len(layout)).astype(np.float32)
+    sigma = np.broadcast_to(np.repeat(levels, layout), (batch, frames))
+    whole = clip_forward(params, text, x, sigma, layout, window)
+    cache, start, parts = kv.init(CONFIG, batch, window.slots(frames), TOKENS), 0, []
+    for size, level in zip(layout, levels, strict=True):
+        part = x[:, start : start + size]
+        v, cache = block_forward(params, cache, text, part, level, np.int32(start), window)
+        parts.append(v)
+        start += size
+    assert error(np.concatenate(parts, 1), whole) < 1e-5
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("layout", "window"),
+    [
+        ((1,) * 5, Window()),
+        ((3, 3), Window()),
+        ((4, 1, 1, 1), Window()),
+        ((1,) * 7, Window(4, 1)),
+        ((2,) * 4, Window(5, 1)),
+    ],
+)
+def test_cached_forward_is_block_causal(layout, window, random_params):
+    params = random_params(NET)
+    whole = assert_cached_is_block_causal(params, layout, window, batch=2)
+    # The structure matters: with every frame visible, the result is another.
+    text, x = prompt(2), normal(2, *whole.shape)
+    levels = np.random.default_rng(3).uniform(0.1, 1, len(layout)).astype(np.float32)
+    sigma = np.broadcast_to(np.repeat(levels, layout), whole.shape[:2])
+    other = clip_forward(params, text, x, sigma, (len(whole[0]),), Window())
+    assert error(whole, other) > 1e-2
+
+
+@st.composite
+def windows(draw):
+    layout = tuple(draw(st.lists(st.integers(1, 2), min_size=2, max_size=5)))
+    sink = draw(st.integers(0, 2))
+    size = draw(st.integers(sink + max(layout), sum(layout) + 1))
+    return layout, Window(size, sink)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(windows())
+def test_any_layout_and_window(random_params, case):
+    assert_cached_is_block_causal(random_params(NET), *case)
+
+
+# The rollout and its plain form.
+
+
+def blocks(count, frames, *sigmas):
+    return (Block(frames, sigmas),) * count
+
+
+MULTI_STEP = (Block(2, (1.0, 0.7, 0.3)), *blocks(3, 1, 1.0, 0.5))
+PLANS = {
+    "framewise": (blocks(4, 1, 1.0), Window(), 0.0),
+    "multi-step": (MULTI_STEP, Window(), 0.1),
+    "rolling": ((Block(1, (1.0, 0.6)), *blocks(6, 1, 1.0)), Window(3, 1), 0.1),
+}
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "window", "context_sigma"))
+def generated(params, noise, text, plan, window, context_sigma):
+    return rollout.generate(student(params, window, context_sigma), noise, text, plan)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "window", "context_sigma"))
+def plain(params, noise, text, plan, window, context_sigma):
+    g = student(params, window, context_sigma)
+    return rollout.sequential(g, noise, text, plan, 0, "stop")
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_rollout_is_block_by_block(name, random_params):
+    plan, window, context_sigma = PLANS[name]
+    params, text, noise = random_params(NET), prompt(2), draws(2, plan, context_sigma)
+    found = generated(params, noise, text, plan, window, context_sigma)
+    expected = plain(params, noise, text, plan, window, context_sigma)
+    assert error(found.latents, expected) < 1e-5
+    assert found.cache.k.shape[2] == window.slots(rollout.num_frames(plan))
+    if context_sigma:
+        other = generated(params, noise, text, plan, window, 2 * context_sigma)
+        assert error(other.latents, expected) > 1e-3
+        # The first block has no context.
+        assert error(other.latents[:, :1], expected[:, :1]) < 1e-5
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_stream_is_the_rollout(name, random_params):
+    plan, window, _ = PLANS[name]
+    params, text, noise = random_params(NET), prompt(2), draws(2, plan, 0.0)
+    parts = list(generate.Student(CONFIG, params, window).stream(noise, text, plan))
+    assert [part.shape[1] for part in parts] == [block.frames for block in plan]
+    expected = generated(params, noise, text, plan, window, 0.0)
+    assert error(np.concatenate(parts, 1), expected.latents) < 1e-5
+
+
+# Gradients through the context.
+
+
+@functools.partial(jax.jit, static_argnames=("form", "first", "mode"))
+def gradient(params, noise, text, weight, form, first, mode):
+    def loss(params):
+        run = getattr(rollout, form)
+        return jnp.vdot(
+            weight, run(student(params, context_sigma=0.1), noise, text, PLAN, first, mode)
+        )
+
+    return ravel_pytree(jax.grad(loss)(params))[0]
+
+
+PLAN = (Block(1, (1.0, 0.5)), *blocks(2, 1, 1.0))
+
+
+def of_mode(params, form, first, mode):
+    noise = draws(1, PLAN, 0.1)
+    return gradient(params, noise, prompt(1), normal(4, *noise.start.shape), form, first, mode)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("mode", ["straight_through", "stop"])
+def test_replay_gradients_are_sequential(mode, first, random_params):
+    params = random_params(NET)
+    expected = of_mode(params, "sequential", first, mode)
+    assert np.linalg.norm(expected) > 0
+    assert error(of_mode(params, "differentiable", first, mode), expected) < 1e-4
+
+
+def test_context_gradients_differ(random_params):
+    params = random_params(NET)
+    found = {mode: of_mode(params, "sequential", 0, mode) for mode in rollout.CONTEXT_GRADIENTS}
+    assert error(found["stop"], found["full"]) > 1e-2
+    assert error(found["straight_through"], found["full"]) > 1e-2
+    assert error(found["straight_through"], found["stop"]) > 1e-2
+
+
+def test_gradient_window_cuts_what_lies_before(random_params):
+    params = random_params(NET)
+    whole, last = (of_mode(params, "differentiable", first, "stop") for first in (0, 1))
+    assert error(last, whole) > 1e-2
+    assert [rollout.first_of_window(PLAN, n) for n in (None, 1, 2, 9)] == [0, 2, 1, 0]
+
+
+# Recorded generation.
+
+
+def recorded_draws(golden, plan):
+    """Renoise draws are recorded in the order of use: block by block, step by step."""
+    noise, frames, number = golden.inputs["noise"], 0, 0
+    more = max(len(block.sigmas) for block in plan) - 1
+    renoise = np.full((more, *noise.shape), np.nan, np.float32)
+    for block in plan:
+        for step in range(len(block.sigmas) - 1):
+            drawn = golden.inputs[f"renoise{number}"].reshape(1, block.frames, *noise.shape[2:])
+            renoise[step, :, frames : frames + block.frames] = drawn
+            number += 1
+        frames += block.frames
+    assert f"renoise{number}" not in golden.inputs
+    return Draws(noise, None, jnp.asarray(renoise) if more else None)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "plan", "window"))
+def clip(params, config, noise, text, plan, given=None, window=Window()):
+    return rollout.generate(student(params, window, config=config), noise, text, plan, given)
+
+
+def recorded_plan(golden):
+    c, noise = golden.config, golden.inputs["noise"]
+    return rollout.make_plan(
+        noise.shape[1],
+        c["num_frame_per_block"],
+        c["denoising_steps"],
+        c["timestep_shift"],
+        first_block_steps=c["first_block_denoising_steps"],
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["inference_framewise_ffe", "inference_chunkwise_4step", "inference_image_to_video"]
+)
+def test_recorded_generation(name):
+    golden = Golden(name)
+    config, params = golden.model()
+    plan, given = recorded_plan(golden), golden.inputs.get("initial_latent")
+    noise, text = recorded_draws(golden, plan), golden.inputs["prompt_embeds"]
+    found = clip(params, config, noise, text, plan, given).latents
+    if given is not None:
+        found = jnp.concatenate([given, found], 1)
+    assert error(found, golden.outputs["latents"]) < 2e-4
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_given_block_is_context(frames, random_params):
+    """A clip that continues the first block of another is the rest of the other."""
+    plan, params, text = blocks(3, frames, 1.0), random_params(NET), prompt(1)
+    noise = draws(1, plan, 0.0)
+    whole = clip(params, CONFIG, noise, text, plan).latents
+    rest, first = Draws(noise.start[:, frames:]), whole[:, :frames]
+    found = clip(params, CONFIG, rest, text, plan[1:], first).latents
+    assert error(found, whole[:, frames:]) < 1e-5
+    other = clip(params, CONFIG, rest, text, plan[1:], -first).latents
+    assert error(other, found) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "name", ["wan_causal_framewise", "wan_causal_chunkwise", "wan_causal_rolling_sink"]
+)
+def test_recorded_caches(name):
+    golden = Golden(name)
+    c, (config, params) = golden.config, golden.model()
+    size, rolling = c["num_frame_per_block"], c["local_attn_size"] > 0
+    window = Window(c["local_attn_size"], c["sink_size"]) if rolling else Window()
+    noise, text = golden.inputs["noise"], golden.inputs["prompt_embeds"]
+    total = noise.shape[1]
+    plan = rollout.make_plan(total, size, [1000], c["timestep_shift"])
+    cache = clip(params, config, Draws(noise), text, plan, window=window).cache
+    # The recording ends with the clean pass of the last block, which we skip; its frames are in
+    # order. In the ring, the frame `f` beyond the sink lies in slot sink + (f - sink) % ring.
+    kept = range(total - size)
+    where, recorded = {f: f for f in kept}, {f: f for f in kept}
+    if rolling:
+        ring = window.size - window.sink
+        kept = [*range(window.sink), *range(total - ring, total - size)]
+        where = {f: f if f < window.sink else window.sink + (f - window.sink) % ring for f in kept}
+        recorded = {f: f if f < window.sink else f - (total - window.size) for f in kept}
+    for ours, name in ((cache.k[0], "cache_k_layer0"), (cache.v[-1], "cache_v_last")):
+        theirs = golden.outputs[name]
+        theirs = theirs.reshape(theirs.shape[0], -1, *ours.shape[2:])
+        assert theirs.shape[1] == ours.shape[1]
+        for f in kept:
+            assert error(ours[:, where[f]], theirs[:, recorded[f]]) < 2e-4, (name, f)
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((7, 3), r"7 frames = 3 \(first block\) \+ a multiple of 3, found 4 left over; change"),
+        ((2, 3), r"2 frames = 3 \(first block\) \+ a multiple of 3, found -1 left over"),
+        ((8, 3, 4), r"8 frames = 4 \(first block\) \+ a multiple of 3, found 4 left over"),
+    ],
+)
+def test_blocks_that_do_not_divide_are_refused(sizes, message):
+    frames, size, *first = sizes
+    with pytest.raises(ValueError, match=message):
+        rollout.make_plan(frames, size, [1000], 5.0, *first)
+
+
+def test_odd_shapes_are_refused(random_params):
+    params, plan = jax.tree.map(jnp.asarray, random_params(NET)), blocks(2, 1, 1.0)
+    text = prompt(1)
+
+    def run(rows, frames=2, window=Window(), plan=plan, given=None):
+        noise = Draws(normal(0, 1, frames, CONFIG.in_dim, rows, COLUMNS))
+        abstract = functools.partial(rollout.generate, student(params, window), noise, text, plan)
+        jax.eval_shape(abstract, given)
+
+    run(ROWS)
+    with pytest.raises(ValueError, match="divide by the patch 2, found 5x2; change the video"):
+        run(5)
+    with pytest.raises(ValueError, match="draws.start: expected f=2"):
+        run(ROWS, frames=3)
+    with pytest.raises(ValueError, match="given: expected y=4"):
+        run(ROWS, given=normal(0, 1, 1, CONFIG.in_dim, 2, COLUMNS))
+    with pytest.raises(ValueError, match="at most size - sink = 1 frames, found a block of 2"):
+        run(ROWS, window=Window(2, 1), plan=blocks(1, 2, 1.0))
+    with pytest.raises(ValueError, match="expected renoise for a block of 2 steps, found None"):
+        run(ROWS, plan=blocks(2, 1, 1.0, 0.5))
+
+
+def test_odd_settings_are_refused(random_params):
+    with pytest.raises(ValueError, match="0 <= sink < size, found sink 3 and size 3"):
+        Window(3, 3)
+    with pytest.raises(ValueError, match="context gradient: expected one of .* found 'none'"):
+        rollout.differentiable(student({}), None, None, PLAN, 0, "none")
+    with pytest.raises(ValueError, match="positive number of blocks or None, found 0"):
+        rollout.first_of_window(PLAN, 0)
+    with pytest.raises(ValueError, match="even head size, found dim 24 over 5 heads"):
+        dataclasses.replace(CONFIG, num_heads=5)
+
+
+def test_replay_refuses_a_rolling_cache(random_params):
+    plan, window = blocks(3, 1, 1.0), Window(2, 1)
+    noise, text = draws(1, plan, 0.0), prompt(1)
+
+    def run(params):
+        g = student(params, window)
+        return rollout.differentiable(g, noise, text, plan, 0, "stop")
+
+    with pytest.raises(ValueError, match="cache of all 3 frames, found 2 slots; train without"):
+        jax.eval_shape(run, random_params(NET))

@@ -1,0 +1,76 @@
+"""Config files carry the published values; the command line explains what is wrong in one line."""
+
+import pytest
+
+from oneforcing_jax import build, config, main
+
+
+def test_framewise_is_table_4():
+    c = config.load("configs/framewise.py")
+    method = build.METHODS["one_forcing"](c)
+    generator, critic, teacher = (method.nets[n].config for n in ("generator", "critic", "teacher"))
+    assert (generator.dim, generator.num_layers, generator.num_heads) == (1536, 30, 12)
+    assert (critic.dim, critic.num_layers) == (1536, 30)
+    assert (teacher.dim, teacher.num_layers, teacher.num_heads) == (5120, 40, 40)
+    assert tuple(c.latents.values()) == (16, 104, 21, 60)  # channels, columns, frames, rows
+    assert build.layout(c) == (1,) * 21
+    assert [b.sigmas for b in build.plan(c)] == [(1.0,)] * 21
+    assert (c.one_forcing.guidance, c.shift, c.one_forcing.generator_every) == (5.0, 5.0, 5)
+    stage = c.stages.one_forcing
+    for net in ("generator", "critic"):
+        o = stage.optimisers[net]
+        assert (o.name, o.learning_rate, o.beta1, o.beta2) == ("adamw", 1e-5, 0.0, 0.999)
+        assert (o.weight_decay, o.clip) == (0.01, 10.0)
+    assert (stage.batch, stage.iterations) == (8, 200)
+    assert tuple(stage.ema.values()) == (0.99, "generator", 50)
+    assert (c.head.layers, c.head.ffn_dim) == ((21, 29), 2048)
+    assert c.one_forcing.gan_generator_weight == c.one_forcing.gan_discriminator_weight == 0.03
+    assert not c.one_forcing.relativistic
+    assert c.one_forcing.r1.weight == c.one_forcing.r2.weight == 0.0
+
+
+def test_chunkwise_values():
+    c = config.load("configs/chunkwise.py")
+    assert build.layout(c) == (3,) * 7
+    assert (c.head.layers, c.head.ffn_dim) == ((29,), 512)
+    assert (c.one_forcing.r1.weight, c.one_forcing.r1.sigma, c.one_forcing.r1.form) == (1.0, 0.1, "apt")
+    assert (c.one_forcing.r2.weight, c.one_forcing.r2.sigma) == (0.001, 0.01)
+    assert c.one_forcing.r2.form == "finite_difference"
+    assert c.stages.one_forcing.iterations == 750
+
+
+@pytest.mark.parametrize("name", ["framewise", "chunkwise", "toy", "tiny"])
+def test_every_config_builds(name, tmp_path):
+    main.run(f"configs/{name}.py", tmp_path, dry_run=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.batchsize=3", "no field 'batchsize'; did you mean 'stages.one_forcing.batch'"),
+        ("--config.stages.one_forcing.batch=x", "expected int such as 8, found 'x'"),
+        ("--config.shift=high", "expected float such as 5.0, found 'high'"),
+        ("--config.blocks.frames=4", "21 frames = 4 .first block. . a multiple of 4, found 17 left"),
+        ("--config.latents.rows=61", "divide by the patch 2, found 61x104"),
+        ("--config.run=nothing", "expected stages among .'one_forcing'., found 'nothing'"),
+        ("--config.head.layers=40", r"tapped layers in \[0, 30\), found \[40\]"),
+        ("--config.generator.dtype=int8", "expected one of .'bfloat16', 'float32'., found 'int8'"),
+        ("--config.mesh.data=3", "product is the number of devices"),
+        ("--batch=3", "expected --config.FIELD=VALUE"),
+    ],
+)
+def test_one_clear_line(override, message, tmp_path):
+    with pytest.raises((ValueError, SystemExit), match=message) as caught:
+        main.main(["--config=configs/framewise.py", f"--workdir={tmp_path}", override])
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_overrides_apply():
+    overrides = ["--config.shift=3", "--config.head.layers=(1,2)", "--config.one_forcing.relativistic=true"]
+    c = config.load("configs/framewise.py", overrides)
+    assert (c.shift, c.head.layers, c.one_forcing.relativistic) == (3.0, (1, 2), True)
+    with pytest.raises(FileNotFoundError, match="expected a Python file"):
+        config.load("configs/absent.py")

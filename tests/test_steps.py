@@ -1,0 +1,316 @@
+"""Train steps: the same on every mesh, resumable bit for bit, and clear about what does not fit."""
+
+import contextlib
+import functools
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from goldens import abstract, error
+from jax.flatten_util import ravel_pytree
+
+from oneforcing_jax import checkpoint, rollout, sharding, steps
+from oneforcing_jax import config as configs
+from oneforcing_jax.methods import one_forcing
+from oneforcing_jax.models.critic import Critic, HeadConfig
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.optim import Optimiser
+
+CONFIG = WanConfig(32, 48, 4, 2, in_dim=2, out_dim=2, text_dim=8, text_len=8, freq_dim=8)
+CONFIGS = Path(__file__).parents[1] / "configs"
+MESHES = {
+    "data": {"data": 8},
+    "fsdp": {"fsdp": 8},
+    "three": {"data": 2, "fsdp": 2, "sequence": 2},
+    "tensor": {"data": 2, "sequence": 2, "tensor": 2},
+}
+needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+
+
+def one_forcing_method(config=CONFIG):
+    return one_forcing.make(
+        one_forcing.OneForcing(
+            WanDiT(config),
+            WanDiT(config),
+            Critic(config, HeadConfig((0, 1), 32)),
+            rollout.make_plan(2, 1, [1000], 5.0),
+            context_sigma=0.1,
+        ),
+        generator_every=2,
+    )
+
+
+def make_trainer(sizes, config=CONFIG):
+    """A trainer of One-Forcing; `eps` is large, so that an update is smooth in its gradient."""
+    rule = Optimiser(learning_rate=1e-3, eps=1e-2)
+    devices = jax.devices()[:8] if sizes else jax.devices()[:1]
+    mesh = sharding.make_mesh(sizes, devices)
+    ema = steps.Ema("generator", decay=0.5, start=1)
+    method = one_forcing_method(config)
+    return steps.Trainer(method, {"generator": rule, "critic": rule}, ema, mesh, seed=0)
+
+
+@functools.cache
+def parts(name):
+    """Trainer and compiled steps of a mesh; None is one device."""
+    trainer = make_trainer(MESHES.get(name))
+    with jax.set_mesh(trainer.mesh):
+        return trainer, trainer.steps()
+
+
+def begin(trainer, random_params):
+    """State and frozen networks from the same parameters on every mesh."""
+    nets = trainer.method.nets
+    params = {name: random_params(net, seed) for seed, (name, net) in enumerate(nets.items())}
+    _, frozen = trainer.abstract()
+    placed = jax.tree.map(
+        lambda x, like: jax.device_put(x, like.sharding), params["teacher"], frozen["teacher"]
+    )
+    return trainer.init_state(params), {"teacher": placed}
+
+
+def batch(seed):
+    rng = np.random.default_rng(seed)
+    shapes = {"latents": (8, 2, 2, 4, 4), "text": (8, 8, 8), "negative": (8, 8)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def iterate(trainer, run, state, frozen, first, last):
+    """Iterations [first, last), as the loop runs them."""
+    metrics = {}
+    for iteration in range(first, last):
+        for number, (update, step) in enumerate(zip(trainer.method.updates, run, strict=True)):
+            if iteration % update.every == 0:
+                data = trainer.put(batch(10 * iteration + number))
+                state, new = step(state, frozen, data, np.int32(iteration))
+                metrics |= {f"{update.net}/{key}": float(value) for key, value in new.items()}
+    return state, metrics
+
+
+@functools.cache
+def one_device(random_params):
+    trainer, run = parts(None)
+    with jax.set_mesh(trainer.mesh):
+        state, frozen = begin(trainer, random_params)
+        before = jax.tree.map(np.asarray, state["params"])
+        state, metrics = iterate(trainer, run, state, frozen, 0, 1)
+        return before, jax.tree.map(np.asarray, state), metrics
+
+
+@needs_eight
+@pytest.mark.parametrize("name", MESHES)
+def test_every_mesh_computes_the_same(name, random_params):
+    before, expected, expected_metrics = one_device(random_params)
+    trainer, run = parts(name)
+    with jax.set_mesh(trainer.mesh):
+        state, frozen = begin(trainer, random_params)
+        state, metrics = iterate(trainer, run, state, frozen, 0, 1)
+
+    assert metrics.keys() == expected_metrics.keys()
+    for key, value in metrics.items():
+        np.testing.assert_allclose(value, expected_metrics[key], rtol=2e-4, atol=1e-6, err_msg=key)
+    for net, old in before.items():
+        moved = [
+            ravel_pytree(jax.tree.map(lambda a, b: np.asarray(a) - b, s["params"][net], old))[0]
+            for s in (state, expected)
+        ]
+        assert np.linalg.norm(moved[1]) > 0
+        assert error(*moved) < 1e-3, net
+
+    like, _ = trainer.abstract()
+    assert jax.tree.structure(like) == jax.tree.structure(state)
+    for (path, leaf), spec in zip(
+        jax.tree.leaves_with_path(state), jax.tree.leaves(like), strict=True
+    ):
+        assert leaf.sharding == spec.sharding, path
+        assert leaf.dtype == spec.dtype and leaf.shape == spec.shape, path
+    kernel = state["params"]["generator"]["blocks"]["ffn"]["0"]["kernel"]
+    held = kernel.addressable_shards[0].data.size
+    split = MESHES[name].get("fsdp", 1) * MESHES[name].get("tensor", 1)
+    assert held * split == kernel.size
+
+
+@needs_eight
+def test_resumed_run_is_the_unbroken_one(tmp_path, random_params):
+    trainer, run = parts("three")
+    with jax.set_mesh(trainer.mesh):
+        state, frozen = begin(trainer, random_params)
+        unbroken, _ = iterate(trainer, run, state, frozen, 0, 3)
+
+        state, frozen = begin(trainer, random_params)
+        state, _ = iterate(trainer, run, state, frozen, 0, 1)
+        with checkpoint.manager(tmp_path) as manager:
+            checkpoint.save(manager, 1, state)
+        with checkpoint.manager(tmp_path) as manager:
+            iteration, state = checkpoint.restore(manager, trainer.abstract()[0])
+        assert iteration == 1
+        resumed, _ = iterate(trainer, run, state, frozen, 1, 3)
+
+    assert jax.tree.structure(unbroken) == jax.tree.structure(resumed)
+    for a, b in zip(jax.tree.leaves(unbroken), jax.tree.leaves(resumed), strict=True):
+        assert a.sharding == b.sharding
+        np.testing.assert_array_equal(a, b)
+
+
+def small_trainer(net=None, ema=None, start=0, sizes=None):
+    """A trainer of a quadratic loss on a transformer's parameters: compiles in no time."""
+    net = net or WanDiT(CONFIG)
+
+    def loss(params, nets, batch, key):
+        value = 0.5 * optax.tree.norm(params, squared=True) * batch["latents"].mean()
+        return value, {"loss": value}
+
+    method = steps.Method({"model": net}, (steps.Update("model", 1, loss),))
+    rule = Optimiser(learning_rate=0.1, clip=1e9)
+    mesh = sharding.make_mesh(sizes or {}, jax.devices()[: 8 if sizes else 1])
+    return steps.Trainer(method, {"model": rule}, steps.Ema(ema or "", 0.5, start), mesh, seed=1)
+
+
+def test_ema_holds_every_key_and_starts_as_a_copy(random_params):
+    trainer = small_trainer(ema="model", start=2)
+    data = {"latents": np.ones((1, 1), np.float32)}
+    with jax.set_mesh(trainer.mesh):
+        (step,) = trainer.steps()
+        state = trainer.init_state({"model": random_params(WanDiT(CONFIG))})
+        expected = jax.tree.map(np.asarray, state["params"]["model"])
+        for iteration in range(4):
+            assert jax.tree.structure(state["ema"]) == jax.tree.structure(state["params"])
+            for a, b in zip(
+                jax.tree.leaves(state["ema"]["model"]), jax.tree.leaves(expected), strict=True
+            ):
+                np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+            state, _ = step(state, {}, trainer.put(data), np.int32(iteration))
+            new, decay = state["params"]["model"], 0.0 if iteration < 2 else 0.5
+            expected = jax.tree.map(
+                lambda a, b, d=decay: d * a + (1 - d) * np.asarray(b), expected, new
+            )
+    assert "ema" not in small_trainer().abstract()[0]
+
+
+def test_checkpoints_of_another_model_are_refused(tmp_path):
+    trainer = small_trainer(ema="model")
+    state = trainer.init_state({"model": trainer.init_net("model")})
+    with checkpoint.manager(tmp_path) as manager:
+        assert checkpoint.restore(manager, trainer.abstract()[0]) is None
+        checkpoint.save(manager, 7, state)
+    like = trainer.abstract()[0]["params"]["model"]
+    for ema in (False, True):
+        back = checkpoint.load_net(tmp_path, "model", like, ema)
+        for a, b in zip(
+            jax.tree.leaves(back), jax.tree.leaves(state["params"]["model"]), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+    narrow = small_trainer(WanDiT(WanConfig(16, 48, 4, 2, 2, 2, 8, 8, 8)), ema="model").abstract()[
+        0
+    ]
+    with checkpoint.manager(tmp_path) as manager, pytest.raises(ValueError) as caught:
+        checkpoint.restore(manager, narrow)
+    assert "is of another model: blocks/" in str(caught.value)
+    assert "use the config it was trained with, or another directory" in str(caught.value)
+    critic = abstract(Critic(CONFIG, HeadConfig((1,), 32)))
+    with pytest.raises(ValueError, match=r"another model: \d+ missing .*; \d+ unexpected"):
+        checkpoint.load_net(tmp_path, "model", critic)
+    with pytest.raises(
+        ValueError, match="expected an item 'params_generator', found .*'params_model'"
+    ):
+        checkpoint.load_net(tmp_path, "generator", like)
+
+
+def test_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Orbax checkpoints in .*absent, found none; run"):
+        checkpoint.load_net(tmp_path / "absent", "model", {})
+
+
+@needs_eight
+def test_meshes_that_do_not_fit_are_refused():
+    assert sharding.make_mesh({"fsdp": -1, "tensor": 2}, jax.devices()[:8]).shape["fsdp"] == 4
+    for sizes in ({"data": 3}, {"data": 2, "fsdp": 2}, {"data": -1, "tensor": 3}):
+        with pytest.raises(ValueError, match="product is the number of devices, 8, found .*data"):
+            sharding.make_mesh(sizes, jax.devices()[:8])
+    with pytest.raises(ValueError, match=r"mesh: expected axes among .* found \['model'\]"):
+        sharding.make_mesh({"model": 8}, jax.devices()[:8])
+    narrow = WanDiT(WanConfig(36, 48, 2, 1, 2, 2, 8, 8, 8))
+    with pytest.raises(ValueError, match=r"params/model/\S+ \(.*36.*\) does not divide over 8 dev"):
+        small_trainer(narrow, sizes={"fsdp": 8}).abstract()
+    with pytest.raises(ValueError, match="axis 'rows' of .* is not in the rules"):
+        sharding.spec(("batch", "rows"))
+    with pytest.raises(ValueError, match="uses a mesh axis twice"):
+        sharding.spec(("heads", "mlp"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.stages.teacher.iteration=3", "did you mean 'stages.teacher.iterations'"),
+        ("--config.batch=3", r"no field 'batch'; did you mean 'stages.\w+.batch'"),
+        ("--config.latents.frams=3", "no field 'latents.frams'; did you mean 'latents.frames'"),
+        ("--config.seed=three", "field 'seed': expected int such as 0, found 'three'"),
+        ("--config.shift=big", "field 'shift': expected float .* found 'big'"),
+        ("--config.one_forcing.relativistic=3", "'one_forcing.relativistic': expected bool"),
+        ("--config.seed", "expected --config.FIELD=VALUE, found '--config.seed'"),
+        ("--seed=3", "expected --config.FIELD=VALUE, found '--seed=3'"),
+    ],
+)
+def test_odd_overrides_are_refused(override, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        configs.load(CONFIGS / "toy.py", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_keep_their_types():
+    given = ["seed=3", "shift=4", "one_forcing.relativistic=true", "blocks.steps=500"]
+    config = configs.load(CONFIGS / "toy.py", [f"--config.{field}" for field in given])
+    assert (config.seed, config.one_forcing.relativistic, config.blocks.steps) == (3, True, (500,))
+    assert type(config.shift) is float and config.shift == 4
+    with pytest.raises(
+        FileNotFoundError, match="expected a Python file, found nothing at absent.py"
+    ):
+        configs.load("absent.py")
+
+
+@contextlib.contextmanager
+def no_compilation_cache():
+    """Compiles for real."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    folder = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
+
+
+def test_compile_time_does_not_grow_with_depth():
+    def compiled(num_layers):
+        c = WanConfig(32, 48, 2, num_layers, 2, 2, 8, 8, 8, remat="full")
+        net = WanDiT(c)
+
+        def loss(params, latents, sigma, text):
+            return net.apply({"params": params}, latents, sigma, text).flow.sum()
+
+        like = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 2, 2, 4, 4), (1,), (1, 8, 8))]
+        params, start = abstract(net), time.process_time()
+        lowered = jax.jit(jax.value_and_grad(loss)).lower(params, *like)
+        size = len(lowered.compile().as_text().splitlines()), len(lowered.as_text().splitlines())
+        return time.process_time() - start, size
+
+    with no_compilation_cache():
+        compiled(1)
+        (few, many), sizes = zip(*(_best_of_two(compiled, n) for n in (4, 40)), strict=True)
+    assert sizes[0] == sizes[1]
+    assert many < 1.3 * few
+
+
+def _best_of_two(run, depth):
+    # CPU time of this process, which other processes hardly change.
+    seconds, sizes = zip(*(run(depth) for _ in range(2)), strict=True)
+    assert sizes[0] == sizes[1]
+    return min(seconds), sizes[0]

@@ -1,0 +1,63 @@
+"""The whole chain at its smallest: video files in, a one-step student and its videos out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oneforcing_jax import main
+from oneforcing_jax.data.video import read_video
+from oneforcing_jax.toy.world import FPS
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    # A teacher that stops half way, so that the whole run has something to resume.
+    half = ("--config.run='world','teacher'", "--config.stages.teacher.iterations=250")
+    main.run("configs/tiny.py", folder, half)
+    main.run("configs/tiny.py", folder)
+    return folder
+
+
+def test_scores(workdir):
+    found = json.loads((workdir / "report" / "scores.json").read_text())
+    assert found["real"]["joint"] >= 0.95
+    assert found["real through the codec"]["joint"] >= 0.95
+    teacher, untrained = found["teacher"], found["untrained, 1 step"]
+    before, after = found["before One-Forcing, 1 step"], found["One-Forcing, 1 step"]
+    assert teacher["colour"] >= 0.9
+    assert teacher["direction"] >= 0.6
+    assert untrained["direction"] <= 0.3
+    assert after["colour"] >= 0.9
+    assert after["direction"] >= 0.6
+    assert before["frechet"] < 0.3 * untrained["frechet"]
+    assert after["frechet"] < 0.3 * untrained["frechet"]
+
+
+def test_videos_and_sheet(workdir):
+    files = sorted((workdir / "report" / "videos").glob("*.mp4"))
+    assert len(files) == 2
+    for file in files:
+        frames, fps = read_video(file)
+        assert frames.shape == (4, 24, 24, 3)
+        assert fps == FPS
+        assert frames.max() > 100
+    sheet = np.asarray(Image.open(workdir / "report" / "sheet.png"))
+    assert sheet.shape[0] > 600
+    assert sheet.std() > 10
+
+
+def test_resumed_where_it_stopped(workdir):
+    rows = [json.loads(line) for line in (workdir / "teacher" / "metrics.jsonl").open()]
+    iterations = [row["iteration"] for row in rows]
+    assert iterations == list(range(10, 501, 10))
+    assert np.mean([row["model/loss"] for row in rows[-5:]]) < 0.8 * rows[0]["model/loss"]
+
+
+def test_finished_run_does_nothing(workdir, capsys):
+    before = {p: p.stat().st_mtime_ns for p in workdir.glob("*/metrics.jsonl")}
+    main.run("configs/tiny.py", workdir)
+    assert "One-Forcing, 1 step" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in before}

@@ -1,0 +1,43 @@
+"""Converts published PyTorch checkpoints to Orbax.
+
+    python tools/convert_wan.py --source Wan-AI/Wan2.1-T2V-1.3B --out checkpoints/wan_1.3b
+    python tools/convert_wan.py --source framewise.pt --out checkpoints/framewise --dtype bfloat16
+
+Reads the folder of a Wan2.1 model or of its diffusers version, a .pt file of One-Forcing, Causal
+Forcing or Self Forcing, or a Hugging Face repository (OWNER/NAME, OWNER/NAME:FILE for one file).
+The same command again skips what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from oneforcing_jax.convert import to_orbax
+from oneforcing_jax.convert.source import PARTS
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; errors of the user's are one line."""
+    parser = argparse.ArgumentParser(
+        prog="convert_wan", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--source", required=True, help="folder, .pt file, or OWNER/NAME[:FILE]")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the result")
+    parser.add_argument("--dtype", choices=sorted(to_orbax.DTYPES), help="default: as in the files")
+    parser.add_argument("--only", help=f"parts of a folder, among {','.join(PARTS)}")
+    parser.add_argument("--num_heads", type=int, help="where config.json does not tell it")
+    given = parser.parse_args(arguments)
+    only = given.only.split(",") if given.only else None
+    try:
+        to_orbax.convert(given.source, given.out, given.dtype, only, given.num_heads)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues after what is finished")
+
+
+if __name__ == "__main__":
+    main()

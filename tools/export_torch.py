@@ -1,0 +1,44 @@
+"""Exports a network of an Orbax checkpoint for PyTorch.
+
+    python tools/export_torch.py --checkpoint runs/framewise/one_forcing/checkpoints \\
+        --ema --out framewise.pt
+    python tools/export_torch.py --checkpoint checkpoints/framewise --layout diffusers --out folder
+
+The original layout is a .pt file for the inference script of One-Forcing: {"generator": ...}, or
+{"generator_ema": ...} with --ema. The diffusers layout is a .safetensors file, or a folder that
+WanTransformer3DModel.from_pretrained reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from oneforcing_jax.convert import to_orbax, to_torch
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; errors of the user's are one line."""
+    parser = argparse.ArgumentParser(
+        prog="export_torch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder of checkpoints")
+    parser.add_argument("--out", required=True, type=Path, help=".pt, .safetensors or a folder")
+    parser.add_argument("--layout", choices=to_torch.LAYOUTS, default="original")
+    parser.add_argument("--net", default="generator", help="generator, critic, teacher, ...")
+    parser.add_argument("--ema", action="store_true", help="the moving average of its parameters")
+    parser.add_argument("--dtype", choices=sorted(to_orbax.DTYPES), help="default: as stored")
+    parser.add_argument("--num_heads", type=int, help="for config.json, if heads are not of 128")
+    given = parser.parse_args(arguments)
+    try:
+        to_torch.export(**vars(given))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing was written")
+
+
+if __name__ == "__main__":
+    main()
