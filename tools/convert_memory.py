@@ -119,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     above = (peak - model) / GIGABYTE
     print(
         f"{given.format} {given.dtype}, {config.num_layers} layers of {config.dim}: model "
-        f"{model / GIGABYTE:.2f} GB, peak {peak / GIGABYTE:.2f} GB, {above:.2f} GB above the model, "
-        f"{seconds:.0f} s"
+        f"{model / GIGABYTE:.2f} GB, peak {peak / GIGABYTE:.2f} GB, {above:.2f} GB above the "
+        f"model, {seconds:.0f} s"
     )
     if above > given.margin:
         sys.exit(f"error: expected at most {given.margin} GB above the model, found {above:.2f}")

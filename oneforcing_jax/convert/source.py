@@ -1,8 +1,8 @@
 """Where published checkpoints are: which files of a folder or repository are which model.
 
 Wan2.1's folder holds `diffusion_pytorch_model*.safetensors` with `config.json`, and two `.pth`
-files; a folder of diffusers holds `transformer/`, `vae/` and `text_encoder/`; distilled generators are
-one `.pt` file.
+files; a folder of diffusers holds `transformer/`, `vae/` and `text_encoder/`; distilled generators
+are one `.pt` file.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _part(folder: Path, name: str) -> Part | None:
 
 
 def _shards(folder: Path, stem: str) -> tuple[Path, ...]:
-    """The safetensors files of one model: those of its index, the only one, or the numbered ones."""
+    """The safetensors files of one model: its index's, the only one, or the numbered ones."""
     index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
     if index.is_file():
         table = _json(index).get("weight_map")

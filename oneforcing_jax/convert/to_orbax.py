@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from oneforcing_jax.convert import keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
@@ -182,17 +185,30 @@ def _write(
     return {**sizes.describe(config, head), "layout": layout}
 
 
-def save_item(folder: Path, tree: Any) -> None:
-    """Writes a tree of numpy arrays as one Orbax item, in memory that the tree's size does not set.
+class _OneAtATime(ocp.type_handlers.NumpyHandler):
+    """Writes arrays one after the other, from where they lie.
 
-    Orbax's defaults copy the whole tree and, in one file for all of it, buffer it once more.
+    Orbax's own copies the whole tree first, then writes all arrays at once, with a buffer for each.
     """
-    numpy = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+        self._context = ts.Context({"data_copy_concurrency": {"limit": 1}})
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+        for value, info, arg in zip(values, infos, args, strict=True):
+            info = copy.copy(info)
+            info.ts_context = self._context
+            for written in await super().serialize([value], [info], [arg]):
+                await asyncio.to_thread(written.result)
+        return []
+
+
+def save_item(folder: Path, tree: Any) -> None:
+    """Writes a tree of numpy arrays as one Orbax item; what it needs beside the tree is small."""
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, _OneAtATime()))
     handler = ocp.PyTreeCheckpointHandler(
-        save_concurrent_gb=0.1,
-        use_ocdbt=False,
-        use_compression=False,
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy)),
+        use_ocdbt=False, use_compression=False, type_handler_registry=registry
     )
     split = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
     with ocp.Checkpointer(handler) as checkpointer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from oneforcing_jax.convert.torch_io import import_torch, staged, write_safetens
 LAYOUTS = ("original", "diffusers")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PATCH = 2
+_BATCH_BYTES = 256 * 2**20
 
 
 class Stored:
-    """One network in an Orbax checkpoint, read leaf by leaf.
+    """One network in an Orbax checkpoint, of which some leaves are read at a time.
 
     Args:
       folder: of the checkpoints, or the one around it; the latest is taken.
@@ -65,15 +67,29 @@ class Stored:
                 f"{sorted(self.backbone)[:4]}; only these can be exported"
             )
 
-    def read(self, path: tuple[str, ...]) -> np.ndarray:
-        """The leaf at a path."""
+    def read(self, paths: Collection[tuple[str, ...]]) -> Any:
+        """A tree with the leaves at some paths."""
         wanted = jax.tree_util.tree_map_with_path(
-            lambda at, _: 0 if tuple(k.key for k in at) == path else ocp.PLACEHOLDER, self.tree
+            lambda at, _: 0 if tuple(k.key for k in at) in paths else ocp.PLACEHOLDER, self.tree
         )
         types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self.tree)
         args = ocp.args.PyTreeRestore(item=wanted, restore_args=types)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return np.asarray(keys.get(checkpointer.restore(self.path, args), path))
+            return checkpointer.restore(self.path, args)
+
+    def batches(self, paths: Collection[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+        """The paths, in runs of leaves to read at once: a large one, or several small ones."""
+        batch: list[tuple[str, ...]] = []
+        size = 0
+        for path in paths:
+            leaf = keys.get(self.tree, path)
+            more = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+            if batch and size + more > _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+            batch.append(path)
+            size += more
+        yield batch
 
     @property
     def layers(self) -> int:
@@ -176,11 +192,13 @@ def export(
 def _tensors(
     stored: Stored, key_map: KeyMap, dtype: str | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every PyTorch tensor; one leaf of ours is in memory at a time."""
-    for path, names in keys.by_leaf(key_map).items():
-        array = stored.read(path)
-        for name in names:
+    """Every PyTorch tensor; few leaves of ours are in memory at a time."""
+    names = keys.by_leaf(key_map)
+    for batch in stored.batches(names):
+        tree = stored.read(set(batch))
+        for name in (name for path in batch for name in names[path]):
             leaf = key_map[name]
+            array = keys.get(tree, leaf.path)
             found = keys.tensor(leaf, array, torch_shape(name, leaf, array.shape))
             yield name, found.astype(to_orbax.DTYPES[dtype]) if dtype else found
 
