@@ -56,6 +56,8 @@ class Student:
           text: prompt embeddings [b, s, d].
           plan: blocks and their steps.
         """
+        if draws.context is not None:
+            raise ValueError("stream: expected draws without context noise, which training alone has")
         for block in plan:
             self.window.check_block(block.frames)
         tokens = self.config.frame_tokens(*draws.start.shape[-2:])

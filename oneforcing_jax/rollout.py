@@ -268,6 +268,23 @@ def _scan(body: Callable[..., Any], carry: Any, xs: Any, count: int) -> tuple[An
     return carry, jax.tree.map(lambda x: x[None], out)
 
 
+def _prefill(
+    g: Generator, cache: Cache, text: KeyValue, given: jax.Array, size: int
+) -> tuple[Cache, jax.Array]:
+    """Clean passes of given latents in blocks of `size`; the last block, of up to `size` frames, is left
+    for the forward that it shares with the first noisy block."""
+    count = (given.shape[1] - 1) // size
+
+    def body(carry: Any, x: jax.Array) -> tuple[Any, None]:
+        cache, start = carry
+        _, new = _forward(g, cache, text, [(x, 0.0)], start, count * size)
+        return (kv.write(cache, new, start, g.window), start + size), None
+
+    if count:
+        (cache, _), _ = _scan(body, (cache, jnp.int32(0)), _cut(given, 0, count, size), count)
+    return cache, given[:, count * size :]
+
+
 def generate(
     g: Generator,
     draws: Draws,
@@ -282,7 +299,8 @@ def generate(
       draws: noise for the frames of the plan.
       text: prompt embeddings [b, s, d], or their keys and values.
       plan: blocks and their steps.
-      given: [b, f0, c, y, x] clean latents that the clip continues (image to video: one frame).
+      given: [b, f0, c, y, x] clean latents that the clip continues (image to video: one frame). They
+        are taken in blocks of the size of the plan's last.
 
     Raises:
       ValueError: shapes that do not agree with the plan or with each other.
@@ -298,7 +316,9 @@ def generate(
         g.window.check_block(block.frames)
     text, tokens = g.text(text), g.frame_tokens(draws.start)
     cache = kv.init(g.config, size[0], g.window.slots(offset + total), tokens)
-    before, done, latents, inputs = given, 0, [], []
+    before, done, latents, inputs = None, 0, [], []
+    if given is not None:
+        cache, before = _prefill(g, cache, text, given, plan[-1].frames)
     for i, j in _pieces(plan):
         block, last = plan[i], plan[i - 1].frames if i else 0
         steps = BlockDraws(

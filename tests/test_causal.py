@@ -263,16 +263,16 @@ def test_recorded_generation(name):
     assert error(found, golden.outputs["latents"]) < 2e-4
 
 
-@pytest.mark.parametrize("frames", [1, 2])
-def test_given_block_is_context(frames, random_params):
-    """A clip that continues the first block of another is the rest of the other."""
+@pytest.mark.parametrize(("frames", "count"), [(1, 1), (2, 1), (1, 2)])
+def test_given_blocks_are_context(frames, count, random_params):
+    """A clip that continues the first blocks of another is the rest of the other."""
     plan, params, text = blocks(3, frames, 1.0), random_params(NET), prompt(1)
-    noise = draws(1, plan, 0.0)
+    noise, known = draws(1, plan, 0.0), frames * count
     whole = clip(params, CONFIG, noise, text, plan).latents
-    rest, first = Draws(noise.start[:, frames:]), whole[:, :frames]
-    found = clip(params, CONFIG, rest, text, plan[1:], first).latents
-    assert error(found, whole[:, frames:]) < 1e-5
-    other = clip(params, CONFIG, rest, text, plan[1:], -first).latents
+    rest, first = Draws(noise.start[:, known:]), whole[:, :known]
+    found = clip(params, CONFIG, rest, text, plan[count:], first).latents
+    assert error(found, whole[:, known:]) < 1e-5
+    other = clip(params, CONFIG, rest, text, plan[count:], -first).latents
     assert error(other, found) > 1e-2
 
 

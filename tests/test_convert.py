@@ -360,8 +360,8 @@ def test_export_equals_diffusers(tmp_path: Path) -> None:
         ).sample.movedim(2, 1)
     params = load(tmp_path / "out/transformer", "model", sizes.abstract(TINY), "float32")
     with jax.default_matmul_precision("highest"):
-        found = WanDiT(TINY).apply({"params": params}, latents, jnp.array([0.5]), text).flow
-    assert error(found, expected.numpy()) < 2e-5
+        output: Any = WanDiT(TINY).apply({"params": params}, latents, jnp.array([0.5]), text)
+    assert error(output.flow, expected.numpy()) < 2e-5
 
 
 def test_export_of_a_training_checkpoint_takes_the_latest(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_export_of_a_training_checkpoint_takes_the_latest(tmp_path: Path) -> Non
 
 def test_finished_parts_are_skipped(tmp_path: Path, capsys: Any) -> None:
     original(tmp_path / "wan")
-    command = {"source": tmp_path / "wan", "out": tmp_path / "out"}
+    command: dict[str, Any] = {"source": tmp_path / "wan", "out": tmp_path / "out"}
     # What a kill has left does not disturb.
     (tmp_path / "out/.transformer.partial/0").mkdir(parents=True)
     run(CONVERT, **command)

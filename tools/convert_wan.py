@@ -11,6 +11,7 @@ The same command again skips what is finished.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,4 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # Orbax warns of what it leaves out, which is left out on purpose.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -199,6 +200,7 @@ def text_config(
     return config, umt5_keys.original(config)
 
 
+@functools.lru_cache(maxsize=32)
 def abstract(config: Config, head: HeadConfig | None = None) -> Any:
     """Shapes of the parameters of the network with this config."""
     if isinstance(config, VAEConfig):

@@ -5,13 +5,11 @@ bfloat16 goes through as bits (`ml_dtypes.bfloat16` here): nothing takes a detou
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import pickle
 import re
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -238,34 +236,6 @@ def from_numpy(array: np.ndarray) -> Any:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-@contextlib.contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or folder to, which takes its name at the end.
-
-    On an error all of it is removed, and the folders that were made for it.
-    """
-    made = [parent for parent in target.parents if not parent.exists()]
-    temporary = target.with_name(f".{target.name}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
-        yield temporary
-        os.replace(temporary, target)
-    except BaseException:
-        _remove(temporary)
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_safetensors(

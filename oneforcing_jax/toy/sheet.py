@@ -52,7 +52,7 @@ def contact_sheet(
         lines = (
             f"colour {found['colour']:.2f}  shape {found['shape']:.2f}",
             f"direction {found['direction']:.2f}  sharp {found['sharpness']:.2f}",
-            f"Fréchet {found['frechet']:.1f}",
+            f"Frechet {found['frechet']:.1f}",
         )
         for n, line in enumerate(lines):
             draw.text((GAP, top + 18 * (n + 1)), line, (110, 110, 110), font)

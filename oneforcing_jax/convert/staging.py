@@ -1,0 +1,37 @@
+"""Files and folders that are either whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write a file or folder to, which takes its name at the end.
+
+    On an error all of it is removed, and the folders that were made for it.
+    """
+    made = [parent for parent in target.parents if not parent.exists()]
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        yield temporary
+        os.replace(temporary, target)
+    except BaseException:
+        _remove(temporary)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
