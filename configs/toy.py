@@ -29,10 +29,10 @@ def get_config():
     c.generator = c.teacher = c.critic = build.wan(size, dtype="float32")
     c.head = {"layers": (1, 3), "ffn_dim": 256}
     c.one_forcing.gradient_blocks = 0
-    c.one_forcing.guidance = 2.0
-    c.one_forcing.generator_every = 2
-    c.ode = {"steps": 12, "kept": (0, 3, 6, 9), "guidance": 2.0}
-    c.evaluation = {"samples": 96, "steps": 16, "guidance": 2.0}
+    c.one_forcing.guidance = 1.0
+    c.one_forcing.generator_every = 4
+    c.ode = {"steps": 12, "kept": (0, 3, 6, 9), "guidance": 1.0}
+    c.evaluation = {"samples": 96, "steps": 16, "guidance": 1.0}
 
     def from_scratch(updates, rate):
         return {
@@ -48,7 +48,7 @@ def get_config():
     stages = {
         "world": {"kind": "world", "count": 960, "codec_videos": 128},
         "teacher": train(
-            "teacher", "world/store", 600, 24, from_scratch(600, 3e-3), {"model": ""}, log_every=10
+            "teacher", "world/store", 900, 24, from_scratch(900, 3e-3), {"model": ""}, log_every=10
         ),
         "exam": {
             "kind": "exam",
@@ -83,9 +83,9 @@ def get_config():
         "one_forcing": train(
             "one_forcing",
             "world/store",
-            300,
+            240,
             8,
-            {"generator": distil(3e-4), "critic": distil(5e-4)},
+            {"generator": distil(1e-4), "critic": distil(5e-4)},
             {"generator": "ode:model", "critic": "teacher:model", "teacher": "teacher:model"},
             ema={"net": "generator", "decay": 0.97, "start": 0},
             log_every=10,

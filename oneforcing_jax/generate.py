@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,12 @@ class Student:
 
         self._step = step
 
+    def of(self, params: Any) -> Student:
+        """The same compiled programs with other parameters."""
+        other = copy.copy(self)
+        other.params = params
+        return other
+
     def stream(self, draws: Draws, text: jax.Array, plan: Plan) -> Iterator[jax.Array]:
         """Clean latents [b, frames of the block, c, y, x], block by block as they are made.
 
@@ -57,7 +64,9 @@ class Student:
           plan: blocks and their steps.
         """
         if draws.context is not None:
-            raise ValueError("stream: expected draws without context noise, which training alone has")
+            raise ValueError(
+                "stream: expected draws without context noise, which training alone has"
+            )
         for block in plan:
             self.window.check_block(block.frames)
         tokens = self.config.frame_tokens(*draws.start.shape[-2:])

@@ -33,7 +33,11 @@ def test_chunkwise_values():
     c = config.load("configs/chunkwise.py")
     assert build.layout(c) == (3,) * 7
     assert (c.head.layers, c.head.ffn_dim) == ((29,), 512)
-    assert (c.one_forcing.r1.weight, c.one_forcing.r1.sigma, c.one_forcing.r1.form) == (1.0, 0.1, "apt")
+    assert (c.one_forcing.r1.weight, c.one_forcing.r1.sigma, c.one_forcing.r1.form) == (
+        1.0,
+        0.1,
+        "apt",
+    )
     assert (c.one_forcing.r2.weight, c.one_forcing.r2.sigma) == (0.001, 0.01)
     assert c.one_forcing.r2.form == "finite_difference"
     assert c.stages.one_forcing.iterations == 750
@@ -51,7 +55,10 @@ def test_every_config_builds(name, tmp_path):
         ("--config.batchsize=3", "no field 'batchsize'; did you mean 'stages.one_forcing.batch'"),
         ("--config.stages.one_forcing.batch=x", "expected int such as 8, found 'x'"),
         ("--config.shift=high", "expected float such as 5.0, found 'high'"),
-        ("--config.blocks.frames=4", "21 frames = 4 .first block. . a multiple of 4, found 17 left"),
+        (
+            "--config.blocks.frames=4",
+            "21 frames = 4 .first block. . a multiple of 4, found 17 left",
+        ),
         ("--config.latents.rows=61", "divide by the patch 2, found 61x104"),
         ("--config.run=nothing", "expected stages among .'one_forcing'., found 'nothing'"),
         ("--config.head.layers=40", r"tapped layers in \[0, 30\), found \[40\]"),
@@ -69,7 +76,11 @@ def test_one_clear_line(override, message, tmp_path):
 
 
 def test_overrides_apply():
-    overrides = ["--config.shift=3", "--config.head.layers=(1,2)", "--config.one_forcing.relativistic=true"]
+    overrides = [
+        "--config.shift=3",
+        "--config.head.layers=(1,2)",
+        "--config.one_forcing.relativistic=true",
+    ]
     c = config.load("configs/framewise.py", overrides)
     assert (c.shift, c.head.layers, c.one_forcing.relativistic) == (3.0, (1, 2), True)
     with pytest.raises(FileNotFoundError, match="expected a Python file"):

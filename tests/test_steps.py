@@ -23,8 +23,6 @@ from oneforcing_jax.optim import Optimiser
 CONFIG = WanConfig(32, 48, 4, 2, in_dim=2, out_dim=2, text_dim=8, text_len=8, freq_dim=8)
 CONFIGS = Path(__file__).parents[1] / "configs"
 MESHES = {
-    "data": {"data": 8},
-    "fsdp": {"fsdp": 8},
     "three": {"data": 2, "fsdp": 2, "sequence": 2},
     "tensor": {"data": 2, "sequence": 2, "tensor": 2},
 }

@@ -1,12 +1,14 @@
 """The whole chain at its smallest: video files in, a one-step student and its videos out."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from oneforcing_jax import main
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy.world import FPS
 
@@ -15,10 +17,24 @@ from oneforcing_jax.toy.world import FPS
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     # A teacher that stops half way, so that the whole run has something to resume.
-    half = ("--config.run='world','teacher'", "--config.stages.teacher.iterations=250")
-    main.run("configs/tiny.py", folder, half)
-    main.run("configs/tiny.py", folder)
+    run(folder, "--config.run='world','teacher'", "--config.stages.teacher.iterations=150")
+    run(folder)
     return folder
+
+
+def run(folder, *overrides):
+    """The command as a user runs it: one device, programs compiled to run fast."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "oneforcing_jax.main", "--config=configs/tiny.py"]
+    done = subprocess.run(
+        [*command, f"--workdir={folder}", *overrides],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def test_scores(workdir):
@@ -28,10 +44,11 @@ def test_scores(workdir):
     teacher, untrained = found["teacher"], found["untrained, 1 step"]
     before, after = found["before One-Forcing, 1 step"], found["One-Forcing, 1 step"]
     assert teacher["colour"] >= 0.9
-    assert teacher["direction"] >= 0.6
-    assert untrained["direction"] <= 0.3
+    assert teacher["shape"] >= 0.8
+    assert untrained["colour"] <= 0.7
+    assert untrained["shape"] <= 0.6
     assert after["colour"] >= 0.9
-    assert after["direction"] >= 0.6
+    assert after["shape"] >= 0.7
     assert before["frechet"] < 0.3 * untrained["frechet"]
     assert after["frechet"] < 0.3 * untrained["frechet"]
 
@@ -52,12 +69,11 @@ def test_videos_and_sheet(workdir):
 def test_resumed_where_it_stopped(workdir):
     rows = [json.loads(line) for line in (workdir / "teacher" / "metrics.jsonl").open()]
     iterations = [row["iteration"] for row in rows]
-    assert iterations == list(range(10, 501, 10))
+    assert iterations == list(range(10, 301, 10))
     assert np.mean([row["model/loss"] for row in rows[-5:]]) < 0.8 * rows[0]["model/loss"]
 
 
-def test_finished_run_does_nothing(workdir, capsys):
+def test_finished_run_does_nothing(workdir):
     before = {p: p.stat().st_mtime_ns for p in workdir.glob("*/metrics.jsonl")}
-    main.run("configs/tiny.py", workdir)
-    assert "One-Forcing, 1 step" in capsys.readouterr().out
+    assert "One-Forcing, 1 step" in run(workdir)
     assert before == {p: p.stat().st_mtime_ns for p in before}

@@ -198,9 +198,10 @@ def report(config: ConfigDict, name: str, workdir: Path) -> None:
     results = {row: gallery.score(shown, gallery.real_captions) for row, shown in videos.items()}
     videos["teacher"] = gallery.teacher(workdir, stage.teacher)
     model = build.model(config, "generator")
+    student = Student(model, None)
     for row, source in tqdm(stage.students, desc=name, unit="student"):
         ema = source.startswith("ema ")
-        student = Student(model, _load(config, model, workdir, source.removeprefix("ema "), ema))
+        student = student.of(_load(config, model, workdir, source.removeprefix("ema "), ema))
         videos[row] = gallery.decode(
             student.clip(gallery.draws, jnp.asarray(gallery.text), gallery.plan)
         )
