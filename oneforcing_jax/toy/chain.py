@@ -29,7 +29,7 @@ from oneforcing_jax.toy import scores as scoring
 from oneforcing_jax.toy import text as texts
 from oneforcing_jax.toy import world as worlds
 from oneforcing_jax.toy.ingest import CODEC_FILE, NEGATIVE_TEXT, TEXT_FOLDER, ingest
-from oneforcing_jax.toy.sheet import contact_sheet
+from oneforcing_jax.toy.sheet import contact_sheet, spread
 from oneforcing_jax.train import CHECKPOINTS
 
 SHARP = ("sharpness", "motion")
@@ -218,8 +218,7 @@ def report(config: ConfigDict, name: str, workdir: Path) -> None:
 def _stream(gallery: Gallery, student: Student, folder: Path, count: int) -> None:
     """Writes videos of the last student as they are made, block by block."""
     folder.mkdir(parents=True, exist_ok=True)
-    step = max(1, len(gallery.captions) // max(count, 1))
-    for i in tqdm(range(0, count * step, step), desc="stream", unit="video"):
+    for i in tqdm(spread(len(gallery.world.captions()), count), desc="stream", unit="video"):
         draws = jax.tree.map(lambda x, i=i: x[..., i : i + 1, :, :, :, :], gallery.draws)
         path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
         with VideoWriter(path, worlds.FPS, crf=worlds.CRF, full_chroma=True) as writer:

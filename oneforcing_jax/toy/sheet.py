@@ -18,6 +18,13 @@ GAP = 10
 FRAME = 80
 
 
+def spread(known: int, count: int) -> list[int]:
+    """`count` of `known` captions, from all over: an odd stride, for the words of the last kind that
+    changes from caption to caption are 2 or 4."""
+    stride = max(1, known // max(count, 1)) | 1
+    return sorted({n * stride % known for n in range(count)})
+
+
 def contact_sheet(
     path: Path,
     videos: Mapping[str, np.ndarray],
@@ -35,8 +42,7 @@ def contact_sheet(
     """
     frames = next(iter(videos.values())).shape[1]
     shown = sorted({0, frames // 2, frames - 1})
-    step = max(1, len(captions) // PROMPTS)
-    chosen = [min(i * step + i, len(captions) - 1) for i in range(PROMPTS)]
+    chosen = spread(len(set(captions)), PROMPTS)
     cell = len(shown) * (FRAME + 2) + GAP
     height = FRAME + 2 * GAP
     sheet = Image.new(
