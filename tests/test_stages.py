@@ -1,0 +1,41 @@
+"""The stages before distillation against recorded vectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from goldens import Golden, error
+
+from oneforcing_jax import flow
+from oneforcing_jax.losses import denoise
+from oneforcing_jax.methods.flow_matching import teacher_forced
+from oneforcing_jax.models.wan import WanDiT
+
+
+def run(golden, clean, noisy, sigma):
+    config, params = golden.model()
+    layout = (1,) * clean.shape[1]
+    text = golden.inputs["prompt_embeds"]
+    forward = jax.jit(lambda p, *x: teacher_forced(WanDiT(config), p, *x, text, layout))
+    return forward(params, clean, noisy, sigma)
+
+
+def test_causal_ode_regression():
+    golden = Golden("stage_causal_ode")
+    rows, sigma = golden.inputs["trajectory"], golden.inputs["timestep"] / 1000
+    x = rows[:, golden.config["picked_step"]]
+    # The recording keeps the end point and then the real clip, the context.
+    end, clean = rows[:, -2], rows[:, -1]
+    x0 = flow.x0_from_flow(x, run(golden, clean, x, sigma), sigma)
+    assert error(x0, golden.outputs["pred"]) < 1e-3
+    assert error(jnp.square(x0 - end).mean(), golden.outputs["loss"]) < 1e-3
+
+
+def test_teacher_forcing_loss():
+    golden = Golden("stage_teacher_forcing")
+    clean, noise = golden.inputs["clean"], golden.inputs["noise"]
+    sigma = golden.inputs["timestep"] / 1000
+    v = run(golden, clean, flow.add_noise(clean, noise, sigma), sigma)
+    assert error(v, golden.outputs["flow"]) < 1e-3
+    weighted = denoise.loss(v, clean, noise, jnp.asarray(golden.outputs["weight"]))
+    assert error(weighted, golden.outputs["loss"]) < 1e-3
+    assert np.isfinite(denoise.loss(v, clean, noise))
