@@ -76,6 +76,8 @@ def _parse(name: str, text: str, like: Any) -> Any:
     """`text` as a value of the type of `like`."""
     if isinstance(like, str):
         return text
+    if isinstance(like, tuple) and like and all(isinstance(part, str) for part in like):
+        return tuple(part.strip(" '\"()") for part in text.split(",") if part.strip(" '\"()"))
     wrong = ValueError(
         f"config: field {name!r}: expected {type(like).__name__} such as {like!r}, found {text!r}"
     )

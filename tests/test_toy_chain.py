@@ -17,7 +17,7 @@ from oneforcing_jax.toy.world import FPS
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     # A teacher that stops half way, so that the whole run has something to resume.
-    run(folder, "--config.run='world','teacher'", "--config.stages.teacher.iterations=150")
+    run(folder, "--config.run=world,teacher", "--config.stages.teacher.iterations=150")
     run(folder)
     return folder
 
