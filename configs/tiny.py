@@ -29,7 +29,7 @@ def get_config():
     c.stages.exam.least = {"colour": 0.9, "shape": 0.8}
     c.stages.ode_pairs.count = 64
     for name, iterations in (
-        ("teacher", 300),
+        ("teacher", 240),
         ("teacher_forcing", 80),
         ("ode", 80),
         ("one_forcing", 20),

@@ -42,3 +42,8 @@ def random_params():
         return jax.tree_util.tree_map_with_path(leaf, abstract(net))
 
     return make
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: "test_toy_chain" not in item.nodeid)
