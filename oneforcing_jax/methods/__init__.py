@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 
 # loss(params of the updated network, parameters of all networks, batch, key) -> (loss, metrics)
@@ -33,11 +32,11 @@ class Method(NamedTuple):
     """What the trainer needs to know.
 
     Attributes:
-      nets: all networks by name; those that no update trains are frozen.
+      nets: all networks (Linen modules) by name; those that no update trains are frozen.
       updates: in the order in which they run within an iteration.
     """
 
-    nets: Mapping[str, nn.Module]
+    nets: Mapping[str, Any]
     updates: tuple[Update, ...]
 
     @property
