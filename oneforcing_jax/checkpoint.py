@@ -46,9 +46,6 @@ def restore(source: ocp.CheckpointManager, abstract: Mapping[str, Any]) -> tuple
 def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> Any:
     """Parameters of one network from the last checkpoint in `folder`.
 
-    A critic can be read from a checkpoint of a transformer: its backbone comes from there, and its
-    adversarial head is missing in the result.
-
     Args:
       folder: the directory that `manager` was given.
       net: name of the network in it.

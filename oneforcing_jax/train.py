@@ -11,13 +11,12 @@ from ml_collections import ConfigDict
 
 from oneforcing_jax import build, checkpoint
 from oneforcing_jax.data.pipeline import batches
-from oneforcing_jax.data.store import Store
+from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.metrics import Log
 from oneforcing_jax.models.critic import Critic
 from oneforcing_jax.steps import Trainer
 
 CHECKPOINTS = "checkpoints"
-NEGATIVE = "negative_text"
 
 
 def run(config: ConfigDict, name: str, workdir: Path) -> None:
@@ -58,7 +57,7 @@ def _loop(
     frozen: Any,
 ) -> None:
     steps, updates = trainer.steps(), trainer.method.updates
-    negative = store.read_shared(NEGATIVE)
+    negative = store.read_shared(NEGATIVE_TEXT)
     # Each update draws batches of its own; batch number i of a stream does not depend on where it began.
     streams = [
         batches(

@@ -16,34 +16,6 @@ from oneforcing_jax.models import critic, wan
 from oneforcing_jax.optim import Optimiser
 
 CONFIG = wan.WanConfig(48, 80, 4, 3, in_dim=4, out_dim=6, text_dim=20, text_len=7, freq_dim=16)
-STEM = {
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "head.head": "proj_out",
-    "head.modulation": "scale_shift_table",
-    "self_attn": "attn1",
-    "cross_attn": "attn2",
-    "modulation": "scale_shift_table",
-    "norm3": "norm2",
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-}
-PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
-
-
-def diffusers_name(key):
-    """diffusers' name of a tensor of the original checkpoint."""
-    for ours, theirs in STEM.items():
-        if f".{ours}." in f".{key}.":
-            key = key.replace(ours, theirs, 1)
-            break
-    parts = key.split(".")
-    if "attn1" in parts or "attn2" in parts:
-        parts[3] = PROJECTIONS.get(parts[3], parts[3])
-    return ".".join(parts)
 
 
 def test_transformer_of_diffusers():
@@ -69,11 +41,10 @@ def test_transformer_of_diffusers():
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    key_map = keys_wan.transformer(c.num_layers)
-    assert {diffusers_name(key) for key in key_map} == set(state)
-    tensors = {key: state[diffusers_name(key)] for key in key_map}
+    key_map = keys_wan.diffusers(c.num_layers)
+    assert set(key_map) == set(state)
     net = wan.WanDiT(c)
-    params = keys.load(key_map, tensors, abstract(net))
+    params = keys.load(key_map, state, abstract(net))
 
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(2, 3, c.in_dim, 6, 8)).astype(np.float32)
@@ -89,10 +60,10 @@ def test_transformer_of_diffusers():
         )[0]
     assert error(found, expected.transpose(1, 2).numpy()) < 1e-4
 
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    shapes = {key: tensor.shape for key, tensor in state.items()}
     back = keys.dump(key_map, params, shapes)
-    assert back.keys() == tensors.keys()
-    for key, tensor in tensors.items():
+    assert back.keys() == state.keys()
+    for key, tensor in state.items():
         np.testing.assert_array_equal(back[key], tensor)
 
 

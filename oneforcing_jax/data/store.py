@@ -28,6 +28,9 @@ META = "meta.json"
 TEXT_CHUNK = 64
 DONE_CHUNK = 4096
 
+# Name of the shared array that holds the embedding of the negative prompt, [length, dim].
+NEGATIVE_TEXT = "negative_text"
+
 
 class Store:
     """Samples that are written once, in any order, by any number of processes.

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from oneforcing_jax import build, checkpoint, flow, rollout, sharding, steps
 from oneforcing_jax.data.files import write_whole
-from oneforcing_jax.data.store import Store
+from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.data.video import VideoWriter, read_video
 from oneforcing_jax.generate import Student, sample_bidirectional
 from oneforcing_jax.methods import causal_ode
@@ -28,11 +28,12 @@ from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import scores as scoring
 from oneforcing_jax.toy import text as texts
 from oneforcing_jax.toy import world as worlds
-from oneforcing_jax.toy.ingest import CODEC_FILE, NEGATIVE_TEXT, TEXT_FOLDER, ingest
+from oneforcing_jax.toy.ingest import CODEC_FILE, TEXT_FOLDER, ingest
 from oneforcing_jax.toy.sheet import contact_sheet, spread
 from oneforcing_jax.train import CHECKPOINTS
 
-SHARP = ("sharpness", "motion")
+# Scores given as a part of those of real videos.
+RATIOS = ("sharpness", "motion")
 
 
 def _world(config: ConfigDict) -> worlds.World:
@@ -58,14 +59,17 @@ def _load(
     config: ConfigDict, model: WanConfig, workdir: Path, source: str, ema: bool = False
 ) -> Any:
     """Parameters of a network of an earlier stage, "STAGE:NET"; "" gives random ones."""
-    boxed = jax.eval_shape(lambda: steps.init(WanDiT(model), config.seed))
+
+    def init() -> Any:
+        return sharding.unbox(steps.init(WanDiT(model), config.seed))
+
     if not source:
-        return sharding.unbox(jax.jit(lambda: steps.init(WanDiT(model), config.seed))())
+        return jax.jit(init)()
     stage, _, net = source.rpartition(":")
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        sharding.unbox(boxed),
+        jax.eval_shape(init),
     )
     return checkpoint.load_net(workdir / stage / CHECKPOINTS, net, abstract, ema)
 
@@ -145,7 +149,7 @@ class Gallery:
         """Accuracies, sharpness and motion as parts of those of real videos seen through the codec, and
         the Fréchet distance to them."""
         found = scoring.scores(videos, captions, self.world)
-        ratios = {k: found[k] / max(self.reference[k], 1e-6) for k in SHARP}
+        ratios = {k: found[k] / max(self.reference[k], 1e-6) for k in RATIOS}
         return found | ratios | {"frechet": scoring.frechet_distance(self.seen, videos, self.world)}
 
     def teacher(self, workdir: Path, source: str) -> np.ndarray:

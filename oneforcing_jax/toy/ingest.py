@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from oneforcing_jax.data.captions import pair
-from oneforcing_jax.data.store import Store
+from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy.codec import Codec
 from oneforcing_jax.toy.text import TextEncoder
@@ -19,7 +19,6 @@ from oneforcing_jax.toy.text import TextEncoder
 # Names inside the store, next to its arrays: it carries all that is needed to read it.
 CODEC_FILE = "codec.npz"
 TEXT_FOLDER = "text_encoder"
-NEGATIVE_TEXT = "negative_text"
 
 
 def ingest(
