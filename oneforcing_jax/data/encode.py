@@ -1,0 +1,164 @@
+"""Video files and captions to a store of latents and prompt embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from oneforcing_jax import encoders as encoding
+from oneforcing_jax.data.captions import Pair, pair
+from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.data.video import Clip, read_clip
+from oneforcing_jax.encoders import Encoders, TextEncoder
+
+# In a store: the video and caption of each sample, a line each.
+SAMPLES = "samples.jsonl"
+# Videos that are read while another is encoded.
+_AHEAD = 2
+
+
+def encode(
+    videos_dir: str | Path,
+    captions_path: str | Path,
+    folder: str | Path,
+    encoders: Encoders,
+    clip: Clip,
+    store_path: str | Path,
+    shard: tuple[int, int] = (0, 1),
+) -> Store:
+    """Encodes a folder of videos; to continue after an error or a kill, call it again.
+
+    Sample i is the i-th name among videos and captions: `latents` [f, c, y, x], and `text` [length,
+    dim], zero beyond the prompt, where it takes no room. A sample that cannot be made (no caption,
+    no video, unreadable, too short, a prompt that is too long) is left out with its reason, and
+    tried again by the next call.
+
+    Args:
+      videos_dir, captions_path: see `captions.pair`.
+      folder: where `encoders` were loaded from; the store remembers it.
+      encoders: what encodes them; a store is filled by one set of them.
+      clip: frames, size and rate that every video is brought to.
+      store_path: folder of the store.
+      shard: (i, n): do every n-th sample from the i-th on; the others are other processes'.
+
+    Returns:
+      The store. The negative prompt's embedding is its shared array `negative_text`.
+
+    Raises:
+      FileNotFoundError: videos or captions are missing.
+      ValueError: a malformed caption file; a store that was begun with other videos, captions,
+        encoders or sizes; a disk that is full. Samples that were written stay.
+    """
+    codec, text, negative = encoders
+    samples = pair(videos_dir, captions_path)
+    fields = {
+        "latents": (codec.latent_shape(clip.frames, clip.rows, clip.columns), codec.dtype),
+        "text": ((text.length, text.dim), text.dtype),
+    }
+    made_with = {
+        "clip": dataclasses.asdict(clip),
+        "codec": codec.digest(),
+        "text": text.digest(),
+    }
+    store = Store.create(store_path, len(samples), fields, made_with)
+    _keep_samples(store, samples)
+    encoding.record(store.path, folder)
+    store.write_shared(NEGATIVE_TEXT, _embed(text, negative).astype(np.float32))
+
+    mine = range(shard[0], len(samples), shard[1])
+    todo = [i for i in mine if not store.done()[i]]
+    with tqdm(
+        total=len(mine),
+        initial=len(mine) - len(todo),
+        desc=f"encode {videos_dir}",
+        unit="video",
+        mininterval=1.0,
+    ) as progress:
+        videos = _ahead(lambda i: _read(samples[i], clip), todo)
+        while group := list(itertools.islice(videos, jax.local_device_count())):
+            _encode_group(store, encoders, samples, group)
+            progress.update(len(group))
+    return store
+
+
+def _encode_group(
+    store: Store,
+    encoders: Encoders,
+    samples: Sequence[Pair],
+    group: Sequence[tuple[int, Future[np.ndarray]]],
+) -> None:
+    """Encodes a video a device; fewer are filled up, so that one program serves all groups."""
+    videos, texts = {}, {}
+    for index, future in group:
+        try:
+            texts[index] = _embed(encoders.text, samples[index].caption or "")
+            videos[index] = future.result()
+        except (ValueError, OSError) as error:
+            _leave_out(store, index, samples[index].name, str(error))
+    if not videos:
+        return
+    filled = itertools.islice(itertools.cycle(videos.values()), len(group))
+    latents = np.asarray(encoders.codec.encode(np.stack(list(filled))), encoders.codec.dtype)
+    for index, row in zip(videos, latents, strict=False):
+        if np.isfinite(row).all():
+            store.write(index, {"latents": row, "text": texts[index]})
+        else:
+            _leave_out(store, index, samples[index].name, "its latents are not finite")
+
+
+def _read(sample: Pair, clip: Clip) -> np.ndarray:
+    if sample.caption is None:
+        raise ValueError("expected a caption, found none; add a line to the caption file")
+    if sample.video is None:
+        raise ValueError("expected a video of this name, found only its caption; add the file")
+    return read_clip(sample.video, clip)
+
+
+def _ahead(
+    read: Callable[[int], np.ndarray], indices: Iterable[int]
+) -> Iterator[tuple[int, Future[np.ndarray]]]:
+    """Reads in threads, a few videos ahead of whoever asks."""
+    waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for index in indices:
+            waiting.append((index, pool.submit(read, index)))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def _embed(text: TextEncoder, prompt: str) -> np.ndarray:
+    return encoding.pad(text.encode(prompt), text.length).astype(text.dtype)
+
+
+def _leave_out(store: Store, index: int, name: str, reason: str) -> None:
+    reason = reason if name in reason else f"{name}: {reason}"
+    store.leave_out(index, reason)
+    tqdm.write(f"left out: {reason}")
+
+
+def _keep_samples(store: Store, samples: Sequence[Pair]) -> None:
+    """Writes what each sample is; a store that was begun with other ones is refused."""
+    file = store.path / SAMPLES
+    if file.is_file():
+        done = store.done()
+        for index, line in enumerate(file.read_text().splitlines()):
+            old, new = json.loads(line), samples[index]
+            if old["video"] != new.name or (done[index] and old["caption"] != new.caption):
+                raise ValueError(
+                    f"{store.path} was begun with other videos or captions: sample {index} is "
+                    f"{old['video']} ({old['caption']!r}) there, {new.name} ({new.caption!r}) now; "
+                    "choose another folder or remove it"
+                )
+    rows = ({"video": sample.name, "caption": sample.caption} for sample in samples)
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
