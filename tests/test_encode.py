@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -152,3 +153,72 @@ def test_two_processes_fill_one_store(made, tmp_path):
     Store.open(tmp_path / "m/s").require_complete()
     with pytest.raises(SystemExit):
         MAIN(arguments(tmp_path / "m", "--shard=2/2"))
+
+
+def write_lmdb(folder: Path, shape: tuple[int, ...], seed: int, **changes: bytes | None) -> None:
+    """A database of the original's format, with the lmdb package alone."""
+    lmdb = pytest.importorskip("lmdb")
+    rng = np.random.default_rng(seed)
+    content = {"latents_shape": " ".join(map(str, shape)).encode()}
+    for row in range(shape[0]):
+        latents = rng.standard_normal(shape[1:]).astype(np.float16)
+        content[f"latents_{row}_data"] = latents.tobytes()
+        content[f"prompts_{row}_data"] = TINY.captions()[row].encode()
+    folder.mkdir(parents=True)
+    with lmdb.open(str(folder), map_size=2**24) as rows, rows.begin(write=True) as transaction:
+        for key, value in (content | changes).items():
+            if value is not None:
+                transaction.put(key.encode(), value)
+
+
+def importing(made: Path, source: Path, out: Path) -> list[str]:
+    return [f"--lmdb={source}", f"--checkpoint={made}", f"--out={out}"]
+
+
+@pytest.mark.parametrize("steps", [(), (3,)], ids=["clips", "trajectories"])
+def test_lmdb_rows_come_over(made, tmp_path, steps, capsys):
+    sizes = (2, 12, 4, 4)
+    for part in range(2):
+        write_lmdb(tmp_path / f"data/{part}", (3, *steps, *sizes), part)
+    load_tool("import_lmdb").main(importing(made, tmp_path / "data", tmp_path / "s"))
+    assert "6 of 6 samples" in capsys.readouterr().out
+    store, encoder = Store.open(tmp_path / "s"), encoding.load(tmp_path / "s").text
+    rng = np.random.default_rng(1)
+    for index in range(3, 6):
+        expected = rng.standard_normal((*steps, *sizes)).astype(np.float16)
+        sample, words = store.read(index), encoder.encode(TINY.captions()[index - 3])
+        np.testing.assert_array_equal(sample["text"][: len(words)], words)
+        np.testing.assert_array_equal(sample["latents"], expected[-1] if steps else expected)
+        if steps:
+            np.testing.assert_array_equal(sample["trajectory"], expected[:-1])
+    assert not store.read_shared("negative_text").any()
+
+
+def test_bad_lmdb_rows_are_left_out_and_bad_files_are_one_line(made, tmp_path, capsys):
+    main, shape = load_tool("import_lmdb").main, (5, 2, 12, 4, 4)
+    nan = np.full(shape[1:], np.nan, np.float16).tobytes()
+    write_lmdb(
+        tmp_path / "data", shape, 0, latents_0_data=None, prompts_1_data=None,
+        latents_2_data=nan, latents_3_data=nan[:-2],
+    )  # fmt: skip
+    main(importing(made, tmp_path / "data", tmp_path / "s"))
+    out = capsys.readouterr().out
+    assert "1 of 5 samples, 4 left out" in out
+    for row, reason in enumerate(
+        ("the key latents_0_data", "the key prompts_1_data", "finite", "768 bytes .* found 766")
+    ):
+        assert any(f"row {row}: " in x and re.search(reason, x) for x in out.splitlines()), out
+    (tmp_path / "none").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/data.mdb").write_bytes(b"x" * 5000)
+    write_lmdb(tmp_path / "shapeless", shape, 0, latents_shape=None)
+    write_lmdb(tmp_path / "flat", shape, 0, latents_shape=b"5 384")
+    for name, message in (
+        ("none", "a folder with data.mdb, found none"),
+        ("broken", "expected an LMDB of latents and prompts, found: "),
+        ("shapeless", "the key latents_shape, found none"),
+        ("flat", "5 or 6 sizes"),
+    ):
+        with pytest.raises(SystemExit, match=message) as caught:
+            main(importing(made, tmp_path / name, tmp_path / f"{name}_store"))
+        assert str(caught.value).startswith("error: ") and "\n" not in str(caught.value)

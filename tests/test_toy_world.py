@@ -1,14 +1,12 @@
 """The toy world end to end: rendered, scored, encoded, stored, and read back."""
 
 import dataclasses
-import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from oneforcing_jax.data.store import Store
-from oneforcing_jax.data.video import read_video, write_video
+from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import scores, text, world
 from oneforcing_jax.toy.world import TINY, WORLD, World

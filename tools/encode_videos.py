@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,9 @@ from pathlib import Path
 from oneforcing_jax import build
 from oneforcing_jax import config as configs
 from oneforcing_jax import encoders as encoding
-from oneforcing_jax.data.encode import encode
-from oneforcing_jax.data.store import LEFT_OUT, Store
+from oneforcing_jax.data.encode import encode, shard, summary
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "framewise.py"
-SHOWN = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,35 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store = encode(
             given.videos, given.captions, given.checkpoint, encoders, clip, given.out, given.shard
         )
-        summarise(store)
+        print(summary(store))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues after what is finished")
-
-
-def shard(text: str) -> tuple[int, int]:
-    """Reads I/N."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, found {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def summarise(store: Store) -> None:
-    """Prints what is in a store and what is not."""
-    done, left_out = int(store.done().sum()), store.left_out()
-    waiting = len(store) - done - len(left_out)
-    parts = [f"{done} of {len(store)} samples"]
-    parts += [f"{len(left_out)} left out"] if left_out else []
-    parts += [f"{waiting} not made yet (by other processes)"] if waiting else []
-    print(f"{store.path}: {', '.join(parts)}")
-    for reason in list(left_out.values())[:SHOWN]:
-        print(f"  {reason}")
-    if len(left_out) > SHOWN:
-        print(f"  ... and {len(left_out) - SHOWN} more, one file each in {store.path / LEFT_OUT}")
-    if not waiting:
-        store.require_complete()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +19,7 @@ from tqdm import tqdm
 from oneforcing_jax import encoders as encoding
 from oneforcing_jax.data.captions import Pair, pair
 from oneforcing_jax.data.files import write_whole
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.data.store import LEFT_OUT, NEGATIVE_TEXT, Store
 from oneforcing_jax.data.video import Clip, read_clip
 from oneforcing_jax.encoders import Encoders, TextEncoder
 
@@ -25,6 +27,8 @@ from oneforcing_jax.encoders import Encoders, TextEncoder
 SAMPLES = "samples.jsonl"
 # Videos that are read while another is encoded.
 _AHEAD = 2
+# Samples left out that a summary names.
+_LISTED = 10
 
 
 def encode(
@@ -73,7 +77,7 @@ def encode(
     store = Store.create(store_path, len(samples), fields, made_with)
     _keep_samples(store, samples)
     encoding.record(store.path, folder)
-    store.write_shared(NEGATIVE_TEXT, _embed(text, negative).astype(np.float32))
+    store.write_shared(NEGATIVE_TEXT, embed_padded(text, negative).astype(np.float32))
 
     mine = range(shard[0], len(samples), shard[1])
     todo = [i for i in mine if not store.done()[i]]
@@ -101,10 +105,10 @@ def _encode_group(
     videos, texts = {}, {}
     for index, future in group:
         try:
-            texts[index] = _embed(encoders.text, samples[index].caption or "")
+            texts[index] = embed_padded(encoders.text, samples[index].caption or "")
             videos[index] = future.result()
         except (ValueError, OSError) as error:
-            _leave_out(store, index, samples[index].name, str(error))
+            leave_out(store, index, samples[index].name, str(error))
     if not videos:
         return
     filled = itertools.islice(itertools.cycle(videos.values()), len(group))
@@ -113,7 +117,7 @@ def _encode_group(
         if np.isfinite(row).all():
             store.write(index, {"latents": row, "text": texts[index]})
         else:
-            _leave_out(store, index, samples[index].name, "its latents are not finite")
+            leave_out(store, index, samples[index].name, "its latents are not finite")
 
 
 def _read(sample: Pair, clip: Clip) -> np.ndarray:
@@ -137,11 +141,13 @@ def _ahead(
         yield from waiting
 
 
-def _embed(text: TextEncoder, prompt: str) -> np.ndarray:
+def embed_padded(text: TextEncoder, prompt: str) -> np.ndarray:
+    """Embedding of a prompt as a store holds it, [length, dim]."""
     return encoding.pad(text.encode(prompt), text.length).astype(text.dtype)
 
 
-def _leave_out(store: Store, index: int, name: str, reason: str) -> None:
+def leave_out(store: Store, index: int, name: str, reason: str) -> None:
+    """Leaves a sample out, and says so."""
     reason = reason if name in reason else f"{name}: {reason}"
     store.leave_out(index, reason)
     tqdm.write(f"left out: {reason}")
@@ -162,3 +168,32 @@ def _keep_samples(store: Store, samples: Sequence[Pair]) -> None:
                 )
     rows = ({"video": sample.name, "caption": sample.caption} for sample in samples)
     write_whole(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Reads "I/N", of N processes the I-th, for argparse."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, found {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def summary(store: Store) -> str:
+    """What is in a store and what is not.
+
+    Raises:
+      ValueError: all samples are left out.
+    """
+    done, left_out = int(store.done().sum()), store.left_out()
+    waiting = len(store) - done - len(left_out)
+    parts = [f"{done} of {len(store)} samples"]
+    parts += [f"{len(left_out)} left out"] if left_out else []
+    parts += [f"{waiting} not made yet (by other processes)"] if waiting else []
+    lines = [f"{store.path}: {', '.join(parts)}"]
+    lines += [f"  {reason}" for reason in itertools.islice(left_out.values(), _LISTED)]
+    if len(left_out) > _LISTED:
+        more = len(left_out) - _LISTED
+        lines.append(f"  ... and {more} more, one file each in {store.path / LEFT_OUT}")
+    if not waiting:
+        store.require_complete()
+    return "\n".join(lines)
