@@ -85,11 +85,12 @@ def read_clip(path: str | Path, clip: Clip) -> np.ndarray:
         if len(frames) == clip.frames:
             return np.stack(frames)
         shown, end = frame, time + 1 / rate
-    while shown and len(frames) < clip.frames and _at(frames, clip) < end - 1e-6:
+    # What ends just where the last frame would begin is long enough: 5 s are 81 frames, 16 a second.
+    while shown and len(frames) < clip.frames and _at(frames, clip) < end + 1e-6:
         frames.append(_cover(converter, shown, clip))
     if len(frames) < clip.frames:
         raise ValueError(
-            f"{path}: expected {clip.frames / clip.fps:.2f} s or more ({clip.frames} frames, "
+            f"{path}: expected {(clip.frames - 1) / clip.fps:.2f} s or more ({clip.frames} frames, "
             f"{clip.fps:g} a second), found {end:.2f} s; use a longer video"
         )
     return np.stack(frames)
