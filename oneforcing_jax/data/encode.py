@@ -79,8 +79,8 @@ def encode(
     encoding.record(store.path, folder)
     store.write_shared(NEGATIVE_TEXT, embed_padded(text, negative).astype(np.float32))
 
-    mine = range(shard[0], len(samples), shard[1])
-    todo = [i for i in mine if not store.done()[i]]
+    mine, done = range(shard[0], len(samples), shard[1]), store.done()
+    todo = [i for i in mine if not done[i]]
     with tqdm(
         total=len(mine),
         initial=len(mine) - len(todo),
