@@ -104,7 +104,14 @@ def trainer(config: ConfigDict, stage: ConfigDict) -> Trainer:
     method = METHODS[stage.method](config)
     optimisers = {net: Optimiser(**stage.optimisers[net]) for net in method.trained}
     return Trainer(
-        method, optimisers, Ema(**stage.ema), sharding.make_mesh(config.mesh), config.seed
+        method,
+        optimisers,
+        Ema(**stage.ema),
+        sharding.make_mesh(config.mesh),
+        config.seed,
+        stage.batch,
+        stage.microbatch,
+        stage.offload_optimiser,
     )
 
 
