@@ -115,6 +115,17 @@ def trainer(config: ConfigDict, stage: ConfigDict) -> Trainer:
     )
 
 
+def data_fields(config: ConfigDict, stage: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Fields that the batches of a stage have, and the shape of one sample."""
+    size = config.latents
+    latents = (size.frames, size.channels, size.rows, size.columns)
+    trained = model(config, "teacher" if stage.method == "teacher" else "generator")
+    fields = {"latents": latents, "text": (trained.text_len, trained.text_dim)}
+    if stage.method == "causal_ode":
+        fields["trajectory"] = (len(config.ode.kept) + 1, *latents)
+    return fields
+
+
 def optimiser(**changes: Any) -> dict[str, Any]:
     """Fields of an optimiser for a config file."""
     return dataclasses.asdict(Optimiser(**changes))

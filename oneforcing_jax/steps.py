@@ -7,6 +7,7 @@ iteration, so that a resumed run draws what an unbroken one would have drawn.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -98,9 +99,11 @@ class Trainer:
 
     def abstract(self) -> tuple[State, dict[str, Any]]:
         """Shapes, dtypes and shardings of the state and of the frozen networks."""
-        boxed = jax.eval_shape(
-            lambda: {name: init(net, 0) for name, net in self.method.nets.items()}
-        )
+        return self._abstract
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[State, dict[str, Any]]:
+        boxed = {name: _shapes(net) for name, net in self.method.nets.items()}
         state = jax.eval_shape(lambda p: self._boxed(p), boxed)
         frozen = {name: boxed[name] for name in self.method.frozen}
 
@@ -133,7 +136,7 @@ class Trainer:
     def init_net(self, name: str) -> Any:
         """Random parameters of one network, born sharded."""
         net, seed = self.method.nets[name], self.seed + sum(map(ord, name))
-        shardings = sharding.shardings(jax.eval_shape(lambda: init(net, seed)), self.mesh)
+        shardings = sharding.shardings(_shapes(net), self.mesh)
         return jax.jit(lambda: sharding.unbox(init(net, seed)), out_shardings=shardings)()
 
     def init_state(self, params: Mapping[str, Any]) -> State:
@@ -149,10 +152,35 @@ class Trainer:
         """A host batch on the devices, split over the batch axis (what is shared has none)."""
 
         def place(name: str, x: Any) -> jax.Array:
-            spec = P() if name in SHARED else sharding.spec(("batch",))
-            return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), x)
+            if name in SHARED:
+                return jax.make_array_from_process_local_data(
+                    NamedSharding(self.mesh, P()), x, x.shape
+                )
+            shape = (len(x) * self.share()[1], *x.shape[1:])
+            return jax.make_array_from_process_local_data(self._rows, x, shape)
 
         return {name: place(name, x) for name, x in batch.items()}
+
+    @property
+    def _rows(self) -> NamedSharding:
+        return NamedSharding(self.mesh, sharding.spec(("batch",)))
+
+    def share(self) -> tuple[int, int]:
+        """(index, count): of the equal parts of a batch, in order, the one that this process reads.
+
+        Raises:
+          ValueError: the devices of this process hold rows that are not such a part.
+        """
+        ranges = self._rows.addressable_devices_indices_map((self.batch,)).values()
+        rows = {r for s in ranges if s for r in range(*s[0].indices(self.batch))}
+        first, size = min(rows), len(rows)
+        if max(rows) - first + 1 != size or first % size or self.batch % size:
+            raise ValueError(
+                f"mesh: expected each process to hold one of the equal parts of a batch, found "
+                f"rows {sorted(rows)} of {self.batch} at process {jax.process_index()}; order "
+                "the mesh by processes"
+            )
+        return first // size, self.batch // size
 
     def steps(self) -> tuple[Step, ...]:
         """The jitted step of each update of the method; the state is donated."""
@@ -238,6 +266,11 @@ class Trainer:
     def _average(self, ema: Any, params: Any, iteration: jax.Array) -> Any:
         decay = jnp.where(iteration < self.ema.start, 0.0, self.ema.decay)
         return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, params)
+
+
+@functools.cache
+def _shapes(net: Any) -> Any:
+    return jax.eval_shape(lambda: init(net, 0))
 
 
 def init(net: Any, seed: int) -> Any:

@@ -213,7 +213,7 @@ def test_resumed_run_is_the_unbroken_one(tmp_path, random_params):
         with checkpoint.manager(tmp_path) as manager:
             checkpoint.save(manager, 1, state)
         with checkpoint.manager(tmp_path) as manager:
-            iteration, state = checkpoint.restore(manager, trainer.abstract()[0])
+            iteration, state, _ = checkpoint.restore(manager, trainer.abstract()[0])
         assert iteration == 1
         resumed, _ = iterate(trainer, run, state, frozen, 1, 3)
 
