@@ -46,16 +46,21 @@ class Source:
     block_frames: int = 1
 
     def params(self, sharding: Any = None) -> Any:
-        """The parameters; matrices in the compute dtype, as they would be cast to it at every use."""
+        """The parameters, by default on the first device."""
         place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return checkpoint.load_net(self.folder, self.net, abstract(self.config, place), self.ema)
 
-        def leaf(path: Any, like: Any) -> Any:
-            matrix = path[-1].key == "kernel" and not path[0].key.startswith("time_")
-            dtype = self.config.dtype if matrix else like.dtype
-            return jax.ShapeDtypeStruct(like.shape, dtype, sharding=place)
 
-        abstract = jax.tree_util.tree_map_with_path(leaf, sizes.abstract(self.config))
-        return checkpoint.load_net(self.folder, self.net, abstract, self.ema)
+def abstract(config: WanConfig, sharding: Any = None) -> Any:
+    """Shapes and dtypes of parameters in use: matrices in the compute dtype, as they would otherwise be
+    cast to it at every use."""
+
+    def leaf(path: Any, like: Any) -> Any:
+        matrix = path[-1].key == "kernel" and not path[0].key.startswith("time_")
+        dtype = config.dtype if matrix else like.dtype
+        return jax.ShapeDtypeStruct(like.shape, dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, sizes.abstract(config))
 
 
 def find(

@@ -2,6 +2,7 @@
 
     python tools/bench.py --config=configs/toy.py --stage=one_forcing --out=bench.json \\
         --config.stages.one_forcing.batch=4
+    python tools/bench.py generate --config=configs/framewise.py
 
 Compilation is apart from the first call, and that from the steady time (the median). Operations are
 counted from the shapes, as XLA's own count takes the body of a scan once.
@@ -247,8 +248,20 @@ def report(config: ConfigDict, name: str, repeats: int) -> dict[str, Any]:
     }
 
 
+def _generate(arguments: Sequence[str]) -> None:
+    """The subcommand `generate`, which is in a file of its own."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import bench_generate
+
+    bench_generate.main(arguments, generation)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["generate"]:
+        _generate(arguments[1:])
+        return
     parser = argparse.ArgumentParser(
         prog="bench", description=__doc__.split("\n")[0], allow_abbrev=False
     )
