@@ -33,8 +33,8 @@ from oneforcing_jax.data.images import read_image
 from oneforcing_jax.data.video import VideoWriter, read_video
 from oneforcing_jax.jobs import Job
 from oneforcing_jax.rollout import Draws
-from oneforcing_jax.streaming import Settings, VideoModel
-from oneforcing_jax.student import Noise, Text, recorded, sample_keys, seeded
+from oneforcing_jax.streaming import VideoModel
+from oneforcing_jax.student import FIRST_STEPS, Noise, Settings, Text, recorded, sample_keys, seeded
 
 BLOCK_FRAMES = {"framewise": 1, "chunkwise": 3}
 SAMPLERS: dict[str, Callable[[np.ndarray], samplers.Sampler]] = {
@@ -61,82 +61,48 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        help="folder of tools/convert_wan.py, or WORKDIR/STAGE of a run",
-    )
+    # fmt: off
+    add, several = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
+    add("--checkpoint", required=True, help="folder of tools/convert_wan.py, or a run's WORKDIR/STAGE")
     add("--encoders", help="folder of VAE and text encoder; default: the checkpoint's own")
     add("--ema", action="store_true", help="the moving average of the weights")
-    add(
-        "--dtype",
-        choices=sorted(DTYPES),
-        help="default: of the run; bfloat16 for converted weights",
-    )
+    add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
 
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="what to show")
-    what.add_argument(
-        "--prompts", type=Path, help="file: a prompt a line, or .jsonl of prompt and seed"
-    )
-    add(
-        "--rewritten_prompts", type=Path, help="as many lines as --prompts: embedded in their place"
-    )
+    several.add_argument("--prompt", help="what to show")
+    several.add_argument("--prompts", type=Path, help="a prompt a line, or .jsonl of prompt and seed")
+    add("--rewritten_prompts", type=Path, help="a line for each of --prompts: embedded in its place")
     add("--image", type=Path, help="first frame of every video")
     add("--video", type=Path, help="first frames of every video, which continues them")
     add("--out", required=True, type=Path, help="folder, or for a single video a .mp4 file")
     add("--naming", choices=listing.NAMINGS, default="vbench", help="PROMPT-K.mp4 or LINE-K.mp4")
     add("--samples", type=int, default=1, help="videos of each prompt")
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the noise; a video depends on it, its prompt and K alone",
-    )
+    add("--seed", type=int, default=0, help="of the noise, which depends on it and on K alone")
 
     add("--frames", type=int, help="pixel frames, given ones included; default as trained, Wan 81")
     add("--size", type=_size, help="rows x columns in pixels; default as trained, Wan 480x832")
     add("--fps", type=float, default=16.0, help="frames per second of the file")
     add("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
 
-    add(
-        "--method",
-        choices=sorted(BLOCK_FRAMES),
-        help="1 or 3 latent frames a block; default as trained",
-    )
-    add(
-        "--steps", type=_numbers, default=(1000.0,), help="timesteps of a block, comma between them"
-    )
-    add("--first_frames", type=int, help="latent frames of the first block; default as the others")
-    add(
-        "--first_steps", type=_numbers, default=streaming.FIRST_STEPS,
-        help="timesteps of the first block, default 1000,750,500,250; there is none after --image",
-    )  # fmt: skip
+    add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
+    add("--steps", type=_numbers, default=(1000.0,), help="timesteps of a block; default 1000")
+    add("--first_frames", type=int, help="latent frames of the first block; default as trained")
+    first = "timesteps of the first block, default 1000,750,500,250; not with --image or --video"
+    add("--first_steps", type=_numbers, default=FIRST_STEPS, help=first)
     add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
-    add("--window", type=int, help="latent frames that a block sees, its own included; default all")
+    add("--window", type=int, help="latent frames that a block sees, its own too; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
 
-    add(
-        "--teacher",
-        action="store_true",
-        help="the checkpoint is bidirectional: sample in many steps",
-    )
+    add("--teacher", action="store_true", help="sample a bidirectional checkpoint in many steps")
     add("--sampler", choices=sorted(SAMPLERS), default="unipc", help="of --teacher")
     add("--sampling_steps", type=int, default=50, help="of --teacher")
-    add("--guidance", type=float, default=5.0, help="of --teacher: g in uncond + g (cond - uncond)")
+    add("--guidance", type=float, default=5.0, help="of --teacher, g in uncond + g (cond - uncond)")
 
     add("--batch", type=int, default=1, help="videos side by side, split over the devices")
     add("--shard", default="0/1", help="I/N: this process makes share I of N")
-    add(
-        "--noise_file",
-        type=Path,
-        help=".npz: noise [n, f, c, y, x], renoise [n, steps - 1, f, ...]",
-    )
-    add(
-        "--prompt_embeds", type=Path, help=".npy [prompts, s, d]: read in place of the text encoder"
-    )
+    add("--noise_file", type=Path, help=".npz: noise [n, f, c, y, x], renoise [n, steps - 1, f, ...]")
+    add("--prompt_embeds", type=Path, help=".npy [prompts, s, d], read in place of the text encoder")
     add("--save_latents", action="store_true", help="float32 [f, c, y, x] beside each video, .npy")
+    # fmt: on
     return parser
 
 
@@ -166,8 +132,11 @@ def run(args: argparse.Namespace) -> None:
     if not todo:
         return
     for name in ("batch", "frames"):
-        if (getattr(args, name) or 1) < 1 or getattr(args, name) == 0:
-            raise ValueError(f"{name}: expected 1 or more, found {getattr(args, name)}")
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected 1 or more, found {value}")
+    if args.sink and args.window is None:
+        raise ValueError(f"sink: expected --window with it, found a sink of {args.sink} alone")
     model = _model(args)
     settings, given = _settings(args, model)
     noise, text = _noise(args, jobs, settings, given), _text(args, model, jobs)
@@ -178,6 +147,7 @@ def run(args: argparse.Namespace) -> None:
             # The last group is filled up, so that one program serves all.
             filled = [group[i % len(group)] for i in range(args.batch)]
             _write(args, model, settings, group, noise(filled), text(filled), given, bar)
+    print(f"{len(todo)} videos made in {todo[0].path.parent}")
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
@@ -215,10 +185,11 @@ def _model(args: argparse.Namespace) -> VideoModel:
 
 def _settings(args: argparse.Namespace, model: VideoModel) -> tuple[Settings, Any]:
     """Settings, and the given first latents [1, f, c, y, x] or None."""
-    changes: dict[str, Any] = {"steps": args.steps}
-    changes |= {"first_frames": args.first_frames, "first_steps": args.first_steps}
+    changes: dict[str, Any] = {"steps": args.steps, "first_steps": args.first_steps}
     if args.method:
-        changes["block_frames"] = BLOCK_FRAMES[args.method]
+        changes |= {"block_frames": BLOCK_FRAMES[args.method], "first_frames": None}
+    if args.first_frames:
+        changes["first_frames"] = args.first_frames
     settings = model.settings(args.frames, args.size, **changes)
     if args.teacher:
         settings = dataclasses.replace(

@@ -121,11 +121,15 @@ def make(
       naming: "vbench" ({prompt}-{k}.mp4), or "number" ({line}-{k}.mp4).
 
     Raises:
-      ValueError: no sample, two videos of one name.
+      ValueError: no sample, two videos of one name, one file for several videos.
     """
     if samples < 1:
         raise ValueError(f"samples: expected 1 or more, found {samples}")
-    single = out.suffix == ".mp4" and len(prompts) * samples == 1
+    single = out.suffix == ".mp4"
+    if single and len(prompts) * samples > 1:
+        raise ValueError(
+            f"out: expected a folder for {len(prompts) * samples} videos, found {out}; name one"
+        )
     jobs: list[Job] = []
     seen: dict[Path, int] = {}
     for line, prompt in enumerate(prompts):

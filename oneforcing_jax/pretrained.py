@@ -32,7 +32,7 @@ class Source:
       config: of the transformer.
       shift: of the noise schedule.
       frames, rows, columns: of the latents.
-      block_frames: latent frames of a block.
+      block_frames, first_frames: latent frames of a block, and of the first; None: as the others.
     """
 
     folder: Path
@@ -44,6 +44,7 @@ class Source:
     rows: int = 60
     columns: int = 104
     block_frames: int = 1
+    first_frames: int | None = None
 
     def params(self, sharding: Any = None) -> Any:
         """The parameters, by default on the first device."""
@@ -120,7 +121,7 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
     size = config.latents
     return Source(
         folder / CHECKPOINTS, net, ema, made, config.shift,
-        size.frames, size.rows, size.columns, config.blocks.frames,
+        size.frames, size.rows, size.columns, config.blocks.frames, config.blocks.first_frames or None,
     )  # fmt: skip
 
 

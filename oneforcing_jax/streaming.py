@@ -11,7 +11,6 @@ for frames in model.stream(prompt, model.settings(frames=161)):
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -33,47 +32,11 @@ from oneforcing_jax.encoders import Encoders
 from oneforcing_jax.models.wan import WanDiT
 from oneforcing_jax.pretrained import Source
 from oneforcing_jax.rollout import Block, Plan
-from oneforcing_jax.student import Noise, Student, Text, sample_keys, seeded
+from oneforcing_jax.student import Noise, Settings, Student, Text, sample_keys, seeded
 from oneforcing_jax.text import pad_embeddings
 
 # Clean latents [b, n, c, y, x] of a video, block by block: what `Student.stream` is.
 Blocks = Callable[[Noise, Text, Plan, jax.Array | None], Iterator[jax.Array]]
-
-# The paper's first block (its section on generation): the others build on it.
-FIRST_STEPS = (1000.0, 750.0, 500.0, 250.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a video is: its latents and its blocks. Steps are unwarped timesteps.
-
-    Attributes:
-      shape: (f, c, y, x) of the latents, given first frames included.
-      block_frames, steps: of every block.
-      first_frames, first_steps: of the first block; None: as the others. A video that continues
-        given frames has no first block of its own.
-    """
-
-    shape: tuple[int, int, int, int]
-    block_frames: int = 1
-    steps: tuple[float, ...] = (1000.0,)
-    first_frames: int | None = None
-    first_steps: tuple[float, ...] | None = FIRST_STEPS
-
-    def plan(self, shift: float, given: int = 0) -> Plan:
-        """The blocks after `given` latent frames.
-
-        Raises:
-          ValueError: frames that the blocks do not fill, a bad step list, nothing left to make.
-        """
-        frames = self.shape[0] - given
-        if frames < 1:
-            raise ValueError(
-                f"frames: expected more than the {given} given latent frames, found {self.shape[0]} "
-                "in all; ask for a longer video"
-            )
-        first = () if given else (self.first_frames, self.first_steps)
-        return rollout.make_plan(frames, self.block_frames, self.steps, shift, *first)
 
 
 def decoded(
@@ -146,7 +109,8 @@ class VideoModel:
         self.source.config.frame_tokens(*shape[2:])
         if frames is None:
             shape = (self.source.frames, *shape[1:])
-        return Settings(shape, **({"block_frames": self.source.block_frames} | changes))
+        trained = {name: getattr(self.source, name) for name in ("block_frames", "first_frames")}
+        return Settings(shape, **(trained | changes))
 
     def place(self, x: Any) -> jax.Array:
         """An array on the devices, split over its batch axis 0."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +23,43 @@ from oneforcing_jax.rollout import Block, BlockDraws, Draws, Generator, Plan
 Noise = Callable[[int, Block], BlockDraws]
 # Prompt embeddings [b, s, d], or the function that gives those of the block that begins with a frame.
 Text = jax.Array | Callable[[int], jax.Array]
+
+
+# The paper's first block (its section on generation): the others build on it.
+FIRST_STEPS = (1000.0, 750.0, 500.0, 250.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a video is: its latents and its blocks. Steps are unwarped timesteps.
+
+    Attributes:
+      shape: (f, c, y, x) of the latents, given first frames included.
+      block_frames, steps: of every block.
+      first_frames, first_steps: of the first block; None: as the others. A video that continues
+        given frames has no first block of its own.
+    """
+
+    shape: tuple[int, int, int, int]
+    block_frames: int = 1
+    steps: tuple[float, ...] = (1000.0,)
+    first_frames: int | None = None
+    first_steps: tuple[float, ...] | None = FIRST_STEPS
+
+    def plan(self, shift: float, given: int = 0) -> Plan:
+        """The blocks after `given` latent frames.
+
+        Raises:
+          ValueError: frames that the blocks do not fill, a bad step list, nothing left to make.
+        """
+        frames = self.shape[0] - given
+        if frames < 1:
+            raise ValueError(
+                f"frames: expected more than the {given} given latent frames, found {self.shape[0]} "
+                "in all; ask for a longer video"
+            )
+        first = () if given else (self.first_frames, self.first_steps)
+        return rollout.make_plan(frames, self.block_frames, self.steps, shift, *first)
 
 
 def sample_keys(seeds: Sequence[int], numbers: Sequence[int]) -> jax.Array:

@@ -439,6 +439,8 @@ def test_file_names():
     both = [jobs.Prompt("x" * 200 + end, "") for end in "ab"]
     with pytest.raises(ValueError, match="prompts 1 and 2 would both be named .*--naming=number"):
         jobs.make(both, Path("out"))
+    with pytest.raises(ValueError, match="out: expected a folder for 2 videos, found one.mp4"):
+        jobs.make(both, Path("one.mp4"))
     named = jobs.make(both, Path("out"), samples=2, naming="number")
     assert [job.path.name for job in named[1:3]] == ["00000-1.mp4", "00001-0.mp4"]
 

@@ -30,8 +30,8 @@ from oneforcing_jax.models import vae
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.rollout import Plan
-from oneforcing_jax.streaming import FIRST_STEPS, decoded
-from oneforcing_jax.student import Student, sample_keys, seeded
+from oneforcing_jax.streaming import decoded
+from oneforcing_jax.student import FIRST_STEPS, Student, sample_keys, seeded
 from oneforcing_jax.toy import codec as codecs
 
 # bf16 operations a second that a large matrix product reaches (H200), or that the data sheet gives.
