@@ -195,9 +195,12 @@ def _settings(args: argparse.Namespace, model: VideoModel) -> tuple[Settings, An
         settings = dataclasses.replace(
             settings, block_frames=settings.shape[0], first_frames=None, first_steps=None
         )
-    given = None
-    if args.image or args.video:
-        file = args.image or args.video
+    file, given = args.image or args.video, None
+    if file and args.teacher:
+        raise ValueError(
+            f"--teacher: it makes whole clips and cannot continue {file}; leave one out"
+        )
+    if file:
         frames = read_image(file) if args.image else read_video(file)[0]
         given = model.first_frames(frames, settings, log=lambda line: print(f"{file}: {line}"))
     settings.plan(model.source.shift, 0 if given is None else given.shape[1])

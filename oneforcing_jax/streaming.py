@@ -72,6 +72,8 @@ class VideoModel:
 
     def __init__(self, blocks: Blocks, source: Source, encoders: Encoders, mesh: Any = None):
         self.blocks, self.source, self.encoders, self.mesh = blocks, source, encoders, mesh
+        # The samples of a prompt come one after the other.
+        self._encode = functools.lru_cache(maxsize=16)(encoders.text.encode)
         stride = self._stride()
         self._size = source.rows * stride, source.columns * stride
         channels = encoders.codec.latent_shape(1, *self._size)[1]
@@ -105,7 +107,7 @@ class VideoModel:
           ValueError: sizes that codec or transformer cannot take.
         """
         rows, columns = size or self._size
-        shape = self.encoders.codec.latent_shape(frames or 1, rows, columns)
+        shape = self.encoders.codec.latent_shape(1 if frames is None else frames, rows, columns)
         self.source.config.frame_tokens(*shape[2:])
         if frames is None:
             shape = (self.source.frames, *shape[1:])
@@ -126,7 +128,7 @@ class VideoModel:
         """
         if any(not prompt.strip() for prompt in prompts):
             raise ValueError("prompt: expected words, found an empty prompt; say what to show")
-        rows = [self.encoders.text.encode(prompt) for prompt in prompts]
+        rows = [self._encode(prompt) for prompt in prompts]
         return self.place(pad_embeddings(rows, self.source.config.text_len))
 
     def first_frames(

@@ -324,6 +324,17 @@ def test_prompts_from_a_file(tmp_path, command, capsys):
     assert (out / "a blue circle-0.mp4").stat().st_mtime_ns == kept
 
 
+def test_interrupted_runs_leave_no_half_video(command, monkeypatch):
+    def stop(writer, frames):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command contin"):
+        patch.setattr(generate.VideoWriter, "write", stop)
+        command("--prompt=a red square")
+    out = command("--prompt=a blue circle")
+    assert [p.name for p in out.iterdir()] == ["a blue circle-0.mp4"]
+
+
 def test_image_to_video(tmp_path, command, encoders, capsys):
     """Of another aspect: scaled, the middle kept, and said so. The first frame is the image's."""
     pixels = np.zeros((48, 128, 3), np.uint8)
@@ -391,6 +402,10 @@ def test_teacher_by_the_command_line(command, weights, encoders):
         (["--prompt=a", "--frames=0"], "frames: expected 1 or more, found 0"),
         (["--prompt=a", "--method=chunkwise", "--frames=7"], "7 frames = 3 .* 4 left over"),
         (["--prompt=a", "--image=gone.png"], "no image file at gone.png"),
+        (
+            ["--prompt=a", "--image=x.png", "--teacher"],
+            "makes whole clips and cannot continue x.png",
+        ),
         (["--prompt=a", "--image={file}"], "expected an image, found another file"),
         (["--prompt=a", "--video={file}"], "expected a readable video"),
         (["--prompt=a", "--out={file}/videos"], "--out: cannot make .*: Not a directory"),
@@ -445,6 +460,13 @@ def test_file_names():
     assert [job.path.name for job in named[1:3]] == ["00000-1.mp4", "00001-0.mp4"]
 
 
+def test_shards_share_all_videos():
+    made = jobs.make([jobs.Prompt(words, words) for words in "abcde"], Path("out"), samples=2)
+    shares = [jobs.shard(made, f"{i}/3") for i in range(3)]
+    assert sorted(job.number for share in shares for job in share) == list(range(10))
+    assert {len(share) for share in shares} == {3, 4}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -468,6 +490,16 @@ def test_rewritten_prompts_pair_by_line(tmp_path):
     assert [(p.words, p.embedded) for p in pairs] == [("one", "1"), ("two", "2")]
     with pytest.raises(ValueError, match="c.txt: expected 2 prompts, one for each of .*, found 1"):
         jobs.read_prompts(tmp_path / "a.txt", tmp_path / "c.txt")
+
+
+def test_encoders_of_another_model_are_refused(tmp_path, weights, encoders):
+    texts.load(encoders / "text_encoder").save(tmp_path / "text_encoder")
+    noise = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
+    codecs.fit(noise, channels=3).save(tmp_path / "codec.npz")
+    with pytest.raises(
+        ValueError, match="expected embeddings of width 16 and latents of 4 channels"
+    ):
+        streaming.load(weights("inference_framewise_ffe"), tmp_path)
 
 
 def test_stages_of_a_run(tmp_path, random_params, encoders):
