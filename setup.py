@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 TORCH = ["torch>=2.6", "safetensors>=0.5", "huggingface_hub>=0.30"]
 WAN = ["transformers>=4.56", "ftfy>=6.2", "sentencepiece>=0.2"]
+LMDB = ["lmdb>=1.4"]
 
 setup(
     name="oneforcing_jax",
@@ -12,7 +13,7 @@ setup(
     packages=find_packages(include=["oneforcing_jax", "oneforcing_jax.*"]),
     python_requires=">=3.11",
     install_requires=[
-        "av>=14",
+        "av>=16",
         "einops>=0.8",
         "flax>=0.12",
         "grain>=0.2.12",
@@ -34,9 +35,12 @@ setup(
         # The published weights: checkpoints of PyTorch, tokenizer and cleaning of prompts.
         "torch": TORCH,
         "wan": WAN,
+        # The original's training data.
+        "lmdb": LMDB,
         "test": [
             *TORCH,
             *WAN,
+            *LMDB,
             "diffusers>=0.36",
             "hypothesis>=6.100",
             "mypy>=1.15",

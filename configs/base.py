@@ -38,6 +38,8 @@ def get_config():
     # Devices along each axis; -1 takes what the others leave.
     c.mesh = {"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1}
     c.latents = {"frames": 21, "channels": 16, "rows": 60, "columns": 104}
+    # Frames of video a second.
+    c.fps = 16.0
     # Of the noise schedule.
     c.shift = 5.0
     # Share of prompts replaced by the negative one when a model learns by flow matching.

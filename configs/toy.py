@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oneforcing_jax import build
 from oneforcing_jax.models.wan import WanConfig
-from oneforcing_jax.toy.world import WORLD
+from oneforcing_jax.toy.world import FPS, WORLD
 
 BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))
 
@@ -22,6 +22,7 @@ def get_config():
     c.mesh = {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1}
     c.world = dataclasses.asdict(WORLD)
     c.latents = {"frames": 8, "channels": 12, "rows": 6, "columns": 6}
+    c.fps = FPS
     c.shift = 3.0
     # As Wan's, but that the rotary frequencies suit eight frames of 3x3 tokens and that attention looks
     # at neighbours from the start: at this width and in this time it would not learn to.

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from oneforcing_jax import flow, rollout, sharding
+from oneforcing_jax.data.video import Clip
+from oneforcing_jax.encoders import Codec
 from oneforcing_jax.methods import Method, causal_ode, flow_matching, one_forcing
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
@@ -48,6 +50,21 @@ def plan(config: ConfigDict) -> Plan:
 def layout(config: ConfigDict) -> tuple[int, ...]:
     """Frames of each block of a training clip."""
     return tuple(block.frames for block in plan(config))
+
+
+def clip(config: ConfigDict, codec: Codec) -> Clip:
+    """What videos are brought to before they are encoded.
+
+    Raises:
+      ValueError: the codec's latents have other channels than the config's.
+    """
+    latents = config.latents
+    if latents.channels != codec.channels:
+        raise ValueError(
+            f"config: field 'latents.channels': expected the encoder's {codec.channels}, found "
+            f"{latents.channels}; choose the config that belongs to this encoder"
+        )
+    return Clip(*codec.video_shape(latents.frames, latents.rows, latents.columns), config.fps)
 
 
 def _teacher(config: ConfigDict) -> Method:

@@ -29,7 +29,7 @@ from oneforcing_jax import recordings, samplers, streaming
 from oneforcing_jax.build import DTYPES
 from oneforcing_jax.cache import Window
 from oneforcing_jax.data.files import write_whole
-from oneforcing_jax.data.images import read_image
+from oneforcing_jax.data.images import at_rate, read_image
 from oneforcing_jax.data.video import VideoWriter, read_video
 from oneforcing_jax.jobs import Job
 from oneforcing_jax.rollout import Draws
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("--frames", type=int, help="pixel frames, given ones included; default as trained, Wan 81")
     add("--size", type=_size, help="rows x columns in pixels; default as trained, Wan 480x832")
-    add("--fps", type=float, default=16.0, help="frames per second of the file")
+    add("--fps", type=float, help="frames per second; default as trained, Wan 16")
     add("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
 
     add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
@@ -201,10 +201,14 @@ def _settings(args: argparse.Namespace, model: VideoModel) -> tuple[Settings, An
             f"--teacher: it makes whole clips and cannot continue {file}; leave one out"
         )
     if file:
-        frames = read_image(file) if args.image else read_video(file)[0]
+        frames = read_image(file) if args.image else at_rate(*read_video(file), _fps(args, model))
         given = model.first_frames(frames, settings, log=lambda line: print(f"{file}: {line}"))
     settings.plan(model.source.shift, 0 if given is None else given.shape[1])
     return settings, given
+
+
+def _fps(args: argparse.Namespace, model: VideoModel) -> float:
+    return model.source.fps if args.fps is None else args.fps
 
 
 def _noise(
@@ -262,7 +266,7 @@ def _write(
             small = min(frames.shape[2:4]) < SMALL
             writers = writers or [
                 stack.enter_context(
-                    VideoWriter(job.path, args.fps, crf=args.crf, full_chroma=small)
+                    VideoWriter(job.path, _fps(args, model), crf=args.crf, full_chroma=small)
                 )
                 for job in group
             ]

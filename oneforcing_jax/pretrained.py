@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from oneforcing_jax import build, checkpoint
 from oneforcing_jax.convert import sizes
+from oneforcing_jax.encoders import ENCODERS
 from oneforcing_jax.models.wan import WanConfig
-from oneforcing_jax.toy.ingest import CODEC_FILE
+from oneforcing_jax.toy import codec as toy_codec
 from oneforcing_jax.train import CHECKPOINTS
 
 # What main.py and tools/convert_wan.py leave beside checkpoints.
@@ -32,6 +33,7 @@ class Source:
       config: of the transformer.
       shift: of the noise schedule.
       frames, rows, columns: of the latents.
+      fps: frames per second of the videos.
       block_frames, first_frames: latent frames of a block, and of the first; None: as the others.
     """
 
@@ -43,6 +45,7 @@ class Source:
     frames: int = 21
     rows: int = 60
     columns: int = 104
+    fps: float = 16.0
     block_frames: int = 1
     first_frames: int | None = None
 
@@ -118,10 +121,11 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
     made = dataclasses.replace(build.model(config, section), remat="none")
     if dtype:
         made = dataclasses.replace(made, dtype=build.DTYPES[dtype])
-    size = config.latents
+    size, blocks = config.latents, config.blocks
     return Source(
         folder / CHECKPOINTS, net, ema, made, config.shift,
-        size.frames, size.rows, size.columns, config.blocks.frames, config.blocks.first_frames or None,
+        frames=size.frames, rows=size.rows, columns=size.columns, fps=config.fps,
+        block_frames=blocks.frames, first_frames=blocks.first_frames or None,
     )  # fmt: skip
 
 
@@ -140,7 +144,7 @@ def find_encoders(folder: str | Path) -> Path:
     """The folder of the encoders of a checkpoint.
 
     They lie in a converted folder itself or beside its transformer/; those of a training run are in
-    the store that its data was first encoded into.
+    the store that its data was first encoded into, or noted there.
 
     Raises:
       ValueError: there are none.
@@ -156,7 +160,7 @@ def find_encoders(folder: str | Path) -> Path:
             if stage not in config.stages:
                 break
     for place in places:
-        if (place / "vae").is_dir() or (place / CODEC_FILE).is_file():
+        if any((place / name).exists() for name in (ENCODERS, toy_codec.FILE, "vae")):
             return place
     raise ValueError(
         f"encoders: expected vae/ and text/ of tools/convert_wan.py, or a store with its codec, in one "

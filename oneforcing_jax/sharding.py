@@ -76,6 +76,11 @@ def spec(axes: tuple[str | None, ...]) -> P:
     return P(*mapped)
 
 
+def named(mesh: Mesh, axes: tuple[str | None, ...] = ()) -> NamedSharding:
+    """The sharding of logical axes on a mesh; of none, a copy on each device."""
+    return NamedSharding(mesh, spec(axes))
+
+
 def _parallel_mesh() -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
@@ -141,6 +146,15 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
         return sharding
 
     return jax.tree_util.tree_map_with_path(of, boxed, is_leaf=_is_box)
+
+
+def abstract(boxed: Any, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of such a tree, without its logical axes."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        unbox(boxed),
+        shardings(boxed, mesh),
+    )
 
 
 def unbox(tree: Any) -> Any:

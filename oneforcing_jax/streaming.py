@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from oneforcing_jax import encoders as encoding
 from oneforcing_jax import pretrained, rollout, samplers, sharding
 from oneforcing_jax.cache import Window
-from oneforcing_jax.data.images import cover
+from oneforcing_jax.data.images import fit
 from oneforcing_jax.encoders import Encoders
 from oneforcing_jax.models.wan import WanDiT
 from oneforcing_jax.pretrained import Source
@@ -74,24 +74,14 @@ class VideoModel:
         self.blocks, self.source, self.encoders, self.mesh = blocks, source, encoders, mesh
         # The samples of a prompt come one after the other.
         self._encode = functools.lru_cache(maxsize=16)(encoders.text.encode)
-        stride = self._stride()
-        self._size = source.rows * stride, source.columns * stride
-        channels = encoders.codec.latent_shape(1, *self._size)[1]
-        found, expected = (
-            (encoders.text.dim, channels),
-            (source.config.text_dim, source.config.in_dim),
-        )
+        c, codec = source.config, encoders.codec
+        found, expected = (encoders.text.dim, codec.channels), (c.text_dim, c.in_dim)
         if found != expected:
             raise ValueError(
                 f"encoders: expected embeddings of width {expected[0]} and latents of {expected[1]} "
                 f"channels, as {source.folder} was trained with, found {found[0]} and {found[1]}; "
                 "name the encoders of this checkpoint"
             )
-
-    def _stride(self) -> int:
-        """Pixel rows of a latent row."""
-        probe = 480, 832
-        return probe[0] // self.encoders.codec.latent_shape(1, *probe)[2]
 
     def settings(
         self, frames: int | None = None, size: tuple[int, int] | None = None, **changes: Any
@@ -106,12 +96,14 @@ class VideoModel:
         Raises:
           ValueError: sizes that codec or transformer cannot take.
         """
-        rows, columns = size or self._size
-        shape = self.encoders.codec.latent_shape(1 if frames is None else frames, rows, columns)
-        self.source.config.frame_tokens(*shape[2:])
-        if frames is None:
-            shape = (self.source.frames, *shape[1:])
-        trained = {name: getattr(self.source, name) for name in ("block_frames", "first_frames")}
+        source, codec = self.source, self.encoders.codec
+        trained_frames, *trained_size = codec.video_shape(
+            source.frames, source.rows, source.columns
+        )
+        sizes = trained_frames if frames is None else frames, *(size or trained_size)
+        shape = codec.latent_shape(*sizes)
+        source.config.frame_tokens(*shape[2:])
+        trained = {name: getattr(source, name) for name in ("block_frames", "first_frames")}
         return Settings(shape, **(trained | changes))
 
     def place(self, x: Any) -> jax.Array:
@@ -139,16 +131,17 @@ class VideoModel:
         They are scaled to cover the video's size, and the middle is kept. The codec takes certain
         numbers of frames; what is over is dropped at the beginning. Both are logged.
         """
-        codec, stride, found = self.encoders.codec, self._stride(), video.shape[:3]
-        rows, columns = settings.shape[2] * stride, settings.shape[3] * stride
-        video = cover(video, rows, columns)
+        codec, found, (f, _, y, x) = self.encoders.codec, video.shape[:3], settings.shape
+        _, rows, columns = codec.video_shape(f, y, x)
+        video = fit(video, rows, columns)
         while len(video) > 1 and not _fits(codec, video.shape[:3]):
             video = video[1:]
         if video.shape[1:3] != found[1:]:
             log(f"{found[1]}x{found[2]} scaled to cover {rows}x{columns}, the middle kept")
         if len(video) != found[0]:
             log(f"the last {len(video)} of {found[0]} frames kept, which the codec takes")
-        return codec.encode(video)[None]
+        # Through the host: where the codec lays them is its own affair.
+        return jnp.asarray(np.asarray(codec.encode(video)))[None]
 
     def videos(
         self, noise: Noise, text: Text, settings: Settings, given: jax.Array | None = None
@@ -200,7 +193,8 @@ def _fits(codec: encoding.Codec, sizes: Sequence[int]) -> bool:
 
 def _read(checkpoint: Any, encoders: Any, ema: bool, dtype: Any, shift: Any, batch: int) -> Any:
     source = pretrained.find(checkpoint, ema, dtype, shift)
-    loaded = encoding.load(encoders or pretrained.find_encoders(checkpoint))
+    found = encoders or pretrained.find_encoders(checkpoint)
+    loaded = encoding.load(found, source.config.text_len, source.config.dtype)
     # As many devices as divide the batch.
     devices = jax.local_devices()
     count = math.gcd(batch, len(devices))

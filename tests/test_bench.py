@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from oneforcing_jax import config as configs
+from oneforcing_jax import flops
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
 
 ROOT = Path(__file__).parents[1]
@@ -16,13 +17,13 @@ TOKENS = WAN_1_3B.frame_tokens(60, 104)
 
 @pytest.mark.parametrize(("size", "expected"), [(WAN_1_3B, 283), (WAN_14B, 1678)])
 def test_forward_of_a_clip(size, expected):
-    found = BENCH["clip"](size, TOKENS, 21).forward / 1e12
+    found = flops.clip(size, TOKENS, 21).forward / 1e12
     assert found == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(("keys", "expected"), [(1, 4.5), (11, 9.0), (21, 13.5)])
 def test_cached_pass_of_a_frame(keys, expected):
-    found = BENCH["dit"](WAN_1_3B, TOKENS, 1, keys, prompts=0).forward / 1e12
+    found = flops.dit(WAN_1_3B, TOKENS, 1, keys, prompts=0).forward / 1e12
     assert found == pytest.approx(expected, rel=0.01)
 
 
@@ -31,7 +32,7 @@ def test_updates_of_the_paper(net, expected):
     config = configs.load(
         ROOT / "configs" / "framewise.py", ["--config.stages.one_forcing.batch=1"]
     )
-    found = BENCH["update_flops"](config, config.stages.one_forcing, net) / 1e12
+    found = flops.update(config, config.stages.one_forcing, net) / 1e12
     assert found == pytest.approx(expected, rel=0.03)
 
 
@@ -51,7 +52,7 @@ def test_command_line(tmp_path, capsys):
     out, toy = tmp_path / "bench.json", ROOT / "configs" / "toy.py"
     stage = ["--stage=ode", "--config.stages.ode.batch=8"]
     rule = "--config.stages.ode.optimisers.model.name=adamw"
-    BENCH["main"]([f"--config={toy}", *stage, *SMALL, rule, "--repeats=2", f"--out={out}"])
+    BENCH["main"](["train", f"--config={toy}", *stage, *SMALL, rule, "--repeats=2", f"--out={out}"])
     made, printed = json.loads(out.read_text()), capsys.readouterr().out
     (row,) = made["updates"]
     assert row["update"] == "model" and "TFLOP/s" in printed
@@ -65,15 +66,15 @@ def test_command_line(tmp_path, capsys):
 def test_batches_and_depth_multiply(stage):
     """Twice the batch is twice the work; each further layer costs the same."""
 
-    def flops(*overrides):
+    def work(*overrides):
         config = configs.load(ROOT / "configs" / "toy.py", overrides)
-        return BENCH["update_flops"](config, config.stages[stage], "model")
+        return flops.update(config, config.stages[stage], "model")
 
-    assert flops(f"--config.stages.{stage}.batch=32") == 2 * flops(
+    assert work(f"--config.stages.{stage}.batch=32") == 2 * work(
         f"--config.stages.{stage}.batch=16"
     )
     net = "teacher" if stage == "teacher" else "generator"
-    one, two, three = (flops(f"--config.{net}.num_layers={n}") for n in (1, 2, 3))
+    one, two, three = (work(f"--config.{net}.num_layers={n}") for n in (1, 2, 3))
     assert three - two == pytest.approx(two - one) and two - one > 0
 
 
@@ -87,7 +88,21 @@ def test_batches_and_depth_multiply(stage):
 )
 def test_odd_arguments_are_one_line(argument, message):
     with pytest.raises(SystemExit, match=message):
-        BENCH["main"]([f"--config={ROOT / 'configs' / 'toy.py'}", argument])
+        BENCH["main"](["train", f"--config={ROOT / 'configs' / 'toy.py'}", argument])
+
+
+def test_vae(tmp_path, capsys):
+    sizes = ["--frames=9", "--rows=16", "--columns=16", "--width=2", "--dtype=float32"]
+    BENCH["main"](["vae", *sizes, "--repeats=1", f"--out={tmp_path / 'vae.json'}"])
+    rows = {row["work"]: row for row in json.loads((tmp_path / "vae.json").read_text())["work"]}
+    assert (
+        rows.keys() == {"encode", "decode", "stream step"} and "frames/s" in capsys.readouterr().out
+    )
+    # Two of the three latent frames are later steps.
+    first = rows["decode"]["flops"] - 2 * rows["stream step"]["flops"]
+    assert 0 < first < rows["stream step"]["flops"]
+    with pytest.raises(SystemExit, match="1 . 4k frames"):
+        BENCH["main"](["vae", *sizes, "--frames=8"])
 
 
 def test_generation_by_the_command_line(tmp_path, capsys):

@@ -16,6 +16,7 @@ from PIL import Image
 from oneforcing_jax import cache as kv
 from oneforcing_jax import checkpoint, flow, generate, jobs, pretrained, samplers, streaming
 from oneforcing_jax import config as configs
+from oneforcing_jax import encoders as encoding
 from oneforcing_jax.cache import Window
 from oneforcing_jax.convert import sizes, to_orbax
 from oneforcing_jax.data.video import read_video
@@ -528,10 +529,10 @@ def test_stages_of_a_run(tmp_path, random_params, encoders):
     with pytest.raises(ValueError, match="encoders: expected vae/ and text/ .* --encoders"):
         pretrained.find_encoders(tmp_path / "ode")
     store = tmp_path / "world" / "store"
-    store.parent.mkdir()
-    encoders.rename(store)
+    store.mkdir(parents=True)
+    encoding.record(store, encoders)
     assert pretrained.find_encoders(tmp_path / "ode") == store
-    store.rename(encoders)
+    assert encoding.load(store).codec.channels == 4
     (tmp_path / "teacher").mkdir()
     with pytest.raises(ValueError, match="expected a folder of .*, found nothing in"):
         pretrained.find(tmp_path / "teacher")

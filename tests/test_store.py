@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import Store
 
 FIELDS = {"latents": ((3, 2, 4, 4), "float32"), "text": ((200, 8), "bfloat16")}
@@ -83,8 +84,33 @@ def test_a_bad_sample_is_refused_and_not_done(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         store.write(1, sample(1) | change)
     assert not store.done().any()
-    with pytest.raises(ValueError, match="sample 1 is not written yet"):
+    with pytest.raises(ValueError, match="sample 1 is left out or not written yet"):
         store.read(1)
+
+
+def test_left_out_samples_complete_a_store_until_they_are_written(tmp_path):
+    store = Store.create(tmp_path / "s", 3, FIELDS)
+    store.write(0, sample(0))
+    store.leave_out(1, "b.mp4: found zero bytes")
+    with pytest.raises(ValueError, match="1 are missing"):
+        store.require_complete()
+    store.leave_out(2, "c.mp4: too short")
+    again = Store.open(tmp_path / "s")
+    again.require_complete()
+    assert again.left_out() == {1: "b.mp4: found zero bytes", 2: "c.mp4: too short"}
+    np.testing.assert_array_equal(again.done(), [True, False, False])
+    with pytest.raises(ValueError, match="sample 1 is left out"):
+        again.read(1)
+    drawn = batches(again, 4, seed=0, start=0)
+    np.testing.assert_array_equal(next(drawn)["latents"], [sample(0)["latents"]] * 4)
+    store.write(2, sample(2))
+    assert again.left_out().keys() == {1}
+    assert_same(again.read(2), sample(2))
+
+    none = Store.create(tmp_path / "none", 1, FIELDS)
+    none.leave_out(0, "a.mp4: too short")
+    with pytest.raises(ValueError, match="all 1 left out"):
+        none.require_complete()
 
 
 def test_a_half_written_sample_is_not_done(tmp_path):

@@ -1,17 +1,14 @@
 """The toy world end to end: rendered, scored, encoded, stored, and read back."""
 
 import dataclasses
-import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from oneforcing_jax.data.store import Store
-from oneforcing_jax.data.video import read_video, write_video
+from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import scores, text, world
-from oneforcing_jax.toy.ingest import ingest
 from oneforcing_jax.toy.world import TINY, WORLD, World
 
 WORLDS = {"world": WORLD, "tiny": TINY}
@@ -241,60 +238,3 @@ def test_text_encoder(data, tmp_path):
     (tmp_path / "text/embeddings.npz").unlink()
     with pytest.raises(FileNotFoundError, match="embeddings.npz is missing"):
         text.load(tmp_path / "text")
-
-
-@once
-def test_ingest_stores_what_the_encoders_give(data, tmp_path):
-    captions = data.folder / "captions.jsonl"
-    store = ingest(data.folder, captions, data.codec, data.encoder, tmp_path / "s")
-    assert store.fields["latents"][0] == data.codec.latent_shape(*data.videos.shape[1:4])
-    for index in (0, len(store) - 1):
-        sample = store.read(index)
-        np.testing.assert_allclose(
-            sample["latents"], data.codec.encode(data.videos[index]), atol=1e-4
-        )
-        np.testing.assert_array_equal(
-            sample["text"], data.encoder.encode_padded([data.captions[index]])[0]
-        )
-    again = Store.open(tmp_path / "s")
-    assert again.attributes["codec"]["digest"] == data.codec.digest()
-    assert not again.read_shared("negative_text").any()
-    assert codecs.load(tmp_path / "s/codec.npz").digest() == data.codec.digest()
-    assert text.load(tmp_path / "s/text_encoder").digest() == data.encoder.digest()
-    other = codecs.fit(data.others.reshape(-1, *data.others.shape[2:])[::2])
-    with pytest.raises(ValueError, match="attributes.codec.digest is"):
-        ingest(data.folder, captions, other, data.encoder, tmp_path / "s")
-
-
-def test_ingest_names_bad_videos_keeps_the_rest_and_continues(tmp_path):
-    world.write_dataset(tmp_path / "v", 4, 0, TINY)
-    captions, bad = tmp_path / "v/captions.jsonl", tmp_path / "v/000002.mp4"
-    frames = np.stack([video for _, video in world.videos(16, 1, TINY)]).reshape(-1, 16, 16, 3)
-    codec, encoder = codecs.fit(frames), text.TextEncoder.train(TINY.captions())
-
-    def run():
-        return ingest(tmp_path / "v", captions, codec, encoder, tmp_path / "s")
-
-    shutil.copy(bad, tmp_path / "good.mp4")
-    bad.write_bytes(bad.read_bytes()[:700])
-    with pytest.raises(ValueError, match="000002.mp4: expected a readable video") as caught:
-        run()
-    assert "\n" not in str(caught.value)
-    write_video(bad, np.zeros((4, 20, 16, 3), np.uint8), 8)
-    with pytest.raises(ValueError, match="000002.mp4: expected 4 frames of 16x16 .* 20x16"):
-        run()
-    kept = Store.open(tmp_path / "s")
-    np.testing.assert_array_equal(kept.done(), [True, True, False, False])
-    before = kept.read(1)["latents"]
-    # Out of reach now: were it read again, ingest would fail.
-    (tmp_path / "v/000001.mp4").write_bytes(b"")
-    shutil.copy(tmp_path / "good.mp4", bad)
-    run().require_complete()
-    np.testing.assert_array_equal(Store.open(tmp_path / "s").read(1)["latents"], before)
-
-    captions.write_text(captions.read_text().replace("a red square moving left", "a pink square"))
-    with pytest.raises(ValueError, match=r"captions.jsonl: 'a pink square': .* found \['pink'\]"):
-        run()
-    (tmp_path / "v/000003.mp4").unlink()
-    with pytest.raises(ValueError, match="000003.mp4"):
-        run()

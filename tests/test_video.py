@@ -3,11 +3,12 @@
 import re
 import wave
 
+import av
 import numpy as np
 import pytest
 
 from oneforcing_jax.data.captions import pair, read_captions
-from oneforcing_jax.data.video import VideoWriter, read_video, write_video
+from oneforcing_jax.data.video import Clip, VideoWriter, read_clip, read_video, write_video
 
 
 def moving_square(frames: int = 6, rows: int = 32, columns: int = 48) -> np.ndarray:
@@ -151,23 +152,88 @@ def test_bad_captions_are_one_line(tmp_path, name, text, message):
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_pair_is_one_to_one(tmp_path):
+def test_pairs_hold_every_name(tmp_path):
     captions = tmp_path / "captions.csv"
-    captions.write_text("video,caption\nb.mp4,second\na.mp4,first\n")
-    for name in ("a.mp4", "b.mp4", ".c.mp4", "notes.txt"):
+    captions.write_text("video,caption\nb.mp4,second\na.mp4,first\nd.mp4,last\n")
+    for name in ("a.mp4", "b.mp4", "c.MOV", ".e.mp4", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
     assert pair(tmp_path, captions) == [
-        (tmp_path / "a.mp4", "first"),
-        (tmp_path / "b.mp4", "second"),
+        ("a.mp4", tmp_path / "a.mp4", "first"),
+        ("b.mp4", tmp_path / "b.mp4", "second"),
+        ("c.MOV", tmp_path / "c.MOV", None),
+        ("d.mp4", None, "last"),
     ]
-    for name in ("d.mp4", "e.mp4", "f.mp4", "g.mp4"):
-        (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"found 4 \(d.mp4, e.mp4, f.mp4, ...\) without"):
-        pair(tmp_path, captions)
-    captions.write_text("video,caption\n" + "".join(f"{name}.mp4,x\n" for name in "abdefgh"))
-    with pytest.raises(ValueError, match=r"found 1 \(h.mp4\) missing"):
-        pair(tmp_path, captions)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="expected videos .*, found none"):
+        pair(tmp_path / "empty", captions)
     with pytest.raises(FileNotFoundError, match="no folder of videos"):
         pair(tmp_path / "absent", captions)
     with pytest.raises(FileNotFoundError, match="no caption file"):
         pair(tmp_path, tmp_path / "absent.csv")
+
+
+def numbered(path, count: int, fps: float, rows: int = 24, columns: int = 40) -> None:
+    """A video whose frame k is grey of level 8 k."""
+    levels = (8 * np.arange(count, dtype=np.uint8))[:, None, None, None]
+    write_video(path, np.broadcast_to(levels, (count, rows, columns, 3)), fps, crf=0)
+
+
+@pytest.mark.parametrize(
+    ("fps", "wanted", "expected"),
+    [
+        (16, 16, [0, 1, 2, 3, 4]),
+        (8, 16, [0, 0, 1, 1, 2]),
+        (24, 16, [0, 1, 3, 4, 6]),
+        (30, 10, [0, 3, 6, 9, 12]),
+        (30000 / 1001, 16, [0, 1, 3, 5, 7]),
+    ],
+)
+def test_clips_show_what_a_player_shows(tmp_path, fps, wanted, expected):
+    numbered(tmp_path / "v.mp4", 16, fps)
+    clip = read_clip(tmp_path / "v.mp4", Clip(5, 24, 40, wanted))
+    assert clip.shape == (5, 24, 40, 3)
+    np.testing.assert_allclose(clip.mean((1, 2, 3)) / 8, expected, atol=0.2)
+
+
+def test_clips_are_covered_and_cut_in_the_middle(tmp_path):
+    # White on the left and right ends, grey in the middle: a cut of both ends leaves grey.
+    frames = np.full((5, 32, 96, 3), 128, np.uint8)
+    frames[:, :, :30] = frames[:, :, 66:] = 255
+    write_video(tmp_path / "wide.mp4", frames, 16, crf=4)
+    clip = read_clip(tmp_path / "wide.mp4", Clip(5, 16, 16, 16))
+    assert clip.shape == (5, 16, 16, 3)
+    np.testing.assert_allclose(clip.astype(int), 128, atol=4)
+    write_video(tmp_path / "tall.mp4", frames.swapaxes(1, 2), 16, crf=4)
+    clip = read_clip(tmp_path / "tall.mp4", Clip(5, 48, 48, 16))
+    np.testing.assert_allclose(clip.astype(int), 128, atol=4)
+
+
+def test_videos_are_turned_as_players_turn_them(tmp_path):
+    image = np.zeros((32, 48, 3), np.uint8)
+    image[:, :24] = 255
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.set_display_rotation(90)
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        rotation = next(container.decode(video=0)).rotation
+    assert rotation % 180 == 90
+    # FFmpeg gives the angle counterclockwise: a quarter turn moves the left side to the bottom.
+    expected = np.rot90(image, rotation // 90)
+    shown = read_video(tmp_path / "v.mp4")[0]
+    assert shown.shape == (2, 48, 32, 3)
+    assert abs(shown[0].astype(int) - expected).mean() < 8
+    clip = read_clip(tmp_path / "v.mp4", Clip(2, 24, 16, 8))
+    assert abs(clip[0].astype(int) - expected[::2, ::2]).mean() < 16
+
+
+def test_short_videos_are_one_line(tmp_path):
+    numbered(tmp_path / "v.mp4", 10, 8)
+    longest = read_clip(tmp_path / "v.mp4", Clip(21, 24, 40, 16))
+    np.testing.assert_allclose(longest[-4:].mean((1, 2, 3)) / 8, [8, 9, 9, 9], atol=0.2)
+    with pytest.raises(ValueError, match=r"1.31 s or more .22 frames, 16 a .*found 1.25 s") as e:
+        read_clip(tmp_path / "v.mp4", Clip(22, 24, 40, 16))
+    assert "\n" not in str(e.value)

@@ -29,6 +29,8 @@ EXPECTED = (
     f"a folder of Wan2.1 ({_STEM}*.safetensors, {_PTH['vae']}, {_PTH['text']}), one of diffusers "
     "(transformer/, vae/, text_encoder/), or a .pt file"
 )
+# Folders with the tokenizer, of Wan2.1 and of diffusers.
+_TOKENIZERS = ("google/umt5-xxl", "tokenizer")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:.+)?")
 
 
@@ -40,11 +42,13 @@ class Part:
       name: of `PARTS`.
       files: safetensors files, or one `.pth` file.
       settings: config.json; empty where there is none.
+      tokenizer: folder of the text encoder's tokenizer; None where there is none.
     """
 
     name: str
     files: tuple[Path, ...]
     settings: Mapping[str, Any]
+    tokenizer: Path | None = None
 
     def open(self) -> Tensors:
         """Its tensors, to be read one at a time."""
@@ -99,6 +103,8 @@ def locate(source: str, only: Sequence[str] = PARTS) -> Path:
 def _patterns(name: str) -> list[str]:
     folder, stem = _FOLDERS[name]
     patterns = [f"{folder}/config.json", f"{folder}/{stem}*.safetensors*"]
+    if name == "text":
+        patterns += [f"{tokenizer}/*" for tokenizer in _TOKENIZERS]
     if name in _PTH:
         return [*patterns, _PTH[name]]
     return [*patterns, "config.json", f"{stem}*.safetensors*"]
@@ -129,6 +135,14 @@ def parts(folder: Path, only: Sequence[str] | None = None) -> list[Part]:
 
 
 def _part(folder: Path, name: str) -> Part | None:
+    part = _weights(folder, name)
+    if part is None or name != "text":
+        return part
+    tokenizers = (folder / tokenizer for tokenizer in _TOKENIZERS)
+    return dataclasses.replace(part, tokenizer=next(filter(Path.is_dir, tokenizers), None))
+
+
+def _weights(folder: Path, name: str) -> Part | None:
     subfolder, stem = _FOLDERS[name]
     files = _shards(folder / subfolder, stem)
     if files:

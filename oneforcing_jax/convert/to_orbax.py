@@ -1,6 +1,7 @@
 """Published checkpoints to Orbax, tensor by tensor: the host holds one model and one tensor.
 
-    from a folder    out/transformer/0/params_model, out/transformer/model.json; so vae, text
+    from a folder    out/transformer/0/params_model, out/transformer/model.json; so vae, and text,
+                     with the tokenizer in out/text/tokenizer
     from a .pt file  out/0/params_generator, out/model.json; so ema_generator, params_critic
 
 `oneforcing_jax.checkpoint.load_net(out / "transformer", "model", abstract)` reads them, and so does
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.models.critic import HeadConfig
 
 MODEL = "model.json"
+# Beside the text encoder's weights.
+TOKENIZER = "tokenizer"
 STEP = "0"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jax.numpy.bfloat16)}
 # Networks of a .pt file and the items that they become.
@@ -113,7 +117,11 @@ def _convert_part(
         net = _write(temporary / STEP / "params_model", tensors, key_map, config, head, order, part)
         record = {**order, "nets": {"params_model": net}}
         (temporary / MODEL).write_text(json.dumps(record, indent=1))
+        if part.tokenizer:
+            shutil.copytree(part.tokenizer, temporary / TOKENIZER)
     report(f"{part.name}: {len(tensors)} tensors of {part} -> {target}")
+    if part.name == "text" and not part.tokenizer:
+        report(f"text: no tokenizer beside it; copy its folder to {target / TOKENIZER}")
 
 
 def _convert_file(
@@ -182,8 +190,16 @@ def _write(
     tree = keys.load(key_map, tensors, typed, str(where))
     tensors.close()
     save_item(folder, tree)
-    layout = sizes.layout(tensors.shapes)
-    return {**sizes.describe(config, head), "layout": layout}
+    layout, dtype = sizes.layout(tensors.shapes), _main_dtype(tree)
+    return {**sizes.describe(config, head), "layout": layout, "dtype": dtype}
+
+
+def _main_dtype(tree: Any) -> str:
+    """The dtype of most of the weights."""
+    sizes_of: dict[str, int] = {}
+    for leaf in jax.tree.leaves(tree):
+        sizes_of[leaf.dtype.name] = sizes_of.get(leaf.dtype.name, 0) + leaf.size
+    return max(sizes_of, key=lambda name: sizes_of[name])
 
 
 class _OneAtATime(ocp.type_handlers.NumpyHandler):

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 
@@ -49,19 +50,27 @@ def read_captions(path: str | Path) -> dict[str, str]:
     return captions
 
 
-def pair(videos_dir: str | Path, captions_path: str | Path) -> list[tuple[Path, str]]:
-    """Matches the videos of a folder with their captions, one to one.
+class Pair(NamedTuple):
+    """A video and its caption; None where one of them is missing."""
+
+    name: str
+    video: Path | None
+    caption: str | None
+
+
+def pair(videos_dir: str | Path, captions_path: str | Path) -> list[Pair]:
+    """Matches the videos of a folder with their captions by file name.
 
     Args:
       videos_dir: a folder; its files ending in one of VIDEO_SUFFIXES count, subfolders do not.
       captions_path: see `read_captions`.
 
     Returns:
-      (video file, caption), sorted by file name.
+      One entry a name in either, sorted by name.
 
     Raises:
       FileNotFoundError: the folder or the caption file is missing.
-      ValueError: no video at all, a video without a caption, or a caption without a video.
+      ValueError: no video at all, or a malformed caption file.
     """
     folder = Path(videos_dir)
     if not folder.is_dir():
@@ -77,19 +86,8 @@ def pair(videos_dir: str | Path, captions_path: str | Path) -> list[tuple[Path, 
         raise ValueError(
             f"{folder}: expected videos ({' '.join(VIDEO_SUFFIXES)}), found none; check the folder"
         )
-    without_caption = sorted(videos.keys() - captions.keys())
-    if without_caption:
-        raise ValueError(
-            f"{captions_path}: expected a caption for every video of {folder}, found "
-            f"{_some(without_caption)} without; add the lines or move the videos away"
-        )
-    without_video = sorted(captions.keys() - videos.keys())
-    if without_video:
-        raise ValueError(
-            f"{folder}: expected a video for every caption of {captions_path}, found "
-            f"{_some(without_video)} missing; add the files or remove the lines"
-        )
-    return [(videos[name], captions[name]) for name in sorted(videos)]
+    names = sorted(videos.keys() | captions.keys())
+    return [Pair(name, videos.get(name), captions.get(name)) for name in names]
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
@@ -140,8 +138,3 @@ def _text(path: Path, line: int, row: dict, key: str) -> str:
     if not value.strip():
         raise ValueError(f"{path}:{line}: expected a {key}, found an empty one; write one")
     return value.strip()
-
-
-def _some(names: list[str]) -> str:
-    more = ", ..." if len(names) > 3 else ""
-    return f"{len(names)} ({', '.join(names[:3])}{more})"

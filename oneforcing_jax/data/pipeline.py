@@ -75,9 +75,10 @@ class _Samples:
 
     def __init__(self, store: Store, fields: Sequence[str]) -> None:
         self._store, self._fields = store, fields
+        self._written = np.flatnonzero(store.done())
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._written)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        return self._store.read(int(index), self._fields)
+        return self._store.read(int(self._written[int(index)]), self._fields)

@@ -3,7 +3,8 @@
     store/
       meta.json          format version, count, fields {name: {shape, dtype}}, attributes
       arrays/<field>/    zarr3, [count, *shape], one sample a chunk
-      arrays/done/       zarr3, uint8 [count]: 1 once every field of a sample is on disk
+      arrays/done/       zarr3, uint8 [count]: 1 once every field of a sample is on disk, 2: left out
+      left_out/<i>.txt   why sample i was left out
       shared/<name>.npy  arrays that belong to the whole store, such as a negative prompt
 
 Fields of rank 2, [length, width], are texts: their chunks are (1, 64, width), and chunks that are
@@ -25,6 +26,8 @@ from oneforcing_jax.data import store_meta
 from oneforcing_jax.data.files import write_whole
 
 META = "meta.json"
+LEFT_OUT = "left_out"
+WRITTEN, OUT = 1, 2
 TEXT_CHUNK = 64
 DONE_CHUNK = 4096
 
@@ -57,7 +60,7 @@ class Store:
             for name, (shape, dtype) in self.fields.items()
         }
         self._done = _open_array(path, "done", self._count, (), "uint8", create)
-        # Samples never become undone, so a sample that was seen done needs no second look.
+        # Samples never become undone, so one that was seen done needs no second look.
         self._seen_done = np.zeros(self._count, bool)
 
     @classmethod
@@ -150,20 +153,45 @@ class Store:
             writes = [self._arrays[name][index].write(sample[name]) for name in self.fields]
             for write in writes:
                 write.result()
-            self._done[index].write(np.uint8(1)).result()
+            self._done[index].write(np.uint8(WRITTEN)).result()
+            self._reason(index).unlink(missing_ok=True)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.path}: sample {index} was not written: {_first_line(error)}"
             ) from error
         self._seen_done[index] = True
 
+    def leave_out(self, index: int, reason: str) -> None:
+        """Notes that a sample cannot be made; a store whose other samples are done is complete.
+
+        Whoever can make it later writes it as if nothing had been noted.
+        """
+        self._check_index(index)
+        (self.path / LEFT_OUT).mkdir(exist_ok=True)
+        write_whole(self._reason(index), reason.encode())
+        try:
+            self._done[index].write(np.uint8(OUT)).result()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path}: cannot write done: {_first_line(error)}") from error
+
+    def left_out(self) -> dict[int, str]:
+        """The samples that are left out, and why."""
+        out = np.flatnonzero(self._states() == OUT).tolist()
+        return {index: self._reason(index).read_text() for index in out}
+
+    def _reason(self, index: int) -> Path:
+        return self.path / LEFT_OUT / f"{index}.txt"
+
     def done(self) -> np.ndarray:
         """Which samples are on disk, bool [count], as of now."""
+        self._seen_done = self._states() == WRITTEN
+        return self._seen_done.copy()
+
+    def _states(self) -> np.ndarray:
         try:
-            self._seen_done = np.asarray(self._done.read().result()) == 1
+            return np.asarray(self._done.read().result())
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.path}: cannot read done: {_first_line(error)}") from error
-        return self._seen_done.copy()
 
     def read(self, index: int, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Reads one sample: all its fields, or the named ones.
@@ -176,8 +204,8 @@ class Store:
         self.check_fields(names)
         if not self._seen_done[index] and not self.done()[index]:
             raise ValueError(
-                f"{self.path}: sample {index} is not written yet; run the command that fills the "
-                "store again"
+                f"{self.path}: sample {index} is left out or not written yet; run the command that "
+                "fills the store again"
             )
         try:
             reads = [self._arrays[name][index].read() for name in names]
@@ -197,12 +225,18 @@ class Store:
             )
 
     def require_complete(self) -> None:
-        """Raises ValueError unless every sample is done."""
-        missing = int(self._count - self.done().sum())
+        """Raises ValueError unless every sample is done or left out, and at least one is done."""
+        states = self._states()
+        missing = int((states == 0).sum())
         if missing:
             raise ValueError(
                 f"{self.path}: expected {self._count} samples, {missing} are missing; run the "
                 "command that fills the store again, it continues where it stopped"
+            )
+        if not (states == WRITTEN).any():
+            raise ValueError(
+                f"{self.path}: expected a sample or more, found all {self._count} left out; "
+                f"{self.path / LEFT_OUT} says why"
             )
 
     def write_shared(self, name: str, value: np.ndarray) -> None:

@@ -1,12 +1,14 @@
 """Video files to arrays and back, through PyAV.
 
-Frames are uint8 [f, y, x, 3] in RGB order everywhere.
+Frames are uint8 [f, y, x, 3] in RGB order everywhere, turned as a player shows them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,22 @@ from typing import Self
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """What a video is brought to before it is encoded.
+
+    Attributes:
+      frames: how many, from the beginning of the video.
+      rows, columns: pixels.
+      fps: frames per second.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    fps: float
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
@@ -30,38 +48,115 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
       FileNotFoundError: there is no such file.
       ValueError: the file is empty, is no video, is damaged, or holds no frame.
     """
+    converter, frames, rate = VideoReformatter(), [], 0.0
+    for frame, _, average in _decode(path):
+        rate = average
+        frames.append(_upright(converter.reformat(frame, format="rgb24").to_ndarray(), frame))
+    shapes = {frame.shape for frame in frames}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{path}: expected frames of one size, found {sorted(shapes)}; encode the video again"
+        )
+    return np.stack(frames), rate
+
+
+def read_clip(path: str | Path, clip: Clip) -> np.ndarray:
+    """The beginning of a video at another size and frame rate.
+
+    Frame k is the one that a player shows at k / fps seconds. It is scaled (bicubic) until it covers
+    the clip's rows and columns, and the middle is cut out.
+
+    Returns:
+      uint8 [clip.frames, clip.rows, clip.columns, 3].
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: an unreadable video, or one that is too short.
+    """
+    converter, frames = VideoReformatter(), list[np.ndarray]()
+    shown: av.VideoFrame | None = None
+    end = 0.0
+    for frame, time, rate in _decode(path):
+        # A frame is shown until the next begins; a microsecond forgives the rounding of time stamps.
+        before = len(frames)
+        while shown is not None and len(frames) < clip.frames and _at(frames, clip) < time - 1e-6:
+            new = len(frames) == before
+            frames.append(_cover(converter, shown, clip) if new else frames[-1])
+        if len(frames) == clip.frames:
+            return np.stack(frames)
+        shown, end = frame, time + 1 / rate
+    # What ends just where the last frame would begin is long enough: 5 s are 81 frames, 16 a second.
+    while shown and len(frames) < clip.frames and _at(frames, clip) < end + 1e-6:
+        frames.append(_cover(converter, shown, clip))
+    if len(frames) < clip.frames:
+        raise ValueError(
+            f"{path}: expected {(clip.frames - 1) / clip.fps:.2f} s or more ({clip.frames} frames, "
+            f"{clip.fps:g} a second), found {end:.2f} s; use a longer video"
+        )
+    return np.stack(frames)
+
+
+def cover(rows: int, columns: int, clip: Clip) -> tuple[int, int]:
+    """Rows and columns to which a frame is scaled so that it just covers the clip's."""
+    scale = max(clip.rows / rows, clip.columns / columns)
+    return max(clip.rows, round(rows * scale)), max(clip.columns, round(columns * scale))
+
+
+def _at(frames: list[np.ndarray], clip: Clip) -> float:
+    """Seconds from the beginning to the next frame of a clip."""
+    return len(frames) / clip.fps
+
+
+def _cover(converter: VideoReformatter, frame: av.VideoFrame, clip: Clip) -> np.ndarray:
+    turned = frame.rotation % 180 != 0
+    height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
+    rows, columns = cover(height, width, clip)
+    if turned:
+        width, height = rows, columns
+    else:
+        width, height = columns, rows
+    scaled = converter.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation="BICUBIC"
+    )
+    image = _upright(scaled.to_ndarray(), frame)
+    top, left = (rows - clip.rows) // 2, (columns - clip.columns) // 2
+    return image[top : top + clip.rows, left : left + clip.columns]
+
+
+def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Turns an image as the display matrix of its file says."""
+    return np.rot90(image, frame.rotation // 90)
+
+
+def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
+    """Frames of a file, seconds since its first frame, and the average frame rate; at least one."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no video file at {path}; check the path")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: expected a video, found zero bytes; copy or render it again")
-    frames: list[np.ndarray] = []
+    count, first = 0, None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError("no video stream")
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
-            # One converter for all frames: setting one up costs more than a small frame.
-            converter = VideoReformatter()
+            if not rate:
+                raise ValueError("no frame rate")
             for frame in container.decode(stream):
                 if frame.is_corrupt:
-                    raise ValueError(f"damage in frame {len(frames)}")
-                frames.append(converter.reformat(frame, format="rgb24").to_ndarray())
+                    raise ValueError(f"damage in frame {count}")
+                time = count / float(rate) if frame.time is None else frame.time
+                first = time if first is None else first
+                yield frame, time - first, float(rate)
+                count += 1
+            if not count:
+                raise ValueError("no frame in it")
     except (OSError, ValueError, av.FFmpegError) as error:
         raise ValueError(
             f"{path}: expected a readable video, found: {_reason(error)}; replace or remove it"
         ) from error
-    if not frames:
-        raise ValueError(f"{path}: expected a video, found no frame in it; replace or remove it")
-    if not rate:
-        raise ValueError(f"{path}: expected a frame rate, found none; encode the video again")
-    shapes = {frame.shape for frame in frames}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"{path}: expected frames of one size, found {sorted(shapes)}; encode the video again"
-        )
-    return np.stack(frames), float(rate)
 
 
 class VideoWriter:

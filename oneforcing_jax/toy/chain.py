@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from oneforcing_jax import build, checkpoint, flow, rollout, sharding, steps
+from oneforcing_jax import encoders as encoding
+from oneforcing_jax.data.encode import encode
 from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.data.video import VideoWriter, read_video
@@ -29,7 +31,6 @@ from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import scores as scoring
 from oneforcing_jax.toy import text as texts
 from oneforcing_jax.toy import world as worlds
-from oneforcing_jax.toy.ingest import CODEC_FILE, TEXT_FOLDER, ingest
 from oneforcing_jax.toy.sheet import contact_sheet, spread
 from oneforcing_jax.train import CHECKPOINTS
 
@@ -46,14 +47,19 @@ def make_world(config: ConfigDict, name: str, workdir: Path) -> None:
     stage, folder, world = config.stages[name], workdir / name, _world(config)
     videos = folder / "videos"
     pairs = worlds.write_dataset(videos, stage.count, config.seed, world)
-    fitted = folder / CODEC_FILE
+    fitted = folder / codecs.FILE
     if not fitted.exists():
         frames = np.concatenate([read_video(path)[0] for path, _ in pairs[: stage.codec_videos]])
         codecs.fit(frames, config.latents.channels).save(fitted)
-    encoder = texts.TextEncoder.train(
+    texts.TextEncoder.train(
         world.captions(), config.generator.text_dim, config.generator.text_len, config.seed
-    )
-    ingest(videos, videos / "captions.jsonl", codecs.load(fitted), encoder, folder / "store")
+    ).save(folder / texts.FOLDER)
+    encoders = encoding.load(folder)
+    clip = build.clip(config, encoders.codec)
+    captions = videos / "captions.jsonl"
+    store = encode(videos, captions, folder, encoders, clip, folder / "store")
+    if left_out := store.left_out():
+        raise ValueError(f"{name}: {next(iter(left_out.values()))}; remove it and run again")
 
 
 def _load(
@@ -124,11 +130,14 @@ class Gallery:
     def __init__(self, config: ConfigDict, workdir: Path) -> None:
         name = next(n for n in config.run if config.stages[n].kind == "world")
         store, self.config, self.world = workdir / name / "store", config, _world(config)
-        self.codec = codecs.load(store / CODEC_FILE)
+        encoders = encoding.load(store)
+        self.codec: Any = encoders.codec
         self.negative = Store.open(store).read_shared(NEGATIVE_TEXT)
         count = config.evaluation.samples
         self.captions = list(itertools.islice(itertools.cycle(self.world.captions()), count))
-        self.text = texts.load(store / TEXT_FOLDER).encode_padded(self.captions)
+        self.text = np.stack(
+            [encoding.pad(encoders.text.encode(c), encoders.text.length) for c in self.captions]
+        )
         files = sorted((workdir / name / "videos").glob("*.mp4"))
         rows = [json.loads(line) for line in (workdir / name / "videos" / "captions.jsonl").open()]
         self.real_captions = [row["caption"] for row in sorted(rows, key=lambda r: r["video"])][

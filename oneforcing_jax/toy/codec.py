@@ -10,8 +10,10 @@ import dataclasses
 import hashlib
 import io
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ from oneforcing_jax.data.files import write_whole
 
 # The fewest channels with which the default world keeps its shapes; see tests/test_toy_world.py.
 CHANNELS = 12
+# Its name in a folder of encoders.
+FILE = "codec.npz"
 PATCH = 4
 # Latents below this deviation (of pixels in 0..1) are rounding noise blown up to deviation one.
 LEAST_DEVIATION = 1e-3
@@ -47,6 +51,8 @@ class Codec:
     synthesis: np.ndarray | jax.Array
     patch: int
 
+    dtype: ClassVar[str] = "float32"
+
     @property
     def channels(self) -> int:
         """Channels of a latent."""
@@ -60,6 +66,10 @@ class Codec:
         """
         _check_size(rows, columns, self.patch)
         return frames, self.channels, rows // self.patch, columns // self.patch
+
+    def video_shape(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
+        """Frames, rows and columns in pixels of a latent of these sizes."""
+        return frames, rows * self.patch, columns * self.patch
 
     def encode(self, video: np.ndarray | jax.Array) -> jax.Array:
         """uint8 [..., f, y, x, 3] to float32 [..., f, c, y/patch, x/patch]; works under `jit`.
@@ -89,6 +99,10 @@ class Codec:
         patches = jnp.matmul(values, self.synthesis, precision="highest") + self.mean
         pixels = _from_patches(patches, self.patch)
         return jnp.clip(jnp.round(pixels * 255), 0, 255).astype(jnp.uint8)
+
+    def stream(self) -> Callable[[jax.Array], jax.Array]:
+        """`decode`, which keeps nothing from frame to frame."""
+        return self.decode
 
     def digest(self) -> str:
         """A short fingerprint: codecs with equal digests give equal latents."""

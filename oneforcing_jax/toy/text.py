@@ -12,6 +12,7 @@ import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -20,6 +21,8 @@ from oneforcing_jax.data.files import write_whole
 
 DIM = 32
 LENGTH = 8
+# Its name in a folder of encoders.
+FOLDER = "text_encoder"
 POSITION_SCALE = 0.25
 UNKNOWN = "<unknown>"
 
@@ -37,6 +40,8 @@ class TextEncoder:
     tokenizer: Tokenizer
     words: np.ndarray
     positions: np.ndarray
+
+    dtype: ClassVar[str] = "float32"
 
     @property
     def length(self) -> int:

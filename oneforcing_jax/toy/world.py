@@ -32,7 +32,7 @@ SHAPES = ("circle", "square", "triangle")
 # Unit steps (down, right).
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
-FPS = 8
+FPS = 8.0
 # Near lossless: what is lost here would cap every score.
 CRF = 8
 SUPERSAMPLE = 4

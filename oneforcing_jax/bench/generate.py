@@ -1,20 +1,15 @@
-"""The subcommand `generate` of tools/bench.py: a video with random weights, timed part by part.
+"""Time of a video with random weights, part by part.
 
-    python tools/bench.py generate --config=configs/framewise.py --out=generate.json
-
-Latents with 16 channels are decoded by Wan's VAE, others by the toy's linear codec. `diffusion` and
-`decode` are run apart, each block waited for; `total` is both overlapped, as videos are really made.
+Latents with 16 channels are decoded by Wan's VAE, others by the toy's linear codec. Diffusion and decoding
+are run apart, each block waited for; "overlapped" is both as videos are really made.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +18,7 @@ import numpy as np
 from flax.linen import meta
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, pretrained, rollout, steps
+from oneforcing_jax import build, flops, pretrained, rollout, steps
 from oneforcing_jax import config as configs
 from oneforcing_jax.cache import Window
 from oneforcing_jax.models import vae
@@ -34,8 +29,6 @@ from oneforcing_jax.streaming import decoded
 from oneforcing_jax.student import FIRST_STEPS, Student, sample_keys, seeded
 from oneforcing_jax.toy import codec as codecs
 
-# bf16 operations a second that a large matrix product reaches (H200), or that the data sheet gives.
-CEILINGS = {"NVIDIA H200": 790e12, "TPU v5": 459e12, "TPU v6 lite": 918e12}
 # Blocks before the steady ones: the first, and the one that follows it.
 STARTING = 2
 
@@ -131,9 +124,7 @@ def measure(
     }
 
 
-def report(
-    config: ConfigDict, args: argparse.Namespace, count: Callable[[WanConfig, int, Plan], Any]
-) -> dict[str, Any]:
+def report(config: ConfigDict, args: argparse.Namespace) -> dict[str, Any]:
     """All that is printed and written."""
     size, blocks = config.latents, config.blocks
     made = build.model(config, "generator")
@@ -149,10 +140,11 @@ def report(
     decoder = random_decoder(size, args.batch, made.dtype)
     found = measure(student, decoder, size, plan, args.batch, args.repeats)
     # With exact lengths of keys, each block seeing all before it; a window makes it less.
-    flops = args.batch * count(made, made.frame_tokens(size.rows, size.columns), plan).forward
+    tokens = made.frame_tokens(size.rows, size.columns)
+    work = args.batch * flops.generation(made, tokens, plan).forward
     device = jax.devices()[0]
-    ceiling = next((v for k, v in CEILINGS.items() if device.device_kind.startswith(k)), None)
-    rate = flops / found["diffusion_s"]
+    ceiling = flops.peak(device.device_kind)
+    rate = work / found["diffusion_s"]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "device": device.device_kind,
@@ -161,7 +153,7 @@ def report(
         "latent_frames": size.frames,
         "blocks": [[block.frames, len(block.sigmas)] for block in plan],
         **found,
-        "diffusion_flops": flops,
+        "diffusion_flops": work,
         "diffusion_flops_per_s": rate,
         "utilisation": rate / ceiling if ceiling and not args.window else None,
         "peak_memory_bytes": memory,
@@ -192,33 +184,28 @@ def lines(made: dict[str, Any]) -> list[str]:
     return text
 
 
-def main(arguments: Sequence[str], count: Callable[[WanConfig, int, Plan], Any]) -> None:
-    """The command line.
-
-    Args:
-      arguments: after the subcommand.
-      count: operations of a rollout, `bench.generation`.
-    """
-    parser = argparse.ArgumentParser(prog="bench generate", description=__doc__, allow_abbrev=False)
-    numbers = lambda text: tuple(float(part) for part in text.split(","))  # noqa: E731
+def options(parser: argparse.ArgumentParser) -> None:
+    """Options of `run`."""
     add = parser.add_argument
     add("--config", required=True, help="a Python file with get_config()")
-    add("--steps", type=numbers, default=(1000.0,), help="timesteps of every block")
-    add("--first_steps", type=numbers, default=FIRST_STEPS, help="timesteps of the first block")
+    add("--steps", type=_numbers, default=(1000.0,), help="timesteps of every block")
+    add("--first_steps", type=_numbers, default=FIRST_STEPS, help="timesteps of the first block")
     add("--batch", type=int, default=1, help="videos side by side")
     add("--window", type=int, help="latent frames that a block sees; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible")
     add("--repeats", type=int, default=3, help="videos of which the median counts")
-    add("--out", type=Path, help="JSON file to write")
-    args, overrides = parser.parse_known_args(arguments)
-    try:
-        for name in ("batch", "repeats"):
-            if getattr(args, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, found {getattr(args, name)}")
-        made = report(configs.load(args.config, overrides), args, count)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def run(given: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """Times a video part by part; prints the parts and returns them."""
+    for name in ("batch", "repeats"):
+        if getattr(given, name) < 1:
+            raise ValueError(f"{name}: expected 1 or more, found {getattr(given, name)}")
+    made = report(configs.load(given.config, overrides), given)
     print(f"{made['latent_frames']} latent frames, batch {made['batch']}, {made['device']}")
     print("\n".join(lines(made)))
-    if args.out:
-        args.out.write_text(json.dumps(made, indent=1) + "\n")
+    return made

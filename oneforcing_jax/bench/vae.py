@@ -1,0 +1,147 @@
+"""Time and memory of the Wan VAE: whole encode, whole decode, and decode as a stream, random weights."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.linen import meta
+
+from oneforcing_jax.models import vae
+from oneforcing_jax.models.vae import VAEConfig, WanVAE
+
+DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+
+
+def measure(config: VAEConfig, frames: int, rows: int, columns: int, repeats: int) -> list[dict]:
+    """One row for each of encode, decode, and a steady step of a streamed decode.
+
+    Args:
+      config: of the VAE.
+      frames, rows, columns: of the video in pixels.
+      repeats: runs of which the median counts.
+
+    Raises:
+      ValueError: sizes that the strides do not divide.
+    """
+    model = WanVAE(config)
+    params = meta.unbox(vae.init_params(config, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
+    pixels = jnp.zeros((1, frames, 3, rows, columns), config.dtype)
+    shape = jax.eval_shape(partial(model.apply, method="encode"), {"params": params}, pixels).shape
+    latents = jax.random.normal(jax.random.key(1), shape)
+
+    def whole(method: str) -> Callable[..., Any]:
+        return jax.jit(lambda params, x: model.apply({"params": params}, x, method=method))
+
+    work = _flops(model, params, pixels, latents)
+    made = [
+        _row("encode", frames, *_time(whole("encode"), (params, pixels), repeats), work["encode"]),
+        _row("decode", frames, *_time(whole("decode"), (params, latents), repeats), work["decode"]),
+    ]
+    state = vae.init_stream(config, 1, *shape[3:])
+    _, state = jax.jit(vae.decode_step)(params, state, latents[:, :1])
+    times = _time(jax.jit(vae.decode_step), (params, state, latents[:, :1]), repeats)
+    return [*made, _row("stream step", config.time_stride, *times, work["step"])]
+
+
+def _time(program: Any, arguments: tuple, repeats: int) -> tuple[float, list[float], int]:
+    """Seconds to compile, seconds of each run, and bytes that the program needs."""
+    start = time.perf_counter()
+    compiled = program.lower(*arguments).compile()
+    compile_s, seconds = time.perf_counter() - start, []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - start)
+    plan = compiled.memory_analysis()
+    sizes = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
+    return compile_s, seconds[1:], sizes
+
+
+def _row(
+    name: str, frames: int, compile_s: float, seconds: list[float], memory: int, flops: float
+) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    return {
+        "work": name,
+        "frames": frames,
+        "compile_s": compile_s,
+        "seconds": median,
+        "slowest_s": max(seconds),
+        "frames_per_s": frames / median,
+        "memory_bytes": memory,
+        "flops": flops,
+        "flops_per_s": flops / median,
+    }
+
+
+def _flops(model: WanVAE, params: Any, pixels: jax.Array, latents: jax.Array) -> dict[str, float]:
+    """Operations by XLA's count of a first and a later chunk, which hold no loop."""
+
+    def chunk(method: str, x: jax.Array, cache: Any, first: bool) -> tuple[float, Any]:
+        program = jax.jit(
+            lambda params, x, cache: model.apply({"params": params}, x, cache, first, method=method)
+        )
+        lowered = program.lower(params, x, cache)
+        cost: Any = lowered.cost_analysis()
+        return cost["flops"], lowered.out_info[1]
+
+    later = latents.shape[1] - 1
+    one, cache = chunk("encode_chunk", pixels[:, :1], None, True)
+    more = chunk("encode_chunk", pixels[:, : model.config.time_stride], cache, False)[0]
+    first, cache = chunk("decode_chunk", latents[:, :1], None, True)
+    step = chunk("decode_chunk", latents[:, :1], cache, False)[0]
+    return {"encode": one + later * more, "decode": first + later * step, "step": step}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as text."""
+    lines = [
+        f"{'work':>12} {'compile s':>10} {'seconds':>9} {'frames/s':>9} {'GB':>7} {'TFLOP/s':>8}"
+    ]
+    lines += [
+        f"{row['work']:>12} {row['compile_s']:10.1f} {row['seconds']:9.4f} "
+        f"{row['frames_per_s']:9.2f} {row['memory_bytes'] / 1e9:7.3f} "
+        f"{row['flops_per_s'] / 1e12:8.3g}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Options of `run`."""
+    parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--rows", type=int, default=480)
+    parser.add_argument("--columns", type=int, default=832)
+    parser.add_argument("--width", type=int, default=VAEConfig().width, help="of the first stage")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    parser.add_argument("--conv", choices=("2d", "3d"), default=VAEConfig().conv)
+    parser.add_argument("--chunk", type=int, default=VAEConfig().chunk, help="latent frames a step")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
+
+
+def run(given: argparse.Namespace, unknown: Sequence[str]) -> dict[str, Any]:
+    """Times encode and decode; prints a table and returns what it says."""
+    if unknown:
+        raise ValueError(f"expected the options of `bench vae --help`, found {unknown[0]}")
+    config = dataclasses.replace(
+        VAEConfig(),
+        width=given.width,
+        dtype=DTYPES[given.dtype],
+        conv=given.conv,
+        chunk=given.chunk,
+    )
+    rows = measure(config, given.frames, given.rows, given.columns, given.repeats)
+    device = jax.devices()[0].device_kind
+    print(f"VAE, {given.frames} frames of {given.rows}x{given.columns}, {given.dtype}, {device}")
+    print(table(rows))
+    names = ("frames", "rows", "columns", "width", "dtype", "conv", "chunk")
+    return {"device": device, **{name: getattr(given, name) for name in names}, "work": rows}

@@ -1,0 +1,199 @@
+"""Video files and captions to a store of latents and prompt embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from oneforcing_jax import encoders as encoding
+from oneforcing_jax.data.captions import Pair, pair
+from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.data.store import LEFT_OUT, NEGATIVE_TEXT, Store
+from oneforcing_jax.data.video import Clip, read_clip
+from oneforcing_jax.encoders import Encoders, TextEncoder
+
+# In a store: the video and caption of each sample, a line each.
+SAMPLES = "samples.jsonl"
+# Videos that are read while another is encoded.
+_AHEAD = 2
+# Samples left out that a summary names.
+_LISTED = 10
+
+
+def encode(
+    videos_dir: str | Path,
+    captions_path: str | Path,
+    folder: str | Path,
+    encoders: Encoders,
+    clip: Clip,
+    store_path: str | Path,
+    shard: tuple[int, int] = (0, 1),
+) -> Store:
+    """Encodes a folder of videos; to continue after an error or a kill, call it again.
+
+    Sample i is the i-th name among videos and captions: `latents` [f, c, y, x], and `text` [length,
+    dim], zero beyond the prompt, where it takes no room. A sample that cannot be made (no caption,
+    no video, unreadable, too short, a prompt that is too long) is left out with its reason, and
+    tried again by the next call.
+
+    Args:
+      videos_dir, captions_path: see `captions.pair`.
+      folder: where `encoders` were loaded from; the store remembers it.
+      encoders: what encodes them; a store is filled by one set of them.
+      clip: frames, size and rate that every video is brought to.
+      store_path: folder of the store.
+      shard: (i, n): do every n-th sample from the i-th on; the others are other processes'.
+
+    Returns:
+      The store. The negative prompt's embedding is its shared array `negative_text`.
+
+    Raises:
+      FileNotFoundError: videos or captions are missing.
+      ValueError: a malformed caption file; a store that was begun with other videos, captions,
+        encoders or sizes; a disk that is full. Samples that were written stay.
+    """
+    codec, text, negative = encoders
+    samples = pair(videos_dir, captions_path)
+    fields = {
+        "latents": (codec.latent_shape(clip.frames, clip.rows, clip.columns), codec.dtype),
+        "text": ((text.length, text.dim), text.dtype),
+    }
+    made_with = {
+        "clip": dataclasses.asdict(clip),
+        "codec": codec.digest(),
+        "text": text.digest(),
+    }
+    store = Store.create(store_path, len(samples), fields, made_with)
+    _keep_samples(store, samples)
+    encoding.record(store.path, folder)
+    store.write_shared(NEGATIVE_TEXT, embed_padded(text, negative).astype(np.float32))
+
+    mine, done = range(shard[0], len(samples), shard[1]), store.done()
+    todo = [i for i in mine if not done[i]]
+    with tqdm(
+        total=len(mine),
+        initial=len(mine) - len(todo),
+        desc=f"encode {videos_dir}",
+        unit="video",
+        mininterval=1.0,
+    ) as progress:
+        videos = _ahead(lambda i: _read(samples[i], clip), todo)
+        while group := list(itertools.islice(videos, jax.local_device_count())):
+            _encode_group(store, encoders, samples, group)
+            progress.update(len(group))
+    return store
+
+
+def _encode_group(
+    store: Store,
+    encoders: Encoders,
+    samples: Sequence[Pair],
+    group: Sequence[tuple[int, Future[np.ndarray]]],
+) -> None:
+    """Encodes a video a device; fewer are filled up, so that one program serves all groups."""
+    videos, texts = {}, {}
+    for index, future in group:
+        try:
+            texts[index] = embed_padded(encoders.text, samples[index].caption or "")
+            videos[index] = future.result()
+        except (ValueError, OSError) as error:
+            leave_out(store, index, samples[index].name, str(error))
+    if not videos:
+        return
+    filled = itertools.islice(itertools.cycle(videos.values()), len(group))
+    latents = np.asarray(encoders.codec.encode(np.stack(list(filled))), encoders.codec.dtype)
+    for index, row in zip(videos, latents, strict=False):
+        if np.isfinite(row).all():
+            store.write(index, {"latents": row, "text": texts[index]})
+        else:
+            leave_out(store, index, samples[index].name, "its latents are not finite")
+
+
+def _read(sample: Pair, clip: Clip) -> np.ndarray:
+    if sample.caption is None:
+        raise ValueError("expected a caption, found none; add a line to the caption file")
+    if sample.video is None:
+        raise ValueError("expected a video of this name, found only its caption; add the file")
+    return read_clip(sample.video, clip)
+
+
+def _ahead(
+    read: Callable[[int], np.ndarray], indices: Iterable[int]
+) -> Iterator[tuple[int, Future[np.ndarray]]]:
+    """Reads in threads, a few videos ahead of whoever asks."""
+    waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for index in indices:
+            waiting.append((index, pool.submit(read, index)))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def embed_padded(text: TextEncoder, prompt: str) -> np.ndarray:
+    """Embedding of a prompt as a store holds it, [length, dim]."""
+    return encoding.pad(text.encode(prompt), text.length).astype(text.dtype)
+
+
+def leave_out(store: Store, index: int, name: str, reason: str) -> None:
+    """Leaves a sample out, and says so."""
+    reason = reason if name in reason else f"{name}: {reason}"
+    store.leave_out(index, reason)
+    tqdm.write(f"left out: {reason}")
+
+
+def _keep_samples(store: Store, samples: Sequence[Pair]) -> None:
+    """Writes what each sample is; a store that was begun with other ones is refused."""
+    file = store.path / SAMPLES
+    if file.is_file():
+        done = store.done()
+        for index, line in enumerate(file.read_text().splitlines()):
+            old, new = json.loads(line), samples[index]
+            if old["video"] != new.name or (done[index] and old["caption"] != new.caption):
+                raise ValueError(
+                    f"{store.path} was begun with other videos or captions: sample {index} is "
+                    f"{old['video']} ({old['caption']!r}) there, {new.name} ({new.caption!r}) now; "
+                    "choose another folder or remove it"
+                )
+    rows = ({"video": sample.name, "caption": sample.caption} for sample in samples)
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Reads "I/N", of N processes the I-th, for argparse."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, found {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def summary(store: Store) -> str:
+    """What is in a store and what is not.
+
+    Raises:
+      ValueError: all samples are left out.
+    """
+    done, left_out = int(store.done().sum()), store.left_out()
+    waiting = len(store) - done - len(left_out)
+    parts = [f"{done} of {len(store)} samples"]
+    parts += [f"{len(left_out)} left out"] if left_out else []
+    parts += [f"{waiting} not made yet (by other processes)"] if waiting else []
+    lines = [f"{store.path}: {', '.join(parts)}"]
+    lines += [f"  {reason}" for reason in itertools.islice(left_out.values(), _LISTED)]
+    if len(left_out) > _LISTED:
+        more = len(left_out) - _LISTED
+        lines.append(f"  ... and {more} more, one file each in {store.path / LEFT_OUT}")
+    if not waiting:
+        store.require_complete()
+    return "\n".join(lines)

@@ -1,0 +1,275 @@
+"""Between pixels and prompts and what the networks see: Wan's VAE and UMT5, or the toy's own.
+
+codec, text, negative = load("weights")          # what tools/convert_wan.py wrote
+latents = codec.encode(video)                     # uint8 [f, y, x, 3] -> [f, c, y, x]
+embedding = text.encode("a cat")                  # [n, d], without padding
+decode = codec.stream()                           # a decoder that carries its state
+for block in student.stream(...):
+    show(decode(block))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneforcing_jax import checkpoint, sharding, text
+from oneforcing_jax.convert import sizes
+from oneforcing_jax.convert.to_orbax import MODEL, TOKENIZER
+from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.models import umt5, vae
+from oneforcing_jax.models.umt5 import UMT5Config
+from oneforcing_jax.models.vae import VAEConfig, WanVAE
+from oneforcing_jax.toy import codec as toy_codec
+from oneforcing_jax.toy import text as toy_text
+
+# In a store: where the encoders that filled it are.
+ENCODERS = "encoders.json"
+
+
+class Codec(Protocol):
+    """Videos to latents and back. `dtype` is what a store keeps of its latents."""
+
+    dtype: ClassVar[str]
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+
+    def latent_shape(self, frames: int, rows: int, columns: int) -> tuple[int, int, int, int]:
+        """The latent's (f, c, y, x) of a video of these sizes in pixels."""
+
+    def video_shape(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
+        """Frames, rows and columns in pixels of a latent of these sizes."""
+
+    def encode(self, video: np.ndarray | jax.Array) -> jax.Array:
+        """uint8 [..., f, y, x, 3] to float32 [..., f, c, y, x]."""
+
+    def stream(self) -> Callable[[jax.Array], jax.Array]:
+        """A decoder of one video: latents [b, n, c, y, x] to its next frames, uint8 [b, m, y, x, 3]."""
+
+    def digest(self) -> str:
+        """A short fingerprint: codecs with equal digests give equal latents."""
+
+
+class TextEncoder(Protocol):
+    """Prompts to embeddings. `dtype` is what a store keeps of them."""
+
+    dtype: ClassVar[str]
+
+    @property
+    def length(self) -> int:
+        """The most tokens a prompt may have."""
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+
+    def encode(self, prompt: str) -> np.ndarray:
+        """Embedding [n, dim] of a prompt, without padding; ValueError if it is too long."""
+
+    def digest(self) -> str:
+        """A short fingerprint: encoders with equal digests give equal embeddings."""
+
+
+class Encoders(NamedTuple):
+    """What `load` found, and the negative prompt that belongs to it."""
+
+    codec: Codec
+    text: TextEncoder
+    negative: str
+
+
+def pad(embedding: np.ndarray, length: int) -> np.ndarray:
+    """An embedding [n, dim] with zero rows up to `length`, as the networks read it."""
+    return np.pad(embedding, ((0, length - len(embedding)), (0, 0)))
+
+
+class WanCodec:
+    """The Wan VAE over uint8 frames. With several devices, videos of a batch are shared out."""
+
+    dtype: ClassVar[str] = "float16"
+
+    def __init__(self, config: VAEConfig, params: Any, fingerprint: str = "") -> None:
+        self.config, self.params, self._fingerprint = config, params, fingerprint
+        model = WanVAE(config)
+
+        @jax.jit
+        def encode(params: Any, video: jax.Array) -> jax.Array:
+            pixels = jnp.moveaxis(video, -1, 2).astype(jnp.float32) / 127.5 - 1
+            latents: Any = model.apply({"params": params}, pixels, method="encode")
+            return latents
+
+        @functools.partial(jax.jit, donate_argnums=1)
+        def decode(params: Any, state: vae.StreamState, latents: jax.Array) -> Any:
+            pixels, state = vae.decode_step(params, state, latents)
+            shown = jnp.round((vae.clamp(pixels) + 1) * 127.5).astype(jnp.uint8)
+            return jnp.moveaxis(shown, 2, -1), state
+
+        self._encode, self._decode = encode, decode
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return self.config.channels
+
+    def latent_shape(self, frames: int, rows: int, columns: int) -> tuple[int, int, int, int]:
+        """The latent's (f, c, y, x) of a video of these sizes in pixels.
+
+        Raises:
+          ValueError: sizes that the strides do not divide.
+        """
+        time, space = self.config.time_stride, self.config.space_stride
+        if (frames - 1) % time or rows % space or columns % space:
+            raise ValueError(
+                f"expected 1 + a multiple of {time} frames and sizes that {space} divides, found "
+                f"{frames} frames of {rows}x{columns}; choose the nearest"
+            )
+        return 1 + (frames - 1) // time, self.channels, rows // space, columns // space
+
+    def video_shape(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
+        """Frames, rows and columns in pixels of a latent of these sizes."""
+        time, space = self.config.time_stride, self.config.space_stride
+        return 1 + time * (frames - 1), space * rows, space * columns
+
+    def encode(self, video: np.ndarray | jax.Array) -> jax.Array:
+        """uint8 [..., f, y, x, 3] to float32 [..., f, c, y, x]."""
+        batch = jnp.asarray(video).reshape(-1, *video.shape[-4:])
+        latents = self._encode(self.params, self._share_out(batch))
+        return latents.reshape(*video.shape[:-4], *latents.shape[1:])
+
+    def stream(self) -> Callable[[jax.Array], jax.Array]:
+        """A decoder of one video: latents [b, n, c, y, x] to its next frames, uint8 [b, m, y, x, 3]."""
+        state: vae.StreamState | None = None
+
+        def decode(latents: jax.Array) -> jax.Array:
+            nonlocal state
+            if state is None:
+                batch, _, _, rows, columns = latents.shape
+                state = vae.init_stream(self.config, batch, rows, columns)
+            pixels, state = self._decode(self.params, state, self._share_out(latents))
+            return pixels
+
+        return decode
+
+    def _share_out(self, batch: jax.Array) -> jax.Array:
+        """Videos [b, ...] on the devices of the weights, split among them if their number allows it."""
+        mesh = jax.tree.leaves(self.params)[0].sharding.mesh
+        axes = ("batch",) if len(batch) % mesh.size == 0 else ()
+        return jax.device_put(batch, sharding.named(mesh, axes))
+
+    def digest(self) -> str:
+        """A short fingerprint of the weights' source."""
+        return self._fingerprint
+
+
+class WanText:
+    """The UMT5 encoder with its tokenizer and the original's cleaning of prompts."""
+
+    dtype: ClassVar[str] = "bfloat16"
+
+    def __init__(
+        self,
+        config: UMT5Config,
+        params: Any,
+        tokenizer: Any,
+        length: int = text.MAX_TOKENS,
+        fingerprint: str = "",
+    ) -> None:
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+        self.length, self._fingerprint = length, fingerprint
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self.config.width
+
+    def encode(self, prompt: str) -> np.ndarray:
+        """Embedding [n, dim] of a prompt, without padding.
+
+        Raises:
+          ValueError: a prompt of more than `length` tokens.
+        """
+        embeddings, _ = text.embed_prompts(
+            self.config, self.params, self.tokenizer, [prompt], self.length
+        )
+        return embeddings[0]
+
+    def digest(self) -> str:
+        """A short fingerprint of the weights' source."""
+        return self._fingerprint
+
+
+def load(folder: str | Path, text_len: int = text.MAX_TOKENS, dtype: Any = None) -> Encoders:
+    """The encoders in a folder.
+
+    Args:
+      folder: what tools/convert_wan.py wrote (`vae/` and `text/` in it); a toy's world; or a store,
+        which knows the encoders that filled it.
+      text_len: the most tokens of a prompt, where the encoder does not fix it.
+      dtype: of the VAE's arithmetic; None: as its weights are stored.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing of the kind there, or damaged.
+    """
+    folder = Path(folder)
+    if (folder / ENCODERS).is_file():
+        inner = json.loads((folder / ENCODERS).read_text())["folder"]
+        folder = Path(os.path.normpath(folder / inner))
+    if (folder / toy_codec.FILE).is_file():
+        return Encoders(
+            toy_codec.load(folder / toy_codec.FILE), toy_text.load(folder / toy_text.FOLDER), ""
+        )
+    if not (folder / "vae" / MODEL).is_file() or not (folder / "text" / MODEL).is_file():
+        raise FileNotFoundError(
+            f"no encoders in {folder}: expected vae/ and text/ as tools/convert_wan.py writes them, "
+            f"or a toy's {toy_codec.FILE}; give the folder that holds them"
+        )
+    mesh = _mesh(json.loads((folder / "text" / MODEL).read_text())["nets"]["params_model"])
+    config, params, fingerprint = _net(folder / "vae", mesh, vae.init_params, dtype)
+    if jax.default_backend() == "cpu":  # several times as fast there
+        config = dataclasses.replace(config, conv="2d")
+    codec = WanCodec(config, params, fingerprint)
+    tokenizer = text.load_tokenizer(folder / "text" / TOKENIZER)
+    config, params, fingerprint = _net(folder / "text", mesh, umt5.init_params)
+    encoder = WanText(config, params, tokenizer, text_len, fingerprint)
+    return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
+
+
+def record(store: str | Path, folder: str | Path) -> None:
+    """Notes in a store where its encoders are, by a path that holds when both are moved."""
+    inner = os.path.relpath(Path(folder).resolve(), Path(store).resolve())
+    write_whole(Path(store) / ENCODERS, json.dumps({"folder": inner}).encode())
+
+
+def _mesh(net: Any) -> Any:
+    """All devices of this process, as far as they divide the width of the text encoder."""
+    devices = jax.local_devices()
+    count = math.gcd(len(devices), net["config"]["width"])
+    return sharding.make_mesh({"fsdp": count}, devices[:count])
+
+
+def _net(folder: Path, mesh: Any, init: Any, dtype: Any = None) -> tuple[Any, Any, str]:
+    """Config, parameters and fingerprint of one converted model."""
+    content = (folder / MODEL).read_text()
+    net = json.loads(content)["nets"]["params_model"]
+    stored = jnp.dtype(net["dtype"])
+    config: Any = sizes.config_of(net, dtype or stored)
+    boxed = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored, sharding=leaf.sharding),
+        sharding.abstract(boxed, mesh),
+    )
+    params = checkpoint.load_net(folder, "model", shapes)
+    return config, params, hashlib.sha256(content.encode()).hexdigest()[:16]

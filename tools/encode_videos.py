@@ -1,0 +1,58 @@
+"""Encodes captioned videos into a store of latents and prompt embeddings, for training.
+
+    python tools/encode_videos.py --videos clips --captions captions.jsonl \\
+        --checkpoint weights --out store --config configs/framewise.py
+
+--checkpoint is what tools/convert_wan.py wrote (vae/ and text/ in it), or the world of a toy run.
+Frames, size and rate are the config's: each video is resized until it covers the frame, cropped in
+the middle, and taken from its beginning at the config's rate. Fields of the config can be overridden
+(--config.latents.frames=13). The same command continues; videos that cannot be used are left out,
+listed at the end, and tried again by the next run. For several processes, or machines with one disk,
+give each --shard I/N.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from oneforcing_jax import build
+from oneforcing_jax import config as configs
+from oneforcing_jax import encoders as encoding
+from oneforcing_jax.data.encode import encode, shard, summary
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "framewise.py"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; errors of the user's are one line."""
+    parser = argparse.ArgumentParser(
+        prog="encode_videos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--videos", required=True, type=Path, help="folder of video files")
+    parser.add_argument("--captions", required=True, type=Path, help="JSONL or CSV: video, caption")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder of the encoders")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the store")
+    parser.add_argument("--config", default=DEFAULT, type=Path, help="sizes (default: framewise)")
+    parser.add_argument("--shard", default="0/1", type=shard, help="I/N, of N processes the I-th")
+    given, overrides = parser.parse_known_args(arguments)
+    try:
+        config = configs.load(given.config, overrides)
+        encoders = encoding.load(given.checkpoint, config.generator.text_len)
+        clip = build.clip(config, encoders.codec)
+        store = encode(
+            given.videos, given.captions, given.checkpoint, encoders, clip, given.out, given.shard
+        )
+        print(summary(store))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues after what is finished")
+
+
+if __name__ == "__main__":
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    main()

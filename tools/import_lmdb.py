@@ -1,0 +1,46 @@
+"""Imports an LMDB of the original (latents and prompts) into a store, for training.
+
+    python tools/import_lmdb.py --lmdb FOLDER --checkpoint weights --out store
+
+--checkpoint is what tools/convert_wan.py wrote: its text encoder embeds the prompts. The same command
+continues; missing or damaged rows are left out and listed. For several processes give each --shard I/N.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from oneforcing_jax import encoders as encoding
+from oneforcing_jax.data.encode import shard, summary
+from oneforcing_jax.data.lmdb_rows import import_lmdb
+from oneforcing_jax.text import MAX_TOKENS
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; errors of the user's are one line."""
+    parser = argparse.ArgumentParser(
+        prog="import_lmdb", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--lmdb", required=True, type=Path, help="folder with data.mdb, or of such")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder of the encoders")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the store")
+    parser.add_argument("--text_len", default=MAX_TOKENS, type=int, help="rows of an embedding")
+    parser.add_argument("--shard", default="0/1", type=shard, help="I/N, of N processes the I-th")
+    given = parser.parse_args(arguments)
+    try:
+        encoders = encoding.load(given.checkpoint, given.text_len)
+        store = import_lmdb(given.lmdb, given.checkpoint, encoders, given.out, given.shard)
+        print(summary(store))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues after what is finished")
+
+
+if __name__ == "__main__":
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    main()
