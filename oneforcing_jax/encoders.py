@@ -146,10 +146,7 @@ class WanCodec:
     def encode(self, video: np.ndarray | jax.Array) -> jax.Array:
         """uint8 [..., f, y, x, 3] to float32 [..., f, c, y, x]."""
         batch = jnp.asarray(video).reshape(-1, *video.shape[-4:])
-        mesh = jax.tree.leaves(self.params)[0].sharding.mesh
-        if len(batch) % mesh.size == 0:
-            batch = jax.device_put(batch, sharding.named(mesh, ("batch",)))
-        latents = self._encode(self.params, batch)
+        latents = self._encode(self.params, self._share_out(batch))
         return latents.reshape(*video.shape[:-4], *latents.shape[1:])
 
     def stream(self) -> Callable[[jax.Array], jax.Array]:
@@ -161,10 +158,16 @@ class WanCodec:
             if state is None:
                 batch, _, _, rows, columns = latents.shape
                 state = vae.init_stream(self.config, batch, rows, columns)
-            pixels, state = self._decode(self.params, state, latents)
+            pixels, state = self._decode(self.params, state, self._share_out(latents))
             return pixels
 
         return decode
+
+    def _share_out(self, batch: jax.Array) -> jax.Array:
+        """Videos [b, ...] on the devices of the weights, split among them if their number allows it."""
+        mesh = jax.tree.leaves(self.params)[0].sharding.mesh
+        axes = ("batch",) if len(batch) % mesh.size == 0 else ()
+        return jax.device_put(batch, sharding.named(mesh, axes))
 
     def digest(self) -> str:
         """A short fingerprint of the weights' source."""

@@ -266,6 +266,14 @@ def _scan(body: Callable[..., Any], carry: Any, xs: Any, count: int) -> tuple[An
     return carry, jax.tree.map(lambda x: x[None], out)
 
 
+def clean_block(
+    g: Generator, cache: Cache, text: KeyValue, x: jax.Array, start: Any, limit: int
+) -> Cache:
+    """The clean pass of a block alone: the cache with its frames, the first of them number `start`."""
+    _, new = _forward(g, cache, text, [(x, 0.0)], start, limit)
+    return kv.write(cache, new, start, g.window)
+
+
 def _prefill(
     g: Generator, cache: Cache, text: KeyValue, given: jax.Array, size: int
 ) -> tuple[Cache, jax.Array]:
@@ -275,8 +283,7 @@ def _prefill(
 
     def body(carry: Any, x: jax.Array) -> tuple[Any, None]:
         cache, start = carry
-        _, new = _forward(g, cache, text, [(x, 0.0)], start, count * size)
-        return (kv.write(cache, new, start, g.window), start + size), None
+        return (clean_block(g, cache, text, x, start, count * size), start + size), None
 
     if count:
         (cache, _), _ = _scan(body, (cache, jnp.int32(0)), _cut(given, 0, count, size), count)

@@ -103,3 +103,19 @@ def test_vae(tmp_path, capsys):
     assert 0 < first < rows["stream step"]["flops"]
     with pytest.raises(SystemExit, match="1 . 4k frames"):
         BENCH["main"](["vae", *sizes, "--frames=8"])
+
+
+def test_generation_by_the_command_line(tmp_path, capsys):
+    """Every part of a video is timed."""
+    out = tmp_path / "bench.json"
+    toy = [f"--config={ROOT / 'configs' / 'toy.py'}", *SMALL, "--config.latents.frames=3"]
+    BENCH["main"](["generate", *toy, "--repeats=1", "--first_steps=1000", f"--out={out}"])
+    made, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert made["frames"] == 3 and made["blocks"] == [[1, 1]] * 3
+    for name in ("first_frame_s", "steady_block_s", "decode_s", "diffusion_s", "total_s"):
+        assert made[name] > 0, name
+    assert made["first_block_s"] <= made["diffusion_s"] < made["with_compilation_s"]
+    assert made["frames_per_s"] == pytest.approx(3 / made["total_s"])
+    assert "frames/s" in printed and "both, overlapped" in printed
+    with pytest.raises(SystemExit, match="batch: expected 1 or more, found 0"):
+        BENCH["main"](["generate", *toy, "--batch=0"])

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from oneforcing_jax import cache as kv
-from oneforcing_jax import generate, rollout
+from oneforcing_jax import rollout
 from oneforcing_jax.cache import Window
 from oneforcing_jax.models import attention, wan
 from oneforcing_jax.rollout import Block, Draws
+from oneforcing_jax.student import Student
 
 CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
 NET = wan.WanDiT(CONFIG)
@@ -163,7 +164,7 @@ def test_rollout_is_block_by_block(name, random_params):
 def test_stream_is_the_rollout(name, random_params):
     plan, window, _ = PLANS[name]
     params, text, noise = random_params(NET), prompt(2), draws(2, plan, 0.0)
-    parts = list(generate.Student(CONFIG, params, window).stream(noise, text, plan))
+    parts = list(Student(CONFIG, params, window).stream(noise, text, plan))
     assert [part.shape[1] for part in parts] == [block.frames for block in plan]
     expected = generated(params, noise, text, plan, window, 0.0)
     assert error(np.concatenate(parts, 1), expected.latents) < 1e-5

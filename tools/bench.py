@@ -1,7 +1,8 @@
-"""Times what the devices at hand do, with random weights and data: training updates, and the VAE.
+"""Times what the devices at hand do, with random weights and data: training, generation, the VAE.
 
     python tools/bench.py train --config=configs/toy.py --stage=one_forcing --out=bench.json \\
         --config.stages.one_forcing.batch=4
+    python tools/bench.py generate --config=configs/framewise.py
     python tools/bench.py vae --dtype=bfloat16
 
 Compilation is apart from the first call, and that from the steady time (the median). Operations are
@@ -25,7 +26,7 @@ from ml_collections import ConfigDict
 
 from oneforcing_jax import build, flops
 from oneforcing_jax import config as configs
-from oneforcing_jax.bench import vae
+from oneforcing_jax.bench import generate, vae
 from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.models.wan import WanConfig
 
@@ -149,7 +150,11 @@ def train(given: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]
     return made
 
 
-COMMANDS = {"train": (train_options, train), "vae": (vae.options, vae.run)}
+COMMANDS = {
+    "train": (train_options, train),
+    "generate": (generate.options, generate.run),
+    "vae": (vae.options, vae.run),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,9 +23,10 @@ from oneforcing_jax.data.encode import encode
 from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.data.video import VideoWriter, read_video
-from oneforcing_jax.generate import Student, sample_bidirectional
 from oneforcing_jax.methods import causal_ode
 from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.samplers import euler, sample
+from oneforcing_jax.student import Student
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import scores as scoring
 from oneforcing_jax.toy import text as texts
@@ -164,14 +165,13 @@ class Gallery:
     def teacher(self, workdir: Path, source: str) -> np.ndarray:
         """Videos of the many-step bidirectional teacher."""
         settings, config = self.config.evaluation, build.model(self.config, "teacher")
-        latents = sample_bidirectional(
+        latents = sample(
             WanDiT(config),
             _load(self.config, config, workdir, source),
             self.draws.start,
             jnp.asarray(self.text),
             jnp.asarray(self.negative),
-            steps=settings.steps,
-            shift=self.config.shift,
+            euler(flow.grid(settings.steps, self.config.shift)),
             guidance=settings.guidance,
         )
         return self.decode(latents)

@@ -1,0 +1,211 @@
+"""Time of a video with random weights, part by part.
+
+Latents with 16 channels are decoded by Wan's VAE, others by the toy's linear codec. Diffusion and decoding
+are run apart, each block waited for; "overlapped" is both as videos are really made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen import meta
+from ml_collections import ConfigDict
+
+from oneforcing_jax import build, flops, pretrained, rollout, steps
+from oneforcing_jax import config as configs
+from oneforcing_jax.cache import Window
+from oneforcing_jax.models import vae
+from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.rollout import Plan
+from oneforcing_jax.streaming import decoded
+from oneforcing_jax.student import FIRST_STEPS, Student, sample_keys, seeded
+from oneforcing_jax.toy import codec as codecs
+
+# Blocks before the steady ones: the first, and the one that follows it.
+STARTING = 2
+
+Decoder = Callable[[], Callable[[jax.Array], jax.Array]]
+
+
+def random_student(config: WanConfig, window: Window) -> Student:
+    """A student with random weights, in the dtypes that it is used with."""
+
+    def init() -> Any:
+        params = meta.unbox(steps.init(WanDiT(config), 0))
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract)
+
+    abstract = pretrained.abstract(config)
+    return Student(config, jax.jit(init)(), window)
+
+
+def random_decoder(latents: ConfigDict, batch: int, dtype: Any) -> Decoder:
+    """What `Codec.stream` is, with random weights."""
+    config = VAEConfig(dtype=dtype)
+    if latents.channels != config.channels:
+        noise = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+        linear = jax.jit(codecs.fit(noise, latents.channels).decode)
+        return lambda: linear
+    params = meta.unbox(vae.init_params(config, jax.random.key(0)))
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+
+    def pixels(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        frames, state = vae.decode_step(params, state, x)
+        levels = jnp.round((vae.clamp(frames) + 1) * 127.5).astype(jnp.uint8)
+        return jnp.moveaxis(levels, 2, -1), state
+
+    step = jax.jit(pixels, donate_argnums=1)
+
+    def stream() -> Callable[[jax.Array], jax.Array]:
+        state = vae.init_stream(config, batch, latents.rows, latents.columns)
+
+        def decode(x: jax.Array) -> jax.Array:
+            nonlocal state
+            frames, state = step(params, state, x)
+            return frames
+
+        return decode
+
+    return stream
+
+
+def _clock(values: Any, each: Callable[[Any], Any] = lambda x: x) -> tuple[list[float], list[Any]]:
+    """Seconds that each value takes until it is there, and the values."""
+    seconds, made, start = [], [], time.perf_counter()
+    for value in values:
+        made.append(jax.block_until_ready(each(value)))
+        now = time.perf_counter()
+        seconds.append(now - start)
+        start = now
+    return seconds, made
+
+
+def measure(
+    student: Student, decoder: Decoder, latents: ConfigDict, plan: Plan, batch: int, repeats: int
+) -> dict[str, Any]:
+    """Medians over `repeats` videos, after one that compiles."""
+    c = student.config
+    text = jax.random.normal(jax.random.key(1), (batch, c.text_len, c.text_dim))
+    noise = seeded(
+        sample_keys(range(batch), [0] * batch), (c.in_dim, latents.rows, latents.columns)
+    )
+    rows: list[dict[str, float]] = []
+    pixel_frames = 0
+    for _ in range(repeats + 1):
+        diffusion, blocks = _clock(student.stream(noise, text, plan))
+        decode, frames = _clock(blocks, decoder())
+        pixel_frames = sum(part.shape[1] for part in frames)
+        del blocks, frames
+        total, _ = _clock(decoded(student.stream(noise, text, plan), decoder()))
+        steady = diffusion[STARTING:] or diffusion
+        rows.append(
+            {
+                "first_frame_s": total[0],
+                "first_block_s": diffusion[0],
+                "steady_block_s": statistics.median(steady),
+                "steady_decode_s": statistics.median(decode[STARTING:] or decode),
+                "diffusion_s": sum(diffusion),
+                "decode_s": sum(decode),
+                "total_s": sum(total),
+            }
+        )
+    found = {name: statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
+    found |= {"with_compilation_s": sum(rows[0][k] for k in ("diffusion_s", "decode_s", "total_s"))}
+    return found | {
+        "frames": batch * pixel_frames,
+        "frames_per_s": batch * pixel_frames / found["total_s"],
+    }
+
+
+def report(config: ConfigDict, args: argparse.Namespace) -> dict[str, Any]:
+    """All that is printed and written."""
+    size, blocks = config.latents, config.blocks
+    made = build.model(config, "generator")
+    plan = rollout.make_plan(
+        size.frames,
+        blocks.frames,
+        args.steps,
+        config.shift,
+        blocks.first_frames or None,
+        args.first_steps,
+    )
+    student = random_student(made, Window(args.window, args.sink))
+    decoder = random_decoder(size, args.batch, made.dtype)
+    found = measure(student, decoder, size, plan, args.batch, args.repeats)
+    # With exact lengths of keys, each block seeing all before it; a window makes it less.
+    tokens = made.frame_tokens(size.rows, size.columns)
+    work = args.batch * flops.generation(made, tokens, plan).forward
+    device = jax.devices()[0]
+    ceiling = flops.peak(device.device_kind)
+    rate = work / found["diffusion_s"]
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return {
+        "device": device.device_kind,
+        "config": args.config,
+        "batch": args.batch,
+        "latent_frames": size.frames,
+        "blocks": [[block.frames, len(block.sigmas)] for block in plan],
+        **found,
+        "diffusion_flops": work,
+        "diffusion_flops_per_s": rate,
+        "utilisation": rate / ceiling if ceiling and not args.window else None,
+        "peak_memory_bytes": memory,
+    }
+
+
+def lines(made: dict[str, Any]) -> list[str]:
+    """The report as text, in the split of the original's table."""
+    rows = [
+        ("first frames on the host", made["first_frame_s"]),
+        ("first block", made["first_block_s"]),
+        ("steady block", made["steady_block_s"]),
+        ("its decoding", made["steady_decode_s"]),
+        ("diffusion, all blocks", made["diffusion_s"]),
+        ("decoding, all blocks", made["decode_s"]),
+        ("both, one after the other", made["diffusion_s"] + made["decode_s"]),
+        ("both, overlapped", made["total_s"]),
+    ]
+    text = [f"{name:<27}{1000 * seconds:>10.1f} ms" for name, seconds in rows]
+    used = made["utilisation"]
+    part = "" if used is None else f", {100 * used:.0f}% of the device"
+    text.append(f"{made['frames_per_s']:.2f} frames/s; {made['diffusion_flops'] / 1e12:.4g} TFLOP "
+                f"at {made['diffusion_flops_per_s'] / 1e12:.4g} TFLOP/s{part}")  # fmt: skip
+    memory = made["peak_memory_bytes"]
+    text.append(
+        f"peak memory {memory / 1e9:.2f} GB" if memory else "peak memory: the device does not say"
+    )
+    return text
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Options of `run`."""
+    add = parser.add_argument
+    add("--config", required=True, help="a Python file with get_config()")
+    add("--steps", type=_numbers, default=(1000.0,), help="timesteps of every block")
+    add("--first_steps", type=_numbers, default=FIRST_STEPS, help="timesteps of the first block")
+    add("--batch", type=int, default=1, help="videos side by side")
+    add("--window", type=int, help="latent frames that a block sees; default all")
+    add("--sink", type=int, default=0, help="first frames that stay visible")
+    add("--repeats", type=int, default=3, help="videos of which the median counts")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def run(given: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """Times a video part by part; prints the parts and returns them."""
+    for name in ("batch", "repeats"):
+        if getattr(given, name) < 1:
+            raise ValueError(f"{name}: expected 1 or more, found {getattr(given, name)}")
+    made = report(configs.load(given.config, overrides), given)
+    print(f"{made['latent_frames']} latent frames, batch {made['batch']}, {made['device']}")
+    print("\n".join(lines(made)))
+    return made

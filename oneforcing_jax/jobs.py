@@ -1,0 +1,159 @@
+"""Lists of videos to make: prompts from files, seeds, file names, shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+NAMINGS = ("vbench", "number")
+# As VBench's tools cut them; and in bytes, for a file name has 255 of them at most, of which a
+# temporary name, the sample's number and the ending take some.
+NAME_CHARACTERS, NAME_BYTES = 180, 220
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt of the user's, and where it stands.
+
+    Attributes:
+      words: as the user wrote it; it names the file.
+      embedded: what the text encoder reads, the same or a rewritten prompt.
+      seed: of its own; None: that of the command.
+    """
+
+    words: str
+    embedded: str
+    seed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One video.
+
+    Attributes:
+      number: among all videos of the command, shards included.
+      line: number of its prompt.
+      sample: number of the video among those of its prompt.
+    """
+
+    number: int
+    line: int
+    sample: int
+    prompt: Prompt
+    seed: int
+    path: Path
+
+    @property
+    def latents(self) -> Path:
+        """Where its latents go."""
+        return self.path.with_suffix(".npy")
+
+
+def read_prompts(path: Path, rewritten: Path | None = None) -> list[Prompt]:
+    """Prompts of a file: one a line, or for .jsonl one JSON object a line.
+
+    Args:
+      path: a JSON object has "prompt", and may have "seed".
+      rewritten: a file of as many lines, whose texts are embedded in their place.
+
+    Raises:
+      FileNotFoundError, ValueError: no file, no prompt in it, a bad line (named), or another number
+        of rewritten ones.
+    """
+    rows = _read(path)
+    texts = [words for words, _ in rows]
+    if rewritten:
+        texts = [words for words, _ in _read(rewritten)]
+        if len(texts) != len(rows):
+            raise ValueError(
+                f"{rewritten}: expected {len(rows)} prompts, one for each of {path}, found {len(texts)}"
+            )
+    return [Prompt(words, text, seed) for (words, seed), text in zip(rows, texts, strict=True)]
+
+
+def _read(path: Path) -> list[tuple[str, int | None]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts: expected a text file, found nothing at {path}")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"{path}: expected prompts, one a line, found none")
+    return [_line(f"{path}, line {i}", line, path.suffix) for i, line in enumerate(lines, 1)]
+
+
+def _line(where: str, line: str, suffix: str) -> tuple[str, int | None]:
+    words, seed = line.strip(), None
+    if suffix == ".jsonl":
+        try:
+            row = json.loads(line)
+            words, seed = row["prompt"].strip(), row.get("seed")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f'{where}: expected JSON like {{"prompt": "a cat", "seed": 1}}, found {line[:60]!r}'
+            ) from None
+    if not words:
+        raise ValueError(f"{where}: expected a prompt, found none; write one or remove the line")
+    if seed is not None and type(seed) is not int:
+        raise ValueError(f"{where}: expected a whole number as seed, found {seed!r}")
+    return words, seed
+
+
+def file_name(words: str) -> str:
+    """A prompt as a file name: "/" and what cannot be printed become "_", and it is cut."""
+    name = re.sub(r"[/\\\x00-\x1f\x7f]", "_", words)[:NAME_CHARACTERS].strip()
+    name = name.encode()[:NAME_BYTES].decode(errors="ignore")
+    # A name of dots would be a folder's, and one that begins with a dot is hidden.
+    return re.sub(r"^\.", "_", name)
+
+
+def make(
+    prompts: Sequence[Prompt], out: Path, samples: int = 1, seed: int = 0, naming: str = "vbench"
+) -> list[Job]:
+    """The videos of a command, all samples of a prompt together.
+
+    Args:
+      prompts: of the command.
+      out: a folder; or for one video, where it ends in .mp4, the file.
+      samples: videos of each prompt.
+      seed: of prompts that have none; samples of one prompt differ in any case.
+      naming: "vbench" ({prompt}-{k}.mp4), or "number" ({line}-{k}.mp4).
+
+    Raises:
+      ValueError: no sample, two videos of one name, one file for several videos.
+    """
+    if samples < 1:
+        raise ValueError(f"samples: expected 1 or more, found {samples}")
+    single = out.suffix == ".mp4"
+    if single and len(prompts) * samples > 1:
+        raise ValueError(
+            f"out: expected a folder for {len(prompts) * samples} videos, found {out}; name one"
+        )
+    jobs: list[Job] = []
+    seen: dict[Path, int] = {}
+    for line, prompt in enumerate(prompts):
+        for k in range(samples):
+            stem = file_name(prompt.words) if naming == "vbench" else f"{line:05d}"
+            path = out if single else out / f"{stem}-{k}.mp4"
+            if path in seen:
+                raise ValueError(
+                    f"prompts {seen[path] + 1} and {line + 1} would both be named {path.name[:60]!r}; "
+                    "remove one, or pass --naming=number"
+                )
+            seen[path] = line
+            own = seed if prompt.seed is None else prompt.seed
+            jobs.append(Job(len(jobs), line, k, prompt, own, path))
+    return jobs
+
+
+def shard(jobs: Sequence[Job], part: str) -> list[Job]:
+    """The share of one of several processes, "0/4" for the first of four.
+
+    Raises:
+      ValueError: another form, or a number that is too high.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ValueError(f"shard: expected I/N with I from 0 to N - 1, found {part!r}")
+    return list(jobs)[int(match[1]) :: int(match[2])]

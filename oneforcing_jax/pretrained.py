@@ -1,0 +1,168 @@
+"""Finding a trained transformer, and the encoders that belong to it, from one folder's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from oneforcing_jax import build, checkpoint
+from oneforcing_jax.convert import sizes
+from oneforcing_jax.encoders import ENCODERS
+from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.toy import codec as toy_codec
+from oneforcing_jax.train import CHECKPOINTS
+
+# What main.py and tools/convert_wan.py leave beside checkpoints.
+CONFIG, MODEL = "config.json", "model.json"
+EXPECTED = "a folder of tools/convert_wan.py or a stage of a training run (WORKDIR/STAGE)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A transformer on disk, and what it was trained to make.
+
+    Attributes:
+      folder: of Orbax checkpoints.
+      net: name of the network in them.
+      ema: whether to read its moving average.
+      config: of the transformer.
+      shift: of the noise schedule.
+      frames, rows, columns: of the latents.
+      fps: frames per second of the videos.
+      block_frames, first_frames: latent frames of a block, and of the first; None: as the others.
+    """
+
+    folder: Path
+    net: str
+    ema: bool
+    config: WanConfig
+    shift: float = 5.0
+    frames: int = 21
+    rows: int = 60
+    columns: int = 104
+    fps: float = 16.0
+    block_frames: int = 1
+    first_frames: int | None = None
+
+    def params(self, sharding: Any = None) -> Any:
+        """The parameters, by default on the first device."""
+        place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return checkpoint.load_net(self.folder, self.net, abstract(self.config, place), self.ema)
+
+
+def abstract(config: WanConfig, sharding: Any = None) -> Any:
+    """Shapes and dtypes of parameters in use: matrices in the compute dtype, as they would otherwise be
+    cast to it at every use."""
+
+    def leaf(path: Any, like: Any) -> Any:
+        matrix = path[-1].key == "kernel" and not path[0].key.startswith("time_")
+        dtype = config.dtype if matrix else like.dtype
+        return jax.ShapeDtypeStruct(like.shape, dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, sizes.abstract(config))
+
+
+def find(
+    folder: str | Path, ema: bool = False, dtype: str | None = None, shift: float | None = None
+) -> Source:
+    """The transformer of a folder.
+
+    Args:
+      folder: see `EXPECTED`; of the former also the folder around its transformer/.
+      ema: its moving average.
+      dtype: compute dtype, "float32" or "bfloat16"; None: of the run, bfloat16 for a converted one.
+      shift: of the noise schedule; None: of the run, 5 for a converted one.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: it is another kind of folder, or lacks the network.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"checkpoint: expected {EXPECTED}, found nothing at {folder}")
+    source = _find(folder, ema, dtype)
+    return dataclasses.replace(source, shift=shift or source.shift)
+
+
+def _find(folder: Path, ema: bool, dtype: str | None) -> Source:
+    for place in (folder, folder / "transformer"):
+        if (place / MODEL).is_file():
+            return _converted(place, ema, dtype or "bfloat16")
+    if (folder / CHECKPOINTS).is_dir() and (folder.parent / CONFIG).is_file():
+        return _trained(folder, ema, dtype)
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+    raise ValueError(f"checkpoint: expected {EXPECTED}, found {found} in {folder}")
+
+
+def _converted(folder: Path, ema: bool, dtype: str) -> Source:
+    nets = json.loads((folder / MODEL).read_text())["nets"]
+    wanted = ("ema_generator",) if ema else ("params_generator", "params_model")
+    name = next((name for name in wanted if name in nets), None)
+    if name is None or nets[name]["kind"] != WanConfig.__name__:
+        kinds = {item: net["kind"] for item, net in nets.items()}
+        raise ValueError(
+            f"checkpoint {folder}: expected a transformer among {', '.join(wanted)}, found {kinds}; "
+            "add or leave out --ema, or give another folder"
+        )
+    config: Any = sizes.config_of(nets[name], build.DTYPES[dtype])
+    return Source(folder, name.split("_", 1)[1], ema, config)
+
+
+def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
+    config = _run(folder)
+    stage = config.stages[folder.name]
+    section = "teacher" if stage.method == "teacher" else "generator"
+    net = "generator" if stage.method == "one_forcing" else "model"
+    made = dataclasses.replace(build.model(config, section), remat="none")
+    if dtype:
+        made = dataclasses.replace(made, dtype=build.DTYPES[dtype])
+    size, blocks = config.latents, config.blocks
+    return Source(
+        folder / CHECKPOINTS, net, ema, made, config.shift,
+        frames=size.frames, rows=size.rows, columns=size.columns, fps=config.fps,
+        block_frames=blocks.frames, first_frames=blocks.first_frames or None,
+    )  # fmt: skip
+
+
+def _run(folder: Path) -> ConfigDict:
+    """The config of the run that a stage's folder belongs to."""
+    config = ConfigDict(json.loads((folder.parent / CONFIG).read_text()))
+    if folder.name not in config.stages:
+        raise ValueError(
+            f"{folder.parent / CONFIG}: expected a stage {folder.name!r} in it, found "
+            f"{list(config.stages)}; give a stage's folder"
+        )
+    return config
+
+
+def find_encoders(folder: str | Path) -> Path:
+    """The folder of the encoders of a checkpoint.
+
+    They lie in a converted folder itself or beside its transformer/; those of a training run are in
+    the store that its data was first encoded into, or noted there.
+
+    Raises:
+      ValueError: there are none.
+    """
+    folder = Path(folder)
+    places = [folder, folder.parent]
+    if (folder.parent / CONFIG).is_file():
+        config, stage = _run(folder), folder.name
+        # A store made from another (the pairs of an ODE) leads to that.
+        while "data" in config.stages[stage]:
+            places.append(folder.parent / config.stages[stage].data)
+            stage = Path(config.stages[stage].data).parts[0]
+            if stage not in config.stages:
+                break
+    for place in places:
+        if any((place / name).exists() for name in (ENCODERS, toy_codec.FILE, "vae")):
+            return place
+    raise ValueError(
+        f"encoders: expected vae/ and text/ of tools/convert_wan.py, or a store with its codec, in one "
+        f"of {', '.join(str(p) for p in places)}, found none; name their folder with --encoders"
+    )

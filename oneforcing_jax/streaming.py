@@ -1,0 +1,262 @@
+"""From prompts to frames: load once, then stream videos block by block.
+
+model = streaming.load("weights/framewise", encoders="weights/wan")
+for frames in model.stream("a cat on a beach"):          # uint8 [m, y, x, 3], as they are made
+    show(frames)
+
+prompt = lambda frame: "a cat" if frame < 9 else "a dog"  # asked before each block
+for frames in model.stream(prompt, model.settings(frames=161)):
+    ...                                                   # break at any time
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from oneforcing_jax import encoders as encoding
+from oneforcing_jax import pretrained, rollout, samplers, sharding
+from oneforcing_jax.cache import Window
+from oneforcing_jax.data.images import fit
+from oneforcing_jax.encoders import Encoders
+from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.pretrained import Source
+from oneforcing_jax.rollout import Block, Plan
+from oneforcing_jax.student import Noise, Settings, Student, Text, sample_keys, seeded
+from oneforcing_jax.text import pad_embeddings
+
+# Clean latents [b, n, c, y, x] of a video, block by block: what `Student.stream` is.
+Blocks = Callable[[Noise, Text, Plan, jax.Array | None], Iterator[jax.Array]]
+
+
+def decoded(
+    blocks: Iterable[jax.Array], decode: Callable[[jax.Array], jax.Array]
+) -> Iterator[tuple[jax.Array, np.ndarray]]:
+    """Latents [b, n, c, y, x] and frames uint8 [b, m, y, x, 3] of each block.
+
+    One block behind: while a block's frames come to the host and are used there, the device already
+    has the next block, and its decoding, to do.
+    """
+    waiting = None
+    for latents in blocks:
+        queued = latents, decode(latents)
+        if waiting is not None:
+            yield waiting[0], np.asarray(waiting[1])
+        waiting = queued
+    if waiting is not None:
+        yield waiting[0], np.asarray(waiting[1])
+
+
+class VideoModel:
+    """Encoders and a transformer, ready to make videos.
+
+    Args:
+      blocks: `Student.stream`, or a teacher's equal.
+      source: what the transformer was trained for.
+      encoders: codec and text encoder.
+      mesh: devices over which a batch is split; None: the default device.
+
+    Raises:
+      ValueError: encoders that do not fit the transformer.
+    """
+
+    def __init__(self, blocks: Blocks, source: Source, encoders: Encoders, mesh: Any = None):
+        self.blocks, self.source, self.encoders, self.mesh = blocks, source, encoders, mesh
+        # The samples of a prompt come one after the other.
+        self._encode = functools.lru_cache(maxsize=16)(encoders.text.encode)
+        c, codec = source.config, encoders.codec
+        found, expected = (encoders.text.dim, codec.channels), (c.text_dim, c.in_dim)
+        if found != expected:
+            raise ValueError(
+                f"encoders: expected embeddings of width {expected[0]} and latents of {expected[1]} "
+                f"channels, as {source.folder} was trained with, found {found[0]} and {found[1]}; "
+                "name the encoders of this checkpoint"
+            )
+
+    def settings(
+        self, frames: int | None = None, size: tuple[int, int] | None = None, **changes: Any
+    ) -> Settings:
+        """Settings of a video.
+
+        Args:
+          frames: pixel frames; None: as many as the model was trained on.
+          size: pixel rows and columns; None: those that the model was trained on.
+          changes: other fields of `Settings`.
+
+        Raises:
+          ValueError: sizes that codec or transformer cannot take.
+        """
+        source, codec = self.source, self.encoders.codec
+        trained_frames, *trained_size = codec.video_shape(
+            source.frames, source.rows, source.columns
+        )
+        sizes = trained_frames if frames is None else frames, *(size or trained_size)
+        shape = codec.latent_shape(*sizes)
+        source.config.frame_tokens(*shape[2:])
+        trained = {name: getattr(source, name) for name in ("block_frames", "first_frames")}
+        return Settings(shape, **(trained | changes))
+
+    def place(self, x: Any) -> jax.Array:
+        """An array on the devices, split over its batch axis 0."""
+        if self.mesh is None:
+            return jnp.asarray(x)
+        return jax.device_put(x, NamedSharding(self.mesh, sharding.spec(("batch",))))
+
+    def embed(self, prompts: Sequence[str]) -> jax.Array:
+        """Embeddings [b, s, d], zero beyond each prompt's end.
+
+        Raises:
+          ValueError: an empty prompt, or one that the encoder refuses.
+        """
+        if any(not prompt.strip() for prompt in prompts):
+            raise ValueError("prompt: expected words, found an empty prompt; say what to show")
+        rows = [self._encode(prompt) for prompt in prompts]
+        return self.place(pad_embeddings(rows, self.source.config.text_len))
+
+    def first_frames(
+        self, video: np.ndarray, settings: Settings, log: Callable[[str], None] = print
+    ) -> jax.Array:
+        """Latents [1, f, c, y, x] of frames uint8 [f, y, x, 3] that a video is to continue.
+
+        They are scaled to cover the video's size, and the middle is kept. The codec takes certain
+        numbers of frames; what is over is dropped at the beginning. Both are logged.
+        """
+        codec, found, (f, _, y, x) = self.encoders.codec, video.shape[:3], settings.shape
+        _, rows, columns = codec.video_shape(f, y, x)
+        video = fit(video, rows, columns)
+        while len(video) > 1 and not _fits(codec, video.shape[:3]):
+            video = video[1:]
+        if video.shape[1:3] != found[1:]:
+            log(f"{found[1]}x{found[2]} scaled to cover {rows}x{columns}, the middle kept")
+        if len(video) != found[0]:
+            log(f"the last {len(video)} of {found[0]} frames kept, which the codec takes")
+        # Through the host: where the codec lays them is its own affair.
+        return jnp.asarray(np.asarray(codec.encode(video)))[None]
+
+    def videos(
+        self, noise: Noise, text: Text, settings: Settings, given: jax.Array | None = None
+    ) -> Iterator[tuple[jax.Array, np.ndarray]]:
+        """Latents and frames of a batch of videos, block by block; see `decoded`.
+
+        Args:
+          noise, text: see `Student.stream`.
+          settings: of all of them.
+          given: [b, f0, c, y, x] first latents; the videos begin with their frames.
+        """
+        plan = settings.plan(self.source.shift, 0 if given is None else given.shape[1])
+        blocks: Iterable[jax.Array] = self.blocks(noise, text, plan, given)
+        if given is not None:
+            blocks = itertools.chain([given], blocks)
+        return decoded(blocks, self.encoders.codec.stream())
+
+    def stream(
+        self,
+        prompt: str | Callable[[int], str],
+        settings: Settings | None = None,
+        seed: int = 0,
+        given: jax.Array | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Frames uint8 [m, y, x, 3] of one video, block by block as they are made.
+
+        Args:
+          prompt: what to show; a function is asked before each block, with the number of the latent
+            frame that it begins with, and so switches prompts. The block after the one that is
+            handed out is on its way already.
+          settings: from `self.settings(...)`.
+          seed: of the noise, which belongs to a frame: a longer video begins with the shorter one.
+          given: [1, f0, c, y, x] first latents, from `first_frames`, or from another video.
+        """
+        settings = settings or self.settings()
+        embed = functools.lru_cache(maxsize=2)(lambda words: self.embed([words]))
+        text = (lambda frame: embed(prompt(frame))) if callable(prompt) else embed(prompt)
+        noise = seeded(sample_keys([seed], [0]), settings.shape[1:])
+        return (frames[0] for _, frames in self.videos(noise, text, settings, given))
+
+
+def _fits(codec: encoding.Codec, sizes: Sequence[int]) -> bool:
+    try:
+        codec.latent_shape(*sizes)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(checkpoint: Any, encoders: Any, ema: bool, dtype: Any, shift: Any, batch: int) -> Any:
+    source = pretrained.find(checkpoint, ema, dtype, shift)
+    found = encoders or pretrained.find_encoders(checkpoint)
+    loaded = encoding.load(found, source.config.text_len, source.config.dtype)
+    # As many devices as divide the batch.
+    devices = jax.local_devices()
+    count = math.gcd(batch, len(devices))
+    mesh = sharding.make_mesh({"data": count}, devices[:count]) if count > 1 else None
+    return source, loaded, mesh, source.params(mesh and NamedSharding(mesh, P()))
+
+
+def load(
+    checkpoint: str | Path,
+    encoders: str | Path | None = None,
+    *,
+    ema: bool = False,
+    dtype: str | None = None,
+    shift: float | None = None,
+    window: Window = Window(),
+    batch: int = 1,
+) -> VideoModel:
+    """A causal student with its encoders.
+
+    Args:
+      checkpoint, ema, dtype, shift: see `pretrained.find`.
+      encoders: their folder; None: see `pretrained.find_encoders`.
+      window: how far back a block sees; one with a size holds memory constant.
+      batch: videos made side by side, which decides on how many devices.
+
+    Raises:
+      FileNotFoundError, ValueError: one line on what is missing or does not fit.
+    """
+    source, loaded, mesh, params = _read(checkpoint, encoders, ema, dtype, shift, batch)
+    student = Student(source.config, params, window, mesh)
+    return VideoModel(student.stream, source, loaded, mesh)
+
+
+def load_teacher(
+    checkpoint: str | Path,
+    encoders: str | Path | None = None,
+    *,
+    sampler: Callable[[float], samplers.Sampler],
+    guidance: float,
+    ema: bool = False,
+    dtype: str | None = None,
+    shift: float | None = None,
+    batch: int = 1,
+) -> VideoModel:
+    """A bidirectional model with its encoders; a video is one block of many steps.
+
+    Args:
+      sampler: makes one for the shift of the noise schedule, such as `lambda shift:
+        samplers.unipc(samplers.wan_grid(50, shift))`.
+      guidance: see `samplers.sample`.
+      checkpoint, encoders, ema, dtype, shift, batch: see `load`.
+    """
+    source, loaded, mesh, params = _read(checkpoint, encoders, ema, dtype, shift, batch)
+    net, table = WanDiT(source.config), sampler(source.shift)
+    negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
+
+    def blocks(noise: Noise, text: Text, plan: Plan, given: Any) -> Iterator[jax.Array]:
+        if given is not None or callable(text):
+            raise ValueError("teacher: it makes whole clips, from one prompt and no given frames")
+        start = noise(0, Block(rollout.num_frames(plan), (1.0,))).start
+        clip = samplers.sample(net, params, start, text, negative, table, guidance=guidance)
+        # Frame by frame, so that decoding holds one at a time.
+        yield from (clip[:, i : i + 1] for i in range(clip.shape[1]))
+
+    return VideoModel(blocks, source, loaded, mesh)

@@ -1,0 +1,231 @@
+"""A causal student as a stream: clean latents block by block, in memory that does not grow with them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from oneforcing_jax import cache as kv
+from oneforcing_jax import rollout, sharding
+from oneforcing_jax.cache import Cache, Window
+from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
+from oneforcing_jax.rollout import Block, BlockDraws, Draws, Generator, Plan
+
+# Noise of the block whose first frame has the given number.
+Noise = Callable[[int, Block], BlockDraws]
+# Prompt embeddings [b, s, d], or the function that gives those of the block that begins with a frame.
+Text = jax.Array | Callable[[int], jax.Array]
+
+
+# The paper's first block (its section on generation): the others build on it.
+FIRST_STEPS = (1000.0, 750.0, 500.0, 250.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a video is: its latents and its blocks. Steps are unwarped timesteps.
+
+    Attributes:
+      shape: (f, c, y, x) of the latents, given first frames included.
+      block_frames, steps: of every block.
+      first_frames, first_steps: of the first block; None: as the others. A video that continues
+        given frames has no first block of its own.
+    """
+
+    shape: tuple[int, int, int, int]
+    block_frames: int = 1
+    steps: tuple[float, ...] = (1000.0,)
+    first_frames: int | None = None
+    first_steps: tuple[float, ...] | None = FIRST_STEPS
+
+    def plan(self, shift: float, given: int = 0) -> Plan:
+        """The blocks after `given` latent frames.
+
+        Raises:
+          ValueError: frames that the blocks do not fill, a bad step list, nothing left to make.
+        """
+        frames = self.shape[0] - given
+        if frames < 1:
+            raise ValueError(
+                f"frames: expected more than the {given} given latent frames, found {self.shape[0]} "
+                "in all; ask for a longer video"
+            )
+        first = () if given else (self.first_frames, self.first_steps)
+        return rollout.make_plan(frames, self.block_frames, self.steps, shift, *first)
+
+
+def sample_keys(seeds: Sequence[int], numbers: Sequence[int]) -> jax.Array:
+    """[b] random keys, of sample `number` of a prompt whose seed is `seed`.
+
+    Raises:
+      ValueError: a seed that is negative or has more than 32 bits.
+    """
+    wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
+    if wrong:
+        raise ValueError(f"seed: expected a number from 0 to 2^32 - 1, found {wrong[0]}")
+    return jnp.stack(
+        [jax.random.fold_in(jax.random.key(s), n) for s, n in zip(seeds, numbers, strict=True)]
+    )
+
+
+def seeded(keys: jax.Array, shape: tuple[int, int, int]) -> Noise:
+    """Noise that belongs to the number of a frame: neither blocks nor the video's length change it.
+
+    Args:
+      keys: [b], one a sample.
+      shape: (c, y, x) of a latent frame.
+    """
+    return lambda start, block: _frames(keys, start, block.frames, len(block.sigmas), shape)
+
+
+@functools.partial(jax.jit, static_argnames=("frames", "steps", "shape"))
+def _frames(
+    keys: jax.Array, start: Any, frames: int, steps: int, shape: tuple[int, ...]
+) -> BlockDraws:
+    def one(key: jax.Array, frame: jax.Array, step: int) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, frame), step), shape)
+
+    samples = jax.vmap(jax.vmap(one, (None, 0, None)), (0, None, None))
+    draws = [samples(keys, start + jnp.arange(frames), step) for step in range(steps)]
+    # Stacked as `Draws.renoise` is.
+    return BlockDraws(draws[0], jnp.stack(draws[1:]) if steps > 1 else None, None)
+
+
+def recorded(draws: Draws, first: int = 0) -> Noise:
+    """Noise of a clip that was drawn whole, the first of its frames being number `first`."""
+    if draws.context is not None:
+        raise ValueError("stream: expected draws without context noise, which training alone has")
+
+    def noise(start: int, block: Block) -> BlockDraws:
+        frames = slice(start - first, start - first + block.frames)
+        more = draws.renoise if len(block.sigmas) > 1 else None
+        return BlockDraws(
+            draws.start[:, frames], None if more is None else more[:, :, frames], None
+        )
+
+    return noise
+
+
+class Student:
+    """A causal generator, compiled once for each shape of block.
+
+    Args:
+      config: of the transformer.
+      params: its parameters.
+      window: how far back a block sees; with a size, memory is constant in the length of the video.
+      mesh: devices over which a batch is split; None: the default device.
+    """
+
+    def __init__(
+        self, config: WanConfig, params: Any, window: Window = Window(), mesh: Mesh | None = None
+    ) -> None:
+        self.config, self.params, self.window, self.mesh = config, params, window, mesh
+        apply = WanDiT(config).apply
+
+        def generator(params: Any) -> Generator:
+            return Generator(functools.partial(apply, {"params": params}), config, window)
+
+        @functools.partial(jax.jit, static_argnames="block", donate_argnames="cache")
+        def step(
+            params: Any,
+            cache: Cache,
+            text: KeyValue,
+            draws: BlockDraws,
+            before: Any,
+            start: Any,
+            block: Block,
+        ) -> tuple[jax.Array, Cache]:
+            g, limit = generator(params), cache.k.shape[2]
+            x0, _, cache = rollout.denoise_block(g, cache, text, block, draws, before, start, limit)
+            return x0, cache
+
+        @functools.partial(jax.jit, donate_argnames="cache")
+        def context(params: Any, cache: Cache, text: KeyValue, x: jax.Array, start: Any) -> Cache:
+            return rollout.clean_block(generator(params), cache, text, x, start, cache.k.shape[2])
+
+        self._step, self._context = step, context
+        self._text = jax.jit(lambda p, text: apply({"params": p}, text, method="text_key_value"))
+
+    def of(self, params: Any) -> Student:
+        """The same compiled programs with other parameters."""
+        other = copy.copy(self)
+        other.params = params
+        return other
+
+    def stream(
+        self, noise: Noise | Draws, text: Text, plan: Plan, given: jax.Array | None = None
+    ) -> Iterator[jax.Array]:
+        """Clean latents [b, frames of the block, c, y, x], block by block as they are asked for.
+
+        Only work is queued here, nothing is waited for: who asks for the next block before reading
+        the last keeps the device busy.
+
+        Args:
+          noise: `seeded`, `recorded`, or the draws of a whole clip.
+          text: prompt embeddings; a function is asked before each block. A block and the context
+            that it leaves are made with one prompt; to keep one, return the same array.
+          plan: blocks and their steps, without the given frames.
+          given: [b, f0, c, y, x] clean latents that the video continues, taken in blocks of the size
+            of the plan's last. Frame numbers count them.
+        """
+        for block in plan:
+            self.window.check_block(block.frames)
+        start = 0 if given is None else given.shape[1]
+        draw = recorded(noise, start) if isinstance(noise, Draws) else noise
+        slots = self.window.slots(start + rollout.num_frames(plan))
+        cache: Any = None
+        before: jax.Array | None = None
+        prompt, text_kv = None, None
+        for block in plan:
+            draws = draw(start, block)
+            asked = text(start) if callable(text) else text
+            if asked is not prompt:
+                if before is not None:
+                    cache = self._clean(cache, text_kv, before, start - before.shape[1])
+                    before = None
+                prompt, text_kv = asked, self._run(self._text, self.params, asked)
+            if cache is None:
+                cache = self._empty(draws.start.shape, slots)
+                if given is not None:
+                    cache, before = self._prefill(cache, text_kv, given, plan[-1].frames)
+            before, cache = self._run(
+                self._step, self.params, cache, text_kv, draws, before, jnp.int32(start), block
+            )
+            start += block.frames
+            yield before
+
+    def clip(self, noise: Noise | Draws, text: Text, plan: Plan) -> jax.Array:
+        """The whole clip [b, f, c, y, x]."""
+        return jnp.concatenate(list(self.stream(noise, text, plan)), 1)
+
+    def _prefill(
+        self, cache: Cache, text: Any, given: jax.Array, size: int
+    ) -> tuple[Cache, jax.Array]:
+        """Clean passes of all given blocks but the last, which shares one with the first noisy block."""
+        last = (given.shape[1] - 1) // size * size
+        for start in range(0, last, size):
+            cache = self._clean(cache, text, given[:, start : start + size], start)
+        return cache, given[:, last:]
+
+    def _clean(self, cache: Cache, text: Any, x: jax.Array, start: int) -> Cache:
+        return self._run(self._context, self.params, cache, text, x, jnp.int32(start))
+
+    def _empty(self, shape: tuple[int, ...], slots: int) -> Cache:
+        tokens = self.config.frame_tokens(*shape[-2:])
+        make = functools.partial(kv.init, self.config, shape[0], slots, tokens)
+        if self.mesh is None:
+            return make()
+        batch = NamedSharding(self.mesh, sharding.spec((None, "batch")))
+        return jax.jit(make, out_shardings=batch)()
+
+    def _run(self, program: Callable[..., Any], *arguments: Any) -> Any:
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            return program(*arguments)

@@ -1,0 +1,538 @@
+"""Generation: noise, streams, prompts that change, checkpoints, and the command line to video files."""
+
+import functools
+import gc
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens import Golden, error
+from PIL import Image
+
+from oneforcing_jax import cache as kv
+from oneforcing_jax import checkpoint, flow, generate, jobs, pretrained, samplers, streaming
+from oneforcing_jax import config as configs
+from oneforcing_jax import encoders as encoding
+from oneforcing_jax.cache import Window
+from oneforcing_jax.convert import sizes, to_orbax
+from oneforcing_jax.data.video import read_video
+from oneforcing_jax.models import attention, wan
+from oneforcing_jax.rollout import Block, Draws
+from oneforcing_jax.student import Student, recorded, sample_keys, seeded
+from oneforcing_jax.toy import codec as codecs
+from oneforcing_jax.toy import text as texts
+
+ROOT = Path(__file__).parents[1]
+CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
+SHAPE = (2, 4, 2)
+TOKENS = CONFIG.frame_tokens(*SHAPE[1:])
+ONE_STEP = (Block(1, (1.0,)),)
+WORDS = "a red blue square circle moves left"
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def prompt(seed=1, batch=1):
+    return jnp.asarray(normal(seed, batch, CONFIG.text_len, CONFIG.text_dim))
+
+
+@pytest.fixture(scope="module")
+def student(random_params):
+    """One with a window of four frames, one of them the first; its programs serve many tests."""
+    params = jax.tree.map(jnp.asarray, random_params(wan.WanDiT(CONFIG)))
+    return Student(CONFIG, params, Window(4, 1))
+
+
+# Noise.
+
+
+def test_noise_belongs_to_frames():
+    """Blocks, the video's length and the batch do not change the noise of a frame."""
+    keys, levels = sample_keys([5, 5, 7], [0, 1, 0]), (1.0, 0.5, 0.2)
+    whole = seeded(keys, SHAPE)(0, Block(6, levels))
+    parts = [seeded(keys, SHAPE)(start, Block(2, levels)) for start in (0, 2, 4)]
+    np.testing.assert_array_equal(np.concatenate([p.start for p in parts], 1), whole.start)
+    np.testing.assert_array_equal(np.concatenate([p.renoise for p in parts], 2), whole.renoise)
+    alone = seeded(sample_keys([7], [0]), SHAPE)(3, ONE_STEP[0])
+    np.testing.assert_array_equal(alone.start[0], whole.start[2, 3:4])
+    assert alone.renoise is None
+    # All of it is different, and normal.
+    values = np.concatenate([np.ravel(whole.start), np.ravel(whole.renoise)])
+    assert len(np.unique(values)) > 0.99 * values.size
+    assert abs(values.mean()) < 0.1 and abs(values.std() - 1) < 0.1
+
+
+def test_seeds_are_32_bits():
+    with pytest.raises(ValueError, match=r"seed: expected a number from 0 to 2\^32 - 1, found -1"):
+        sample_keys([0, -1], [0, 0])
+
+
+# Streams.
+
+
+def live_bytes():
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+def test_long_stream_in_constant_memory(student):
+    """200 frames; the first 12 again in one pass with the window as an attention structure."""
+    noise, text = seeded(sample_keys([3], [0]), SHAPE), prompt()
+    frames, held = [], {}
+    for number, x in enumerate(student.stream(noise, text, 200 * ONE_STEP)):
+        frames.append(np.array(x))  # a copy: a view would keep the device's array alive
+        if number in (50, 199):
+            held[number] = live_bytes()
+    clip = np.concatenate(frames, 1)
+    assert clip.shape == (1, 200, *SHAPE) and np.isfinite(clip).all()
+    assert held[199] <= held[50]
+
+    count = 12
+    groups = attention.teacher_forcing((1,) * count, 4, 1)
+    start = noise(0, Block(count, (1.0,))).start
+    pair = jnp.concatenate([clip[:, :count], start], 1)
+    sigma = jnp.repeat(jnp.array([[0.0, 1.0]]), count, axis=1)
+
+    @jax.jit
+    def again(params, pair, sigma, text):
+        numbers, attend = jnp.tile(jnp.arange(count), 2), wan.structured(groups, TOKENS)
+        net = wan.WanDiT(CONFIG)
+        return net.apply({"params": params}, pair, sigma, text, frames=numbers, attend=attend).flow
+
+    v = again(student.params, pair, sigma, text)[:, count:]
+    assert error(flow.x0_from_flow(start, v, 1.0), clip[:, :count]) < 1e-5
+    # Another noise of the last frame seen changes it: the ring still holds what it should.
+    assert error(clip[:, 199:], clip[:, 198:199]) > 1e-2
+
+
+def test_continuation_is_the_rest(student):
+    """A video that continues the first frames of another, of the same seed, is the rest of it."""
+    noise, text = seeded(sample_keys([3], [0]), SHAPE), prompt()
+    whole = student.clip(noise, text, 9 * ONE_STEP)
+    rest = list(student.stream(noise, text, 4 * ONE_STEP, given=whole[:, :5]))
+    assert error(np.concatenate(rest, 1), whole[:, 5:]) < 1e-5
+    other = list(student.stream(noise, text, 4 * ONE_STEP, given=-whole[:, :5]))
+    assert error(np.concatenate(other, 1), whole[:, 5:]) > 1e-2
+
+
+def test_prompts_change_between_blocks(student):
+    """Against plain passes: a block and the context that it leaves are made with one prompt."""
+    noise, (one, two) = seeded(sample_keys([3], [0]), SHAPE), (prompt(1), prompt(2))
+    text = lambda frame: one if frame < 3 else two  # noqa: E731
+
+    @jax.jit
+    def forward(params, cache, text, x, sigma, start):
+        attend = kv.cached((1,), start, TOKENS, Window(4, 1), cache.k.shape[2])
+        numbers, level = start + jnp.arange(1), jnp.full((1, 1), sigma)
+        net = wan.WanDiT(CONFIG)
+        out = net.apply(
+            {"params": params}, x, level, text, frames=numbers, attend=attend, memory=cache
+        )
+        return out.flow, kv.write(cache, out.new, start, Window(4, 1))
+
+    cache, expected = kv.init(CONFIG, 1, 4, TOKENS), []
+    for i in range(6):
+        x = noise(i, ONE_STEP[0]).start
+        v, _ = forward(student.params, cache, text(i), x, 1.0, jnp.int32(i))
+        expected.append(x - v)
+        _, cache = forward(student.params, cache, text(i), x - v, 0.0, jnp.int32(i))
+    found = student.clip(noise, text, 6 * ONE_STEP)
+    assert error(found, np.concatenate(expected, 1)) < 1e-5
+    unchanged = student.clip(noise, one, 6 * ONE_STEP)
+    assert error(found[:, :3], unchanged[:, :3]) < 1e-6
+    assert error(found[:, 3:], unchanged[:, 3:]) > 1e-2
+
+
+def test_stream_stops_at_any_time(student):
+    blocks = student.stream(seeded(sample_keys([3], [0]), SHAPE), prompt(), 10**5 * ONE_STEP)
+    first = [next(blocks) for _ in range(2)]
+    blocks.close()
+    assert all(x.shape == (1, 1, *SHAPE) for x in first)
+
+
+def test_the_next_block_is_queued_before_frames_are_read():
+    events = []
+
+    class Frames:
+        def __init__(self, number):
+            self.number = number
+
+        def __array__(self, dtype=None, copy=None):
+            events.append(f"read {self.number}")
+            return np.full((1,), self.number)
+
+    def blocks():
+        for number in range(3):
+            events.append(f"block {number}")
+            yield number
+
+    def decode(number):
+        events.append(f"decode {number}")
+        return Frames(number)
+
+    for latents, frames in streaming.decoded(blocks(), decode):
+        assert latents == frames[0]
+        events.append(f"use {latents}")
+    assert events == [
+        "block 0", "decode 0", "block 1", "decode 1", "read 0", "use 0",
+        "block 2", "decode 2", "read 1", "use 1", "read 2", "use 2",
+    ]  # fmt: skip
+
+
+def test_refusals_of_a_stream(student):
+    noise = Draws(normal(0, 1, 2, *SHAPE), normal(0, 1, 2, *SHAPE))
+    with pytest.raises(ValueError, match="without context noise, which training alone has"):
+        student.clip(noise, prompt(), 2 * ONE_STEP)
+    with pytest.raises(ValueError, match="at most size - sink = 3 frames, found a block of 4"):
+        student.clip(noise._replace(context=None), prompt(), (Block(4, (1.0,)),))
+
+
+# Weights and encoders on disk.
+
+
+def save_weights(folder, config, params):
+    """What tools/convert_wan.py writes of a transformer."""
+    to_orbax.save_item(folder / "0" / "params_model", jax.tree.map(np.asarray, params))
+    record = {"nets": {"params_model": sizes.describe(config)}}
+    (folder / "model.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Recorded weights as converted ones, by the recording's name."""
+
+    @functools.cache
+    def make(name):
+        return save_weights(tmp_path_factory.mktemp(name) / "transformer", *Golden(name).model())
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    """Codec and text encoder that fit the recorded models."""
+    folder = tmp_path_factory.mktemp("encoders")
+    noise = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
+    codecs.fit(noise, channels=4).save(folder / "codec.npz")
+    texts.TextEncoder.train([WORDS], dim=16, length=8).save(folder / "text_encoder")
+    return folder
+
+
+def recorded_noise(golden, steps):
+    """Noise [1, f, c, y, x] and that between steps [1, s, f, c, y, x] of a recording, whose draws are
+    in the order of use; frames without a second step have zeros."""
+    noise = np.asarray(golden.inputs["noise"])
+    renoise = np.zeros((1, steps - 1, *noise.shape[1:]), np.float32)
+    draws = [np.asarray(golden.inputs[k]) for k in golden.inputs if k.startswith("renoise")]
+    size = golden.config["num_frame_per_block"]
+    for number, drawn in enumerate(draws):
+        block, step = divmod(number, steps - 1)
+        renoise[0, step, block * size : (block + 1) * size] = drawn
+    return noise, renoise
+
+
+def test_recorded_video_by_the_command_line(tmp_path, weights, encoders):
+    golden, out = Golden("inference_framewise_ffe"), tmp_path / "new" / "video.mp4"
+    noise, renoise = recorded_noise(golden, 4)
+    np.savez(tmp_path / "noise.npz", noise=noise, renoise=renoise)
+    np.save(tmp_path / "text.npy", golden.inputs["prompt_embeds"])
+    weights = weights("inference_framewise_ffe")
+    options = f"--checkpoint={weights.parent} --encoders={encoders} --out={out} --dtype=float32"
+    options += f" --frames=6 --size=24x32 --fps=8 --crf=4 --noise_file={tmp_path / 'noise.npz'}"
+    options += f" --prompt_embeds={tmp_path / 'text.npy'} --save_latents"
+    generate.main([*options.split(), "--prompt=a red square"])
+    latents = np.load(out.with_suffix(".npy"))
+    assert error(latents, golden.outputs["latents"][0]) < 2e-4
+    frames, fps = read_video(out)
+    assert fps == 8 and frames.shape == (6, 24, 32, 3)
+    pixels = np.asarray(codecs.load(encoders / "codec.npz").decode(latents))
+    assert np.abs(frames.astype(int) - pixels).mean() < 4
+    assert sorted(p.name for p in out.parent.iterdir()) == ["video.mp4", "video.npy"]
+
+
+@pytest.mark.parametrize("name", ["inference_chunkwise_4step", "inference_image_to_video"])
+def test_recorded_videos(name, weights, encoders):
+    golden = Golden(name)
+    c, given = golden.config, golden.inputs.get("initial_latent")
+    model = streaming.load(weights(name), encoders, dtype="float32", shift=c["timestep_shift"])
+    steps = tuple(c["denoising_steps"])
+    settings = model.settings(
+        6, (24, 32), block_frames=c["num_frame_per_block"], steps=steps, first_steps=None
+    )
+    noise, renoise = recorded_noise(golden, len(steps))
+    more = jnp.moveaxis(renoise, 1, 0) if len(steps) > 1 else None
+    draws = recorded(Draws(jnp.asarray(noise), None, more), 0 if given is None else 1)
+    text, frames = golden.inputs["prompt_embeds"], []
+    latents = []
+    for block, shown in model.videos(draws, text, settings, given):
+        latents.append(block)
+        frames.append(shown)
+    assert error(np.concatenate(latents, 1), golden.outputs["latents"]) < 2e-4
+    whole = codecs.load(encoders / "codec.npz").decode(np.concatenate(latents, 1))
+    np.testing.assert_array_equal(np.concatenate(frames, 1), whole)
+
+
+@pytest.fixture
+def command(tmp_path, weights, encoders):
+    """Runs the command line with the recorded framewise model, into the folder `videos`."""
+
+    def run(*options, checkpoint=None, out=tmp_path / "videos"):
+        given = {option.split("=")[0] for option in options}
+        base = {
+            "--checkpoint": checkpoint or weights("inference_framewise_ffe"),
+            "--encoders": encoders,
+            "--out": out,
+            "--dtype": "float32",
+            "--frames": 6,
+            "--size": "24x32",
+            "--first_steps": 1000,
+        }
+        rest = [f"{name}={value}" for name, value in base.items() if name not in given]
+        generate.main([*options, *rest])
+        return out
+
+    return run
+
+
+def test_prompts_from_a_file(tmp_path, command, capsys):
+    """Names, seeds, shards, a batch over devices; and a second run makes what is missing alone."""
+    file, rewritten = tmp_path / "prompts.jsonl", tmp_path / "rewritten.txt"
+    rows = [{"prompt": "what/ever"}, {"prompt": "a blue circle", "seed": 9}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewritten.write_text("a red square\na blue circle\n")
+    options = [f"--prompts={file}", f"--rewritten_prompts={rewritten}", "--save_latents"]
+    out = command(*options, "--batch=2")
+    names = ["a blue circle-0", "what_ever-0"]
+    made = [f"{name}{end}" for name in names for end in (".mp4", ".npy")]
+    assert sorted(p.name for p in out.iterdir()) == made
+
+    latents = {name: np.load(out / f"{name}.npy") for name in names}
+    assert error(*latents.values()) > 0.1
+    (out / "what_ever-0.mp4").unlink()
+    kept = (out / "a blue circle-0.mp4").stat().st_mtime_ns
+    command(*options, "--shard=0/2")
+    assert (out / "what_ever-0.mp4").is_file()
+    assert error(np.load(out / "what_ever-0.npy"), latents["what_ever-0"]) < 1e-5
+    command(*options)
+    assert "2 of 2 videos are there already" in capsys.readouterr().out
+    assert (out / "a blue circle-0.mp4").stat().st_mtime_ns == kept
+
+
+def test_interrupted_runs_leave_no_half_video(command, monkeypatch):
+    def stop(writer, frames):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command contin"):
+        patch.setattr(generate.VideoWriter, "write", stop)
+        command("--prompt=a red square")
+    out = command("--prompt=a blue circle")
+    assert [p.name for p in out.iterdir()] == ["a blue circle-0.mp4"]
+
+
+def test_image_to_video(tmp_path, command, encoders, capsys):
+    """Of another aspect: scaled, the middle kept, and said so. The first frame is the image's."""
+    pixels = np.zeros((48, 128, 3), np.uint8)
+    pixels[:, 32:96] = (200, 60, 30)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    out = command(f"--image={tmp_path / 'wide.png'}", "--prompt=a red square", "--save_latents")
+    assert "wide.png: 48x128 scaled to cover 24x32, the middle kept" in capsys.readouterr().out
+    codec = codecs.load(encoders / "codec.npz")
+    middle = np.broadcast_to(np.uint8([200, 60, 30]), (1, 24, 32, 3))
+    latents = np.load(out / "a red square-0.npy")
+    assert latents.shape == (6, 4, 6, 8)
+    assert error(latents[:1], codec.encode(middle)) < 0.02
+    assert len(read_video(out / "a red square-0.mp4")[0]) == 6
+
+
+def test_python_api(weights, encoders):
+    """Frames of one video as a stream; a prompt that changes; more frames begin with the same."""
+    model = streaming.load(weights("inference_framewise_ffe"), encoders, dtype="float32")
+    settings = model.settings(6, (24, 32), first_steps=None)
+    whole = np.concatenate(list(model.stream("a red square", settings, seed=4)))
+    assert whole.shape == (6, 24, 32, 3) and whole.dtype == np.uint8
+    asked = []
+
+    def prompt(frame):
+        asked.append(frame)
+        return "a red square" if frame < 4 else "a blue circle"
+
+    switched = np.concatenate(list(model.stream(prompt, settings, seed=4)))
+    assert asked == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(switched[:4], whole[:4])
+    assert (switched[4:] != whole[4:]).any()
+    with pytest.raises(ValueError, match="prompt: expected words, found an empty prompt"):
+        model.embed(["a", " "])
+
+
+def test_teacher_by_the_command_line(command, weights, encoders):
+    out = command(
+        "--teacher", "--sampling_steps=3", "--guidance=3", "--prompt=a red square", "--seed=2",
+        "--save_latents",
+    )  # fmt: skip
+    config, params = Golden("inference_framewise_ffe").model()
+    encoder = texts.load(encoders / "text_encoder")
+    text, negative = encoder.encode_padded(["a red square", ""])[:, None]
+    noise = seeded(sample_keys([2], [0]), (4, 6, 8))(0, Block(6, (1.0,))).start
+    sampler = samplers.unipc(samplers.wan_grid(3, 5.0))
+    net = wan.WanDiT(config)
+    expected = samplers.sample(net, params, noise, text, negative[0], sampler, guidance=2.0)
+    assert error(np.load(out / "a red square-0.npy"), expected[0]) < 1e-5
+    assert len(read_video(out / "a red square-0.mp4")[0]) == 6
+
+
+# Refusals and names.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt= "], "prompt: expected words, found an empty prompt"),
+        (["--prompt=a", "--checkpoint=nowhere"], "expected a folder of tools/convert_wan.py or"),
+        (["--prompt=a", "--size=25x32"], "divides, found 25x32"),
+        (
+            ["--prompt=a", "--size=20x32"],
+            "divide by the patch 2, found 5x8; change the video's size",
+        ),
+        (["--prompt=a", "--frames=0"], "frames: expected 1 or more, found 0"),
+        (["--prompt=a", "--method=chunkwise", "--frames=7"], "7 frames = 3 .* 4 left over"),
+        (["--prompt=a", "--image=gone.png"], "no image file at gone.png"),
+        (
+            ["--prompt=a", "--image=x.png", "--teacher"],
+            "makes whole clips and cannot continue x.png",
+        ),
+        (["--prompt=a", "--image={file}"], "expected an image, found another file"),
+        (["--prompt=a", "--video={file}"], "expected a readable video"),
+        (["--prompt=a", "--out={file}/videos"], "--out: cannot make .*: Not a directory"),
+        (
+            ["--prompts={file}", "--rewritten_prompts={empty}"],
+            "expected prompts, one a line, found",
+        ),
+        (["--prompts={empty}"], "expected prompts, one a line, found none"),
+        (["--prompts=gone.txt"], "prompts: expected a text file, found nothing at gone.txt"),
+        (["--prompt=a", "--noise_file=gone.npz"], r"with noise \[1, 6, 4, 6, 8\], found nothing"),
+        (["--prompt=a", "--noise_file={file}"], "expected a .npz file, found another kind"),
+        (
+            ["--prompt=a", "--noise_file={noise}"],
+            r"noise \[1, 6, 4, 6, 8\], found noise \[1, 5, 4,",
+        ),
+        (["--prompt=a", "--prompt_embeds={noise}"], r"prompt_embeds \[1, 8, 16\], found noise"),
+        (["--prompt=a", "--shard=2/2"], "shard: expected I/N with I from 0 to N - 1, found '2/2'"),
+        (["--prompt=a", "--samples=0"], "samples: expected 1 or more, found 0"),
+        (["--prompt=a", "--batch=0"], "batch: expected 1 or more, found 0"),
+        (
+            ["--prompt=a", "--ema"],
+            "expected a transformer among ema_generator, found .*params_model",
+        ),
+        (["--prompt=a green square"], "green"),
+    ],
+)
+def test_bad_input_is_one_line(options, message, tmp_path, command, capsys):
+    (tmp_path / "some.txt").write_text("a\nb\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    np.savez(tmp_path / "noise.npz", noise=normal(0, 1, 5, 4, 6, 8))
+    files = {name: tmp_path / f"{name}.{end}" for name, end in [("empty", "txt"), ("noise", "npz")]}
+    options = [option.format(file=tmp_path / "some.txt", **files) for option in options]
+    with pytest.raises(SystemExit) as caught:
+        command(*options)
+    assert re.search(message, str(caught.value)) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("error: ")
+    assert not list(tmp_path.glob("videos/*"))
+
+
+def test_file_names():
+    assert jobs.file_name("a cat / a dog\n?") == "a cat _ a dog_?"
+    assert jobs.file_name("..") == "_."
+    assert len(jobs.file_name("x" * 300)) == 180
+    chinese = jobs.file_name("一" * 300)
+    assert len(chinese.encode()) <= 220 and set(chinese) == {"一"}
+    both = [jobs.Prompt("x" * 200 + end, "") for end in "ab"]
+    with pytest.raises(ValueError, match="prompts 1 and 2 would both be named .*--naming=number"):
+        jobs.make(both, Path("out"))
+    with pytest.raises(ValueError, match="out: expected a folder for 2 videos, found one.mp4"):
+        jobs.make(both, Path("one.mp4"))
+    named = jobs.make(both, Path("out"), samples=2, naming="number")
+    assert [job.path.name for job in named[1:3]] == ["00000-1.mp4", "00001-0.mp4"]
+
+
+def test_shards_share_all_videos():
+    made = jobs.make([jobs.Prompt(words, words) for words in "abcde"], Path("out"), samples=2)
+    shares = [jobs.shard(made, f"{i}/3") for i in range(3)]
+    assert sorted(job.number for share in shares for job in share) == list(range(10))
+    assert {len(share) for share in shares} == {3, 4}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a cat", "line 2: expected JSON like .*, found 'a cat'"),
+        ('{"prompt": ""}', "line 2: expected a prompt, found none"),
+        ('{"prompt": "a", "seed": "x"}', "line 2: expected a whole number as seed, found 'x'"),
+        ('["a"]', "line 2: expected JSON like"),
+    ],
+)
+def test_bad_lines_are_named(line, message, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"prompt": "fine"}}\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        jobs.read_prompts(file)
+
+
+def test_rewritten_prompts_pair_by_line(tmp_path):
+    for name, lines in (("a.txt", "one\ntwo"), ("b.txt", "1\n2"), ("c.txt", "1")):
+        (tmp_path / name).write_text(lines)
+    pairs = jobs.read_prompts(tmp_path / "a.txt", tmp_path / "b.txt")
+    assert [(p.words, p.embedded) for p in pairs] == [("one", "1"), ("two", "2")]
+    with pytest.raises(ValueError, match="c.txt: expected 2 prompts, one for each of .*, found 1"):
+        jobs.read_prompts(tmp_path / "a.txt", tmp_path / "c.txt")
+
+
+def test_encoders_of_another_model_are_refused(tmp_path, weights, encoders):
+    texts.load(encoders / "text_encoder").save(tmp_path / "text_encoder")
+    noise = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
+    codecs.fit(noise, channels=3).save(tmp_path / "codec.npz")
+    with pytest.raises(
+        ValueError, match="expected embeddings of width 16 and latents of 4 channels"
+    ):
+        streaming.load(weights("inference_framewise_ffe"), tmp_path)
+
+
+def test_stages_of_a_run(tmp_path, random_params, encoders):
+    """The network of a stage, its average, its schedule, and the encoders of the store it began with."""
+    sizes_of = [f"--config.generator.{f}={n}" for f, n in [("dim", 24), ("num_heads", 2)]]
+    config = configs.load(ROOT / "configs" / "toy.py", sizes_of)
+    (tmp_path / "config.json").write_text(config.to_json())
+    net = wan.WanDiT(pretrained.build.model(config, "generator"))
+    params = random_params(net)
+    for stage, nets in (("one_forcing", ("params", "ema")), ("ode", ("params",))):
+        name = "generator" if stage == "one_forcing" else "model"
+        with checkpoint.manager(tmp_path / stage / "checkpoints") as manager:
+            scaled = {k: jax.tree.map(lambda x, s=i: x + s, params) for i, k in enumerate(nets)}
+            checkpoint.save(manager, 3, {part: {name: tree} for part, tree in scaled.items()})
+    found = pretrained.find(tmp_path / "one_forcing")
+    assert (found.shift, found.frames, found.rows, found.block_frames) == (3.0, 8, 6, 1)
+    assert found.config == net.config
+    plain, average = found.params(), pretrained.find(tmp_path / "one_forcing", ema=True).params()
+    for leaf, moved, expected in zip(*map(jax.tree.leaves, (plain, average, params)), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+        np.testing.assert_array_equal(moved, expected + 1)
+    half = pretrained.find(tmp_path / "ode", dtype="bfloat16").params()
+    assert half["blocks"]["ffn"]["0"]["kernel"].dtype == jnp.bfloat16
+    assert half["time_embedding_0"]["kernel"].dtype == jnp.float32
+
+    with pytest.raises(ValueError, match="encoders: expected vae/ and text/ .* --encoders"):
+        pretrained.find_encoders(tmp_path / "ode")
+    store = tmp_path / "world" / "store"
+    store.mkdir(parents=True)
+    encoding.record(store, encoders)
+    assert pretrained.find_encoders(tmp_path / "ode") == store
+    assert encoding.load(store).codec.channels == 4
+    (tmp_path / "teacher").mkdir()
+    with pytest.raises(ValueError, match="expected a folder of .*, found nothing in"):
+        pretrained.find(tmp_path / "teacher")
