@@ -103,18 +103,13 @@ class Trainer:
 
     @functools.cached_property
     def _abstract(self) -> tuple[State, dict[str, Any]]:
-        boxed = {name: _shapes(net) for name, net in self.method.nets.items()}
-        state = jax.eval_shape(lambda p: self._boxed(p), boxed)
-        frozen = {name: boxed[name] for name in self.method.frozen}
-
-        def sharded(tree: Any) -> Any:
-            return jax.tree.map(
-                lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-                sharding.unbox(tree),
-                sharding.shardings(tree, self.mesh),
-            )
-
-        state, frozen = sharded(state), sharded(frozen)
+        nets = self.method.nets
+        boxed = {name: _shapes(net) for name, net in nets.items()}
+        state = sharding.abstract(jax.eval_shape(lambda p: self._boxed(p), boxed), self.mesh)
+        frozen = {
+            name: read_only(sharding.abstract(boxed[name], self.mesh), nets[name].config.dtype)
+            for name in self.method.frozen
+        }
         return state | {"opt": self._at_rest(state["opt"])}, frozen
 
     def _at_rest(self, opt: Any) -> Any:
@@ -136,8 +131,15 @@ class Trainer:
     def init_net(self, name: str) -> Any:
         """Random parameters of one network, born sharded."""
         net, seed = self.method.nets[name], self.seed + sum(map(ord, name))
-        shardings = sharding.shardings(_shapes(net), self.mesh)
-        return jax.jit(lambda: sharding.unbox(init(net, seed)), out_shardings=shardings)()
+        state, frozen = self.abstract()
+        like = (state["params"] | frozen)[name]
+
+        def make() -> Any:
+            return jax.tree.map(
+                lambda x, kept: x.astype(kept.dtype), sharding.unbox(init(net, seed)), like
+            )
+
+        return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
 
     def init_state(self, params: Mapping[str, Any]) -> State:
         """The state before the first iteration, from the parameters of the trained networks."""
@@ -279,3 +281,14 @@ def init(net: Any, seed: int) -> Any:
     latents = jnp.zeros((1, 1, c.in_dim, c.patch, c.patch))
     text = jnp.zeros((1, c.text_len, c.text_dim))
     return net.init(jax.random.key(seed), latents, jnp.zeros(1), text)["params"]
+
+
+def read_only(abstract: Any, dtype: Any) -> Any:
+    """Abstract parameters of a transformer that no update changes: its matrices in the compute dtype, as
+    they would otherwise be cast to it at every use."""
+
+    def leaf(path: Any, like: Any) -> Any:
+        matrix = path[-1].key == "kernel" and not path[0].key.startswith("time_")
+        return like.update(dtype=dtype) if matrix else like
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
