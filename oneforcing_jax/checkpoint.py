@@ -61,6 +61,7 @@ def manager(
     finally:
         with _written(made):
             made.close()
+            _empty_trash(made)
 
 
 @contextlib.contextmanager
