@@ -37,6 +37,8 @@ setup(
         "wan": WAN,
         # The original's training data.
         "lmdb": LMDB,
+        # Telemetry beside JSONL and TensorBoard.
+        "wandb": ["wandb>=0.19"],
         "test": [
             *TORCH,
             *WAN,

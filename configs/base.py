@@ -29,6 +29,8 @@ def train_stage(method, data, iterations, batch, optimisers, init, **changes):
         # What each network starts from: "" random, "STAGE:NET", or "DIRECTORY:NET" of checkpoints.
         "init": init,
         "log_every": 1,
+        # Sample videos of these prompts, raw weights and average, in every so many iterations (0: none).
+        "samples": {"every": 0, "prompts": ()},
         "checkpoint_every": 50,
         # Checkpoints kept: the last ones, and the best by a metric such as "generator/loss" ("": none).
         "keep": 2,
@@ -40,6 +42,8 @@ def train_stage(method, data, iterations, batch, optimisers, init, **changes):
 def get_config():
     c = ConfigDict()
     c.seed = 0
+    # A project of Weights & Biases ("": none), and iterations to profile (0: none).
+    c.wandb, c.profile = "", 0
     # Devices along each axis; -1 takes what the others leave.
     c.mesh = {"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1}
     c.latents = {"frames": 21, "channels": 16, "rows": 60, "columns": 104}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import runpy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,17 @@ from ml_collections import ConfigDict
 PREFIX = "--config."
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
+def load(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    change: Callable[[ConfigDict], None] | None = None,
+) -> ConfigDict:
     """The config of a file, with overrides applied, frozen.
 
     Args:
       path: a Python file that defines `get_config()`.
       overrides: arguments of the form "--config.stages.teacher.batch=4".
+      change: what is done to it before.
 
     Raises:
       FileNotFoundError, ValueError: one line that says what was expected and what was found; for an
@@ -34,6 +39,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     if "get_config" not in module:
         raise ValueError(f"config: expected a function get_config() in {path}, found none")
     config = module["get_config"]()
+    if change:
+        change(config)
     for override in overrides:
         _apply(config, override)
     config.lock()

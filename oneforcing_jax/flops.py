@@ -120,6 +120,20 @@ def update(config: ConfigDict, stage: ConfigDict, net: str) -> float:
     return stage.batch * _one_forcing(config, net)
 
 
+def updates(config: ConfigDict, stage: ConfigDict, nets: Sequence[str]) -> dict[str, float]:
+    """Operations of one update of each network that a stage trains."""
+    return {net: update(config, stage, net) for net in nets}
+
+
+def tokens(config: ConfigDict, stage: ConfigDict) -> int:
+    """Tokens of the clips of a batch."""
+    return (
+        stage.batch
+        * config.latents.frames
+        * _frame_tokens(config, build.model(config, "generator"))
+    )
+
+
 def _frame_tokens(config: ConfigDict, c: WanConfig) -> int:
     return c.frame_tokens(config.latents.rows, config.latents.columns)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build
+from oneforcing_jax import build, tiny
 from oneforcing_jax import config as configs
 from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.interrupt import Stopped
@@ -42,6 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--dry_run", action="store_true", help="check and print the config, run nothing"
     )
     parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="the smallest networks, two iterations of each training stage on noise: does it run?",
+    )
+    parser.add_argument(
+        "--profile", type=int, metavar="N", help="trace N iterations of each training stage"
+    )
+    parser.add_argument(
         "--distributed", action="store_true", help="one of several processes, found by the cluster"
     )
     parser.add_argument("--coordinator", help="ADDRESS:PORT of process 0, where it must be said")
@@ -50,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known, overrides = parser.parse_known_args(arguments)
     try:
         _join(known)
-        run(known.config, known.workdir, overrides, known.dry_run)
+        if known.profile is not None:
+            overrides.append(f"{configs.PREFIX}profile={known.profile}")
+        run(known.config, known.workdir, overrides, known.dry_run, known.tiny)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except Stopped as stopped:
@@ -82,10 +92,14 @@ def _join(known: argparse.Namespace) -> None:
 
 
 def run(
-    path: str | Path, workdir: Path, overrides: Sequence[str] = (), dry_run: bool = False
+    path: str | Path,
+    workdir: Path,
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+    shrunk: bool = False,
 ) -> None:
     """Loads a config and runs its stages."""
-    config = configs.load(path, overrides)
+    config = configs.load(path, overrides, tiny.shrink if shrunk else None)
     kinds = _kinds()
     for name in config.run:
         if name not in config.stages:
@@ -103,6 +117,8 @@ def run(
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with _alone(workdir):
+        if shrunk:
+            tiny.write_data(config, workdir)
         _run_stages(config, workdir)
 
 

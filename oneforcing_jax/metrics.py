@@ -1,27 +1,66 @@
-"""What a run reports: a progress line, JSONL and TensorBoard."""
+"""What a run reports: a progress line, JSONL and TensorBoard, Weights & Biases if asked; and its alarms."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import math
 import os
+import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from oneforcing_jax import flops
+from oneforcing_jax.alarms import Watch
 from oneforcing_jax.data.files import write_whole
+
+ROWS = "metrics.jsonl"
+# Names that begin so are of the machine, all others of the run.
+RATES = "rates/"
+# Metrics of an update that the progress line shows, and their names there.
+_SHOWN = {
+    "loss": "loss",
+    "gradient_norm": "grad",
+    "real_logit": "real",
+    "fake_logit": "fake",
+    "logit_gap": "gap",
+}
+
+
+class Work(NamedTuple):
+    """What an update costs, for rates.
+
+    Attributes:
+      tokens: of the clips of a batch, as the transformer sees them.
+      flops: operations of one update of each trained network.
+    """
+
+    tokens: int
+    flops: Mapping[str, float]
 
 
 class Log:
     """Metrics of one stage, written to `folder` and to a progress bar by the first process.
 
     Use as a context manager. Values are fetched from the devices at `every`-th iterations only, so
-    that the host never waits for a step in between.
+    that the host never waits for a step in between. Rows beyond iteration `start` are removed: the
+    run that wrote them was not saved.
+
+    Args:
+      folder: of the stage.
+      name: shown before the bar.
+      start, iterations: done before this run, and in all.
+      every: iterations of a row.
+      latest: values of the metrics at `start`.
+      work: of the updates.
+      wandb: a project of Weights & Biases; "" for none.
 
     Attributes:
       latest: value of every metric when it was last fetched.
@@ -35,16 +74,21 @@ class Log:
         iterations: int,
         every: int,
         latest: Mapping[str, float],
+        work: Work,
+        wandb: str = "",
     ) -> None:
-        """Rows beyond iteration `start` are removed: the run that wrote them was not saved."""
+        self.latest, self._work = dict(latest), work
+        self._every, self._last = every, iterations
+        self._unchecked: list[tuple[int, Mapping[str, Any]]] = []
         mine = jax.process_index() == 0
         folder.mkdir(parents=True, exist_ok=True)
-        if mine:
-            _truncate(folder / ROWS, start)
+        rows = _truncate(folder / ROWS, start) if mine else []
+        self._watch = Watch(rows)
         self._file = (folder / ROWS if mine else Path(os.devnull)).open("a", buffering=1)
         self._board = SummaryWriter(
             str(folder / "tensorboard"), purge_step=start + 1, write_to_disk=mine
         )
+        self._wandb = _begin_wandb(wandb, folder, name) if wandb and mine else None
         self._bar = tqdm(
             total=iterations,
             initial=start,
@@ -53,9 +97,7 @@ class Log:
             dynamic_ncols=True,
             disable=not mine,
         )
-        self._every, self._last, self._since = every, iterations, (start, time.perf_counter())
-        self.latest = dict(latest)
-        self._unchecked: list[tuple[int, Mapping[str, Any]]] = []
+        self._since, self._away, self._operations = (start, time.perf_counter()), 0.0, 0.0
 
     def __enter__(self) -> Log:
         return self
@@ -64,6 +106,20 @@ class Log:
         self._bar.close()
         self._board.close()
         self._file.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """For what is not training: its time does not count.
+
+        Raises:
+          FloatingPointError: as `check`, which waits for the training before it.
+        """
+        self.check()
+        start = time.perf_counter()
+        yield
+        self._away += time.perf_counter() - start
 
     def step(self, done: int, metrics: Mapping[str, Any]) -> None:
         """Metrics of iteration number `done`; what it does not report keeps its last value.
@@ -72,19 +128,13 @@ class Log:
           FloatingPointError: as `check`.
         """
         self._unchecked.append((done, metrics))
+        updated = {name.split("/")[0] for name in metrics}
+        self._operations += sum(self._work.flops.get(net, 0.0) for net in updated)
         self._bar.update(1)
         if done % self._every and done != self._last:
             return
         values = self.check()
-        now = time.perf_counter()
-        seconds = (now - self._since[1]) / max(done - self._since[0], 1)
-        self._since = (done, now)
-        row = {"iteration": done, "seconds_per_iteration": round(seconds, 4), **values}
-        self._file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            self._board.add_scalar(name, value, done)
-        shown = {name: f"{v:.3g}" for name, v in values.items() if name.split("/")[-1] in _SHOWN}
-        self._bar.set_postfix(shown)
+        self._write(done, self._rates(done), values)
 
     def check(self) -> dict[str, float]:
         """The latest values, all since the last check being finite; to be called before a state is saved.
@@ -103,17 +153,81 @@ class Log:
             self.latest |= values
         return dict(sorted(self.latest.items()))
 
+    def _rates(self, done: int) -> dict[str, float]:
+        """Speed since the last row, and memory at its highest since the start."""
+        now, before = time.perf_counter(), self._since
+        seconds = max(now - before[1] - self._away, 1e-9)
+        operations = self._operations
+        self._since, self._away, self._operations = (done, now), 0.0, 0.0
+        iterations, device = max(done - before[0], 1), jax.local_devices()[0]
+        rates = {
+            "seconds_per_iteration": seconds / iterations,
+            "tokens_per_second": self._work.tokens * iterations / seconds,
+            "tflops_per_second": operations / seconds / 1e12,
+            "memory_gb": _memory(device) / 1e9,
+        }
+        peak = flops.peak(device.device_kind)
+        if peak:
+            rates["flop_utilisation"] = operations / seconds / (peak * jax.device_count())
+        return {f"{RATES}{name}": float(f"{value:.4g}") for name, value in rates.items()}
 
-def _truncate(file: Path, last: int) -> None:
-    """Removes the rows of iterations beyond `last`, and what a kill left of a row."""
+    def _write(self, done: int, rates: Mapping[str, float], values: Mapping[str, float]) -> None:
+        row: dict[str, Any] = {"iteration": done, **rates, **values}
+        for name, value in row.items():
+            self._board.add_scalar(name, value, done)
+        if self._wandb:
+            self._wandb.log(row, step=done)
+        begun = self._watch.look(row)
+        for text in begun:
+            tqdm.write(f"warning: iteration {done}: {text}")
+        self._file.write(json.dumps(row | ({"alarms": begun} if begun else {})) + "\n")
+        self._bar.set_postfix_str(_line(values, rates))
+
+
+def _line(values: Mapping[str, float], rates: Mapping[str, float]) -> str:
+    """What stands behind the bar."""
+    nets = dict.fromkeys(name.split("/")[0] for name in values if name.endswith("/loss"))
+    parts = []
+    for net in nets:
+        found = {shown: values.get(f"{net}/{name}") for name, shown in _SHOWN.items()}
+        parts.append(" ".join([net, *(f"{k} {v:.3g}" for k, v in found.items() if v is not None)]))
+    parts.append(f"{rates[f'{RATES}tokens_per_second']:.3g} tokens/s")
+    if f"{RATES}flop_utilisation" in rates:
+        parts.append(f"MFU {rates[f'{RATES}flop_utilisation']:.0%}")
+    return ", ".join([*parts, f"{rates[f'{RATES}memory_gb']:.3g} GB"])
+
+
+def _memory(device: Any) -> int:
+    """Bytes at the highest: of the device, or of this process where the device does not tell."""
+    stats = device.memory_stats() or {}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return stats.get("peak_bytes_in_use") or 1024 * kilobytes
+
+
+def _begin_wandb(project: str, folder: Path, name: str) -> Any:
+    """A run of Weights & Biases, which an interrupted one continues."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise ValueError(
+            'config: field "wandb": expected the package wandb; pip install "oneforcing_jax[wandb]", or '
+            "leave the field empty"
+        ) from None
+    file = folder / "wandb.txt"
     if not file.is_file():
-        return
+        write_whole(file, wandb.util.generate_id().encode())
+    return wandb.init(
+        project=project, name=name, id=file.read_text(), resume="allow", dir=str(folder)
+    )
+
+
+def _truncate(file: Path, last: int) -> Sequence[Mapping[str, Any]]:
+    """Removes the rows of iterations beyond `last`, and what a kill left of a row; the others."""
+    if not file.is_file():
+        return []
     lines = file.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for line in whole if json.loads(line)["iteration"] <= last]
+    rows = {line: json.loads(line) for line in lines if line.endswith("\n")}
+    kept = [line for line in rows if rows[line]["iteration"] <= last]
     if kept != lines:
         write_whole(file, "".join(kept).encode())
-
-
-ROWS = "metrics.jsonl"
-_SHOWN = ("loss", "logit_gap", "gradient_norm")
+    return [rows[line] for line in kept]

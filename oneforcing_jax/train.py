@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from oneforcing_jax import build, checkpoint
+from oneforcing_jax import build, checkpoint, flops
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
 from oneforcing_jax.interrupt import Interrupt, Stopped
-from oneforcing_jax.metrics import Log
+from oneforcing_jax.metrics import Log, Work
 from oneforcing_jax.models.critic import Critic
+from oneforcing_jax.samples import Samples
 from oneforcing_jax.steps import Trainer
 
 CHECKPOINTS = "checkpoints"
@@ -65,9 +69,20 @@ def run(config: ConfigDict, name: str, workdir: Path) -> None:
                 {net: _initial(trainer, config, stage, net, nets[net], workdir) for net in nets}
             )
         streams = _streams(trainer, store, list(fields), start)
-        with Log(folder, name, start, stage.iterations, stage.log_every, latest) as log:
+        samples = (
+            Samples(config, stage, store.path, folder, trainer.mesh)
+            if stage.samples.every
+            else None
+        )
+        work = Work(
+            flops.tokens(config, stage), flops.updates(config, stage, trainer.method.trained)
+        )
+        log = Log(
+            folder, name, start, stage.iterations, stage.log_every, latest, work, config.wandb
+        )
+        with log, _trace(folder, config.profile, log.check) as trace:
             try:
-                _loop(trainer, stage, log, streams, manager, start, state, frozen)
+                _loop(trainer, stage, log, streams, manager, start, state, frozen, samples, trace)
             except FloatingPointError as error:
                 raise FloatingPointError(
                     f"{error}; {checkpoint.last(manager)}: lower the learning rate or the clipping norm, "
@@ -103,6 +118,8 @@ def _loop(
     start: int,
     state: Any,
     frozen: Any,
+    samples: Samples | None,
+    trace: Callable[[int], None],
 ) -> None:
     steps, updates = trainer.steps(), trainer.method.updates
     with Interrupt() as interrupt:
@@ -118,7 +135,11 @@ def _loop(
                     f"{stage.best.metric!r}"
                 )
             done = iteration + 1
+            if samples and (done % stage.samples.every == 0 or done == stage.iterations):
+                with log.aside():
+                    metrics |= samples.make(done, _students(trainer, state))
             log.step(done, metrics)
+            trace(done - start)
             asked = interrupt.asked(done)
             if asked or done % stage.checkpoint_every == 0 or done == stage.iterations:
                 # The check waits for the devices, and keeps states that are not finite off the disk.
@@ -129,6 +150,41 @@ def _loop(
                     f"{checkpoint.last(manager)}: the same command continues from it",
                     interrupt.number,
                 )
+
+
+def _students(trainer: Trainer, state: Any) -> dict[str, Any]:
+    """The generator's parameters, and its average."""
+    net = trainer.method.trained[0]
+    nets = {"": state["params"][net]}
+    return nets | ({"ema": state["ema"][net]} if trainer.ema.net == net else {})
+
+
+@contextlib.contextmanager
+def _trace(folder: Path, count: int, wait: Callable[[], Any]) -> Iterator[Callable[[int], None]]:
+    """Profiles `count` iterations, from the second of this run on (the first compiles); 0: none."""
+    running = False
+
+    def step(done: int) -> None:
+        nonlocal running
+        if count and done == 1:
+            wait()
+            jax.profiler.start_trace(str(folder / "profile"))
+            running = True
+        elif running and done > count:
+            stop()
+
+    def stop() -> None:
+        nonlocal running
+        if running:
+            running = False
+            wait()
+            jax.profiler.stop_trace()
+            tqdm.write(f"profile in {folder / 'profile'}: tensorboard --logdir, or xprof")
+
+    try:
+        yield step
+    finally:
+        stop()
 
 
 def _initial(

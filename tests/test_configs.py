@@ -1,8 +1,14 @@
 """Config files carry the published values; the command line explains what is wrong in one line."""
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 
 from oneforcing_jax import build, config, main
+
+CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "base")
 
 
 def test_framewise_is_table_4():
@@ -43,10 +49,18 @@ def test_chunkwise_values():
     assert c.stages.one_forcing.iterations == 750
 
 
-@pytest.mark.parametrize("name", ["framewise", "chunkwise", "toy", "tiny"])
-def test_every_config_builds(name, tmp_path):
-    main.run(f"configs/{name}.py", tmp_path, dry_run=True)
+@pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])
+def test_every_config_builds_and_runs_tiny(file, tmp_path):
+    main.run(file, tmp_path, dry_run=True)
     assert not list(tmp_path.iterdir())
+    main.main([f"--config={file}", f"--workdir={tmp_path}", "--tiny"])
+    stages = [name for name in config.load(file).run if (tmp_path / name / "checkpoints").is_dir()]
+    assert stages
+    for name in stages:
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        assert rows[-1]["iteration"] == 2
+        assert all(math.isfinite(value) for row in rows for value in row.values())
+        assert (tmp_path / name / "checkpoints/2").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 
 from oneforcing_jax import main
 from oneforcing_jax.data.store import Store
+from oneforcing_jax.metrics import RATES
 
 ROOT = Path(__file__).parents[1]
 TOOL = runpy.run_path(str(ROOT / "tools" / "kill_test.py"))
@@ -53,7 +54,7 @@ def refused(workdir, noise, *more, **fields):
 def rows(workdir):
     file = workdir / STAGE / "metrics.jsonl"
     kept = [json.loads(line) for line in file.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds_per_iteration"} for row in kept]
+    return [{k: v for k, v in row.items() if not k.startswith(RATES)} for row in kept]
 
 
 def saved(workdir):

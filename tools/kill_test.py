@@ -27,10 +27,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from oneforcing_jax import build
+from oneforcing_jax import build, tiny
 from oneforcing_jax import config as configs
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
-from oneforcing_jax.metrics import ROWS
+from oneforcing_jax.metrics import RATES, ROWS
 from oneforcing_jax.train import CHECKPOINTS
 
 ROOT = Path(__file__).parents[1]
@@ -53,12 +52,8 @@ class Kill(NamedTuple):
 
 def make_store(folder: Path) -> None:
     """A store of noise in the shapes of the config."""
-    config, rng = configs.load(CONFIG), np.random.default_rng(0)
-    fields = build.data_fields(config, config.stages[STAGE])
-    store = Store.create(folder, 24, {name: (s, "float32") for name, s in fields.items()})
-    for i in range(len(store)):
-        store.write(i, {n: rng.standard_normal(s, np.float32) for n, s in fields.items()})
-    store.write_shared(NEGATIVE_TEXT, np.zeros(fields["text"], np.float32))
+    config = configs.load(CONFIG)
+    tiny.write_noise(folder, build.data_fields(config, config.stages[STAGE]))
 
 
 def command(workdir: Path, *overrides: str) -> list[str]:
@@ -157,10 +152,7 @@ def differences(undisturbed: Path, killed: Path) -> list[str]:
             f"{name} differs" for name, x in expected.items() if not np.array_equal(x, state[name])
         ]
     rows = [
-        [
-            {k: v for k, v in row.items() if k != "seconds_per_iteration"}
-            for row in whole_rows(workdir)
-        ]
+        [{k: v for k, v in row.items() if not k.startswith(RATES)} for row in whole_rows(workdir)]
         for workdir in (undisturbed, killed)
     ]
     if [row["iteration"] for row in rows[1]] != [row["iteration"] for row in rows[0]]:

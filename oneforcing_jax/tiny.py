@@ -1,0 +1,62 @@
+"""Any config at the smallest size, on noise: whether it runs at all, within a minute on a laptop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from oneforcing_jax import build
+from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+
+# The store of noise in the work directory.
+STORE = "noise"
+ITERATIONS = 2
+
+
+def shrink(config: ConfigDict) -> None:
+    """Makes networks, clips and stages tiny, in place; what does not cost anything stays as it is.
+
+    Training stages alone are left, each on noise and from random networks.
+    """
+    blocks, head = config.blocks, config.head
+    frames = (blocks.first_frames or blocks.frames) + blocks.frames
+    config.latents.update({"frames": frames, "channels": 2, "rows": 4, "columns": 4})
+    head.update({"layers": tuple(range(len(head.layers))), "ffn_dim": 16})
+    size = {"dim": 16, "ffn_dim": 16, "num_heads": 2, "num_layers": len(head.layers)}
+    size |= {"in_dim": 2, "out_dim": 2, "text_dim": 8, "text_len": 8, "freq_dim": 8}
+    for net in ("generator", "teacher", "critic"):
+        config[net].update(size)
+    config.one_forcing.gradient_blocks = min(config.one_forcing.gradient_blocks, 1)
+    config.run = tuple(name for name in config.run if config.stages[name].kind == "train")
+    for name in config.run:
+        stage = config.stages[name]
+        parts = 2 if stage.microbatch else 1
+        stage.microbatch = jax.device_count() if stage.microbatch else 0
+        stage.update({"data": STORE, "iterations": ITERATIONS})
+        stage.update({"batch": parts * jax.device_count()})
+        stage.init.update(dict.fromkeys(stage.init, ""))
+        stage.samples.every = 0
+
+
+def write_noise(folder: Path, fields: Mapping[str, tuple[int, ...]], count: int = 24) -> Store:
+    """A store of normal noise in the given shapes; does nothing where it is there."""
+    store = Store.create(folder, count, {name: (s, "float32") for name, s in fields.items()})
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        sample = {name: rng.standard_normal(s, np.float32) for name, s in fields.items()}
+        if not store.done()[i]:
+            store.write(i, sample)
+    store.write_shared(NEGATIVE_TEXT, np.zeros(fields["text"], np.float32))
+    return store
+
+
+def write_data(config: ConfigDict, workdir: Path) -> None:
+    """The store that all stages of a shrunk config read."""
+    fields: dict[str, tuple[int, ...]] = {}
+    for name in config.run:
+        fields |= build.data_fields(config, config.stages[name])
+    write_noise(workdir / STORE, fields)
