@@ -17,8 +17,12 @@ def train_stage(method, data, iterations, batch, optimisers, init, **changes):
         # Store of latents and prompt embeddings: inside the work directory, or an absolute path.
         "data": data,
         "iterations": iterations,
-        # Global batch, over all devices.
+        # Global batch, over all devices, and how much of it goes through the networks at once (0: all):
+        # results depend on the first, memory on the second.
         "batch": batch,
+        "microbatch": 0,
+        # Keep optimiser states in the host's memory between steps.
+        "offload_optimiser": False,
         "optimisers": optimisers,
         # Moving average of one trained network ("" for none), from iteration `start`.
         "ema": {"net": "", "decay": 0.99, "start": 0},
@@ -26,8 +30,9 @@ def train_stage(method, data, iterations, batch, optimisers, init, **changes):
         "init": init,
         "log_every": 1,
         "checkpoint_every": 50,
-        # Checkpoints kept.
+        # Checkpoints kept: the last ones, and the best by a metric such as "generator/loss" ("": none).
         "keep": 2,
+        "best": {"metric": "", "mode": "min"},
     }
     return stage | changes
 

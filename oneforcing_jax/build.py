@@ -121,8 +121,26 @@ def trainer(config: ConfigDict, stage: ConfigDict) -> Trainer:
     method = METHODS[stage.method](config)
     optimisers = {net: Optimiser(**stage.optimisers[net]) for net in method.trained}
     return Trainer(
-        method, optimisers, Ema(**stage.ema), sharding.make_mesh(config.mesh), config.seed
+        method,
+        optimisers,
+        Ema(**stage.ema),
+        sharding.make_mesh(config.mesh),
+        config.seed,
+        stage.batch,
+        stage.microbatch,
+        stage.offload_optimiser,
     )
+
+
+def data_fields(config: ConfigDict, stage: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Fields that the batches of a stage have, and the shape of one sample."""
+    size = config.latents
+    latents = (size.frames, size.channels, size.rows, size.columns)
+    trained = model(config, "teacher" if stage.method == "teacher" else "generator")
+    fields = {"latents": latents, "text": (trained.text_len, trained.text_dim)}
+    if stage.method == "causal_ode":
+        fields["trajectory"] = (len(config.ode.kept) + 1, *latents)
+    return fields
 
 
 def optimiser(**changes: Any) -> dict[str, Any]:

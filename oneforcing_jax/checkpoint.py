@@ -1,33 +1,148 @@
-"""Checkpoints: Orbax, one item a network, so that a later stage reads just the network that it needs."""
+"""Checkpoints: Orbax, one item a network, so that a later stage reads just the network that it needs.
+
+A checkpoint is written under another name and renamed when it is whole; one that is to go is first
+renamed into `TRASH`. Whoever is killed at any time leaves only whole checkpoints under their numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from oneforcing_jax.data.files import write_whole
+
+TRASH, RUN_FILE = "trash", "run.json"
+MODES = ("min", "max")
 
 
-def manager(folder: str | Path, keep: int = 2) -> ocp.CheckpointManager:
-    """The checkpoints of a run, the last `keep` of them kept; saving is asynchronous and atomic."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    return ocp.CheckpointManager(Path(folder).absolute(), options=options)
+@contextlib.contextmanager
+def manager(
+    folder: str | Path, keep: int = 2, metric: str = "", mode: str = "min"
+) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints of a run, of which the last `keep` stay; saving is asynchronous.
+
+    Args:
+      folder: made if need be; what an interrupted save left in it is removed.
+      keep: the newest checkpoints, which are kept.
+      metric, mode: also the one whose metric is least ("min") or greatest ("max") is kept; "": none.
+
+    Raises:
+      ValueError: a bad argument.
+      OSError: a checkpoint could not be written.
+    """
+    if keep < 1 or mode not in MODES:
+        raise ValueError(
+            f"checkpoints: expected keep >= 1 and a mode among {MODES}, found {keep} and {mode!r}"
+        )
+    policies: list[Any] = [LatestN(n=keep)]
+    if metric:
+        value = lambda metrics: metrics[metric]  # noqa: E731
+        policies.append(BestN(get_metric_fn=value, reverse=mode == "min", n=1))
+    options = ocp.CheckpointManagerOptions(
+        create=True,
+        preservation_policy=AnyPreservationPolicy(policies),
+        # Orbax keeps metrics beside a checkpoint only where it could rank by them.
+        best_fn=lambda metrics: 0.0,
+        cleanup_tmp_directories=True,
+        todelete_subdir=TRASH,
+    )
+    made = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+    _empty_trash(made)
+    try:
+        yield made
+    finally:
+        with _written(made):
+            made.close()
+            _empty_trash(made)
+
+
+@contextlib.contextmanager
+def _written(to: ocp.CheckpointManager) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise, while they write, into one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0].split(" [")[0] if str(error) else type(error).__name__
+        raise OSError(
+            f"checkpoint: could not be written to {to.directory}: {reason}; those before it are whole: "
+            "make room there, and the same command continues from the last"
+        ) from error
+
+
+def _empty_trash(of: ocp.CheckpointManager) -> None:
+    if jax.process_index() == 0:
+        shutil.rmtree(Path(str(of.directory)) / TRASH, ignore_errors=True)
+
+
+def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
+    """Records which run the checkpoints belong to.
+
+    Args:
+      of: the checkpoints.
+      run: what must not change when a run is continued, as JSON gives it back.
+
+    Raises:
+      ValueError: there are checkpoints of another run; names the field.
+    """
+    file = Path(str(of.directory)) / RUN_FILE
+    if of.latest_step() is not None and file.is_file():
+        found = json.loads(file.read_text())
+        for name, value in run.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"checkpoints in {of.directory} are of a run with {name} {found.get(name)!r}, found "
+                    f"{value!r}: set it back, or use another work directory"
+                )
+    elif jax.process_index() == 0:
+        write_whole(file, json.dumps(dict(run), indent=1).encode())
+
+
+def last(of: ocp.CheckpointManager) -> str:
+    """The last whole checkpoint, in words."""
+    of.wait_until_finished()
+    step = of.latest_step()
+    return (
+        "there is no checkpoint yet" if step is None else f"the last is {of.directory / str(step)}"
+    )
 
 
 def _items(state: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{part}_{net}": tree for part, nets in state.items() for net, tree in nets.items()}
 
 
-def save(to: ocp.CheckpointManager, iteration: int, state: Mapping[str, Any]) -> None:
-    """Saves {"params": {net: tree}, "opt": ..., "ema": ...} after `iteration` iterations."""
+def save(
+    to: ocp.CheckpointManager,
+    iteration: int,
+    state: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Begins to save {"params": {net: tree}, "opt": ..., "ema": ...} after `iteration` iterations.
+
+    Raises:
+      OSError: this checkpoint, or the one before it, could not be written.
+    """
     args = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-    to.save(iteration, args=ocp.args.Composite(**args))
+    with _written(to):
+        to.wait_until_finished()
+        _empty_trash(to)
+        to.save(iteration, args=ocp.args.Composite(**args), metrics=dict(metrics or {}))
 
 
-def restore(source: ocp.CheckpointManager, abstract: Mapping[str, Any]) -> tuple[int, Any] | None:
-    """The last iteration and its state, placed by the shardings of `abstract`; None if there is none.
+def restore(
+    source: ocp.CheckpointManager, abstract: Mapping[str, Any]
+) -> tuple[int, Any, dict[str, float]] | None:
+    """The last iteration, its state, placed by the shardings of `abstract`, and its metrics.
+
+    Returns:
+      None if there is no checkpoint.
 
     Raises:
       ValueError: the checkpoint is of another model.
@@ -40,7 +155,7 @@ def restore(source: ocp.CheckpointManager, abstract: Mapping[str, Any]) -> tuple
         part: {net: _read(folder, f"{part}_{net}", tree) for net, tree in nets.items()}
         for part, nets in abstract.items()
     }
-    return iteration, state
+    return iteration, state, dict(source.metrics(iteration) or {})
 
 
 def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> Any:

@@ -227,8 +227,7 @@ def _noise(
 
     def noise(group: Sequence[Job]) -> Noise:
         rows = [job.number for job in group]
-        # `Draws.renoise` has its steps first.
-        more = None if renoise is None else jnp.moveaxis(renoise[rows], 1, 0)
+        more = None if renoise is None else jnp.asarray(renoise[rows])
         return recorded(Draws(jnp.asarray(start[rows]), None, more), first)
 
     return noise

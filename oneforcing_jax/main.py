@@ -3,27 +3,34 @@
     python -m oneforcing_jax.main --config=configs/toy.py --workdir=runs/toy
 
 Any field can be overridden: --config.stages.teacher.iterations=100. The same command continues a run
-that was interrupted.
+that was interrupted; SIGTERM and Ctrl-C save first. On several hosts, run it on each with --distributed,
+or with --coordinator, --process_id and --process_count where the cluster does not say them itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
+import fcntl
 import logging
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from oneforcing_jax import build
 from oneforcing_jax import config as configs
 from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.interrupt import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; errors of the user's are one line and exit code 2."""
+    """The command line; errors are one line and exit code 1, a signal that ended the run 128 + its number."""
     parser = argparse.ArgumentParser(prog="oneforcing_jax.main", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config(), see configs/"
@@ -34,13 +41,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--dry_run", action="store_true", help="check and print the config, run nothing"
     )
+    parser.add_argument(
+        "--distributed", action="store_true", help="one of several processes, found by the cluster"
+    )
+    parser.add_argument("--coordinator", help="ADDRESS:PORT of process 0, where it must be said")
+    parser.add_argument("--process_id", type=int, help="with --coordinator: this process, from 0")
+    parser.add_argument("--process_count", type=int, help="with --coordinator: how many there are")
     known, overrides = parser.parse_known_args(arguments)
     try:
+        _join(known)
         run(known.config, known.workdir, overrides, known.dry_run)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues from the last checkpoint")
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _join(known: argparse.Namespace) -> None:
+    """Joins the other processes, if there are any.
+
+    Raises:
+      ValueError: flags of which one needs another, or processes that do not find each other.
+    """
+    said = (known.coordinator, known.process_id, known.process_count)
+    if not known.distributed and said == (None, None, None):
+        return
+    if said.count(None) not in (0, 3):
+        raise ValueError(
+            "command line: expected --coordinator, --process_id and --process_count together, found "
+            f"{said}; give all, or --distributed alone"
+        )
+    try:
+        jax.distributed.initialize(*said[:1], num_processes=said[2], process_id=said[1])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"distributed: {str(error).splitlines()[0]}") from None
 
 
 def run(
@@ -63,16 +101,48 @@ def run(
     if dry_run:
         print(config)
         return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _alone(workdir):
+        _run_stages(config, workdir)
+
+
+def _run_stages(config: ConfigDict, workdir: Path) -> None:
     for name in config.run:
-        (workdir / name).mkdir(parents=True, exist_ok=True)
+        (workdir / name).mkdir(exist_ok=True)
     _keep_freed_memory()
     # Orbax and TensorBoard log through absl; what matters of it is raised.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
-    write_whole(workdir / "config.json", config.to_json(indent=1).encode())
+    if jax.process_index() == 0:
+        write_whole(workdir / "config.json", config.to_json(indent=1).encode())
     for name in config.run:
-        kinds[config.stages[name].kind](config, name, workdir)
+        _kinds()[config.stages[name].kind](config, name, workdir)
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of a work directory until this one ends, however it ends.
+
+    Raises:
+      ValueError: another run is in it.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    with (workdir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"work directory {workdir}: expected no other run in it, found process {file.read()}; wait "
+                "for it to end, or use another directory"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def _keep_freed_memory() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +14,48 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from oneforcing_jax.data.files import write_whole
+
 
 class Log:
-    """Metrics of one stage, written to `folder` and to a progress bar.
+    """Metrics of one stage, written to `folder` and to a progress bar by the first process.
 
     Use as a context manager. Values are fetched from the devices at `every`-th iterations only, so
     that the host never waits for a step in between.
+
+    Attributes:
+      latest: value of every metric when it was last fetched.
     """
 
-    def __init__(self, folder: Path, name: str, start: int, iterations: int, every: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        start: int,
+        iterations: int,
+        every: int,
+        latest: Mapping[str, float],
+    ) -> None:
+        """Rows beyond iteration `start` are removed: the run that wrote them was not saved."""
+        mine = jax.process_index() == 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"))
-        self._bar = tqdm(total=iterations, initial=start, desc=name, unit="it", dynamic_ncols=True)
+        if mine:
+            _truncate(folder / ROWS, start)
+        self._file = (folder / ROWS if mine else Path(os.devnull)).open("a", buffering=1)
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start + 1, write_to_disk=mine
+        )
+        self._bar = tqdm(
+            total=iterations,
+            initial=start,
+            desc=name,
+            unit="it",
+            dynamic_ncols=True,
+            disable=not mine,
+        )
         self._every, self._last, self._since = every, iterations, (start, time.perf_counter())
-        self._latest: dict[str, Any] = {}
+        self.latest = dict(latest)
+        self._unchecked: list[tuple[int, Mapping[str, Any]]] = []
 
     def __enter__(self) -> Log:
         return self
@@ -36,25 +65,17 @@ class Log:
         self._board.close()
         self._file.close()
 
-    def step(self, iteration: int, metrics: Mapping[str, Any]) -> None:
-        """Metrics of an iteration that has run; what an iteration does not report keeps its last value.
+    def step(self, done: int, metrics: Mapping[str, Any]) -> None:
+        """Metrics of iteration number `done`; what it does not report keeps its last value.
 
         Raises:
-          FloatingPointError: a loss or gradient is not finite.
+          FloatingPointError: as `check`.
         """
-        self._latest |= metrics
+        self._unchecked.append((done, metrics))
         self._bar.update(1)
-        done = iteration + 1
         if done % self._every and done != self._last:
             return
-        values = {name: float(v) for name, v in jax.device_get(self._latest).items()}
-        if bad := [
-            name for name, v in values.items() if v != v or v in (float("inf"), float("-inf"))
-        ]:
-            raise FloatingPointError(
-                f"training: {', '.join(bad)} not finite at iteration {iteration}; the last checkpoint is "
-                "good: lower the learning rate or the clipping norm and run the same command again"
-            )
+        values = self.check()
         now = time.perf_counter()
         seconds = (now - self._since[1]) / max(done - self._since[0], 1)
         self._since = (done, now)
@@ -65,5 +86,34 @@ class Log:
         shown = {name: f"{v:.3g}" for name, v in values.items() if name.split("/")[-1] in _SHOWN}
         self._bar.set_postfix(shown)
 
+    def check(self) -> dict[str, float]:
+        """The latest values, all since the last check being finite; to be called before a state is saved.
 
+        Raises:
+          FloatingPointError: one is not; names it and its iteration.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        for done, metrics in unchecked:
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+            if bad:
+                raise FloatingPointError(
+                    f"training: expected finite values, found {', '.join(bad)} at iteration {done}"
+                )
+            self.latest |= values
+        return dict(sorted(self.latest.items()))
+
+
+def _truncate(file: Path, last: int) -> None:
+    """Removes the rows of iterations beyond `last`, and what a kill left of a row."""
+    if not file.is_file():
+        return
+    lines = file.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    kept = [line for line in whole if json.loads(line)["iteration"] <= last]
+    if kept != lines:
+        write_whole(file, "".join(kept).encode())
+
+
+ROWS = "metrics.jsonl"
 _SHOWN = ("loss", "logit_gap", "gradient_norm")

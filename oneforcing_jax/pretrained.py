@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, checkpoint
+from oneforcing_jax import build, checkpoint, steps
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.encoders import ENCODERS
 from oneforcing_jax.models.wan import WanConfig
@@ -56,15 +56,9 @@ class Source:
 
 
 def abstract(config: WanConfig, sharding: Any = None) -> Any:
-    """Shapes and dtypes of parameters in use: matrices in the compute dtype, as they would otherwise be
-    cast to it at every use."""
-
-    def leaf(path: Any, like: Any) -> Any:
-        matrix = path[-1].key == "kernel" and not path[0].key.startswith("time_")
-        dtype = config.dtype if matrix else like.dtype
-        return jax.ShapeDtypeStruct(like.shape, dtype, sharding=sharding)
-
-    return jax.tree_util.tree_map_with_path(leaf, sizes.abstract(config))
+    """Abstract parameters of a transformer in use."""
+    placed = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), sizes.abstract(config))
+    return steps.read_only(placed, config.dtype)
 
 
 def find(

@@ -81,12 +81,12 @@ def num_frames(plan: Plan) -> int:
 
 
 class Draws(NamedTuple):
-    """The noise of a rollout, drawn by the caller.
+    """The noise of a rollout, drawn by the caller; samples first, so that a batch can be cut.
 
     Attributes:
       start: [b, f, c, y, x], what each block starts from.
       context: [b, f, c, y, x], added before the clean pass; None where context_sigma is 0.
-      renoise: [steps - 1, b, f, c, y, x], added between steps; None where no block has a second step.
+      renoise: [b, steps - 1, f, c, y, x], added between steps; None where no block has a second step.
     """
 
     start: jax.Array
@@ -101,7 +101,7 @@ def draw(key: jax.Array, shape: tuple[int, ...], plan: Plan, context_sigma: floa
     return Draws(
         jax.random.normal(start, shape),
         jax.random.normal(context, shape) if context_sigma else None,
-        jax.random.normal(renoise, (extra, *shape)) if extra else None,
+        jax.random.normal(renoise, (shape[0], extra, *shape[1:])) if extra else None,
     )
 
 
@@ -145,7 +145,7 @@ class Generator:
 
 
 class BlockDraws(NamedTuple):
-    """Noise of one block; `context` is for the block before it, or in `sequential` for itself."""
+    """`Draws` of one block; `context` is for the block before it, or in `sequential` for itself."""
 
     start: jax.Array
     renoise: jax.Array | None
@@ -222,10 +222,8 @@ def denoise_block(
             raise ValueError(
                 f"rollout: expected renoise for a block of {len(block.sigmas)} steps, found None"
             )
-        more = len(block.sigmas) - 1
-        (x, x0), _ = jax.lax.scan(
-            again, (x, x0), (jnp.array(block.sigmas[1:]), step.renoise[:more])
-        )
+        noises = jnp.moveaxis(step.renoise[:, : len(block.sigmas) - 1], 1, 0)
+        (x, x0), _ = jax.lax.scan(again, (x, x0), (jnp.array(block.sigmas[1:]), noises))
     return x0, x, cache
 
 
@@ -397,7 +395,7 @@ def _both_passes(
 ) -> tuple[jax.Array, Cache]:
     """Noisy passes and the clean pass of one block: its latents, and the keys and values to store."""
     stop = jax.lax.stop_gradient
-    x, noises = step.start, () if step.renoise is None else step.renoise
+    x, noises = step.start, () if step.renoise is None else jnp.moveaxis(step.renoise, 1, 0)
     v, noisy = _forward(g, cache, text, [(x, block.sigmas[0])], start, limit)
     x0 = flow.x0_from_flow(x, v, block.sigmas[0])
     for sigma, noise in zip(block.sigmas[1:], noises, strict=False):

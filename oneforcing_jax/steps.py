@@ -7,6 +7,8 @@ iteration, so that a resumed run draws what an unbroken one would have drawn.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,10 +19,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from oneforcing_jax import sharding
-from oneforcing_jax.methods import Method
+from oneforcing_jax.methods import SHARED, Batch, Method, Update
 from oneforcing_jax.optim import Optimiser
 
 State = dict[str, Any]
+HOST = "pinned_host"  # the memory kind
 Step = Callable[[State, Any, Any, Any], tuple[State, dict[str, jax.Array]]]
 
 
@@ -49,6 +52,13 @@ class Trainer:
       ema: what is averaged.
       mesh: devices.
       seed: root of all randomness.
+      batch: samples of an iteration, over all devices.
+      microbatch: samples of one forward and backward, over all devices; 0: the whole batch. Results do
+        not depend on it, memory does.
+      offload_optimiser: keep optimiser states in the host's memory between steps.
+
+    Raises:
+      ValueError: a batch that does not divide into microbatches, or those over the devices.
     """
 
     method: Method
@@ -56,6 +66,28 @@ class Trainer:
     ema: Ema
     mesh: Mesh
     seed: int
+    batch: int
+    microbatch: int = 0
+    offload_optimiser: bool = False
+
+    def __post_init__(self) -> None:
+        size = self.microbatch or self.batch
+        if self.batch < 1 or size < 0 or self.batch % size:
+            raise ValueError(
+                f"train: expected a batch >= 1 that the microbatch divides (0: one part), found batch "
+                f"{self.batch} and microbatch {self.microbatch}; change one of them"
+            )
+        shares = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
+        if size % shares:
+            raise ValueError(
+                f"train: expected {'a microbatch' if self.microbatch else 'a batch'} that divides over "
+                f"{shares} devices of the mesh axes data and fsdp, found {size}; change it or the mesh"
+            )
+
+    @property
+    def parts(self) -> int:
+        """Microbatches of a batch."""
+        return self.batch // (self.microbatch or self.batch)
 
     def _boxed(self, params: Mapping[str, Any]) -> State:
         trained = {name: params[name] for name in self.method.trained}
@@ -67,26 +99,47 @@ class Trainer:
 
     def abstract(self) -> tuple[State, dict[str, Any]]:
         """Shapes, dtypes and shardings of the state and of the frozen networks."""
-        boxed = jax.eval_shape(
-            lambda: {name: init(net, 0) for name, net in self.method.nets.items()}
-        )
-        state = jax.eval_shape(lambda p: self._boxed(p), boxed)
-        frozen = {name: boxed[name] for name in self.method.frozen}
+        return self._abstract
 
-        def sharded(tree: Any) -> Any:
-            return jax.tree.map(
-                lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-                sharding.unbox(tree),
-                sharding.shardings(tree, self.mesh),
+    @functools.cached_property
+    def _abstract(self) -> tuple[State, dict[str, Any]]:
+        nets = self.method.nets
+        boxed = {name: _shapes(net) for name, net in nets.items()}
+        state = sharding.abstract(jax.eval_shape(lambda p: self._boxed(p), boxed), self.mesh)
+        frozen = {
+            name: read_only(sharding.abstract(boxed[name], self.mesh), nets[name].config.dtype)
+            for name in self.method.frozen
+        }
+        return state | {"opt": self._at_rest(state["opt"])}, frozen
+
+    def _at_rest(self, opt: Any) -> Any:
+        """Abstract optimiser states where they lie between steps; scalars stay on the devices."""
+        if not self.offload_optimiser:
+            return opt
+        if HOST not in {memory.kind for memory in self.mesh.devices.flat[0].addressable_memories()}:
+            raise ValueError(
+                f"train: expected devices with {HOST} memory for offload_optimiser, found "
+                f"{self.mesh.devices.flat[0].device_kind!r} without; set offload_optimiser=False"
             )
-
-        return sharded(state), sharded(frozen)
+        return jax.tree.map(
+            lambda leaf: (
+                leaf.update(sharding=leaf.sharding.with_memory_kind(HOST)) if leaf.ndim else leaf
+            ),
+            opt,
+        )
 
     def init_net(self, name: str) -> Any:
         """Random parameters of one network, born sharded."""
         net, seed = self.method.nets[name], self.seed + sum(map(ord, name))
-        shardings = sharding.shardings(jax.eval_shape(lambda: init(net, seed)), self.mesh)
-        return jax.jit(lambda: sharding.unbox(init(net, seed)), out_shardings=shardings)()
+        state, frozen = self.abstract()
+        like = (state["params"] | frozen)[name]
+
+        def make() -> Any:
+            return jax.tree.map(
+                lambda x, kept: x.astype(kept.dtype), sharding.unbox(init(net, seed)), like
+            )
+
+        return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
 
     def init_state(self, params: Mapping[str, Any]) -> State:
         """The state before the first iteration, from the parameters of the trained networks."""
@@ -98,13 +151,38 @@ class Trainer:
         )
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """A host batch on the devices, split over the batch axis; "negative" has none."""
+        """A host batch on the devices, split over the batch axis (what is shared has none)."""
 
         def place(name: str, x: Any) -> jax.Array:
-            spec = P() if name == "negative" else sharding.spec(("batch",))
-            return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), x)
+            if name in SHARED:
+                return jax.make_array_from_process_local_data(
+                    NamedSharding(self.mesh, P()), x, x.shape
+                )
+            shape = (len(x) * self.share()[1], *x.shape[1:])
+            return jax.make_array_from_process_local_data(self._rows, x, shape)
 
         return {name: place(name, x) for name, x in batch.items()}
+
+    @property
+    def _rows(self) -> NamedSharding:
+        return NamedSharding(self.mesh, sharding.spec(("batch",)))
+
+    def share(self) -> tuple[int, int]:
+        """(index, count): of the equal parts of a batch, in order, the one that this process reads.
+
+        Raises:
+          ValueError: the devices of this process hold rows that are not such a part.
+        """
+        ranges = self._rows.addressable_devices_indices_map((self.batch,)).values()
+        rows = {r for s in ranges if s for r in range(*s[0].indices(self.batch))}
+        first, size = min(rows), len(rows)
+        if max(rows) - first + 1 != size or first % size or self.batch % size:
+            raise ValueError(
+                f"mesh: expected each process to hold one of the equal parts of a batch, found "
+                f"rows {sorted(rows)} of {self.batch} at process {jax.process_index()}; order "
+                "the mesh by processes"
+            )
+        return first // size, self.batch // size
 
     def steps(self) -> tuple[Step, ...]:
         """The jitted step of each update of the method; the state is donated."""
@@ -120,8 +198,17 @@ class Trainer:
         )
 
     def _step(self, number: int) -> Step:
-        net, _, loss = self.method.updates[number]
+        update = self.method.updates[number]
+        net = update.net
         transform = self.optimisers[net].make()
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract()[0]["opt"][net])
+
+        def fetch(opt: Any) -> Any:
+            if not self.offload_optimiser:
+                return opt
+            return jax.tree.map(
+                lambda x, s: jax.device_put(x, s.with_memory_kind("device")), opt, places
+            )
 
         def step(state: State, frozen: Any, batch: Any, iteration: jax.Array) -> Any:
             key = jax.random.fold_in(
@@ -129,24 +216,63 @@ class Trainer:
             )
             params = state["params"][net]
             nets = state["params"] | frozen
-            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
-                params, nets, batch, key
-            )
-            updates, opt = transform.update(gradients, state["opt"][net], params)
+            gradients, metrics = self._gradients(update, params, nets, batch, key)
+            updates, opt = transform.update(gradients, fetch(state["opt"][net]), params)
             params = optax.apply_updates(params, updates)
             new = dict(state)
             new["params"] = state["params"] | {net: params}
             new["opt"] = state["opt"] | {net: opt}
             if net == self.ema.net:
                 new["ema"] = {net: self._average(state["ema"][net], params, iteration)}
-            return new, metrics | {"gradient_norm": optax.global_norm(gradients)}
+            norms = {
+                "gradient_norm": optax.global_norm(gradients),
+                "update_norm": optax.global_norm(updates),
+            }
+            return new, metrics | norms
 
         step.__name__ = f"{net}_step"
         return step
 
+    def _gradients(
+        self, update: Update, params: Any, nets: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """Gradients and metrics of the batch: the means over its microbatches."""
+
+        def one(batch: Batch, draws: Any) -> tuple[Any, dict[str, jax.Array]]:
+            gradient = jax.value_and_grad(update.loss, has_aux=True)
+            (_, metrics), gradients = gradient(params, nets, batch, draws)
+            return gradients, metrics
+
+        shared = {name: x for name, x in batch.items() if name in SHARED}
+        samples = {name: x for name, x in batch.items() if name not in SHARED}
+        draws = jax.tree.map(lambda x: sharding.constrain(x, "batch"), update.draw(key, batch))
+        if self.parts == 1:
+            return one(batch, draws)
+
+        # Part i has rows i, i + parts, ...: its share of a device lies on that device already.
+        def cut(x: jax.Array) -> jax.Array:
+            rows = x.reshape(-1, self.parts, *x.shape[1:]).swapaxes(0, 1)
+            return sharding.constrain(rows, None, "batch")
+
+        def add(total: Any, part: tuple[Any, Any]) -> tuple[Any, None]:
+            found = one(part[0] | shared, part[1])
+            return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, found), None
+
+        cuts = jax.tree.map(cut, (samples, draws))
+        first = jax.tree.map(lambda x: x[0], cuts)
+        like = jax.eval_shape(lambda part: one(part[0] | shared, part[1]), first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
+        total, _ = jax.lax.scan(add, zeros, cuts)
+        return jax.tree.map(lambda x: x / self.parts, total)
+
     def _average(self, ema: Any, params: Any, iteration: jax.Array) -> Any:
         decay = jnp.where(iteration < self.ema.start, 0.0, self.ema.decay)
         return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, params)
+
+
+@functools.cache
+def _shapes(net: Any) -> Any:
+    return jax.eval_shape(lambda: init(net, 0))
 
 
 def init(net: Any, seed: int) -> Any:
@@ -155,3 +281,14 @@ def init(net: Any, seed: int) -> Any:
     latents = jnp.zeros((1, 1, c.in_dim, c.patch, c.patch))
     text = jnp.zeros((1, c.text_len, c.text_dim))
     return net.init(jax.random.key(seed), latents, jnp.zeros(1), text)["params"]
+
+
+def read_only(abstract: Any, dtype: Any) -> Any:
+    """Abstract parameters of a transformer that no update changes: its matrices in the compute dtype, as
+    they would otherwise be cast to it at every use."""
+
+    def leaf(path: Any, like: Any) -> Any:
+        matrix = path[-1].key == "kernel" and not path[0].key.startswith("time_")
+        return like.update(dtype=dtype) if matrix else like
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)

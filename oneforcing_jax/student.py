@@ -95,8 +95,7 @@ def _frames(
 
     samples = jax.vmap(jax.vmap(one, (None, 0, None)), (0, None, None))
     draws = [samples(keys, start + jnp.arange(frames), step) for step in range(steps)]
-    # Stacked as `Draws.renoise` is.
-    return BlockDraws(draws[0], jnp.stack(draws[1:]) if steps > 1 else None, None)
+    return BlockDraws(draws[0], jnp.stack(draws[1:], 1) if steps > 1 else None, None)
 
 
 def recorded(draws: Draws, first: int = 0) -> Noise:

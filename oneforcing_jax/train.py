@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from ml_collections import ConfigDict
 
 from oneforcing_jax import build, checkpoint
 from oneforcing_jax.data.pipeline import batches
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
+from oneforcing_jax.interrupt import Interrupt, Stopped
 from oneforcing_jax.metrics import Log
 from oneforcing_jax.models.critic import Critic
 from oneforcing_jax.steps import Trainer
@@ -20,69 +23,112 @@ CHECKPOINTS = "checkpoints"
 
 
 def run(config: ConfigDict, name: str, workdir: Path) -> None:
-    """Runs one training stage to its end, from its last checkpoint if it has one."""
+    """Runs one training stage to its end, from its last checkpoint if it has one.
+
+    Raises:
+      Stopped: SIGTERM or SIGINT came; the state is saved.
+      FloatingPointError: a metric is not finite; nothing was saved since.
+      ValueError, OSError: data or checkpoints that do not fit, or that cannot be read or written.
+    """
     stage, folder = config.stages[name], workdir / name
     trainer = build.trainer(config, stage)
     store = Store.open(workdir / stage.data)
     store.require_complete()
+    fields = build.data_fields(config, stage)
+    for field, shape in fields.items():
+        store.check_fields([field])
+        if store.fields[field][0] != shape:
+            raise ValueError(
+                f"{store.path}: expected {field} {list(shape)} as in the config, found "
+                f"{list(store.fields[field][0])}; change the config, or make the store again"
+            )
     with (
         jax.set_mesh(trainer.mesh),
-        checkpoint.manager(folder / CHECKPOINTS, stage.keep) as manager,
+        checkpoint.manager(folder / CHECKPOINTS, stage.keep, **stage.best) as manager,
     ):
-        if manager.latest_step() == stage.iterations:
+        if (manager.latest_step() or 0) >= stage.iterations:
             return
+        described = hashlib.sha256((store.path / META).read_bytes()).hexdigest()[:16]
+        checkpoint.claim(
+            manager,
+            {"method": stage.method, "seed": config.seed, "batch": stage.batch, "data": described},
+        )
         abstract, abstract_frozen = trainer.abstract()
         frozen = {
             net: _initial(trainer, config, stage, net, abstract_frozen[net], workdir)
             for net in abstract_frozen
         }
-        start, state = checkpoint.restore(manager, abstract) or (0, None)
+        start, state, latest = checkpoint.restore(manager, abstract) or (0, None, {})
         if state is None:
             nets = abstract["params"]
             state = trainer.init_state(
                 {net: _initial(trainer, config, stage, net, nets[net], workdir) for net in nets}
             )
-        _loop(trainer, stage, name, folder, store, manager, start, state, frozen)
+        streams = _streams(trainer, store, list(fields), start)
+        with Log(folder, name, start, stage.iterations, stage.log_every, latest) as log:
+            try:
+                _loop(trainer, stage, log, streams, manager, start, state, frozen)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"{error}; {checkpoint.last(manager)}: lower the learning rate or the clipping norm, "
+                    "and the same command continues from it"
+                ) from None
+
+
+def _streams(trainer: Trainer, store: Store, fields: list[str], start: int) -> list[Any]:
+    """Each update draws batches of its own; number i of a stream does not depend on where it began."""
+    index, count = trainer.share()
+    negative = store.read_shared(NEGATIVE_TEXT)
+    streams = [
+        batches(
+            store,
+            trainer.batch,
+            seed=trainer.seed + number,
+            start=-(-start // update.every),
+            process_index=index,
+            process_count=count,
+            fields=fields,
+        )
+        for number, update in enumerate(trainer.method.updates)
+    ]
+    return [(trainer.put(batch | {"negative": negative}) for batch in s) for s in streams]
 
 
 def _loop(
     trainer: Trainer,
     stage: ConfigDict,
-    name: str,
-    folder: Path,
-    store: Store,
+    log: Log,
+    streams: list[Any],
     manager: Any,
     start: int,
     state: Any,
     frozen: Any,
 ) -> None:
     steps, updates = trainer.steps(), trainer.method.updates
-    negative = store.read_shared(NEGATIVE_TEXT)
-    # Each update draws batches of its own; batch number i of a stream does not depend on where it began.
-    streams = [
-        batches(
-            store,
-            stage.batch,
-            seed=trainer.seed + number,
-            start=-(-start // update.every),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            fields=list(store.fields),
-        )
-        for number, update in enumerate(updates)
-    ]
-    with Log(folder, name, start, stage.iterations, stage.log_every) as log:
+    with Interrupt() as interrupt:
         for iteration in range(start, stage.iterations):
             metrics: dict[str, Any] = {}
             for update, step, stream in zip(updates, steps, streams, strict=True):
                 if iteration % update.every == 0:
-                    batch = trainer.put(next(stream) | {"negative": negative})
-                    state, new = step(state, frozen, batch, np.int32(iteration))
+                    state, new = step(state, frozen, next(stream), np.int32(iteration))
                     metrics |= {f"{update.net}/{key}": value for key, value in new.items()}
-            log.step(iteration, metrics)
+            if iteration == start and stage.best.metric not in {"", *log.latest, *metrics}:
+                raise ValueError(
+                    f"config: field 'best.metric': expected one of {sorted(log.latest | metrics)}, found "
+                    f"{stage.best.metric!r}"
+                )
             done = iteration + 1
-            if done % stage.checkpoint_every == 0 or done == stage.iterations:
-                checkpoint.save(manager, done, state)
+            log.step(done, metrics)
+            asked = interrupt.asked(done)
+            if asked or done % stage.checkpoint_every == 0 or done == stage.iterations:
+                # The check waits for the devices, and keeps states that are not finite off the disk.
+                checkpoint.save(manager, done, state, log.check())
+            if asked and done < stage.iterations:
+                raise Stopped(
+                    f"stopped by {signal.Signals(interrupt.number).name} after iteration {done}; "
+                    f"{checkpoint.last(manager)}: the same command continues from it",
+                    interrupt.number,
+                )
 
 
 def _initial(

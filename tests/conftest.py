@@ -4,7 +4,12 @@ import os
 
 import pytest
 
-FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    # The emitters that XLA takes for fusions take it three times as long to compile.
+    "--xla_cpu_use_fusion_emitters=false",
+)
 
 # An environment that sets one of them itself has the last word.
 _given = os.environ.get("XLA_FLAGS", "")

@@ -223,11 +223,11 @@ def recorded_draws(golden, plan):
     """Renoise draws are recorded in the order of use: block by block, step by step."""
     noise, frames, number = golden.inputs["noise"], 0, 0
     more = max(len(block.sigmas) for block in plan) - 1
-    renoise = np.full((more, *noise.shape), np.nan, np.float32)
+    renoise = np.full((noise.shape[0], more, *noise.shape[1:]), np.nan, np.float32)
     for block in plan:
         for step in range(len(block.sigmas) - 1):
             drawn = golden.inputs[f"renoise{number}"].reshape(1, block.frames, *noise.shape[2:])
-            renoise[step, :, frames : frames + block.frames] = drawn
+            renoise[:, step, frames : frames + block.frames] = drawn
             number += 1
         frames += block.frames
     assert f"renoise{number}" not in golden.inputs

@@ -269,7 +269,7 @@ def test_recorded_videos(name, weights, encoders):
         6, (24, 32), block_frames=c["num_frame_per_block"], steps=steps, first_steps=None
     )
     noise, renoise = recorded_noise(golden, len(steps))
-    more = jnp.moveaxis(renoise, 1, 0) if len(steps) > 1 else None
+    more = jnp.asarray(renoise) if len(steps) > 1 else None
     draws = recorded(Draws(jnp.asarray(noise), None, more), 0 if given is None else 1)
     text, frames = golden.inputs["prompt_embeds"], []
     latents = []

@@ -1,6 +1,7 @@
 """Train steps: the same on every mesh, resumable bit for bit, and clear about what does not fit."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from pathlib import Path
@@ -15,18 +16,17 @@ from jax.flatten_util import ravel_pytree
 
 from oneforcing_jax import checkpoint, rollout, sharding, steps
 from oneforcing_jax import config as configs
-from oneforcing_jax.methods import Method, Update, one_forcing
+from oneforcing_jax.methods import Method, Update, flow_matching, one_forcing
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.optim import Optimiser
 
 CONFIG = WanConfig(32, 48, 4, 2, in_dim=2, out_dim=2, text_dim=8, text_len=8, freq_dim=8)
 CONFIGS = Path(__file__).parents[1] / "configs"
-MESHES = {
-    "three": {"data": 2, "fsdp": 2, "sequence": 2},
-    "tensor": {"data": 2, "sequence": 2, "tensor": 2},
-}
+BATCH = 8
 needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+THREE = {"data": 2, "fsdp": 2, "sequence": 2}
+TENSOR = {"data": 2, "sequence": 2, "tensor": 2}
 
 
 def one_forcing_method(config=CONFIG):
@@ -42,22 +42,18 @@ def one_forcing_method(config=CONFIG):
     )
 
 
-def make_trainer(sizes, config=CONFIG):
-    """A trainer of One-Forcing; `eps` is large, so that an update is smooth in its gradient."""
+def teacher_forcing_method(remat="none"):
+    net = WanDiT(dataclasses.replace(CONFIG, remat=remat))
+    return flow_matching.teacher_forcing(net, (1, 1), 3.0, 0.5)
+
+
+def make_trainer(method, sizes=None, **given):
+    """`eps` is large, so that an update is smooth in its gradient."""
     rule = Optimiser(learning_rate=1e-3, eps=1e-2)
-    devices = jax.devices()[:8] if sizes else jax.devices()[:1]
-    mesh = sharding.make_mesh(sizes, devices)
-    ema = steps.Ema("generator", decay=0.5, start=1)
-    method = one_forcing_method(config)
-    return steps.Trainer(method, {"generator": rule, "critic": rule}, ema, mesh, seed=0)
-
-
-@functools.cache
-def parts(name):
-    """Trainer and compiled steps of a mesh; None is one device."""
-    trainer = make_trainer(MESHES.get(name))
-    with jax.set_mesh(trainer.mesh):
-        return trainer, trainer.steps()
+    mesh = sharding.make_mesh(sizes, jax.devices()[: 8 if sizes else 1])
+    ema = steps.Ema(method.trained[0], decay=0.5, start=1)
+    rules = dict.fromkeys(method.trained, rule)
+    return steps.Trainer(method, rules, ema, mesh, seed=0, batch=BATCH, **given)
 
 
 def begin(trainer, random_params):
@@ -65,15 +61,13 @@ def begin(trainer, random_params):
     nets = trainer.method.nets
     params = {name: random_params(net, seed) for seed, (name, net) in enumerate(nets.items())}
     _, frozen = trainer.abstract()
-    placed = jax.tree.map(
-        lambda x, like: jax.device_put(x, like.sharding), params["teacher"], frozen["teacher"]
-    )
-    return trainer.init_state(params), {"teacher": placed}
+    place = functools.partial(jax.tree.map, lambda x, like: jax.device_put(x, like.sharding))
+    return trainer.init_state(params), {n: place(params[n], like) for n, like in frozen.items()}
 
 
 def batch(seed):
     rng = np.random.default_rng(seed)
-    shapes = {"latents": (8, 2, 2, 4, 4), "text": (8, 8, 8), "negative": (8, 8)}
+    shapes = {"latents": (BATCH, 2, 2, 4, 4), "text": (BATCH, 8, 8), "negative": (8, 8)}
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -85,40 +79,38 @@ def iterate(trainer, run, state, frozen, first, last):
             if iteration % update.every == 0:
                 data = trainer.put(batch(10 * iteration + number))
                 state, new = step(state, frozen, data, np.int32(iteration))
-                metrics |= {f"{update.net}/{key}": float(value) for key, value in new.items()}
-    return state, metrics
+                metrics |= {f"{update.net}/{key}": value for key, value in new.items()}
+    return state, {key: float(value) for key, value in metrics.items()}
 
 
-@functools.cache
-def one_device(random_params):
-    trainer, run = parts(None)
+def trained(trainer, random_params, iterations):
     with jax.set_mesh(trainer.mesh):
         state, frozen = begin(trainer, random_params)
         before = jax.tree.map(np.asarray, state["params"])
-        state, metrics = iterate(trainer, run, state, frozen, 0, 1)
-        return before, jax.tree.map(np.asarray, state), metrics
+        state, metrics = iterate(trainer, trainer.steps(), state, frozen, 0, iterations)
+        return before, state, metrics
 
 
-@needs_eight
-@pytest.mark.parametrize("name", MESHES)
-def test_every_mesh_computes_the_same(name, random_params):
-    before, expected, expected_metrics = one_device(random_params)
-    trainer, run = parts(name)
-    with jax.set_mesh(trainer.mesh):
-        state, frozen = begin(trainer, random_params)
-        state, metrics = iterate(trainer, run, state, frozen, 0, 1)
-
-    assert metrics.keys() == expected_metrics.keys()
+def assert_same(found, expected, tolerance):
+    """Parameters moved alike, relative to the distance; metrics, averages and optimisers are alike."""
+    before, state, metrics = found
+    assert metrics.keys() == expected[2].keys()
     for key, value in metrics.items():
-        np.testing.assert_allclose(value, expected_metrics[key], rtol=2e-4, atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(value, expected[2][key], rtol=2e-4, atol=1e-6, err_msg=key)
     for net, old in before.items():
         moved = [
             ravel_pytree(jax.tree.map(lambda a, b: np.asarray(a) - b, s["params"][net], old))[0]
-            for s in (state, expected)
+            for s in (state, expected[1])
         ]
         assert np.linalg.norm(moved[1]) > 0
-        assert error(*moved) < 1e-3, net
+        assert error(*moved) < tolerance, net
+    for part in ("ema", "opt"):
+        flat = [ravel_pytree(jax.tree.map(np.asarray, s[part]))[0] for s in (state, expected[1])]
+        assert error(*flat) < 1e-4, part
 
+
+def assert_placed(trainer, state):
+    """A step leaves the state where a checkpoint will put it."""
     like, _ = trainer.abstract()
     assert jax.tree.structure(like) == jax.tree.structure(state)
     for (path, leaf), spec in zip(
@@ -126,16 +118,93 @@ def test_every_mesh_computes_the_same(name, random_params):
     ):
         assert leaf.sharding == spec.sharding, path
         assert leaf.dtype == spec.dtype and leaf.shape == spec.shape, path
-    kernel = state["params"]["generator"]["blocks"]["ffn"]["0"]["kernel"]
+    net = trainer.method.trained[0]
+    kernel = state["params"][net]["blocks"]["ffn"]["0"]["kernel"]
     held = kernel.addressable_shards[0].data.size
-    split = MESHES[name].get("fsdp", 1) * MESHES[name].get("tensor", 1)
-    assert held * split == kernel.size
+    assert held * trainer.mesh.shape["fsdp"] * trainer.mesh.shape["tensor"] == kernel.size
+    moment = jax.tree.leaves(state["opt"][net])[-1]
+    assert (moment.sharding.memory_kind == "pinned_host") == trainer.offload_optimiser
+
+
+@functools.cache
+def twenty(random_params):
+    """20 iterations on one device, whole batch."""
+    return trained(make_trainer(teacher_forcing_method()), random_params, 20)
+
+
+HOW = {
+    "accumulated": {"microbatch": 1},
+    "offloaded": {"offload_optimiser": True, "remat": "offload"},
+    "data": {"sizes": {"data": 8}},
+    "mixed": {"sizes": THREE, "microbatch": 4, "offload_optimiser": True, "remat": "full"},
+    # The rest runs with `pytest -m long`.
+    "fsdp": {"sizes": {"fsdp": 8}},
+    "sequence": {"sizes": {"sequence": 4, "data": 2}},
+    "tensor": {"sizes": TENSOR, "remat": "dots"},
+    "accumulated by twos": {"microbatch": 2, "remat": "offload", "sizes": {"data": 2, "tensor": 4}},
+}
+LATER = list(HOW)[4:]
+
+
+@needs_eight
+@pytest.mark.parametrize(
+    "how", [pytest.param(h, marks=[pytest.mark.long] if h in LATER else []) for h in HOW]
+)
+def test_results_do_not_depend_on_how_they_are_computed(how, random_params):
+    given = dict(HOW[how])
+    method = teacher_forcing_method(given.pop("remat", "none"))
+    trainer = make_trainer(method, **given)
+    found = trained(trainer, random_params, 20)
+    assert_same(found, twenty(random_params), 2e-5)
+    assert_placed(trainer, found[1])
+
+
+@functools.cache
+def one_forcing_run(random_params, iterations):
+    """On one device, whole batch."""
+    return trained(make_trainer(one_forcing_method()), random_params, iterations)
+
+
+@needs_eight
+def test_generator_update_is_the_same_on_a_mesh(random_params):
+    whole = one_forcing_method()
+    method = whole._replace(updates=whole.updates[:1])
+    expected = trained(make_trainer(method), random_params, 1)
+    trainer = make_trainer(method, THREE, microbatch=4)
+    assert_same(trained(trainer, random_params, 1), expected, 1e-3)
+
+
+@needs_eight
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "sizes", [{"data": 8}, {"fsdp": 8}, {"sequence": 4, "data": 2}, THREE, TENSOR], ids=str
+)
+def test_one_forcing_is_the_same_on_every_mesh(sizes, random_params):
+    expected = one_forcing_run(random_params, 20)
+    trainer = make_trainer(one_forcing_method(), sizes)
+    found = trained(trainer, random_params, 20)
+    assert_same(found, expected, 1e-3)
+    assert_placed(trainer, found[1])
+
+
+def test_batches_that_do_not_divide_are_refused():
+    method = teacher_forcing_method()
+    for microbatch in (3, 16, -1):
+        with pytest.raises(
+            ValueError, match="batch >= 1 that the microbatch divides .* found batch 8 "
+        ):
+            make_trainer(method, microbatch=microbatch)
+    with pytest.raises(
+        ValueError, match="a microbatch that divides over 4 devices .* found 2; change"
+    ):
+        make_trainer(method, THREE, microbatch=2)
 
 
 @needs_eight
 def test_resumed_run_is_the_unbroken_one(tmp_path, random_params):
-    trainer, run = parts("three")
+    trainer = make_trainer(teacher_forcing_method(), THREE)
     with jax.set_mesh(trainer.mesh):
+        run = trainer.steps()
         state, frozen = begin(trainer, random_params)
         unbroken, _ = iterate(trainer, run, state, frozen, 0, 3)
 
@@ -144,7 +213,7 @@ def test_resumed_run_is_the_unbroken_one(tmp_path, random_params):
         with checkpoint.manager(tmp_path) as manager:
             checkpoint.save(manager, 1, state)
         with checkpoint.manager(tmp_path) as manager:
-            iteration, state = checkpoint.restore(manager, trainer.abstract()[0])
+            iteration, state, _ = checkpoint.restore(manager, trainer.abstract()[0])
         assert iteration == 1
         resumed, _ = iterate(trainer, run, state, frozen, 1, 3)
 
@@ -158,14 +227,15 @@ def small_trainer(net=None, ema=None, start=0, sizes=None):
     """A trainer of a quadratic loss on a transformer's parameters: compiles in no time."""
     net = net or WanDiT(CONFIG)
 
-    def loss(params, nets, batch, key):
+    def loss(params, nets, batch, draws):
         value = 0.5 * optax.tree.norm(params, squared=True) * batch["latents"].mean()
         return value, {"loss": value}
 
-    method = Method({"model": net}, (Update("model", 1, loss),))
+    method = Method({"model": net}, (Update("model", 1, lambda key, batch: (), loss),))
     rule = Optimiser(learning_rate=0.1, clip=1e9)
     mesh = sharding.make_mesh(sizes or {}, jax.devices()[: 8 if sizes else 1])
-    return steps.Trainer(method, {"model": rule}, steps.Ema(ema or "", 0.5, start), mesh, seed=1)
+    ema = steps.Ema(ema or "", 0.5, start)
+    return steps.Trainer(method, {"model": rule}, ema, mesh, seed=1, batch=8)
 
 
 def test_ema_holds_every_key_and_starts_as_a_copy(random_params):

@@ -81,4 +81,13 @@ class _Samples:
         return len(self._written)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        return self._store.read(int(self._written[int(index)]), self._fields)
+        number = int(self._written[int(index)])
+        sample = self._store.read(number, self._fields)
+        # The store refuses such values when it is filled; a file may be damaged later.
+        for name, value in sample.items():
+            if value.dtype.kind not in "iu" and not np.isfinite(value).all():
+                raise ValueError(
+                    f"{self._store.path}: expected finite {name} of sample {number}, found "
+                    f"{int((~np.isfinite(value)).sum())} values that are not; make the store again"
+                )
+        return sample

@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-# loss(params of the updated network, parameters of all networks, batch, key) -> (loss, metrics)
-Loss = Callable[
-    [Any, Mapping[str, Any], Mapping[str, jax.Array], jax.Array],
-    tuple[jax.Array, dict[str, jax.Array]],
-]
+Batch = Mapping[str, jax.Array]
+# draw(key, batch) -> all randomness of an update, a tree of arrays whose first axis is the batch's
+Draw = Callable[[jax.Array, Batch], Any]
+# loss(params of the updated network, parameters of all networks, batch, draws) -> (loss, metrics)
+Loss = Callable[[Any, Mapping[str, Any], Batch, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+# What a batch holds once for all its samples; everything else in it has the batch axis first.
+SHARED = ("negative",)
 
 
 class Update(NamedTuple):
@@ -20,11 +23,14 @@ class Update(NamedTuple):
     Attributes:
       net: the network that it trains.
       every: in every how many iterations; it runs when the iteration divides by it.
-      loss: the loss, a pure function.
+      draw: draws for the whole batch, so that the parts of a batch draw what the whole would.
+      loss: a pure function; loss and metrics are means over the samples, so that those of a batch are
+        the means of those of its equal parts.
     """
 
     net: str
     every: int
+    draw: Draw
     loss: Loss
 
 

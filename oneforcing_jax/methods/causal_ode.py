@@ -64,13 +64,15 @@ def causal_ode(model: WanDiT, layout: tuple[int, ...], levels: tuple[float, ...]
     `levels` are the noise levels of its kept rows.
     """
 
-    def loss(params: Any, nets: Any, batch: Any, key: jax.Array) -> Any:
+    def draw(key: jax.Array, batch: Any) -> jax.Array:
+        return jax.random.randint(key, batch["latents"].shape[:1], 0, len(levels))
+
+    def loss(params: Any, nets: Any, batch: Any, row: jax.Array) -> Any:
         rows, clean = batch["trajectory"], batch["latents"]
-        row = jax.random.randint(key, (rows.shape[0],), 0, len(levels))
         x = rows[jnp.arange(rows.shape[0]), row]
         sigma = jnp.broadcast_to(jnp.array(levels)[row][:, None], x.shape[:2])
         v = teacher_forced(model, params, clean, x, sigma, batch["text"], layout)
         value = jnp.square(flow.x0_from_flow(x, v, sigma) - rows[:, -1]).mean()
         return value, {"loss": value}
 
-    return Method({"model": model}, (Update("model", 1, loss),))
+    return Method({"model": model}, (Update("model", 1, draw, loss),))

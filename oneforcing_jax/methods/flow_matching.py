@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,50 @@ from oneforcing_jax.models import attention
 from oneforcing_jax.models.wan import WanDiT, structured
 
 
-def drop_prompts(key: jax.Array, text: jax.Array, negative: jax.Array, rate: float) -> jax.Array:
-    """Replaces prompts [b, s, d] by the negative prompt at `rate`, for classifier-free guidance."""
-    drop = jax.random.bernoulli(key, rate, (text.shape[0], 1, 1))
-    return jnp.where(drop, negative, text)
+class Draws(NamedTuple):
+    """Randomness of an update.
+
+    Attributes:
+      sigma: [b, noise levels of a clip].
+      noise: [b, f, c, y, x].
+      drop: bool [b], whose prompt the negative one replaces, for classifier-free guidance.
+    """
+
+    sigma: jax.Array
+    noise: jax.Array
+    drop: jax.Array
+
+
+def draw(
+    key: jax.Array, shape: tuple[int, ...], levels: int, shift: float, drop_rate: float
+) -> Draws:
+    """Fresh randomness for latents of `shape`, with `levels` noise levels a clip."""
+    level, noise, drop = jax.random.split(key, 3)
+    return Draws(
+        flow.warp(jax.random.uniform(level, (shape[0], levels)), shift),
+        jax.random.normal(noise, shape),
+        jax.random.bernoulli(drop, drop_rate, shape[:1]),
+    )
+
+
+def _prompts(batch: Any, draws: Draws) -> jax.Array:
+    return jnp.where(draws.drop[:, None, None], batch["negative"], batch["text"])
 
 
 def bidirectional(model: WanDiT, shift: float, drop_rate: float) -> Method:
     """Flow matching of whole clips with one noise level each."""
 
-    def loss(params: Any, nets: Any, batch: Any, key: jax.Array) -> Any:
-        level, noise_key, drop = jax.random.split(key, 3)
-        x0 = batch["latents"]
-        sigma = flow.warp(jax.random.uniform(level, x0.shape[:1]), shift)
-        noise = jax.random.normal(noise_key, x0.shape)
-        text = drop_prompts(drop, batch["text"], batch["negative"], drop_rate)
-        out: Any = model.apply({"params": params}, flow.add_noise(x0, noise, sigma), sigma, text)
-        value = denoise.loss(out.flow, x0, noise)
+    def drawn(key: jax.Array, batch: Any) -> Draws:
+        return draw(key, batch["latents"].shape, 1, shift, drop_rate)
+
+    def loss(params: Any, nets: Any, batch: Any, draws: Draws) -> Any:
+        x0, sigma = batch["latents"], draws.sigma[:, 0]
+        noisy = flow.add_noise(x0, draws.noise, sigma)
+        out: Any = model.apply({"params": params}, noisy, sigma, _prompts(batch, draws))
+        value = denoise.loss(out.flow, x0, draws.noise)
         return value, {"loss": value}
 
-    return Method({"model": model}, (Update("model", 1, loss),))
+    return Method({"model": model}, (Update("model", 1, drawn, loss),))
 
 
 def teacher_forced(
@@ -71,15 +95,15 @@ def teacher_forcing(
     """Autoregressive diffusion: one noise level a block, real clean context."""
     sizes = jnp.array(layout)
 
-    def loss(params: Any, nets: Any, batch: Any, key: jax.Array) -> Any:
-        level, noise_key, drop = jax.random.split(key, 3)
-        x0 = batch["latents"]
-        u = jax.random.uniform(level, (x0.shape[0], len(layout)))
-        sigma = jnp.repeat(flow.warp(u, shift), sizes, axis=1, total_repeat_length=x0.shape[1])
-        noise = jax.random.normal(noise_key, x0.shape)
-        text = drop_prompts(drop, batch["text"], batch["negative"], drop_rate)
-        v = teacher_forced(model, params, x0, flow.add_noise(x0, noise, sigma), sigma, text, layout)
-        value = denoise.loss(v, x0, noise)
+    def drawn(key: jax.Array, batch: Any) -> Draws:
+        return draw(key, batch["latents"].shape, len(layout), shift, drop_rate)
+
+    def loss(params: Any, nets: Any, batch: Any, draws: Draws) -> Any:
+        x0, text = batch["latents"], _prompts(batch, draws)
+        sigma = jnp.repeat(draws.sigma, sizes, axis=1, total_repeat_length=x0.shape[1])
+        noisy = flow.add_noise(x0, draws.noise, sigma)
+        v = teacher_forced(model, params, x0, noisy, sigma, text, layout)
+        value = denoise.loss(v, x0, draws.noise)
         return value, {"loss": value}
 
-    return Method({"model": model}, (Update("model", 1, loss),))
+    return Method({"model": model}, (Update("model", 1, drawn, loss),))

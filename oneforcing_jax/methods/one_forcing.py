@@ -264,15 +264,18 @@ def _discriminator(method: OneForcing, fake: jax.Array, real: jax.Array) -> jax.
 def make(method: OneForcing, generator_every: int) -> Method:
     """The record for the trainer: a generator update in every K iterations, a critic update in each."""
 
-    def of_generator(params: Any, nets: Any, batch: Any, key: jax.Array) -> Any:
-        draws = draw_generator(method, key, batch["latents"].shape)
+    def for_generator(key: jax.Array, batch: Any) -> GeneratorDraws:
+        return draw_generator(method, key, batch["latents"].shape)
+
+    def for_critic(key: jax.Array, batch: Any) -> CriticDraws:
+        return draw_critic(method, key, batch["latents"].shape)
+
+    def of_generator(params: Any, nets: Any, batch: Any, draws: GeneratorDraws) -> Any:
         return generator_loss(method, params, nets["critic"], nets["teacher"], batch, draws)
 
-    def of_critic(params: Any, nets: Any, batch: Any, key: jax.Array) -> Any:
-        draws = draw_critic(method, key, batch["latents"].shape)
+    def of_critic(params: Any, nets: Any, batch: Any, draws: CriticDraws) -> Any:
         return critic_loss(method, params, nets["generator"], batch, draws)
 
     nets = {"generator": method.generator, "critic": method.critic, "teacher": method.teacher}
-    return Method(
-        nets, (Update("generator", generator_every, of_generator), Update("critic", 1, of_critic))
-    )
+    generator = Update("generator", generator_every, for_generator, of_generator)
+    return Method(nets, (generator, Update("critic", 1, for_critic, of_critic)))

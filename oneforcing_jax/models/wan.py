@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 from oneforcing_jax import shapes
 from oneforcing_jax.flow import TRAIN_STEPS
@@ -33,7 +34,22 @@ from oneforcing_jax.models.layers import (
 KeyValue = tuple[jax.Array, jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
-REMAT = ("none", "full", "dots")
+REMAT = ("none", "full", "dots", "offload")
+LAYER_INPUT = "layer_input"
+
+
+def _policy(remat: str) -> Any:
+    policies = jax.checkpoint_policies
+    if remat == "dots":
+        return policies.dots_with_no_batch_dims_saveable
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +58,8 @@ class WanConfig:
 
     `rope_theta` is the base of the rotary frequencies, `qk_bias` what the biases of self-attention's
     queries and keys begin with (above 0, attention to neighbours is there from the start), `remat` what
-    the backward pass recomputes: "none", "full" (all of a layer) or "dots" (all but matrix products).
+    the backward pass recomputes: "none", "full" (all of a layer), "dots" (all but matrix products), or
+    "offload" (as "full", and what layers begin with waits in the host's memory).
     """
 
     dim: int = 1536
@@ -260,6 +277,7 @@ class WanDiT(nn.Module):
 
         def layer(carry: Any, per_layer: Any) -> tuple[Any, Any]:
             x, tapped = carry
+            x = checkpoint_name(x, LAYER_INPUT)
             params, index, memory, key_value = per_layer
             prompt = text if key_value is None else key_value
             x, new = self.block.apply(
@@ -268,10 +286,7 @@ class WanDiT(nn.Module):
             return (x, tapped if tap is None else tap(index, x, tapped)), new
 
         if c.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            layer = jax.checkpoint(
-                layer, policy=policy if c.remat == "dots" else None, prevent_cse=False
-            )
+            layer = jax.checkpoint(layer, policy=_policy(c.remat), prevent_cse=False)
         key_value = text if isinstance(text, tuple) else None
         layers = (self.blocks, jnp.arange(c.num_layers), memory, key_value)
         (x, tapped), new = jax.lax.scan(layer, (x, tapped), layers)

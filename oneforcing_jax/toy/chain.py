@@ -232,7 +232,7 @@ def _stream(gallery: Gallery, student: Student, folder: Path, count: int) -> Non
     """Writes videos of the last student as they are made, block by block."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in tqdm(spread(len(gallery.world.captions()), count), desc="stream", unit="video"):
-        draws = jax.tree.map(lambda x, i=i: x[..., i : i + 1, :, :, :, :], gallery.draws)
+        draws = jax.tree.map(lambda x, i=i: x[i : i + 1], gallery.draws)
         path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
         with VideoWriter(path, worlds.FPS, crf=worlds.CRF, full_chroma=True) as writer:
             for block in student.stream(draws, jnp.asarray(gallery.text[i : i + 1]), gallery.plan):

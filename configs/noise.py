@@ -1,0 +1,36 @@
+"""The smallest networks on a store of noise: a run that starts in seconds and learns nothing.
+
+For tests of the trainer and for tools/kill_test.py, which writes the store; see there.
+"""
+
+import runpy
+from pathlib import Path
+
+from oneforcing_jax import build
+from oneforcing_jax.models.wan import WanConfig
+
+BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))
+
+
+def get_config():
+    c, train = BASE["get_config"](), BASE["train_stage"]
+    c.mesh = {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1}
+    c.latents = {"frames": 2, "channels": 2, "rows": 4, "columns": 4}
+    size = WanConfig(16, 16, 2, 1, 2, 2, text_dim=8, text_len=8, freq_dim=8)
+    c.generator = c.teacher = c.critic = build.wan(size, dtype="float32")
+    c.head = {"layers": (0,), "ffn_dim": 16}
+    c.one_forcing.gradient_blocks = 0
+    c.one_forcing.generator_every = 2
+    rule = build.optimiser(learning_rate=1e-3, beta1=0.9)
+    ema = {"net": "generator", "decay": 0.9, "start": 2}
+    nets = dict.fromkeys(("generator", "critic", "teacher"), "")
+    c.stages = {
+        "teacher": train("teacher", "noise", 8, 8, {"model": rule}, {"model": ""}),
+        "one_forcing": train(
+            "one_forcing", "noise", 8, 8, {"generator": rule, "critic": rule}, nets, ema=ema
+        ),
+    }
+    for stage in c.stages.values():
+        stage.checkpoint_every = 3
+    c.run = ("one_forcing",)
+    return c

@@ -1,0 +1,52 @@
+"""Leaving between two iterations when asked to."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Stopped(Exception):
+    """A run was asked to end, and has saved; `number` is that of the signal."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Interrupt:
+    """Notes SIGTERM and SIGINT, as a context manager; a second one has its usual effect.
+
+    Among several processes JAX notes SIGTERM, and they agree on the iteration at which they leave.
+
+    Attributes:
+      number: of the signal that came; 0: none.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        signal.signal(number, self._before[number])
+
+    def asked(self, iteration: int) -> bool:
+        """Whether to leave after this iteration; every process gets the same answer."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(iteration):
+            self.number = signal.SIGTERM
+        return self.number > 0

@@ -1,0 +1,259 @@
+"""Kills a real training again and again, and checks that nothing is lost and nothing is different.
+
+    python tools/kill_test.py --kills=30
+
+A tiny One-Forcing (configs/noise.py) trains once undisturbed, and once with SIGKILL at random moments,
+started again each time by the same command. No checkpoint that was whole may be lost or damaged, and at
+the end parameters, optimisers and averages must be equal bit for bit, and so the metrics of each iteration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from tqdm import tqdm
+
+from oneforcing_jax import build
+from oneforcing_jax import config as configs
+from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.metrics import ROWS
+from oneforcing_jax.train import CHECKPOINTS
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "noise.py"
+STAGE = "one_forcing"
+# Of the kills, the share that comes at any time of a start-up; the rest comes in the time of so many
+# iterations after the first.
+EARLY, SPAN = 0.2, 8
+
+
+class Kill(NamedTuple):
+    """One line of the report: what stood there when the process had been killed."""
+
+    seconds: float
+    phase: str
+    row: int
+    checkpoint: int
+    unfinished: int
+
+
+def make_store(folder: Path) -> None:
+    """A store of noise in the shapes of the config."""
+    config, rng = configs.load(CONFIG), np.random.default_rng(0)
+    fields = build.data_fields(config, config.stages[STAGE])
+    store = Store.create(folder, 24, {name: (s, "float32") for name, s in fields.items()})
+    for i in range(len(store)):
+        store.write(i, {n: rng.standard_normal(s, np.float32) for n, s in fields.items()})
+    store.write_shared(NEGATIVE_TEXT, np.zeros(fields["text"], np.float32))
+
+
+def command(workdir: Path, *overrides: str) -> list[str]:
+    """The command line of a run."""
+    main = [sys.executable, "-m", "oneforcing_jax.main", f"--config={CONFIG}"]
+    return [*main, f"--workdir={workdir}", *(f"--config.{field}" for field in overrides)]
+
+
+def environment(compiled: Path) -> dict[str, str]:
+    """One device, and every compiled program kept, so that a start takes seconds."""
+    return os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def whole_rows(workdir: Path) -> list[dict[str, Any]]:
+    """Rows of metrics; what a kill left of the last one is not among them."""
+    file = workdir / STAGE / ROWS
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def checkpoints(workdir: Path) -> tuple[list[Path], int]:
+    """Whole checkpoints in order, and the number of directories that are none."""
+    entries = [p for p in (workdir / STAGE / CHECKPOINTS).glob("[0-9]*") if p.is_dir()]
+    whole = sorted((p for p in entries if p.name.isdigit()), key=lambda p: int(p.name))
+    return whole, len(entries) - len(whole)
+
+
+def read(checkpoint: Path) -> dict[str, np.ndarray]:
+    """All leaves of all items of a checkpoint."""
+    leaves = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in sorted(p for p in checkpoint.iterdir() if "_" in p.name and p.is_dir()):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(checkpointer.restore(item)):
+                leaves[item.name + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return leaves
+
+
+@contextlib.contextmanager
+def running(arguments: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
+    """A process that is gone afterwards."""
+    with (
+        log.open("ab") as out,
+        subprocess.Popen(arguments, env=env, cwd=ROOT, stdout=out, stderr=out) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def kill_once(
+    arguments: list[str], env: dict[str, str], workdir: Path, wait_for_row: bool, delay: float
+) -> Kill | None:
+    """Starts the run and kills it `delay` seconds after its start, or after its first new row of metrics;
+    None if it ended before."""
+    log = workdir / "log.txt"
+    with running(arguments, env, log) as process:
+        start, seen = time.perf_counter(), len(whole_rows(workdir))
+        while wait_for_row and process.poll() is None:
+            # A start first removes the rows that were written after the last checkpoint.
+            found = len(whole_rows(workdir))
+            if found > seen:
+                break
+            seen = found
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(delay)
+        process.kill()
+        ended = process.wait()
+        seconds = time.perf_counter() - start
+    if ended >= 0:
+        if ended:
+            raise RuntimeError(f"a start failed: {log.read_text().strip().splitlines()[-1]}")
+        return None
+    whole, unfinished = checkpoints(workdir)
+    phase = "saving" if unfinished else "training" if wait_for_row else "start-up"
+    row = max((r["iteration"] for r in whole_rows(workdir)), default=0)
+    return Kill(seconds, phase, row, int(whole[-1].name) if whole else 0, unfinished)
+
+
+def differences(undisturbed: Path, killed: Path) -> list[str]:
+    """What the two runs do not have in common, in words."""
+    found = []
+    ends = [checkpoints(workdir)[0][-1] for workdir in (undisturbed, killed)]
+    expected, state = map(read, ends)
+    if ends[0].name != ends[1].name or expected.keys() != state.keys():
+        found.append(f"the last checkpoints are {ends[0]} and {ends[1]}, or hold other leaves")
+    else:
+        found += [
+            f"{name} differs" for name, x in expected.items() if not np.array_equal(x, state[name])
+        ]
+    rows = [
+        [
+            {k: v for k, v in row.items() if k != "seconds_per_iteration"}
+            for row in whole_rows(workdir)
+        ]
+        for workdir in (undisturbed, killed)
+    ]
+    if [row["iteration"] for row in rows[1]] != [row["iteration"] for row in rows[0]]:
+        found.append("metrics.jsonl has other iterations, or an iteration twice")
+    found += [
+        f"metrics of iteration {a['iteration']} differ"
+        for a, b in zip(*rows, strict=False)
+        if a != b
+    ]
+    return found
+
+
+def test(
+    folder: Path, kills: int, seed: int, iterations: int
+) -> tuple[list[Kill], list[str], dict[str, float]]:
+    """Both runs: the kills, what went wrong, and times in seconds."""
+    rng, env = random.Random(seed), environment(folder / "compiled")
+    make_store(folder / "noise")
+    fields = [f"stages.{STAGE}.iterations={iterations}", f"stages.{STAGE}.data={folder / 'noise'}"]
+    times, workdirs = {}, (folder / "undisturbed", folder / "killed")
+    for name, count in (("first start", 1), ("start", 1), ("undisturbed", iterations)):
+        workdir = workdirs[0] if name == "undisturbed" else folder / name
+        workdir.mkdir()
+        begun = time.perf_counter()
+        with running(
+            command(workdir, f"stages.{STAGE}.iterations={count}", *fields[1:]),
+            env,
+            folder / "log.txt",
+        ) as process:
+            if process.wait():
+                raise RuntimeError(f"the undisturbed run failed: see {folder / 'log.txt'}")
+        times[name] = time.perf_counter() - begun
+    pace = max(times["undisturbed"] - times["start"], 1.0) / iterations
+    report: list[Kill] = []
+    wrong: list[str] = []
+    workdirs[1].mkdir()
+    arguments, last = command(workdirs[1], *fields), 0
+    for _ in tqdm(range(kills), desc="kill", unit="kill"):
+        early = rng.random() < EARLY
+        delay = rng.uniform(0, times["start"] if early else SPAN * pace)
+        kill = kill_once(arguments, env, workdirs[1], not early, delay)
+        if kill is None:
+            wrong.append(f"the run ended after {len(report)} kills; give it more --iterations")
+            break
+        report.append(kill)
+        if kill.checkpoint < last:
+            wrong.append(f"kill {len(report)}: checkpoint {last} was whole and is lost")
+        last = kill.checkpoint
+        for checkpoint in checkpoints(workdirs[1])[0]:
+            try:
+                read(checkpoint)
+            except Exception as error:
+                wrong.append(f"kill {len(report)}: {checkpoint} cannot be read: {error}")
+    with running(arguments, env, workdirs[1] / "log.txt") as process:
+        if process.wait():
+            wrong.append(f"the last start failed: see {workdirs[1] / 'log.txt'}")
+            return report, wrong, times
+    return report, wrong + differences(*workdirs), times
+
+
+def table(report: Sequence[Kill]) -> str:
+    """The kills as text."""
+    head = ("kill", "after s", "in", "last row", "checkpoint", "unfinished")
+    rows: list[tuple[str, ...]] = [head]
+    for i, k in enumerate(report, 1):
+        rows.append((str(i), f"{k.seconds:.2f}", k.phase, *map(str, k[2:])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; exit code 1 when something was lost or differs."""
+    parser = argparse.ArgumentParser(prog="kill_test", description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--iterations", type=int, help="of the training; default: 6 a kill")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--folder", type=Path, help="an empty one to work in; default: a temporary one"
+    )
+    known = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (known.folder or Path(temporary)).absolute()
+        iterations = known.iterations or 6 * known.kills + 6
+        try:
+            report, wrong, times = test(folder, known.kills, known.seed, iterations)
+        except (RuntimeError, OSError) as error:
+            sys.exit(f"error: {error}")
+    print(table(report))
+    print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items()))
+    if wrong:
+        sys.exit("\n".join(wrong))
+    print(f"{len(report)} kills: no checkpoint lost, {iterations} iterations equal bit for bit")
+
+
+if __name__ == "__main__":
+    main()
