@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
             # The last group is filled up, so that one program serves all.
             filled = [group[i % len(group)] for i in range(args.batch)]
             _write(args, model, settings, group, noise(filled), text(filled), given, bar)
-    print(f"{len(todo)} videos made in {todo[0].path.parent}")
+    print(f"videos made in {todo[0].path.parent}: {len(todo)}")
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:

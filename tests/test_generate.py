@@ -84,7 +84,7 @@ def live_bytes():
 def test_long_stream_in_constant_memory(student):
     """200 frames; the first 12 again in one pass with the window as an attention structure."""
     noise, text = seeded(sample_keys([3], [0]), SHAPE), prompt()
-    frames, held = [], {}
+    frames, held, programs = [], {}, student._step._cache_size()
     for number, x in enumerate(student.stream(noise, text, 200 * ONE_STEP)):
         frames.append(np.array(x))  # a copy: a view would keep the device's array alive
         if number in (50, 199):
@@ -92,6 +92,8 @@ def test_long_stream_in_constant_memory(student):
     clip = np.concatenate(frames, 1)
     assert clip.shape == (1, 200, *SHAPE) and np.isfinite(clip).all()
     assert held[199] <= held[50]
+    # One program for the first block, and one for those that follow another.
+    assert student._step._cache_size() - programs <= 2
 
     count = 12
     groups = attention.teacher_forcing((1,) * count, 4, 1)
