@@ -8,6 +8,13 @@ from ml_collections import ConfigDict
 from oneforcing_jax import build
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
 
+PROMPTS = (
+    "A red fox trots through fresh snow at the edge of a pine forest, the camera following beside it.",
+    "Waves break over black rocks below a lighthouse, spray drifting in the late evening light.",
+    "A street musician plays the accordion while people with umbrellas walk past in the rain.",
+    "Close-up of hands folding a paper crane on a wooden table, soft light from a window.",
+)
+
 
 def train_stage(method, data, iterations, batch, optimisers, init, **changes):
     """A stage that trains; `optimisers` maps each trained network to its settings."""
@@ -86,6 +93,7 @@ def get_config():
             optimisers={"generator": build.optimiser(), "critic": build.optimiser()},
             init={"generator": "", "critic": "", "teacher": ""},
             ema={"net": "generator", "decay": 0.99, "start": 50},
+            samples={"every": 50, "prompts": PROMPTS},
         )
     }
     return c

@@ -9,7 +9,7 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from oneforcing_jax.toy.world import WORLD
+from oneforcing_jax.toy.world import WORLD, World
 
 TOY = runpy.run_path(str(Path(__file__).with_name("toy.py")))
 
@@ -38,5 +38,6 @@ def get_config():
         c.stages[name].batch = 24 if name == "teacher" else 8
         if "model" in c.stages[name].optimisers:
             c.stages[name].optimisers.model.decay = iterations
+    c.stages.one_forcing.samples.update({"every": 10, "prompts": TOY["spread"](World(**c.world))})
     c.stages.report.videos = 2
     return c

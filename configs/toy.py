@@ -17,6 +17,12 @@ from oneforcing_jax.toy.world import FPS, WORLD
 BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))
 
 
+def spread(world):
+    """Four captions from all over a world."""
+    captions = world.captions()
+    return tuple(captions[:: len(captions) // 4])
+
+
 def get_config():
     c, train = BASE["get_config"](), BASE["train_stage"]
     c.mesh = {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1}
@@ -90,6 +96,7 @@ def get_config():
             {"generator": "ode:model", "critic": "teacher:model", "teacher": "teacher:model"},
             ema={"net": "generator", "decay": 0.97, "start": 0},
             log_every=10,
+            samples={"every": 60, "prompts": spread(WORLD)},
         ),
         "report": {
             "kind": "report",

@@ -40,6 +40,11 @@ class Samples:
     def __init__(
         self, config: ConfigDict, stage: ConfigDict, store: Path, folder: Path, mesh: Mesh
     ) -> None:
+        if stage.method == "teacher" or not stage.samples.prompts:
+            raise ValueError(
+                "samples: expected a causal student and at least one prompt, found method "
+                f"{stage.method!r} and {len(stage.samples.prompts)} prompts; set samples.every to 0"
+            )
         self._folder, self._fps = folder / FOLDER, config.fps
         model, latents = build.model(config, "generator"), config.latents
         try:

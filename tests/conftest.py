@@ -29,6 +29,17 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
+def light_environment(pytestconfig):
+    """For commands in processes of their own: one device, light compilation, programs kept as here."""
+    return os.environ | {
+        "XLA_FLAGS": " ".join(FLAGS[1:]),
+        "JAX_COMPILATION_CACHE_DIR": str(pytestconfig.cache.mkdir("xla")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.fixture(scope="session")
 def random_params():
     """A function: parameters of a network in which nothing is zero (a fresh head is)."""
     import jax

@@ -272,3 +272,13 @@ def test_flags_of_processes_belong_together(tmp_path):
 def test_kills(tmp_path, capsys):
     TOOL["main"](["--kills=2", f"--folder={tmp_path}"])
     assert "2 kills: no checkpoint lost" in capsys.readouterr().out
+
+
+def test_profiles_and_weights_and_biases(tmp_path, noise, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(tmp_path, noise, "wandb=oneforcing", "profile=1", iterations=3)
+    train(tmp_path, noise, "wandb=oneforcing", iterations=4)
+    assert list((tmp_path / STAGE / "profile").rglob("*.xplane.pb"))
+    name = (tmp_path / STAGE / "wandb.txt").read_text()
+    assert len(list((tmp_path / STAGE / "wandb").glob(f"offline-run-*-{name}"))) == 2
