@@ -54,7 +54,7 @@ def dense(
 
 
 def stacked(module: nn.Module, name: str, init: Any) -> Any:
-    """The parameters of stacked layers; where they exist, Flax would trace `init` at each use to check them."""
+    """Parameters of stacked layers; where there are any, Flax would trace `init` at each use to check them."""
     if module.has_variable("params", name):
         return module.get_variable("params", name)
     return module.param(name, init)
