@@ -54,7 +54,7 @@ def dense(
 
 
 def stacked(module: nn.Module, name: str, init: Any) -> Any:
-    """Parameters of stacked layers; given ones are taken as they are, where Flax would trace `init` to check."""
+    """Parameters of stacked layers; where some are given, Flax would trace `init` only to check them."""
     if module.has_variable("params", name):
         return module.get_variable("params", name)
     return module.param(name, init)
