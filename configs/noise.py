@@ -25,7 +25,9 @@ def get_config():
     ema = {"net": "generator", "decay": 0.9, "start": 2}
     nets = dict.fromkeys(("generator", "critic", "teacher"), "")
     c.stages = {
-        "teacher": train("teacher", "noise", 8, 8, {"model": rule}, {"model": ""}),
+        "teacher": train(
+            "teacher", "noise", 8, 8, {"model": rule}, {"model": ""}, ema=ema | {"net": "model"}
+        ),
         "one_forcing": train(
             "one_forcing", "noise", 8, 8, {"generator": rule, "critic": rule}, nets, ema=ema
         ),

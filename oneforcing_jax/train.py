@@ -144,7 +144,7 @@ def _loop(
             if asked or done % stage.checkpoint_every == 0 or done == stage.iterations:
                 # The check waits for the devices, and keeps states that are not finite off the disk.
                 checkpoint.save(manager, done, state, log.check())
-            if asked and done < stage.iterations:
+            if asked:
                 raise Stopped(
                     f"stopped by {signal.Signals(interrupt.number).name} after iteration {done}; "
                     f"{checkpoint.last(manager)}: the same command continues from it",

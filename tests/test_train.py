@@ -270,7 +270,7 @@ def test_flags_of_processes_belong_together(tmp_path):
 
 
 def test_kills(tmp_path, capsys):
-    TOOL["main"](["--kills=2", f"--folder={tmp_path}"])
+    TOOL["main"](["--kills=2", "--stage=teacher", f"--folder={tmp_path}"])
     assert "2 kills: no checkpoint lost" in capsys.readouterr().out
 
 

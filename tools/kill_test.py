@@ -1,8 +1,8 @@
 """Kills a real training again and again, and checks that nothing is lost and nothing is different.
 
-    python tools/kill_test.py --kills=30
+    python tools/kill_test.py --kills=30 --stage=teacher
 
-A tiny One-Forcing (configs/noise.py) trains once undisturbed, and once with SIGKILL at random moments,
+A tiny network (configs/noise.py) trains once undisturbed, and once with SIGKILL at random moments,
 started again each time by the same command. No checkpoint that was whole may be lost or damaged, and at
 the end parameters, optimisers and averages must be equal bit for bit, and so the metrics of each iteration.
 """
@@ -34,7 +34,7 @@ from oneforcing_jax.train import CHECKPOINTS
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "noise.py"
-STAGE = "one_forcing"
+STAGES = ("one_forcing", "teacher")
 # Of the kills, the share that comes at any time of a start-up; the rest comes in the time of so many
 # iterations after the first.
 EARLY, SPAN = 0.2, 8
@@ -53,11 +53,11 @@ class Kill(NamedTuple):
 def make_store(folder: Path) -> None:
     """A store of noise in the shapes of the config."""
     config = configs.load(CONFIG)
-    tiny.write_noise(folder, build.data_fields(config, config.stages[STAGE]))
+    tiny.write_noise(folder, build.data_fields(config, config.stages[STAGES[0]]))
 
 
 def command(workdir: Path, *overrides: str) -> list[str]:
-    """The command line of a run."""
+    """The command line of a run, with other values of fields."""
     main = [sys.executable, "-m", "oneforcing_jax.main", f"--config={CONFIG}"]
     return [*main, f"--workdir={workdir}", *(f"--config.{field}" for field in overrides)]
 
@@ -73,16 +73,16 @@ def environment(compiled: Path) -> dict[str, str]:
     }
 
 
-def whole_rows(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of metrics; what a kill left of the last one is not among them."""
-    file = workdir / STAGE / ROWS
+def whole_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows of metrics of a stage; what a kill left of the last one is not among them."""
+    file = folder / ROWS
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def checkpoints(workdir: Path) -> tuple[list[Path], int]:
+def checkpoints(folder: Path) -> tuple[list[Path], int]:
     """Whole checkpoints in order, and the number of directories that are none."""
-    entries = [p for p in (workdir / STAGE / CHECKPOINTS).glob("[0-9]*") if p.is_dir()]
+    entries = [p for p in (folder / CHECKPOINTS).glob("[0-9]*") if p.is_dir()]
     whole = sorted((p for p in entries if p.name.isdigit()), key=lambda p: int(p.name))
     return whole, len(entries) - len(whole)
 
@@ -111,16 +111,16 @@ def running(arguments: list[str], env: dict[str, str], log: Path) -> Iterator[su
 
 
 def kill_once(
-    arguments: list[str], env: dict[str, str], workdir: Path, wait_for_row: bool, delay: float
+    arguments: list[str], env: dict[str, str], folder: Path, wait_for_row: bool, delay: float
 ) -> Kill | None:
     """Starts the run and kills it `delay` seconds after its start, or after its first new row of metrics;
     None if it ended before."""
-    log = workdir / "log.txt"
+    log = folder.parent / "log.txt"
     with running(arguments, env, log) as process:
-        start, seen = time.perf_counter(), len(whole_rows(workdir))
+        start, seen = time.perf_counter(), len(whole_rows(folder))
         while wait_for_row and process.poll() is None:
             # A start first removes the rows that were written after the last checkpoint.
-            found = len(whole_rows(workdir))
+            found = len(whole_rows(folder))
             if found > seen:
                 break
             seen = found
@@ -134,16 +134,16 @@ def kill_once(
         if ended:
             raise RuntimeError(f"a start failed: {log.read_text().strip().splitlines()[-1]}")
         return None
-    whole, unfinished = checkpoints(workdir)
+    whole, unfinished = checkpoints(folder)
     phase = "saving" if unfinished else "training" if wait_for_row else "start-up"
-    row = max((r["iteration"] for r in whole_rows(workdir)), default=0)
+    row = max((r["iteration"] for r in whole_rows(folder)), default=0)
     return Kill(seconds, phase, row, int(whole[-1].name) if whole else 0, unfinished)
 
 
 def differences(undisturbed: Path, killed: Path) -> list[str]:
     """What the two runs do not have in common, in words."""
     found = []
-    ends = [checkpoints(workdir)[0][-1] for workdir in (undisturbed, killed)]
+    ends = [checkpoints(folder)[0][-1] for folder in (undisturbed, killed)]
     expected, state = map(read, ends)
     if ends[0].name != ends[1].name or expected.keys() != state.keys():
         found.append(f"the last checkpoints are {ends[0]} and {ends[1]}, or hold other leaves")
@@ -152,8 +152,8 @@ def differences(undisturbed: Path, killed: Path) -> list[str]:
             f"{name} differs" for name, x in expected.items() if not np.array_equal(x, state[name])
         ]
     rows = [
-        [{k: v for k, v in row.items() if not k.startswith(RATES)} for row in whole_rows(workdir)]
-        for workdir in (undisturbed, killed)
+        [{k: v for k, v in row.items() if not k.startswith(RATES)} for row in whole_rows(folder)]
+        for folder in (undisturbed, killed)
     ]
     if [row["iteration"] for row in rows[1]] != [row["iteration"] for row in rows[0]]:
         found.append("metrics.jsonl has other iterations, or an iteration twice")
@@ -166,51 +166,51 @@ def differences(undisturbed: Path, killed: Path) -> list[str]:
 
 
 def test(
-    folder: Path, kills: int, seed: int, iterations: int
+    folder: Path, stage: str, kills: int, seed: int, iterations: int
 ) -> tuple[list[Kill], list[str], dict[str, float]]:
     """Both runs: the kills, what went wrong, and times in seconds."""
     rng, env = random.Random(seed), environment(folder / "compiled")
     make_store(folder / "noise")
-    fields = [f"stages.{STAGE}.iterations={iterations}", f"stages.{STAGE}.data={folder / 'noise'}"]
-    times, workdirs = {}, (folder / "undisturbed", folder / "killed")
-    for name, count in (("first start", 1), ("start", 1), ("undisturbed", iterations)):
-        workdir = workdirs[0] if name == "undisturbed" else folder / name
-        workdir.mkdir()
-        begun = time.perf_counter()
-        with running(
-            command(workdir, f"stages.{STAGE}.iterations={count}", *fields[1:]),
-            env,
-            folder / "log.txt",
-        ) as process:
+
+    def arguments(name: str, count: int) -> list[str]:
+        (folder / name).mkdir(exist_ok=True)
+        fields = {"iterations": count, "data": folder / "noise"}
+        return command(
+            folder / name, f"run={stage}", *(f"stages.{stage}.{k}={v}" for k, v in fields.items())
+        )
+
+    def finish(name: str, count: int) -> None:
+        begun, log = time.perf_counter(), folder / name / "log.txt"
+        with running(arguments(name, count), env, log) as process:
             if process.wait():
-                raise RuntimeError(f"the undisturbed run failed: see {folder / 'log.txt'}")
+                raise RuntimeError(f"{name}: a run failed: {log.read_text().strip()[-300:]}")
         times[name] = time.perf_counter() - begun
+
+    times: dict[str, float] = {}
+    for name, count in (("first start", 1), ("start", 1), ("undisturbed", iterations)):
+        finish(name, count)
     pace = max(times["undisturbed"] - times["start"], 1.0) / iterations
     report: list[Kill] = []
     wrong: list[str] = []
-    workdirs[1].mkdir()
-    arguments, last = command(workdirs[1], *fields), 0
-    for _ in tqdm(range(kills), desc="kill", unit="kill"):
+    killed = folder / "killed" / stage
+    for number in tqdm(range(1, kills + 1), desc="kill", unit="kill"):
         early = rng.random() < EARLY
         delay = rng.uniform(0, times["start"] if early else SPAN * pace)
-        kill = kill_once(arguments, env, workdirs[1], not early, delay)
+        last = report[-1].checkpoint if report else 0
+        kill = kill_once(arguments("killed", iterations), env, killed, not early, delay)
         if kill is None:
             wrong.append(f"the run ended after {len(report)} kills; give it more --iterations")
             break
         report.append(kill)
         if kill.checkpoint < last:
-            wrong.append(f"kill {len(report)}: checkpoint {last} was whole and is lost")
-        last = kill.checkpoint
-        for checkpoint in checkpoints(workdirs[1])[0]:
+            wrong.append(f"kill {number}: checkpoint {last} was whole and is lost")
+        for checkpoint in checkpoints(killed)[0]:
             try:
                 read(checkpoint)
             except Exception as error:
-                wrong.append(f"kill {len(report)}: {checkpoint} cannot be read: {error}")
-    with running(arguments, env, workdirs[1] / "log.txt") as process:
-        if process.wait():
-            wrong.append(f"the last start failed: see {workdirs[1] / 'log.txt'}")
-            return report, wrong, times
-    return report, wrong + differences(*workdirs), times
+                wrong.append(f"kill {number}: {checkpoint} cannot be read: {error}")
+    finish("killed", iterations)
+    return report, wrong + differences(folder / "undisturbed" / stage, killed), times
 
 
 def table(report: Sequence[Kill]) -> str:
@@ -227,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exit code 1 when something was lost or differs."""
     parser = argparse.ArgumentParser(prog="kill_test", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--stage", choices=STAGES, default=STAGES[0])
     parser.add_argument("--iterations", type=int, help="of the training; default: 6 a kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = (known.folder or Path(temporary)).absolute()
         iterations = known.iterations or 6 * known.kills + 6
         try:
-            report, wrong, times = test(folder, known.kills, known.seed, iterations)
+            report, wrong, times = test(folder, known.stage, known.kills, known.seed, iterations)
         except (RuntimeError, OSError) as error:
             sys.exit(f"error: {error}")
     print(table(report))

@@ -21,6 +21,7 @@ from oneforcing_jax.models.layers import (
     dense,
     layer_norm,
     logical,
+    stacked,
 )
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 
@@ -94,7 +95,7 @@ class Critic(nn.Module):
         self.registers = self.param("registers", init, (len(layers), c.dim))
         self.register_norm = RMSNorm(jnp.float32)
         self.reader = Reader(c, self.head.ffn_dim, parent=None)
-        self.readers = self.param("readers", self._init_readers)
+        self.readers = stacked(self, "readers", self._init_readers)
         self.classifier = Classifier(c.dim)
 
     def _init_readers(self, key: jax.Array) -> Any:

@@ -53,6 +53,13 @@ def dense(
     )
 
 
+def stacked(module: nn.Module, name: str, init: Any) -> Any:
+    """Parameters of stacked layers; where some are given, Flax would trace `init` only to check them."""
+    if module.has_variable("params", name):
+        return module.get_variable("params", name)
+    return module.param(name, init)
+
+
 def layer_norm(x: jax.Array, eps: float = EPS) -> jax.Array:
     """LayerNorm over the last axis without scale and bias, in float32 (the result too)."""
     x = x.astype(jnp.float32)

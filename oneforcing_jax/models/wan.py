@@ -29,6 +29,7 @@ from oneforcing_jax.models.layers import (
     logical,
     on_tokens,
     sinusoid,
+    stacked,
 )
 
 KeyValue = tuple[jax.Array, jax.Array]
@@ -201,7 +202,7 @@ class WanDiT(nn.Module):
         self.time_embedding_2 = dense(c.dim, ("embed", None), jnp.float32)
         self.time_projection = dense(6 * c.dim, ("embed", None), jnp.float32)
         self.block = Block(c, parent=None)
-        self.blocks = self.param("blocks", self._init_blocks)
+        self.blocks = stacked(self, "blocks", self._init_blocks)
         init = logical(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
         self.head_modulation = self.param("head_modulation", init, (2, c.dim))
         zeros = nn.initializers.zeros_init()
