@@ -2,14 +2,14 @@
 
 import os
 
+import jaxlib
 import pytest
 
-FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    # The emitters that XLA takes for fusions take it three times as long to compile.
-    "--xla_cpu_use_fusion_emitters=false",
-)
+FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
+# The older emitter of fused loops compiles a third faster and gives the same numbers; only versions
+# known to have the flag get it, for an unknown one ends the process. `test_toy_chain` compiles as users do.
+if jaxlib.__version__.startswith("0.10."):
+    FLAGS += ("--xla_cpu_use_fusion_emitters=false",)
 
 # An environment that sets one of them itself has the last word.
 _given = os.environ.get("XLA_FLAGS", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def wan_config(config: dict[str, Any]) -> wan.WanConfig:
     return wan.WanConfig(**{name: config[name] for name in names})
 
 
+@functools.lru_cache(maxsize=64)
 def abstract(net: Any) -> Any:
     """Shapes of a network's parameters."""
     c = net.config

@@ -65,7 +65,7 @@ def command(workdir: Path, *overrides: str) -> list[str]:
 def environment(compiled: Path) -> dict[str, str]:
     """One device, and every compiled program kept, so that a start takes seconds."""
     return os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
