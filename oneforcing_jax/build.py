@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from oneforcing_jax import flow, rollout, sharding
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.encoders import Codec
-from oneforcing_jax.methods import Method, causal_ode, flow_matching, one_forcing
+from oneforcing_jax.methods import Method, causal_ode, flow_matching
+from oneforcing_jax.methods import one_forcing as methods
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.optim import Optimiser
@@ -84,12 +85,13 @@ def _causal_ode(config: ConfigDict) -> Method:
     return causal_ode.causal_ode(WanDiT(model(config, "generator")), layout(config), levels)
 
 
-def _one_forcing(config: ConfigDict) -> Method:
+def one_forcing(config: ConfigDict) -> methods.OneForcing:
+    """Networks and settings of One-Forcing."""
     settings: dict[str, Any] = dict(config.one_forcing)
-    every = settings.pop("generator_every")
-    settings |= {name: one_forcing.Penalty(**settings[name]) for name in ("r1", "r2")}
+    del settings["generator_every"]
+    settings |= {name: methods.Penalty(**settings[name]) for name in ("r1", "r2")}
     settings["gradient_blocks"] = settings["gradient_blocks"] or None
-    made = one_forcing.OneForcing(
+    return methods.OneForcing(
         WanDiT(model(config, "generator")),
         WanDiT(model(config, "teacher")),
         Critic(model(config, "critic"), HeadConfig(**config.head)),
@@ -97,7 +99,10 @@ def _one_forcing(config: ConfigDict) -> Method:
         shift=config.shift,
         **settings,
     )
-    return one_forcing.make(made, every)
+
+
+def _one_forcing(config: ConfigDict) -> Method:
+    return methods.make(one_forcing(config), config.one_forcing.generator_every)
 
 
 METHODS: Mapping[str, Callable[[ConfigDict], Method]] = {

@@ -138,31 +138,36 @@ def _frame_tokens(config: ConfigDict, c: WanConfig) -> int:
     return c.frame_tokens(config.latents.rows, config.latents.columns)
 
 
-def _one_forcing(config: ConfigDict, net: str) -> float:
-    """One clip's share; the adversarial head, less than a percent, is not counted."""
+def one_forcing_parts(config: ConfigDict) -> dict[str, float]:
+    """One clip's share of a One-Forcing iteration, by parts; "replay" and "sequential" are gradients of
+    the rollout and hold it. The adversarial head, less than a percent, is not counted."""
     generator, teacher, critic = (
         build.model(config, n) for n in ("generator", "teacher", "critic")
     )
-    frames, tokens, plan = (
-        config.latents.frames,
-        _frame_tokens(config, generator),
-        build.plan(config),
-    )
-    settings = config.one_forcing
-    made = generation(generator, tokens, plan)
-    judged = clip(critic, tokens, frames)
-    if net == "critic":
-        gan = settings.gan_discriminator_weight
-        clips = 1 + (2 + bool(settings.r1.weight) + bool(settings.r2.weight) if gan else 0)
-        return made.forward + clips * judged.train(critic.remat)
-
-    total = judged.forward + 2 * clip(teacher, tokens, frames).forward
-    if settings.gan_generator_weight:
-        total += judged.train_input(critic.remat) + settings.relativistic * judged.forward
+    frames, tokens = config.latents.frames, _frame_tokens(config, generator)
+    settings, plan = config.one_forcing, build.plan(config)
+    made, judged = generation(generator, tokens, plan), clip(critic, tokens, frames)
     first = rollout.first_of_window(plan, settings.gradient_blocks or None)
-    if settings.context_gradient == "full":
-        before = generation(generator, tokens, plan[:first])
-        return total + before.forward + 4 * (made.forward - before.forward)
+    before = generation(generator, tokens, plan[:first]).forward
     groups = attention.noisy_after_clean(build.layout(config), first=first)
-    replayed = structured(generator, tokens, groups)
-    return total + made.forward + replayed.train(generator.remat)
+    gan = bool(settings.gan_generator_weight)
+    adversarial = judged.train_input(critic.remat) + settings.relativistic * judged.forward
+    real = settings.gan_discriminator_weight
+    clips = 1 + (2 + bool(settings.r1.weight) + bool(settings.r2.weight) if real else 0)
+    return {
+        "rollout": made.forward,
+        "scores": judged.forward + 2 * clip(teacher, tokens, frames).forward,
+        "adversarial": gan * adversarial,
+        "replay": made.forward + structured(generator, tokens, groups).train(generator.remat),
+        "sequential": before + 4 * (made.forward - before),
+        "critic": made.forward + clips * judged.train(critic.remat),
+    }
+
+
+def _one_forcing(config: ConfigDict, net: str) -> float:
+    parts = one_forcing_parts(config)
+    if net == "critic":
+        return parts["critic"]
+    full = config.one_forcing.context_gradient == "full"
+    gradient = parts["sequential" if full else "replay"]
+    return parts["scores"] + parts["adversarial"] + gradient

@@ -54,8 +54,9 @@ def test_command_line(tmp_path, capsys):
     rule = "--config.stages.ode.optimisers.model.name=adamw"
     BENCH["main"](["train", f"--config={toy}", *stage, *SMALL, rule, "--repeats=2", f"--out={out}"])
     made, printed = json.loads(out.read_text()), capsys.readouterr().out
-    (row,) = made["updates"]
-    assert row["update"] == "model" and "TFLOP/s" in printed
+    row, *data = made["work"]
+    assert row["work"] == "model update" and "TFLOP/s" in printed
+    assert len(data) == 2 and all(part["step_s"] > 0 for part in data)
     for field in ("compile_s", "first_s", "step_s", "flops", "flops_per_s", "memory_bytes"):
         assert row[field] > 0, field
     assert row["flops_per_s"] == pytest.approx(row["flops"] / row["step_s"])

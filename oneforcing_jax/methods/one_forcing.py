@@ -178,14 +178,16 @@ def generator_loss(
     if not method.gan_generator_weight:
         return dmd_loss, metrics | {"loss": dmd_loss}
 
-    adversarial, logit = _generator_adversarial(method, critic, x, batch, draws)
+    adversarial, logit = generator_adversarial(method, critic, x, batch, draws)
     loss = dmd_loss + method.gan_generator_weight * adversarial
     return loss, metrics | {"loss": loss, "gan_loss": adversarial, "fake_logit": logit.mean()}
 
 
-def _generator_adversarial(
+def generator_adversarial(
     method: OneForcing, critic: Any, x: jax.Array, batch: dict[str, Any], draws: GeneratorDraws
 ) -> tuple[jax.Array, jax.Array]:
+    """L_adv of generated latents x [b, f, c, y, x], and their logits [b]."""
+
     def logit(latents: jax.Array) -> Any:
         x_t = flow.add_noise(latents, draws.gan_noise, draws.gan_sigma)
         scores: Any = method.critic.apply(
