@@ -170,7 +170,7 @@ def test_generator_update_is_the_same_on_a_mesh(random_params):
     whole = one_forcing_method()
     method = whole._replace(updates=whole.updates[:1])
     expected = trained(make_trainer(method), random_params, 1)
-    trainer = make_trainer(method, THREE, microbatch=4)
+    trainer = make_trainer(method, THREE)
     assert_same(trained(trainer, random_params, 1), expected, 1e-3)
 
 

@@ -269,6 +269,7 @@ def test_flags_of_processes_belong_together(tmp_path):
         main.main([f"--config={TOOL['CONFIG']}", f"--workdir={tmp_path}", "--process_id=1"])
 
 
+@pytest.mark.long
 def test_kills(tmp_path, capsys):
     TOOL["main"](["--kills=2", "--stage=teacher", f"--folder={tmp_path}"])
     assert "2 kills: no checkpoint lost" in capsys.readouterr().out
