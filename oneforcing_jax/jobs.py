@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from oneforcing_jax import shards
+
 NAMINGS = ("vbench", "number")
 # As VBench's tools cut them; and in bytes, for a file name has 255 of them at most, of which a
 # temporary name, the sample's number and the ending take some.
@@ -153,7 +155,5 @@ def shard(jobs: Sequence[Job], part: str) -> list[Job]:
     Raises:
       ValueError: another form, or a number that is too high.
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", part)
-    if not match or int(match[1]) >= int(match[2]):
-        raise ValueError(f"shard: expected I/N with I from 0 to N - 1, found {part!r}")
-    return list(jobs)[int(match[1]) :: int(match[2])]
+    index, count = shards.parse(part)
+    return list(jobs)[index::count]

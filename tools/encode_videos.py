@@ -19,10 +19,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax import build
+from oneforcing_jax import build, shards
 from oneforcing_jax import config as configs
 from oneforcing_jax import encoders as encoding
-from oneforcing_jax.data.encode import encode, shard, summary
+from oneforcing_jax.data.encode import encode, summary
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "framewise.py"
 
@@ -37,14 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder of the encoders")
     parser.add_argument("--out", required=True, type=Path, help="folder of the store")
     parser.add_argument("--config", default=DEFAULT, type=Path, help="sizes (default: framewise)")
-    parser.add_argument("--shard", default="0/1", type=shard, help="I/N, of N processes the I-th")
+    parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
     given, overrides = parser.parse_known_args(arguments)
     try:
+        share = shards.parse(given.shard)
         config = configs.load(given.config, overrides)
         encoders = encoding.load(given.checkpoint, config.generator.text_len)
         clip = build.clip(config, encoders.codec)
         store = encode(
-            given.videos, given.captions, given.checkpoint, encoders, clip, given.out, given.shard
+            given.videos, given.captions, given.checkpoint, encoders, clip, given.out, share
         )
         print(summary(store))
     except (ValueError, OSError, ImportError) as error:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oneforcing_jax import encoders as encoding
-from oneforcing_jax.data.encode import shard, summary
+from oneforcing_jax import shards
+from oneforcing_jax.data.encode import summary
 from oneforcing_jax.data.lmdb_rows import import_lmdb
 from oneforcing_jax.text import MAX_TOKENS
 
@@ -29,11 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder of the encoders")
     parser.add_argument("--out", required=True, type=Path, help="folder of the store")
     parser.add_argument("--text_len", default=MAX_TOKENS, type=int, help="rows of an embedding")
-    parser.add_argument("--shard", default="0/1", type=shard, help="I/N, of N processes the I-th")
+    parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
     given = parser.parse_args(arguments)
     try:
+        share = shards.parse(given.shard)
         encoders = encoding.load(given.checkpoint, given.text_len)
-        store = import_lmdb(given.lmdb, given.checkpoint, encoders, given.out, given.shard)
+        store = import_lmdb(given.lmdb, given.checkpoint, encoders, given.out, share)
         print(summary(store))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.linen import meta
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, flops, pretrained, rollout, steps
+from oneforcing_jax import build, flops, pretrained, rollout, sharding, steps
 from oneforcing_jax import config as configs
 from oneforcing_jax.cache import Window
+from oneforcing_jax.encoders import WanCodec
 from oneforcing_jax.models import vae
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
@@ -46,7 +46,7 @@ def random_student(config: WanConfig, window: Window) -> Student:
     return Student(config, jax.jit(init)(), window)
 
 
-def random_decoder(latents: ConfigDict, batch: int, dtype: Any) -> Decoder:
+def random_decoder(latents: ConfigDict, dtype: Any) -> Decoder:
     """What `Codec.stream` is, with random weights."""
     config = VAEConfig(dtype=dtype)
     if latents.channels != config.channels:
@@ -55,25 +55,8 @@ def random_decoder(latents: ConfigDict, batch: int, dtype: Any) -> Decoder:
         return lambda: linear
     params = meta.unbox(vae.init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda x: x.astype(dtype), params)
-
-    def pixels(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        frames, state = vae.decode_step(params, state, x)
-        levels = jnp.round((vae.clamp(frames) + 1) * 127.5).astype(jnp.uint8)
-        return jnp.moveaxis(levels, 2, -1), state
-
-    step = jax.jit(pixels, donate_argnums=1)
-
-    def stream() -> Callable[[jax.Array], jax.Array]:
-        state = vae.init_stream(config, batch, latents.rows, latents.columns)
-
-        def decode(x: jax.Array) -> jax.Array:
-            nonlocal state
-            frames, state = step(params, state, x)
-            return frames
-
-        return decode
-
-    return stream
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    return WanCodec(config, jax.device_put(params, sharding.named(mesh))).stream
 
 
 def _clock(values: Any, each: Callable[[Any], Any] = lambda x: x) -> tuple[list[float], list[Any]]:
@@ -137,7 +120,7 @@ def report(config: ConfigDict, args: argparse.Namespace) -> dict[str, Any]:
         args.first_steps,
     )
     student = random_student(made, Window(args.window, args.sink))
-    decoder = random_decoder(size, args.batch, made.dtype)
+    decoder = random_decoder(size, made.dtype)
     found = measure(student, decoder, size, plan, args.batch, args.repeats)
     # With exact lengths of keys, each block seeing all before it; a window makes it less.
     tokens = made.frame_tokens(size.rows, size.columns)

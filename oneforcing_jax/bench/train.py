@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 
 from oneforcing_jax import build, flops, rollout, tiny
 from oneforcing_jax import config as configs
+from oneforcing_jax.bench.timing import clocked, compiled, summary, timed
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.methods import one_forcing
 from oneforcing_jax.methods.one_forcing import OneForcing
@@ -59,12 +59,10 @@ def _data(config: ConfigDict, stage: ConfigDict, trainer: Trainer) -> tuple[list
         stream = batches(store, stage.batch, seed=0, start=0)
         read, put = [], []
         for _ in range(READ):
-            start = time.perf_counter()
-            host = next(stream) | {"negative": negative}
-            read.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            batch = jax.block_until_ready(trainer.put(host))
-            put.append(time.perf_counter() - start)
+            seconds, host = clocked(next, stream)
+            read.append(seconds)
+            seconds, batch = clocked(trainer.put, host | {"negative": negative})
+            put.append(seconds)
     rows = [_row(name, {"step_s": statistics.median(t)}, 0.0) for name, t in
             (("data: read a batch", read), ("host: batch to devices", put))]  # fmt: skip
     return rows, batch
@@ -112,56 +110,23 @@ def _parts(
     if not method.gan_generator_weight:
         del programs["adversarial"]
     for name, (program, arguments) in programs.items():
-        yield _row(f"  {name}", _time(jax.jit(program), arguments, repeats), work[name])
-
-
-def _time(program: Any, arguments: tuple, repeats: int) -> dict[str, Any]:
-    start = time.perf_counter()
-    compiled = program.lower(*arguments).compile()
-    compile_s, seconds = time.perf_counter() - start, []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - start)
-    return _times(compiled, compile_s, seconds)
+        yield _row(f"  {name}", timed(jax.jit(program), arguments, repeats), work[name])
 
 
 def _time_step(
     step: Any, state: Any, frozen: Any, batch: Any, repeats: int
 ) -> tuple[dict[str, Any], Any]:
-    """The same of a step, which takes its state over."""
-    start = time.perf_counter()
-    compiled = step.lower(state, frozen, batch, np.int32(0)).compile()
-    compile_s, seconds = time.perf_counter() - start, []
-    for iteration in range(repeats + 1):
-        start = time.perf_counter()
-        state, metrics = compiled(state, frozen, batch, np.int32(iteration))
-        jax.block_until_ready((state, metrics))
-        seconds.append(time.perf_counter() - start)
-    return _times(compiled, compile_s, seconds), state
-
-
-def _times(compiled: Any, compile_s: float, seconds: Sequence[float]) -> dict[str, Any]:
-    planned = compiled.memory_analysis()
-    return {
-        "compile_s": compile_s,
-        "first_s": seconds[0],
-        "step_s": statistics.median(seconds[1:]),
-        "slowest_s": max(seconds[1:]),
-        "temp_bytes": planned.temp_size_in_bytes,
-        "argument_bytes": planned.argument_size_in_bytes,
-    }
+    """Times a step, which takes its state over; the state after it."""
+    made, compile_s = compiled(step, (state, frozen, batch, np.int32(0)))
+    seconds = []
+    for i in range(repeats + 1):
+        one, (state, _) = clocked(made, state, frozen, batch, np.int32(i))
+        seconds.append(one)
+    return summary(made, compile_s, seconds), state
 
 
 def _row(name: str, times: dict[str, Any], work: float) -> dict[str, Any]:
-    row = {"work": name, **times, "flops": work, "flops_per_s": work / times["step_s"]}
-    return row | ({"memory_bytes": _memory(times)} if "temp_bytes" in times else {})
-
-
-def _memory(times: dict[str, Any]) -> int:
-    """Peak of a device since the start; where it does not say, what the program asks for."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or times["temp_bytes"] + times["argument_bytes"]
+    return {"work": name, **times, "flops": work, "flops_per_s": work / times["step_s"]}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

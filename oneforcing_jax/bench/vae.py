@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import meta
 
+from oneforcing_jax.bench.timing import timed
 from oneforcing_jax.models import vae
 from oneforcing_jax.models.vae import VAEConfig, WanVAE
 
@@ -43,44 +42,18 @@ def measure(config: VAEConfig, frames: int, rows: int, columns: int, repeats: in
 
     work = _flops(model, params, pixels, latents)
     made = [
-        _row("encode", frames, *_time(whole("encode"), (params, pixels), repeats), work["encode"]),
-        _row("decode", frames, *_time(whole("decode"), (params, latents), repeats), work["decode"]),
+        _row("encode", frames, timed(whole("encode"), (params, pixels), repeats), work["encode"]),
+        _row("decode", frames, timed(whole("decode"), (params, latents), repeats), work["decode"]),
     ]
     state = vae.init_stream(config, 1, *shape[3:])
     _, state = jax.jit(vae.decode_step)(params, state, latents[:, :1])
-    times = _time(jax.jit(vae.decode_step), (params, state, latents[:, :1]), repeats)
-    return [*made, _row("stream step", config.time_stride, *times, work["step"])]
+    times = timed(jax.jit(vae.decode_step), (params, state, latents[:, :1]), repeats)
+    return [*made, _row("stream step", config.time_stride, times, work["step"])]
 
 
-def _time(program: Any, arguments: tuple, repeats: int) -> tuple[float, list[float], int]:
-    """Seconds to compile, seconds of each run, and bytes that the program needs."""
-    start = time.perf_counter()
-    compiled = program.lower(*arguments).compile()
-    compile_s, seconds = time.perf_counter() - start, []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - start)
-    plan = compiled.memory_analysis()
-    sizes = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
-    return compile_s, seconds[1:], sizes
-
-
-def _row(
-    name: str, frames: int, compile_s: float, seconds: list[float], memory: int, flops: float
-) -> dict[str, Any]:
-    median = statistics.median(seconds)
-    return {
-        "work": name,
-        "frames": frames,
-        "compile_s": compile_s,
-        "seconds": median,
-        "slowest_s": max(seconds),
-        "frames_per_s": frames / median,
-        "memory_bytes": memory,
-        "flops": flops,
-        "flops_per_s": flops / median,
-    }
+def _row(name: str, frames: int, times: dict[str, Any], work: float) -> dict[str, Any]:
+    rates = {"frames_per_s": frames / times["step_s"], "flops_per_s": work / times["step_s"]}
+    return {"work": name, "frames": frames, **times, "flops": work, **rates}
 
 
 def _flops(model: WanVAE, params: Any, pixels: jax.Array, latents: jax.Array) -> dict[str, float]:
@@ -108,7 +81,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"{'work':>12} {'compile s':>10} {'seconds':>9} {'frames/s':>9} {'GB':>7} {'TFLOP/s':>8}"
     ]
     lines += [
-        f"{row['work']:>12} {row['compile_s']:10.1f} {row['seconds']:9.4f} "
+        f"{row['work']:>12} {row['compile_s']:10.1f} {row['step_s']:9.4f} "
         f"{row['frames_per_s']:9.2f} {row['memory_bytes'] / 1e9:7.3f} "
         f"{row['flops_per_s'] / 1e12:8.3g}"
         for row in rows

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -168,14 +166,6 @@ def _keep_samples(store: Store, samples: Sequence[Pair]) -> None:
                 )
     rows = ({"video": sample.name, "caption": sample.caption} for sample in samples)
     write_whole(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-def shard(text: str) -> tuple[int, int]:
-    """Reads "I/N", of N processes the I-th, for argparse."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, found {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def summary(store: Store) -> str:
