@@ -126,15 +126,20 @@ def test_any_layout_and_window(case):
     frames, heads = sum(layout), (CONFIG.num_heads, CONFIG.head_dim)
     q, k, v = normal(8, 3, 1, frames * TOKENS, *heads)
     groups = attention.block_causal(layout, window.size, window.sink)
-    whole = attention.attend_groups(q, k, v, groups, TOKENS)
+    whole = jax.jit(attention.attend_groups, static_argnums=(3, 4))(q, k, v, groups, TOKENS)
     one_layer = dataclasses.replace(CONFIG, num_layers=1)
     cache, start, parts = kv.init(one_layer, 1, window.slots(frames), TOKENS), 0, []
+
+    @jax.jit
+    def block(cache, q, k, v, start):
+        size, limit = q.shape[1] // TOKENS, cache.k.shape[2]
+        attend = kv.cached((size,), start, TOKENS, window, limit)
+        out, new = attend(q, k, v, jax.tree.map(lambda x: x[0], cache))
+        return out, kv.write(cache, jax.tree.map(lambda x: x[None], new), start, window)
+
     for size in layout:
         tokens = slice(start * TOKENS, (start + size) * TOKENS)
-        attend = kv.cached((size,), np.int32(start), TOKENS, window, cache.k.shape[2])
-        memory = jax.tree.map(lambda x: x[0], cache)
-        out, new = attend(q[:, tokens], k[:, tokens], v[:, tokens], memory)
-        cache = kv.write(cache, jax.tree.map(lambda x: x[None], new), np.int32(start), window)
+        out, cache = block(cache, q[:, tokens], k[:, tokens], v[:, tokens], np.int32(start))
         parts.append(out)
         start += size
     assert error(np.concatenate(parts, 1), whole) < 1e-5
