@@ -12,23 +12,35 @@ from PIL import Image
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy.world import FPS
 
+# Half the depth, and layers half as wide inside: it learns what is asserted here in half the time.
+SMALLER = (
+    *(
+        f"--config.{net}.{field}"
+        for net in ("generator", "teacher", "critic")
+        for field in ("ffn_dim=256", "num_layers=2")
+    ),
+    "--config.head.layers=(0,1)",
+)
+# As the tests are, but on one device.
+LIGHT = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f)
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    # A teacher that stops half way, so that the whole run has something to resume.
-    run(folder, "--config.run=world,teacher", "--config.stages.teacher.iterations=120")
+    # A teacher that stops early, so that the whole run has something to resume. Most of the steps are
+    # here, in programs compiled as a user's are; later stages are compiling above all, and do it lightly.
+    run(folder, "--config.run=world,teacher", "--config.stages.teacher.iterations=200", flags="")
     run(folder)
     return folder
 
 
-def run(folder, *overrides):
-    """The command as a user runs it: one device, programs compiled to run fast."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+def run(folder, *overrides, flags=LIGHT):
+    """The command as a user runs it, on one device."""
     command = [sys.executable, "-m", "oneforcing_jax.main", "--config=configs/tiny.py"]
     done = subprocess.run(
-        [*command, f"--workdir={folder}", *overrides],
-        env=environment,
+        [*command, f"--workdir={folder}", *SMALLER, *overrides],
+        env=os.environ | {"XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         check=False,
@@ -64,6 +76,18 @@ def test_videos_and_sheet(workdir):
     sheet = np.asarray(Image.open(workdir / "report" / "sheet.png"))
     assert sheet.shape[0] > 600
     assert sheet.std() > 10
+
+
+def test_samples_on_the_way(workdir):
+    rows = [json.loads(line) for line in (workdir / "one_forcing" / "metrics.jsonl").open()]
+    files = sorted((workdir / "one_forcing" / "samples").glob("*.mp4"))
+    assert [file.stem for file in files] == ["000010", "000020"]
+    # Raw weights above their average, three prompts side by side.
+    frames, fps = read_video(files[-1])
+    assert frames.shape == (4, 2 * 24, 3 * 24, 3)
+    assert fps == FPS
+    assert frames.max() > 100
+    assert all(row["samples/motion"] > 0 and row["samples/motion_ema"] > 0 for row in rows)
 
 
 def test_resumed_where_it_stopped(workdir):
