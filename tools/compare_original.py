@@ -103,6 +103,7 @@ class Worker:
     """One side in its own process."""
 
     def __init__(self, side: str, setting: Setting, folder: Path) -> None:
+        self.side = side
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
@@ -114,7 +115,10 @@ class Worker:
     def call(self, method: str, *arguments: Any) -> Any:
         """The answer of a method of the side."""
         self.connection.send((method, *arguments))
-        answer = self.connection.recv()
+        try:
+            answer = self.connection.recv()
+        except EOFError as error:
+            raise OSError(f"{self.side}: its process ended during {method!r}") from error
         if isinstance(answer, Exception):
             raise answer
         return answer

@@ -84,7 +84,9 @@ class Setting:
     def tapped(self) -> tuple[int, ...]:
         """Layers that the adversarial head reads."""
         last = self.layers - 1
-        return (int(0.7 * last), last) if self.layout == "framewise" else (last,)
+        return (
+            (min(round(21 / 29 * last), last - 1), last) if self.layout == "framewise" else (last,)
+        )
 
     def head_ffn(self) -> int:
         """Hidden width of the adversarial head."""
