@@ -114,10 +114,10 @@ class Worker:
 
     def call(self, method: str, *arguments: Any) -> Any:
         """The answer of a method of the side."""
-        self.connection.send((method, *arguments))
         try:
+            self.connection.send((method, *arguments))
             answer = self.connection.recv()
-        except EOFError as error:
+        except (EOFError, ConnectionError) as error:
             raise OSError(f"{self.side}: its process ended during {method!r}") from error
         if isinstance(answer, Exception):
             raise answer
