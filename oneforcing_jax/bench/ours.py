@@ -1,0 +1,161 @@
+"""Our side of a comparison with the original: the train step as `train` runs it, on given weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneforcing_jax import build, flops, flow, rollout, steps
+from oneforcing_jax import config as configs
+from oneforcing_jax.bench.setting import WORKS, Record, Setting, random_batch
+from oneforcing_jax.convert import keys
+from oneforcing_jax.convert import wan as wan_keys
+from oneforcing_jax.methods import one_forcing
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.rollout import Draws, Generator
+from oneforcing_jax.sharding import unbox
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def configuration(setting: Setting) -> Any:
+    """The published config of the layout, at the sizes of the comparison."""
+    config = configs.load(CONFIGS / f"{setting.layout}.py")
+    student, teacher = (
+        dataclasses.replace(WanConfig(), **sizes)  # type: ignore[arg-type]
+        for sizes in (setting.student_sizes(), setting.teacher_sizes())
+    )
+    student = dataclasses.replace(student, remat="full")
+    config.generator.update(build.wan(student, dtype=setting.dtype))
+    config.critic.update(build.wan(student, dtype=setting.dtype))
+    config.teacher.update(build.wan(teacher, dtype=setting.dtype))
+    config.head.update({"layers": setting.tapped(), "ffn_dim": setting.head_ffn()})
+    config.latents.update({"rows": setting.rows, "columns": setting.columns})
+    config.stages.one_forcing.batch = 1
+    # The average over updates is left out on both sides.
+    config.stages.one_forcing.ema.net = ""
+    return config
+
+
+class Ours:
+    """Generator update, critic update and rollout, with the original's weights."""
+
+    def __init__(self, setting: Setting, weights: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        self.config = configuration(setting)
+        self.trainer = build.trainer(self.config, self.config.stages.one_forcing)
+        self.plan = build.plan(self.config)
+        self.key_maps = {
+            "generator": wan_keys.transformer(setting.layers, "model."),
+            "critic": wan_keys.critic(setting.layers, len(setting.tapped())),
+            "teacher": wan_keys.transformer(setting.teacher_sizes()["num_layers"], "model."),
+        }
+        with jax.set_mesh(self.trainer.mesh):
+            params = {name: self._load(name, tensors) for name, tensors in weights.items()}
+            self.state = self.trainer.init_state(params)
+            self.frozen = {"teacher": params["teacher"]}
+            self.batch = self.trainer.put(random_batch(setting))
+        self.programs: dict[str, Any] = {}
+
+    def _load(self, name: str, tensors: Mapping[str, np.ndarray]) -> Any:
+        net = self.trainer.method.nets[name]
+        abstract = unbox(jax.eval_shape(lambda: steps.init(net, 0)))
+        return jax.tree.map(jnp.asarray, keys.load(self.key_maps[name], tensors, abstract, name))
+
+    def _rollout(self, params: Any, text: jax.Array, iteration: jax.Array) -> jax.Array:
+        config = build.model(self.config, "generator")
+        sigma = self.config.one_forcing.context_sigma
+        apply = functools.partial(WanDiT(config).apply, {"params": params})
+        key = jax.random.fold_in(jax.random.key(0), iteration)
+        draws = rollout.draw(key, self.batch["latents"].shape, self.plan, sigma)
+        g = Generator(apply, config, context_sigma=sigma)
+        return rollout.generate(g, draws, text, self.plan).latents
+
+    def _arguments(self, work: str) -> tuple[Any, ...]:
+        if work == "rollout":
+            return self.state["params"]["generator"], self.batch["text"], np.int32(0)
+        return self.state, self.frozen, self.batch, np.int32(0)
+
+    def prepare(self) -> dict[str, float]:
+        """Compiles everything; seconds of each."""
+        updates: dict[str, Any] = dict(
+            zip(("generator", "critic"), self.trainer.steps(), strict=True)
+        )
+        seconds = {}
+        with jax.set_mesh(self.trainer.mesh):
+            for work in WORKS:
+                program = updates.get(work) or jax.jit(self._rollout)
+                start = time.perf_counter()
+                self.programs[work] = program.lower(*self._arguments(work)).compile()
+                seconds[work] = time.perf_counter() - start
+        return seconds
+
+    def run(self, work: str) -> float:
+        """Seconds of one update, optimiser included, or of one rollout without gradient."""
+        start = time.perf_counter()
+        made = self.programs[work](*self._arguments(work))
+        jax.block_until_ready(made)
+        if work != "rollout":
+            self.state = made[0]
+        return time.perf_counter() - start
+
+    def operations(self) -> dict[str, float]:
+        """Floating-point operations of ours, counted from the shapes."""
+        stage = self.config.stages.one_forcing
+        tokens = build.model(self.config, "generator").frame_tokens(
+            self.config.latents.rows, self.config.latents.columns
+        )
+        made = flops.generation(build.model(self.config, "generator"), tokens, self.plan)
+        return {
+            "generator": flops.update(self.config, stage, "generator"),
+            "critic": flops.update(self.config, stage, "critic"),
+            "rollout": made.forward,
+        }
+
+    def check(self, work: str, record: Record) -> dict[str, float]:
+        """Both losses of the same update, and the relative distance of its gradients."""
+        draws = self._draws(work, record)
+        batch = {name: jnp.asarray(x) for name, x in record.batch.items()}
+        update = {u.net: u for u in self.trainer.method.updates}[work]
+        nets = self.state["params"] | self.frozen
+
+        def loss(params: Any) -> Any:
+            # The method asks this function for randomness: it gets what the original drew.
+            setattr(one_forcing, f"draw_{work}", lambda *_: draws)
+            return update.loss(params, nets, batch, jax.random.key(0))[0]
+
+        with jax.set_mesh(self.trainer.mesh):
+            value, found = jax.jit(jax.value_and_grad(loss))(nets[work])
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), found)
+        expected = keys.load(self.key_maps[work], record.gradients, abstract, "gradients")
+        distance = jax.tree.map(lambda a, b: np.asarray(a, np.float32) - b, found, expected)
+        return {
+            "original_loss": record.loss,
+            "our_loss": float(value),
+            "gradient_distance": _norm(distance) / _norm(expected),
+        }
+
+    def _draws(self, work: str, record: Record) -> Any:
+        first, later, count = record.normals[0], record.normals[1:], len(self.plan)
+        blocks = [x.reshape(1, -1, *first.shape[2:]) for x in later[:count]]
+        roll = Draws(jnp.asarray(first), jnp.asarray(np.concatenate(blocks, 1)))
+        sigmas = [flow.critic_sigma(jnp.asarray(t), self.config.shift) for t in record.timesteps]
+        noises = [jnp.asarray(x) for x in later[count:]]
+        if work == "generator":
+            return one_forcing.GeneratorDraws(roll, sigmas[0], noises[0], sigmas[1], noises[1])
+        # Penalties that the config leaves out draw nothing.
+        noises += [jnp.zeros_like(noises[0])] * (4 - len(noises))
+        return one_forcing.CriticDraws(roll, sigmas[0], noises[0], sigmas[1], *noises[1:])
+
+
+def _norm(tree: Any) -> float:
+    return float(
+        np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(tree)))
+    )

@@ -1,0 +1,92 @@
+"""The comparison with the original, as far as it goes without it: sizes, ratios, errors, our side."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from oneforcing_jax import build
+from oneforcing_jax.bench import ours
+from oneforcing_jax.bench.setting import Setting, random_batch
+from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+
+ROOT = Path(__file__).parents[1]
+TOOL = runpy.run_path(str(ROOT / "tools" / "compare_original.py"))
+
+
+def test_a_missing_clone_is_one_line(tmp_path):
+    expected = (
+        r"^error: --original: expected a clone of github.com/Aurora-edu/One-Forcing, found no "
+    )
+    with pytest.raises(SystemExit, match=expected + r"model/one_forcing.py in \S+; run git clone"):
+        TOOL["main"]([f"--original={tmp_path / 'nothing'}"])
+    for name in TOOL["NEEDED"][:-1]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with pytest.raises(SystemExit, match=expected + "chunkwise_config.yaml"):
+        TOOL["main"]([f"--original={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--repeats=0", "repeats: expected 1 or more, found 0"),
+        ("--cores=1000", "cores: expected 0 to .*, found 1000"),
+        ("--dim=100", "dim: expected a multiple of 128, found 100"),
+        ("--layers=1", "layers: expected 2 or more, found 1"),
+        ("--rows=3", "expected even sides, found 3x12"),
+    ],
+)
+def test_odd_arguments_are_one_line(argument, message, tmp_path):
+    for name in TOOL["NEEDED"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(SystemExit, match=message):
+        TOOL["main"]([f"--original={tmp_path}", argument])
+
+
+def test_ratios_are_of_medians_and_say_whether_the_target_is_met():
+    times = {
+        "original": {"generator": [8.0, 9.0, 100.0], "critic": [4.0] * 3, "rollout": [3.0] * 3},
+        "ours": {"generator": [3.0, 3.0, 4.0], "critic": [2.0] * 3, "rollout": [0.5] * 3},
+    }
+    rows = {row["work"]: row for row in TOOL["summary"](times)}
+    assert [rows[work]["ratio"] for work in ("generator", "critic", "rollout")] == [3, 2, 6]
+    assert [row["met"] for row in rows.values()] == [True, False, True, False]
+    assert (rows["generator"]["least"], rows["generator"]["greatest"]) == (8 / 3, 25)
+    assert rows["iteration"]["original_s"] == pytest.approx(4 + 9 / 5)
+    assert rows["iteration"]["ours_s"] == pytest.approx(2 + 3 / 5)
+    text = TOOL["table"](list(rows.values())).splitlines()
+    assert len(text) == 5 and text[2].split() == [
+        "critic",
+        "4.000",
+        "2.000",
+        "2.00",
+        "2.00",
+        "2.00",
+        "no",
+    ]
+
+
+def test_a_setting_of_the_published_width_has_the_published_sizes():
+    setting = Setting(dim=1536, layers=30, rows=60, columns=104)
+    student, teacher = setting.student_sizes(), setting.teacher_sizes()
+    for found, model in ((student, WAN_1_3B), (teacher, WAN_14B)):
+        for field, value in found.items():
+            assert value == pytest.approx(getattr(model, field), rel=0.04), field
+    assert setting.tapped() == (21, 29) and setting.head_ffn() == 2048
+    chunkwise = Setting("chunkwise", dim=1536, layers=30)
+    assert chunkwise.tapped() == (29,) and chunkwise.head_ffn() == 512
+
+
+@pytest.mark.parametrize(("layout", "blocks"), [("framewise", 21), ("chunkwise", 7)])
+def test_our_side_is_the_published_config_at_the_sizes_given(layout, blocks):
+    setting = Setting(layout, dim=128, layers=2, rows=4, columns=4)
+    config = ours.configuration(setting)
+    method = build.trainer(config, config.stages.one_forcing).method
+    assert len(build.plan(config)) == blocks
+    assert {net.config.dim for net in method.nets.values()} == {128, 384}
+    assert method.nets["generator"].config.remat == method.nets["critic"].config.remat == "full"
+    assert random_batch(setting)["latents"].shape == (1, 21, 16, 4, 4)
+    assert config.stages.one_forcing.optimisers.generator.beta1 == 0
