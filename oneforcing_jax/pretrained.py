@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from oneforcing_jax import build, checkpoint, steps
 from oneforcing_jax.convert import sizes
+from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.encoders import ENCODERS
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.toy import codec as toy_codec
 from oneforcing_jax.train import CHECKPOINTS
 
-# What main.py and tools/convert_wan.py leave beside checkpoints.
-CONFIG, MODEL = "config.json", "model.json"
+# What main.py leaves in a work directory.
+CONFIG = "config.json"
 EXPECTED = "a folder of tools/convert_wan.py or a stage of a training run (WORKDIR/STAGE)"
 
 

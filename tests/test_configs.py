@@ -111,3 +111,21 @@ def test_overrides_apply():
     assert (c.shift, c.head.layers, c.one_forcing.relativistic) == (3.0, (1, 2), True)
     with pytest.raises(FileNotFoundError, match="expected a Python file"):
         configs.load("configs/absent.py")
+
+
+def test_the_base_install_suffices():
+    """What extras bring is imported where it is used: training and generation begin without."""
+    extras = (
+        "torch",
+        "safetensors",
+        "huggingface_hub",
+        "transformers",
+        "ftfy",
+        "lmdb",
+        "wandb",
+        "diffusers",
+    )
+    program = f"import sys; sys.modules |= dict.fromkeys({extras!r})\n"
+    for module in ("main", "train", "generate", "streaming", "data.encode", "toy.chain"):
+        program += f"import oneforcing_jax.{module}\n"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -23,6 +23,9 @@ from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.sharding import unbox
 
+# Beside a converted model: which it is; and beside the text encoder's, its tokenizer.
+MODEL, TOKENIZER = "model.json", "tokenizer"
+
 Shapes = Mapping[str, tuple[int, ...]]
 Config = WanConfig | VAEConfig | UMT5Config
 # Names of the token embedding in transformers' files, which may hold it under both.

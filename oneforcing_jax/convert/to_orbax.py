@@ -26,14 +26,12 @@ import tensorstore as ts
 from oneforcing_jax.convert import keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
+from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.convert.staging import staged
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
 from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.models.critic import HeadConfig
 
-MODEL = "model.json"
-# Beside the text encoder's weights.
-TOKENIZER = "tokenizer"
 STEP = "0"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jax.numpy.bfloat16)}
 # Networks of a .pt file and the items that they become.
