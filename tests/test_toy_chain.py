@@ -12,15 +12,6 @@ from PIL import Image
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy.world import FPS
 
-# Half the depth, and layers half as wide inside: it learns what is asserted here in half the time.
-SMALLER = (
-    *(
-        f"--config.{net}.{field}"
-        for net in ("generator", "teacher", "critic")
-        for field in ("ffn_dim=256", "num_layers=2")
-    ),
-    "--config.head.layers=(0,1)",
-)
 # As the tests are, but on one device.
 LIGHT = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f)
 
@@ -29,7 +20,7 @@ LIGHT = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device_count" no
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     # A teacher that stops early, so that the whole run has something to resume. Most of the steps are
-    # here, in programs compiled as a user's are; later stages are compiling above all, and do it lightly.
+    # here, in programs compiled as a user's are; what follows is mostly compiling, and does it lightly.
     run(folder, "--config.run=world,teacher", "--config.stages.teacher.iterations=200", flags="")
     run(folder)
     return folder
@@ -39,7 +30,7 @@ def run(folder, *overrides, flags=LIGHT):
     """The command as a user runs it, on one device."""
     command = [sys.executable, "-m", "oneforcing_jax.main", "--config=configs/tiny.py"]
     done = subprocess.run(
-        [*command, f"--workdir={folder}", *SMALLER, *overrides],
+        [*command, f"--workdir={folder}", *overrides],
         env=os.environ | {"XLA_FLAGS": flags},
         capture_output=True,
         text=True,
