@@ -84,7 +84,7 @@ def test_a_setting_of_the_published_width_has_the_published_sizes():
 def test_our_side_is_the_published_config_at_the_sizes_given(layout, blocks):
     setting = Setting(layout, dim=128, layers=2, rows=4, columns=4)
     config = ours.configuration(setting)
-    method = build.trainer(config, config.stages.one_forcing).method
+    method = build.METHODS["one_forcing"](config)
     assert len(build.plan(config)) == blocks
     assert {net.config.dim for net in method.nets.values()} == {128, 384}
     assert method.nets["generator"].config.remat == method.nets["critic"].config.remat == "full"

@@ -58,15 +58,17 @@ def test_every_config_builds(file, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# tests/test_toy_chain.py runs all of tiny.py, tests/test_train.py runs noise.py.
+# tests/test_toy_chain.py runs all of tiny.py, and so One-Forcing with the toy's stages; tests/test_train.py
+# runs noise.py.
 @pytest.mark.parametrize("name", [f.stem for f in CONFIGS if f.stem not in ("tiny", "noise")])
 def test_every_config_runs_tiny(name, tmp_path, light_environment):
     file = f"configs/{name}.py"
-    command = [sys.executable, "-m", "oneforcing_jax.main", f"--config={file}", "--tiny"]
+    stages = ["--config.run=teacher,teacher_forcing,ode"] if name == "toy" else []
+    command = [sys.executable, "-m", "oneforcing_jax.main", f"--config={file}", "--tiny", *stages]
     subprocess.run(
         [*command, f"--workdir={tmp_path}"], env=light_environment, check=True, timeout=300
     )
-    config = configs.load(file, change=tiny.shrink)
+    config = configs.load(file, stages, tiny.shrink)
     assert config.run
     for stage in config.run:
         rows = [json.loads(line) for line in (tmp_path / stage / "metrics.jsonl").open()]
