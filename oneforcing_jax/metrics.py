@@ -8,6 +8,7 @@ import json
 import math
 import os
 import resource
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -215,7 +216,7 @@ def _begin_wandb(project: str, folder: Path, name: str) -> Any:
         ) from None
     file = folder / "wandb.txt"
     if not file.is_file():
-        write_whole(file, wandb.util.generate_id().encode())
+        write_whole(file, secrets.token_hex(4).encode())
     return wandb.init(
         project=project, name=name, id=file.read_text(), resume="allow", dir=str(folder)
     )
