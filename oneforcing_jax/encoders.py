@@ -91,11 +91,6 @@ class Encoders(NamedTuple):
     negative: str
 
 
-def pad(embedding: np.ndarray, length: int) -> np.ndarray:
-    """An embedding [n, dim] with zero rows up to `length`, as the networks read it."""
-    return np.pad(embedding, ((0, length - len(embedding)), (0, 0)))
-
-
 class WanCodec:
     """The Wan VAE over uint8 frames. With several devices, videos of a batch are shared out."""
 

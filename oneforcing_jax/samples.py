@@ -17,6 +17,7 @@ from oneforcing_jax import build, rollout, sharding
 from oneforcing_jax import encoders as encoding
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.student import Student
+from oneforcing_jax.text import pad
 
 FOLDER = "samples"
 # H.264 quality of the grid of videos.
@@ -54,7 +55,7 @@ class Samples:
                 f"samples: {error}; or set the stage's samples.every to 0 to train without"
             ) from None
         self._prompts = len(stage.samples.prompts)
-        embedded = [encoding.pad(text.encode(p), text.length) for p in stage.samples.prompts]
+        embedded = [pad(text.encode(p), text.length) for p in stage.samples.prompts]
         # As many as the mesh splits evenly; the surplus is not shown.
         parts = mesh.shape["data"] * mesh.shape["fsdp"]
         count = -(-self._prompts // parts) * parts

@@ -158,7 +158,7 @@ class Trainer:
                 return jax.make_array_from_process_local_data(
                     NamedSharding(self.mesh, P()), x, x.shape
                 )
-            shape = (len(x) * self.share()[1], *x.shape[1:])
+            shape = (len(x) * self.share[1], *x.shape[1:])
             return jax.make_array_from_process_local_data(self._rows, x, shape)
 
         return {name: place(name, x) for name, x in batch.items()}
@@ -167,6 +167,7 @@ class Trainer:
     def _rows(self) -> NamedSharding:
         return NamedSharding(self.mesh, sharding.spec(("batch",)))
 
+    @functools.cached_property
     def share(self) -> tuple[int, int]:
         """(index, count): of the equal parts of a batch, in order, the one that this process reads.
 

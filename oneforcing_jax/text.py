@@ -157,6 +157,11 @@ def embed_prompts(
     return embeddings, lengths
 
 
+def pad(embedding: np.ndarray, length: int) -> np.ndarray:
+    """An embedding [n, d] with zero rows up to `length`, as the networks read it."""
+    return np.pad(embedding, ((0, length - len(embedding)), (0, 0)))
+
+
 def pad_embeddings(embeddings: Sequence[np.ndarray], length: int = MAX_TOKENS) -> jax.Array:
     """Context of the diffusion model, [b, length, d]: zero past each prompt's end.
 
@@ -169,5 +174,4 @@ def pad_embeddings(embeddings: Sequence[np.ndarray], length: int = MAX_TOKENS) -
             f"{len(embeddings)} embeddings, the longest of {longest} tokens, cannot be padded to "
             f"{length}; give at least one, and a length that holds the longest."
         )
-    rows = [np.pad(row, ((0, length - len(row)), (0, 0))) for row in embeddings]
-    return jnp.asarray(np.stack(rows))
+    return jnp.asarray(np.stack([pad(row, length) for row in embeddings]))

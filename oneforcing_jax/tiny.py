@@ -45,10 +45,10 @@ def shrink(config: ConfigDict) -> None:
 def write_noise(folder: Path, fields: Mapping[str, tuple[int, ...]], count: int = 24) -> Store:
     """A store of normal noise in the given shapes; does nothing where it is there."""
     store = Store.create(folder, count, {name: (s, "float32") for name, s in fields.items()})
-    rng = np.random.default_rng(0)
+    rng, done = np.random.default_rng(0), store.done()
     for i in range(count):
         sample = {name: rng.standard_normal(s, np.float32) for name, s in fields.items()}
-        if not store.done()[i]:
+        if not done[i]:
             store.write(i, sample)
     store.write_shared(NEGATIVE_TEXT, np.zeros(fields["text"], np.float32))
     return store

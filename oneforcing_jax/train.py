@@ -92,7 +92,7 @@ def run(config: ConfigDict, name: str, workdir: Path) -> None:
 
 def _streams(trainer: Trainer, store: Store, fields: list[str], start: int) -> list[Any]:
     """Each update draws batches of its own; number i of a stream does not depend on where it began."""
-    index, count = trainer.share()
+    index, count = trainer.share
     negative = store.read_shared(NEGATIVE_TEXT)
     streams = [
         batches(

@@ -20,6 +20,7 @@ from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.data.store import LEFT_OUT, NEGATIVE_TEXT, Store
 from oneforcing_jax.data.video import Clip, read_clip
 from oneforcing_jax.encoders import Encoders, TextEncoder
+from oneforcing_jax.text import pad
 
 # In a store: the video and caption of each sample, a line each.
 SAMPLES = "samples.jsonl"
@@ -141,7 +142,7 @@ def _ahead(
 
 def embed_padded(text: TextEncoder, prompt: str) -> np.ndarray:
     """Embedding of a prompt as a store holds it, [length, dim]."""
-    return encoding.pad(text.encode(prompt), text.length).astype(text.dtype)
+    return pad(text.encode(prompt), text.length).astype(text.dtype)
 
 
 def leave_out(store: Store, index: int, name: str, reason: str) -> None:

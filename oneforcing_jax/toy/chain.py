@@ -27,6 +27,7 @@ from oneforcing_jax.methods import causal_ode
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.samplers import euler, sample
 from oneforcing_jax.student import Student
+from oneforcing_jax.text import pad
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import scores as scoring
 from oneforcing_jax.toy import text as texts
@@ -136,7 +137,7 @@ class Gallery:
         count = config.evaluation.samples
         self.captions = list(itertools.islice(itertools.cycle(self.world.captions()), count))
         self.text = np.stack(
-            [encoding.pad(encoders.text.encode(c), encoders.text.length) for c in self.captions]
+            [pad(encoders.text.encode(c), encoders.text.length) for c in self.captions]
         )
         files = sorted((workdir / name / "videos").glob("*.mp4"))
         rows = [json.loads(line) for line in (workdir / name / "videos" / "captions.jsonl").open()]
