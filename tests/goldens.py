@@ -1,4 +1,4 @@
-"""Recorded vectors of the original PyTorch implementations, and how far we are from them."""
+"""Recorded vectors of the original PyTorch implementations, random models of diffusers, and errors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
@@ -84,3 +85,30 @@ def error(found: Any, expected: Any) -> float:
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     assert found.shape == expected.shape, (found.shape, expected.shape)
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12))
+
+
+def transformer_of_diffusers(config, noise):
+    """A random transformer of diffusers, every parameter moved by `noise`, and its weights as ours."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    theirs = diffusers.WanTransformer3DModel(
+        patch_size=(1, config.patch, config.patch),
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        in_channels=config.in_dim,
+        out_channels=config.out_dim,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(noise * torch.randn(parameter.shape))
+    state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    key_map = keys_wan.diffusers(config.num_layers)
+    assert set(key_map) == set(state)
+    return theirs, keys.load(key_map, state, abstract(wan.WanDiT(config)))

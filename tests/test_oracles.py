@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from goldens import FOLDER, abstract, error
+from goldens import FOLDER, abstract, error, transformer_of_diffusers
 
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
@@ -20,31 +20,8 @@ CONFIG = wan.WanConfig(48, 80, 4, 3, in_dim=4, out_dim=6, text_dim=20, text_len=
 
 def test_transformer_of_diffusers():
     torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    c = CONFIG
-    torch.manual_seed(0)
-    theirs = diffusers.WanTransformer3DModel(
-        patch_size=(1, c.patch, c.patch),
-        num_attention_heads=c.num_heads,
-        attention_head_dim=c.head_dim,
-        in_channels=c.in_dim,
-        out_channels=c.out_dim,
-        text_dim=c.text_dim,
-        freq_dim=c.freq_dim,
-        ffn_dim=c.ffn_dim,
-        num_layers=c.num_layers,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-    )
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    key_map = keys_wan.diffusers(c.num_layers)
-    assert set(key_map) == set(state)
-    net = wan.WanDiT(c)
-    params = keys.load(key_map, state, abstract(net))
+    c, net = CONFIG, wan.WanDiT(CONFIG)
+    theirs, params = transformer_of_diffusers(c, 0.1)
 
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(2, 3, c.in_dim, 6, 8)).astype(np.float32)
@@ -60,8 +37,9 @@ def test_transformer_of_diffusers():
         )[0]
     assert error(found, expected.transpose(1, 2).numpy()) < 1e-4
 
+    state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     shapes = {key: tensor.shape for key, tensor in state.items()}
-    back = keys.dump(key_map, params, shapes)
+    back = keys.dump(keys_wan.diffusers(c.num_layers), params, shapes)
     assert back.keys() == state.keys()
     for key, tensor in state.items():
         np.testing.assert_array_equal(back[key], tensor)

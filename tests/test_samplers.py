@@ -4,11 +4,9 @@ import functools
 
 import numpy as np
 import pytest
-from goldens import abstract, error
+from goldens import error, transformer_of_diffusers
 
 from oneforcing_jax import flow, samplers
-from oneforcing_jax.convert import keys
-from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.models import wan
 
 CONFIG = wan.WanConfig(32, 48, 2, 2, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)
@@ -85,27 +83,7 @@ def test_grid_of_wan():
 @pytest.fixture(scope="module")
 def pair():
     """A tiny transformer of diffusers and ours with its weights."""
-    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    c = CONFIG
-    torch.manual_seed(0)
-    theirs = diffusers.WanTransformer3DModel(
-        patch_size=(1, c.patch, c.patch),
-        num_attention_heads=c.num_heads,
-        attention_head_dim=c.head_dim,
-        in_channels=c.in_dim,
-        out_channels=c.out_dim,
-        text_dim=c.text_dim,
-        freq_dim=c.freq_dim,
-        ffn_dim=c.ffn_dim,
-        num_layers=c.num_layers,
-        rope_max_seq_len=32,
-    )
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape))
-    state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    params = keys.load(keys_wan.diffusers(c.num_layers), state, abstract(wan.WanDiT(c)))
-    return theirs, params
+    return transformer_of_diffusers(CONFIG, 0.05)
 
 
 def test_sampling_is_the_pipeline_of_diffusers(pair):
