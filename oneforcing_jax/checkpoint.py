@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from oneforcing_jax.data.files import write_whole
 
 TRASH, RUN_FILE = "trash", "run.json"
+CLEAR_TRIES, CLEAR_PAUSE = 50, 0.2  # seconds
 MODES = ("min", "max")
 
 
@@ -51,17 +53,18 @@ def manager(
         preservation_policy=AnyPreservationPolicy(policies),
         # Orbax keeps metrics beside a checkpoint only where it could rank by them.
         best_fn=lambda metrics: 0.0,
-        cleanup_tmp_directories=True,
         todelete_subdir=TRASH,
     )
     made = ocp.CheckpointManager(Path(folder).absolute(), options=options)
-    _empty_trash(made)
+    _clear(made)
     try:
         yield made
     finally:
         with _written(made):
-            made.close()
-            _empty_trash(made)
+            try:
+                made.close()
+            finally:
+                _clear(made)
 
 
 @contextlib.contextmanager
@@ -77,9 +80,22 @@ def _written(to: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def _empty_trash(of: ocp.CheckpointManager) -> None:
-    if jax.process_index() == 0:
-        shutil.rmtree(Path(str(of.directory)) / TRASH, ignore_errors=True)
+def _clear(of: ocp.CheckpointManager) -> None:
+    """Removes, while no save runs, the trash and what no save will finish.
+
+    After a save has failed, some of its writers go on for a moment and make their folders anew.
+    """
+    if jax.process_index() != 0:
+        return
+    folder = Path(str(of.directory))
+    shutil.rmtree(folder / TRASH, ignore_errors=True)
+    for _ in range(CLEAR_TRIES):
+        unfinished = list(folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+        if not unfinished:
+            return
+        for path in unfinished:
+            shutil.rmtree(path, ignore_errors=True)
+        time.sleep(CLEAR_PAUSE)
 
 
 def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
@@ -132,7 +148,7 @@ def save(
     args = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     with _written(to):
         to.wait_until_finished()
-        _empty_trash(to)
+        _clear(to)
         to.save(iteration, args=ocp.args.Composite(**args), metrics=dict(metrics or {}))
 
 

@@ -1,5 +1,6 @@
 """The training command: stopped, continued, given bad input, out of disk, and in two processes."""
 
+import contextlib
 import json
 import re
 import resource
@@ -8,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from oneforcing_jax import main
+from oneforcing_jax import checkpoint, main
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.metrics import RATES
 
@@ -230,9 +232,29 @@ def test_signals_locks_and_a_full_disk(tmp_path, noise):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert "checkpoint: could not be written to" in found and "make room there" in found
-    assert saved(tmp_path) == [last]
+    checkpoints = tmp_path / STAGE / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == [str(last), "run.json"]
     train(tmp_path, noise, iterations=last + 3)
     assert saved(tmp_path)[-1] == last + 3
+
+
+def test_late_writers_of_a_failed_save_are_cleared_away(tmp_path):
+    unfinished = tmp_path / "9.orbax-checkpoint-tmp" / "d"
+    unfinished.mkdir(parents=True)
+
+    def write():
+        for i in range(50):
+            unfinished.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (unfinished / str(i)).touch()
+            time.sleep(0.01)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with checkpoint.manager(tmp_path) as to:
+        checkpoint.save(to, 9, {"params": {"net": {"weight": np.ones(3)}}})
+    writer.join()
+    assert [p.name for p in tmp_path.iterdir()] == ["9"]
 
 
 def free_port():
