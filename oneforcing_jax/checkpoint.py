@@ -174,11 +174,29 @@ def restore(
     return iteration, state, dict(source.metrics(iteration) or {})
 
 
+def find(folder: str | Path) -> Path:
+    """The last checkpoint in `folder`, or `folder` itself where that is a checkpoint.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    folder = Path(folder).absolute()
+    if any(folder.glob("params_*")):
+        return folder
+    found = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+    if not found:
+        raise FileNotFoundError(
+            f"checkpoint: expected Orbax checkpoints (folders with a number) in {folder}, found none; run "
+            "the stage or the conversion that makes them, or name another folder"
+        )
+    return max(found, key=lambda path: int(path.name))
+
+
 def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> Any:
-    """Parameters of one network from the last checkpoint in `folder`.
+    """Parameters of one network.
 
     Args:
-      folder: the directory that `manager` was given.
+      folder: of checkpoints, of which the last is read, or one of them.
       net: name of the network in it.
       abstract: shapes and shardings.
       ema: read the moving average.
@@ -186,15 +204,7 @@ def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> 
     Raises:
       FileNotFoundError, ValueError: nothing there, or a checkpoint of another model.
     """
-    steps = [int(p.name) for p in Path(folder).glob("[0-9]*") if p.name.isdigit()]
-    if not steps:
-        raise FileNotFoundError(
-            f"checkpoint: expected Orbax checkpoints in {folder}, found none; run the stage that makes "
-            "them, or set the path in `init` to an existing directory"
-        )
-    return _read(
-        Path(folder).absolute() / str(max(steps)), f"{'ema' if ema else 'params'}_{net}", abstract
-    )
+    return _read(find(folder), f"{'ema' if ema else 'params'}_{net}", abstract)
 
 
 def _read(folder: Path, item: str, abstract: Any) -> Any:

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import io
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from oneforcing_jax import jobs as listing
 from oneforcing_jax import recordings, samplers, streaming
 from oneforcing_jax.build import DTYPES
 from oneforcing_jax.cache import Window
+from oneforcing_jax.command import ending
 from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.data.images import at_rate, read_image
 from oneforcing_jax.data.video import VideoWriter, read_video
@@ -107,15 +107,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; errors of the user's are one line."""
+    """The command line."""
     args = _parser().parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax; what matters of it is raised.
-    try:
+    with ending("the same command continues after the finished videos"):
         run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues after the finished videos")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,14 +10,6 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Stopped(Exception):
-    """A run was asked to end, and has saved; `number` is that of the signal."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.number = number
-
-
 class Interrupt:
     """Notes SIGTERM and SIGINT, as a context manager; a second one has its usual effect.
 

@@ -15,7 +15,6 @@ import ctypes
 import fcntl
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,12 +24,12 @@ from ml_collections import ConfigDict
 
 from oneforcing_jax import build, tiny
 from oneforcing_jax import config as configs
+from oneforcing_jax.command import ending
 from oneforcing_jax.data.files import write_whole
-from oneforcing_jax.interrupt import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; errors are one line and exit code 1, a signal that ended the run 128 + its number."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="oneforcing_jax.main", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config(), see configs/"
@@ -56,19 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--process_id", type=int, help="with --coordinator: this process, from 0")
     parser.add_argument("--process_count", type=int, help="with --coordinator: how many there are")
     known, overrides = parser.parse_known_args(arguments)
-    try:
+    with ending("the same command continues from the last checkpoint"):
         _join(known)
         if known.profile is not None:
             overrides.append(f"{configs.PREFIX}profile={known.profile}")
         run(known.config, known.workdir, overrides, known.dry_run, known.tiny)
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.number)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
 
 
 def _join(known: argparse.Namespace) -> None:
@@ -112,6 +103,11 @@ def run(
             )
         if stage.kind == "train":
             build.trainer(config, stage).abstract()
+        elif jax.process_count() > 1:
+            raise ValueError(
+                f"config: stage {name!r} of kind {stage.kind!r}: expected stages of kind 'train' among "
+                f"several processes, found {jax.process_count()}; run it first, in one, and set `run`"
+            )
     if dry_run:
         print(config)
         return

@@ -20,7 +20,10 @@ from oneforcing_jax.train import CHECKPOINTS
 
 # What main.py leaves in a work directory.
 CONFIG = "config.json"
-EXPECTED = "a folder of tools/convert_wan.py or a stage of a training run (WORKDIR/STAGE)"
+EXPECTED = (
+    "a folder of tools/convert_wan.py, a stage of a training run (WORKDIR/STAGE), or one of its "
+    f"checkpoints (WORKDIR/STAGE/{CHECKPOINTS}/NUMBER)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +91,17 @@ def _find(folder: Path, ema: bool, dtype: str | None) -> Source:
     for place in (folder, folder / "transformer"):
         if (place / MODEL).is_file():
             return _converted(place, ema, dtype or "bfloat16")
-    if (folder / CHECKPOINTS).is_dir() and (folder.parent / CONFIG).is_file():
-        return _trained(folder, ema, dtype)
+    stage = _stage(folder)
+    if (stage / CHECKPOINTS).is_dir() and (stage.parent / CONFIG).is_file():
+        made = _trained(stage, ema, dtype)
+        return made if stage == folder else dataclasses.replace(made, folder=folder)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
     raise ValueError(f"checkpoint: expected {EXPECTED}, found {found} in {folder}")
+
+
+def _stage(folder: Path) -> Path:
+    """The folder of a stage, where `folder` is one of its checkpoints; else `folder`."""
+    return folder.parents[1] if folder.parent.name == CHECKPOINTS else folder
 
 
 def _converted(folder: Path, ema: bool, dtype: str) -> Source:
@@ -144,7 +154,7 @@ def find_encoders(folder: str | Path) -> Path:
     Raises:
       ValueError: there are none.
     """
-    folder = Path(folder)
+    folder = _stage(Path(folder))
     places = [folder, folder.parent]
     if (folder.parent / CONFIG).is_file():
         config, stage = _run(folder), folder.name

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from oneforcing_jax import checkpoint, main
+from oneforcing_jax import checkpoint, main, pretrained
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.metrics import RATES
 
@@ -139,6 +139,13 @@ def test_the_best_checkpoint_stays(tmp_path, noise):
     lowest = min(losses, key=losses.get)
     assert lowest != 8
     assert saved(tmp_path) == [lowest, 8]
+    best_one = tmp_path / STAGE / "checkpoints" / str(lowest)
+    expected = TOOL["read"](best_one)["params_model['head']['kernel']"]
+    np.testing.assert_array_equal(pretrained.find(best_one).params()["head"]["kernel"], expected)
+    last = pretrained.find(tmp_path / STAGE).params()["head"]["kernel"]
+    assert not np.array_equal(last, expected)
+    (tmp_path / "vae").mkdir()
+    assert pretrained.find_encoders(best_one) == tmp_path
     other = ["stages.teacher.best.metric=los", "stages.teacher.best.mode=min"]
     assert "'best.metric': expected one of ['model/gradient_norm'" in refused(
         tmp_path / "other", noise, *other
@@ -180,6 +187,8 @@ def test_data_that_does_not_fit_is_refused(tmp_path, noise):
     assert "expected latents [2, 2, 6, 4] as in the config, found [2, 2, 4, 4]; change" in found
     found = refused(tmp_path / "w", tmp_path / "absent")
     assert f"no store at {tmp_path / 'absent'}" in found
+    Store.create(tmp_path / "empty", 7, Store.open(noise).fields)
+    assert "expected 7 samples, 7 are missing" in refused(tmp_path / "w", tmp_path / "empty")
     for file in (tmp_path / "damaged" / "arrays" / "latents").glob("c*"):
         file.write_bytes(file.read_bytes()[:7])
     assert "the store is damaged, make it again" in refused(tmp_path / "w", tmp_path / "damaged")

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from oneforcing_jax.bench import generate, train, vae
+from oneforcing_jax.command import ending
 from oneforcing_jax.data.files import write_whole
 
 COMMANDS = {
@@ -38,12 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options(command)
         command.add_argument("--out", type=Path, help="JSON file to write")
     given, rest = parser.parse_known_args(arguments)
-    try:
+    with ending("nothing was written"):
         made = COMMANDS[given.what][1](given, rest)
         if given.out:
             write_whole(given.out, (json.dumps(made, indent=1) + "\n").encode())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ import os
 import platform
 import resource
 import statistics
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from oneforcing_jax.bench.setting import BLOCK_FRAMES, WORKS, Setting
+from oneforcing_jax.command import ending
 from oneforcing_jax.data.files import write_whole
 
 SIDES = ("original", "ours")
@@ -268,7 +268,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     given = _parse(arguments)
-    try:
+    with ending("nothing was written"):
         check_clone(given.original)
         if given.repeats < 1:
             raise ValueError(f"repeats: expected 1 or more, found {given.repeats}")
@@ -282,8 +282,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         made = compare(setting, folder, given.repeats, not given.no_check)
         if given.out:
             write_whole(given.out, (json.dumps(made, indent=1) + "\n").encode())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

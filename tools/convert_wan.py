@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from oneforcing_jax.command import ending
 from oneforcing_jax.convert import to_orbax
 from oneforcing_jax.convert.source import PARTS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; errors of the user's are one line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="convert_wan", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -32,12 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_heads", type=int, help="where config.json does not tell it")
     given = parser.parse_args(arguments)
     only = given.only.split(",") if given.only else None
-    try:
+    with ending("the same command continues after what is finished"):
         to_orbax.convert(given.source, given.out, given.dtype, only, given.num_heads)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues after what is finished")
 
 
 if __name__ == "__main__":

@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from oneforcing_jax import build, shards
 from oneforcing_jax import config as configs
 from oneforcing_jax import encoders as encoding
+from oneforcing_jax.command import ending
 from oneforcing_jax.data.encode import encode, summary
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "framewise.py"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; errors of the user's are one line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="encode_videos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", default=DEFAULT, type=Path, help="sizes (default: framewise)")
     parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
     given, overrides = parser.parse_known_args(arguments)
-    try:
+    with ending("the same command continues after what is finished"):
         share = shards.parse(given.shard)
         config = configs.load(given.config, overrides)
         encoders = encoding.load(given.checkpoint, config.generator.text_len)
@@ -48,10 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.videos, given.captions, given.checkpoint, encoders, clip, given.out, share
         )
         print(summary(store))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues after what is finished")
 
 
 if __name__ == "__main__":

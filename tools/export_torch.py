@@ -12,15 +12,15 @@ WanTransformer3DModel.from_pretrained reads.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from oneforcing_jax.command import ending
 from oneforcing_jax.convert import to_orbax, to_torch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; errors of the user's are one line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="export_torch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -32,12 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=sorted(to_orbax.DTYPES), help="default: as stored")
     parser.add_argument("--num_heads", type=int, help="for config.json, if heads are not of 128")
     given = parser.parse_args(arguments)
-    try:
+    with ending("nothing was written"):
         to_torch.export(**vars(given))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from oneforcing_jax import encoders as encoding
 from oneforcing_jax import shards
+from oneforcing_jax.command import ending
 from oneforcing_jax.data.encode import summary
 from oneforcing_jax.data.lmdb_rows import import_lmdb
 from oneforcing_jax.text import MAX_TOKENS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; errors of the user's are one line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="import_lmdb", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -32,15 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text_len", default=MAX_TOKENS, type=int, help="rows of an embedding")
     parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
     given = parser.parse_args(arguments)
-    try:
+    with ending("the same command continues after what is finished"):
         share = shards.parse(given.shard)
         encoders = encoding.load(given.checkpoint, given.text_len)
         store = import_lmdb(given.lmdb, given.checkpoint, encoders, given.out, share)
         print(summary(store))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues after what is finished")
 
 
 if __name__ == "__main__":

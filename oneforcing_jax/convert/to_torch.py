@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from oneforcing_jax import checkpoint
 from oneforcing_jax.convert import keys, to_orbax
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
@@ -29,24 +30,18 @@ class Stored:
     """One network in an Orbax checkpoint, of which some leaves are read at a time.
 
     Args:
-      folder: of the checkpoints, or the one around it; the latest is taken.
+      folder: of checkpoints, or the one around it, of which the last is taken; or one checkpoint.
       net: name of the network; "model", what a converted folder has, stands in for "generator".
       ema: its moving average.
 
     Raises:
-      ValueError: there is none, or it is no transformer.
+      FileNotFoundError, ValueError: there is none, or it is no transformer.
     """
 
     def __init__(self, folder: Path, net: str, ema: bool) -> None:
         for inner in ("checkpoints", "transformer"):
             folder = folder / inner if (folder / inner).is_dir() else folder
-        steps = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
-        if not steps:
-            raise ValueError(
-                f"{folder}: expected Orbax checkpoints (a folder with a number), found none; give "
-                "a stage's checkpoints folder or what tools/convert_wan.py wrote"
-            )
-        step = max(steps, key=lambda path: int(path.name)).absolute()
+        step = checkpoint.find(folder)
         names = [f"{'ema' if ema else 'params'}_{net}"]
         names += ["params_model"] if net == "generator" and not ema else []
         found = sorted(path.name for path in step.iterdir() if path.is_dir())
