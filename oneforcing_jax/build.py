@@ -113,8 +113,13 @@ METHODS: Mapping[str, Callable[[ConfigDict], Method]] = {
 }
 
 
-def trainer(config: ConfigDict, stage: ConfigDict) -> Trainer:
+def trainer(config: ConfigDict, stage: ConfigDict, devices: Any = None) -> Trainer:
     """The trainer of one stage.
+
+    Args:
+      config: the whole.
+      stage: of kind "train".
+      devices: of the mesh; None: all.
 
     Raises:
       ValueError: an unknown method, or a network without an optimiser.
@@ -129,7 +134,7 @@ def trainer(config: ConfigDict, stage: ConfigDict) -> Trainer:
         method,
         optimisers,
         Ema(**stage.ema),
-        sharding.make_mesh(config.mesh),
+        sharding.make_mesh(config.mesh, devices),
         config.seed,
         stage.batch,
         stage.microbatch,

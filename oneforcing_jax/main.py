@@ -121,7 +121,7 @@ def run(
 def _run_stages(config: ConfigDict, workdir: Path) -> None:
     for name in config.run:
         (workdir / name).mkdir(exist_ok=True)
-    _keep_freed_memory()
+    keep_freed_memory()
     # Orbax and TensorBoard log through absl; what matters of it is raised.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
@@ -157,7 +157,7 @@ def _alone(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tells glibc to keep what is freed, on CPU: each step would fault the same pages in again, which
     takes about a quarter of a small model's step."""
     if jax.default_backend() == "cpu" and sys.platform == "linux":

@@ -3,12 +3,17 @@
 import runpy
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
-from oneforcing_jax import build
+from oneforcing_jax import build, flow
 from oneforcing_jax.bench import ours
-from oneforcing_jax.bench.setting import Setting, random_batch
+from oneforcing_jax.bench.setting import Record, Setting, random_batch
+from oneforcing_jax.convert import keys, to_torch
+from oneforcing_jax.methods import one_forcing
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+from oneforcing_jax.rollout import Draws
 
 ROOT = Path(__file__).parents[1]
 TOOL = runpy.run_path(str(ROOT / "tools" / "compare_original.py"))
@@ -90,3 +95,37 @@ def test_our_side_is_the_published_config_at_the_sizes_given(layout, blocks):
     assert method.nets["generator"].config.remat == method.nets["critic"].config.remat == "full"
     assert random_batch(setting)["latents"].shape == (1, 21, 16, 4, 4)
     assert config.stages.one_forcing.optimisers.generator.beta1 == 0
+
+
+def torch_like(key_map, tree):
+    whole = {key: keys.get(tree, leaf.path).shape for key, leaf in key_map.items()}
+    shapes = {key: to_torch.torch_shape(key, key_map[key], shape) for key, shape in whole.items()}
+    return keys.dump(key_map, tree, shapes)
+
+
+def test_our_side_repeats_a_recorded_update():
+    """What the original drew, in its order, goes to the terms of the loss that it was drawn for."""
+    setting = Setting("chunkwise", dim=128, layers=2, rows=2, columns=2, teacher="same")
+    config, maps = ours.configuration(setting), ours.key_maps(setting)
+    trainer = build.trainer(config, config.stages.one_forcing, jax.devices()[:1])
+    nets = {name: trainer.init_net(name) for name in maps}
+    side = ours.Ours(setting, {name: torch_like(maps[name], net) for name, net in nets.items()})
+
+    batch, timesteps = random_batch(setting), [np.float32([300]), np.float32([700])]
+    start, context, *noises = np.random.default_rng(1).standard_normal((6, *setting.latents))
+    sigmas = [flow.critic_sigma(x, config.shift) for x in timesteps]
+    draws = one_forcing.CriticDraws(
+        Draws(start, context), sigmas[0], noises[0], sigmas[1], *noises[1:]
+    )
+    update = {u.net: u for u in trainer.method.updates}["critic"]
+
+    def loss(params):
+        return update.loss(params, nets, batch, draws)[0]
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(nets["critic"])
+    blocks = [x.reshape(-1, *x.shape[2:]) for x in np.split(context, 7, axis=1)]
+    normals = [start, *blocks, *noises]
+    record = Record(batch, timesteps, normals, float(value), torch_like(maps["critic"], gradients))
+    found = side.check("critic", record)
+    assert found["our_loss"] == pytest.approx(found["original_loss"], rel=1e-5)
+    assert found["gradient_distance"] < 1e-4

@@ -397,7 +397,10 @@ def test_teacher_by_the_command_line(command, weights, encoders):
     ("options", "message"),
     [
         (["--prompt= "], "prompt: expected words, found an empty prompt"),
-        (["--prompt=a", "--checkpoint=nowhere"], "expected a folder of tools/convert_wan.py, a stage of"),
+        (
+            ["--prompt=a", "--checkpoint=nowhere"],
+            "expected a folder of tools/convert_wan.py, a stage of",
+        ),
         (["--prompt=a", "--size=25x32"], "divides, found 25x32"),
         (
             ["--prompt=a", "--size=20x32"],

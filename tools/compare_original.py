@@ -21,6 +21,7 @@ import os
 import platform
 import resource
 import statistics
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from oneforcing_jax.data.files import write_whole
 
 SIDES = ("original", "ours")
 TARGET = 3.0
+# Seconds before a run: OpenMP's threads spin for 0.2 s after the other side's work, and would be in the way.
+PAUSE = 0.5
 # An iteration of the published training: a critic update, and a generator update in every fifth.
 GENERATOR_EVERY = 5
 NEEDED = (
@@ -44,14 +47,6 @@ NEEDED = (
     "chunkwise_config.yaml",
 )
 PACKAGES = ("torch", "diffusers", "yaml", "einops")
-# What `train` tells glibc on a CPU (keep freed memory), told to both sides.
-MALLOC = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "MALLOC_ARENA_MAX": "1",
-}
-
 Times = dict[str, dict[str, list[float]]]
 
 
@@ -168,6 +163,7 @@ def measure(setting: Setting, folder: Path, repeats: int) -> dict[str, Any]:
         for repeat in range(-1, repeats):
             for work in WORKS:
                 for side in SIDES if repeat % 2 else reversed(SIDES):
+                    time.sleep(PAUSE)
                     seconds = sides[side].call("run", work)
                     if repeat >= 0:
                         times[side][work].append(seconds)
@@ -212,7 +208,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def compare(setting: Setting, folder: Path, repeats: int, check: bool) -> dict[str, Any]:
     """The whole comparison; prints as it goes."""
-    os.environ.update(MALLOC | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""})
+    os.environ.update({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""})
     # Before the libraries are loaded, which read them once.
     os.environ["OMP_NUM_THREADS"] = str(setting.cores)
     clip = f"{setting.latents[1]} latent frames of {setting.rows}x{setting.columns}"

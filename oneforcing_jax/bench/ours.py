@@ -18,6 +18,8 @@ from oneforcing_jax import config as configs
 from oneforcing_jax.bench.setting import WORKS, Record, Setting, random_batch
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as wan_keys
+from oneforcing_jax.convert.keys import KeyMap
+from oneforcing_jax.main import keep_freed_memory
 from oneforcing_jax.methods import one_forcing
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.rollout import Draws, Generator
@@ -45,18 +47,24 @@ def configuration(setting: Setting) -> Any:
     return config
 
 
+def key_maps(setting: Setting) -> dict[str, KeyMap]:
+    """Where the original's tensors of each network belong."""
+    return {
+        "generator": wan_keys.transformer(setting.layers, "model."),
+        "critic": wan_keys.critic(setting.layers, len(setting.tapped())),
+        "teacher": wan_keys.transformer(setting.teacher_sizes()["num_layers"], "model."),
+    }
+
+
 class Ours:
     """Generator update, critic update and rollout, with the original's weights."""
 
     def __init__(self, setting: Setting, weights: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         self.config = configuration(setting)
-        self.trainer = build.trainer(self.config, self.config.stages.one_forcing)
+        # One clip, one device.
+        self.trainer = build.trainer(self.config, self.config.stages.one_forcing, jax.devices()[:1])
         self.plan = build.plan(self.config)
-        self.key_maps = {
-            "generator": wan_keys.transformer(setting.layers, "model."),
-            "critic": wan_keys.critic(setting.layers, len(setting.tapped())),
-            "teacher": wan_keys.transformer(setting.teacher_sizes()["num_layers"], "model."),
-        }
+        self.key_maps = key_maps(setting)
         with jax.set_mesh(self.trainer.mesh):
             params = {name: self._load(name, tensors) for name, tensors in weights.items()}
             self.state = self.trainer.init_state(params)
@@ -84,7 +92,8 @@ class Ours:
         return self.state, self.frozen, self.batch, np.int32(0)
 
     def prepare(self) -> dict[str, float]:
-        """Compiles everything; seconds of each."""
+        """Compiles everything, in a process set up as for training; seconds of each."""
+        keep_freed_memory()
         updates: dict[str, Any] = dict(
             zip(("generator", "critic"), self.trainer.steps(), strict=True)
         )
@@ -127,9 +136,7 @@ class Ours:
         nets = self.state["params"] | self.frozen
 
         def loss(params: Any) -> Any:
-            # The method asks this function for randomness: it gets what the original drew.
-            setattr(one_forcing, f"draw_{work}", lambda *_: draws)
-            return update.loss(params, nets, batch, jax.random.key(0))[0]
+            return update.loss(params, nets, batch, draws)[0]
 
         with jax.set_mesh(self.trainer.mesh):
             value, found = jax.jit(jax.value_and_grad(loss))(nets[work])
