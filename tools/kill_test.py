@@ -35,9 +35,9 @@ from oneforcing_jax.train import CHECKPOINTS
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "noise.py"
 STAGES = ("one_forcing", "teacher")
-# Of the kills, the share that comes at any time of a start-up; the rest comes in the time of so many
-# iterations after the first.
-EARLY, SPAN = 0.2, 8
+# Of the kills, the share that comes at any time of a start-up; the rest comes after one to so many
+# iterations, and some of the time of two.
+EARLY, MOST = 0.2, 12
 
 
 class Kill(NamedTuple):
@@ -111,19 +111,19 @@ def running(arguments: list[str], env: dict[str, str], log: Path) -> Iterator[su
 
 
 def kill_once(
-    arguments: list[str], env: dict[str, str], folder: Path, wait_for_row: bool, delay: float
+    arguments: list[str], env: dict[str, str], folder: Path, new_rows: int, delay: float
 ) -> Kill | None:
-    """Starts the run and kills it `delay` seconds after its start, or after its first new row of metrics;
-    None if it ended before."""
+    """Starts the run, waits for so many new rows of metrics, and kills it `delay` seconds later; None if
+    it ended before."""
     log = folder.parent / "log.txt"
     with running(arguments, env, log) as process:
-        start, seen = time.perf_counter(), len(whole_rows(folder))
-        while wait_for_row and process.poll() is None:
+        start, least = time.perf_counter(), len(whole_rows(folder))
+        while new_rows and process.poll() is None:
             # A start first removes the rows that were written after the last checkpoint.
             found = len(whole_rows(folder))
-            if found > seen:
+            least = min(least, found)
+            if found >= least + new_rows:
                 break
-            seen = found
             time.sleep(0.01)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(delay)
@@ -135,7 +135,7 @@ def kill_once(
             raise RuntimeError(f"a start failed: {log.read_text().strip().splitlines()[-1]}")
         return None
     whole, unfinished = checkpoints(folder)
-    phase = "saving" if unfinished else "training" if wait_for_row else "start-up"
+    phase = "saving" if unfinished else "training" if new_rows else "start-up"
     row = max((r["iteration"] for r in whole_rows(folder)), default=0)
     return Kill(seconds, phase, row, int(whole[-1].name) if whole else 0, unfinished)
 
@@ -194,10 +194,10 @@ def test(
     wrong: list[str] = []
     killed = folder / "killed" / stage
     for number in tqdm(range(1, kills + 1), desc="kill", unit="kill"):
-        early = rng.random() < EARLY
-        delay = rng.uniform(0, times["start"] if early else SPAN * pace)
+        new_rows = 0 if rng.random() < EARLY else rng.randint(1, MOST)
+        delay = rng.uniform(0, 2 * pace if new_rows else times["start"])
         last = report[-1].checkpoint if report else 0
-        kill = kill_once(arguments("killed", iterations), env, killed, not early, delay)
+        kill = kill_once(arguments("killed", iterations), env, killed, new_rows, delay)
         if kill is None:
             wrong.append(f"the run ended after {len(report)} kills; give it more --iterations")
             break
