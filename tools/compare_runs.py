@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from oneforcing_jax.command import ending
-from oneforcing_jax.metrics import RATES
+from oneforcing_jax.metrics import RATES, ROWS
 
 COLUMNS = ("metric", "runs", "against", "sd", "distance of pairs", "sd of runs")
 
@@ -28,7 +28,7 @@ def read(run: Path, stage: str) -> dict[tuple[int, str], float]:
     Raises:
       FileNotFoundError: the run has no such stage.
     """
-    file = run / stage / "metrics.jsonl"
+    file = run / stage / ROWS
     if not file.is_file():
         raise FileNotFoundError(f"expected a run with the stage {stage!r}, found no {file}")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
