@@ -222,6 +222,13 @@ def _begin_wandb(project: str, folder: Path, name: str) -> Any:
     )
 
 
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows that a stage wrote; what a kill left of the last one is not among them."""
+    file = folder / ROWS
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def _truncate(file: Path, last: int) -> Sequence[Mapping[str, Any]]:
     """Removes the rows of iterations beyond `last`, and what a kill left of a row; the others."""
     if not file.is_file():

@@ -10,14 +10,13 @@ the standard deviation among the runs. What a change does is noise where it stay
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from oneforcing_jax.command import ending
-from oneforcing_jax.metrics import RATES, ROWS
+from oneforcing_jax.metrics import RATES, ROWS, read_rows
 
 COLUMNS = ("metric", "runs", "against", "sd", "distance of pairs", "sd of runs")
 
@@ -28,10 +27,11 @@ def read(run: Path, stage: str) -> dict[tuple[int, str], float]:
     Raises:
       FileNotFoundError: the run has no such stage.
     """
-    file = run / stage / ROWS
-    if not file.is_file():
-        raise FileNotFoundError(f"expected a run with the stage {stage!r}, found no {file}")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(run / stage)
+    if not rows:
+        raise FileNotFoundError(
+            f"expected a run with the stage {stage!r}, found no {run / stage / ROWS}, or no row in it"
+        )
     return {
         (row["iteration"], name): value
         for row in rows

@@ -14,7 +14,6 @@ import dataclasses
 import math
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from oneforcing_jax.command import ending
 from oneforcing_jax.convert import sizes, to_torch, torch_io
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import get
@@ -98,9 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dtype = DTYPES[given.dtype]
     config = fitting(given.size, given.gigabytes * GIGABYTE, dtype.itemsize)
     model = dtype.itemsize * sum(math.prod(s) for s in shapes_of(config).values())
-    folder = Path(tempfile.mkdtemp(prefix="convert_memory_", dir=given.folder))
     tool = Path(__file__).with_name("convert_wan.py")
-    try:
+    temporary = tempfile.TemporaryDirectory(
+        prefix="convert_memory_", dir=given.folder, ignore_cleanup_errors=True
+    )
+    with ending("nothing is left of it"), temporary as name:
+        folder = Path(name)
         path = folder / FORMATS[given.format]
         # In a process of its own: a child's peak counts what its parent held when it was started.
         spawn = multiprocessing.get_context("spawn")
@@ -112,10 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = ("--source", str(source), "--out", str(folder / "out"))
         peak = peak_memory((sys.executable, str(tool), *options))
         seconds = time.perf_counter() - start
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     above = (peak - model) / GIGABYTE
     print(
         f"{given.format} {given.dtype}, {config.num_layers} layers of {config.dim}: model "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import subprocess
@@ -20,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from oneforcing_jax import build, tiny
 from oneforcing_jax import config as configs
-from oneforcing_jax.metrics import RATES, ROWS
+from oneforcing_jax.metrics import RATES, read_rows
 from oneforcing_jax.train import CHECKPOINTS
 
 ROOT = Path(__file__).parents[1]
@@ -73,13 +72,6 @@ def environment(compiled: Path) -> dict[str, str]:
     }
 
 
-def whole_rows(folder: Path) -> list[dict[str, Any]]:
-    """Rows of metrics of a stage; what a kill left of the last one is not among them."""
-    file = folder / ROWS
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def checkpoints(folder: Path) -> tuple[list[Path], int]:
     """Whole checkpoints in order, and the number of directories that are none."""
     entries = [p for p in (folder / CHECKPOINTS).glob("[0-9]*") if p.is_dir()]
@@ -117,10 +109,10 @@ def kill_once(
     it ended before."""
     log = folder.parent / "log.txt"
     with running(arguments, env, log) as process:
-        start, least = time.perf_counter(), len(whole_rows(folder))
+        start, least = time.perf_counter(), len(read_rows(folder))
         while new_rows and process.poll() is None:
             # A start first removes the rows that were written after the last checkpoint.
-            found = len(whole_rows(folder))
+            found = len(read_rows(folder))
             least = min(least, found)
             if found >= least + new_rows:
                 break
@@ -136,7 +128,7 @@ def kill_once(
         return None
     whole, unfinished = checkpoints(folder)
     phase = "saving" if unfinished else "training" if new_rows else "start-up"
-    row = max((r["iteration"] for r in whole_rows(folder)), default=0)
+    row = max((r["iteration"] for r in read_rows(folder)), default=0)
     return Kill(seconds, phase, row, int(whole[-1].name) if whole else 0, unfinished)
 
 
@@ -152,7 +144,7 @@ def differences(undisturbed: Path, killed: Path) -> list[str]:
             f"{name} differs" for name, x in expected.items() if not np.array_equal(x, state[name])
         ]
     rows = [
-        [{k: v for k, v in row.items() if not k.startswith(RATES)} for row in whole_rows(folder)]
+        [{k: v for k, v in row.items() if not k.startswith(RATES)} for row in read_rows(folder)]
         for folder in (undisturbed, killed)
     ]
     if [row["iteration"] for row in rows[1]] != [row["iteration"] for row in rows[0]]:

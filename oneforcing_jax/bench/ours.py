@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import build, flops, flow, rollout, steps
+from oneforcing_jax import build, flops, flow, rollout
 from oneforcing_jax import config as configs
 from oneforcing_jax.bench.setting import WORKS, Record, Setting, random_batch
 from oneforcing_jax.convert import keys
@@ -21,9 +20,8 @@ from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.main import keep_freed_memory
 from oneforcing_jax.methods import one_forcing
-from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.rollout import Draws, Generator
-from oneforcing_jax.sharding import unbox
+from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.rollout import Draws
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -65,26 +63,26 @@ class Ours:
         self.trainer = build.trainer(self.config, self.config.stages.one_forcing, jax.devices()[:1])
         self.plan = build.plan(self.config)
         self.key_maps = key_maps(setting)
+        state, frozen = self.trainer.abstract()
+        abstract = state["params"] | frozen
         with jax.set_mesh(self.trainer.mesh):
-            params = {name: self._load(name, tensors) for name, tensors in weights.items()}
+            params = {
+                name: jax.tree.map(
+                    jnp.asarray, keys.load(self.key_maps[name], tensors, abstract[name], name)
+                )
+                for name, tensors in weights.items()
+            }
             self.state = self.trainer.init_state(params)
             self.frozen = {"teacher": params["teacher"]}
             self.batch = self.trainer.put(random_batch(setting))
         self.programs: dict[str, Any] = {}
 
-    def _load(self, name: str, tensors: Mapping[str, np.ndarray]) -> Any:
-        net = self.trainer.method.nets[name]
-        abstract = unbox(jax.eval_shape(lambda: steps.init(net, 0)))
-        return jax.tree.map(jnp.asarray, keys.load(self.key_maps[name], tensors, abstract, name))
-
     def _rollout(self, params: Any, text: jax.Array, iteration: jax.Array) -> jax.Array:
-        config = build.model(self.config, "generator")
-        sigma = self.config.one_forcing.context_sigma
-        apply = functools.partial(WanDiT(config).apply, {"params": params})
+        method = build.one_forcing(self.config)
         key = jax.random.fold_in(jax.random.key(0), iteration)
-        draws = rollout.draw(key, self.batch["latents"].shape, self.plan, sigma)
-        g = Generator(apply, config, context_sigma=sigma)
-        return rollout.generate(g, draws, text, self.plan).latents
+        shape = self.batch["latents"].shape
+        draws = rollout.draw(key, shape, method.plan, method.context_sigma)
+        return rollout.generate(method.student(params), draws, text, method.plan).latents
 
     def _arguments(self, work: str) -> tuple[Any, ...]:
         if work == "rollout":
@@ -117,11 +115,10 @@ class Ours:
 
     def operations(self) -> dict[str, float]:
         """Floating-point operations of ours, counted from the shapes."""
-        stage = self.config.stages.one_forcing
-        tokens = build.model(self.config, "generator").frame_tokens(
-            self.config.latents.rows, self.config.latents.columns
-        )
-        made = flops.generation(build.model(self.config, "generator"), tokens, self.plan)
+        stage, size = self.config.stages.one_forcing, self.config.latents
+        student = build.model(self.config, "generator")
+        tokens = student.frame_tokens(size.rows, size.columns)
+        made = flops.generation(student, tokens, self.plan)
         return {
             "generator": flops.update(self.config, stage, "generator"),
             "critic": flops.update(self.config, stage, "critic"),
