@@ -51,8 +51,8 @@ def get_config():
     c.seed = 0
     # A project of Weights & Biases ("": none), and iterations to profile (0: none).
     c.wandb, c.profile = "", 0
-    # Devices along each axis; -1 takes what the others leave.
-    c.mesh = {"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1}
+    # Devices along each axis; -1 takes what the others leave. See docs/scaling.md.
+    c.mesh = {"data": 1, "fsdp": -1, "context": 1, "sequence": 1, "tensor": 1}
     c.latents = {"frames": 21, "channels": 16, "rows": 60, "columns": 104}
     # Frames of video a second.
     c.fps = 16.0
@@ -77,6 +77,8 @@ def get_config():
         "gan_generator_weight": 0.03,
         "gan_discriminator_weight": 0.03,
         "relativistic": False,
+        # The clips of a critic update, side by side or one after the other, in less memory.
+        "critic_clips": "together",
         "r1": {"weight": 0.0, "sigma": 0.1, "form": "apt"},
         "r2": {"weight": 0.0, "sigma": 0.01, "form": "finite_difference"},
     }

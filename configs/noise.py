@@ -14,7 +14,7 @@ BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))
 
 def get_config():
     c, train = BASE["get_config"](), BASE["train_stage"]
-    c.mesh = {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1}
+    c.mesh.update({"data": -1, "fsdp": 1})
     c.latents = {"frames": 2, "channels": 2, "rows": 4, "columns": 4}
     size = WanConfig(16, 16, 2, 1, 2, 2, text_dim=8, text_len=8, freq_dim=8)
     c.generator = c.teacher = c.critic = build.wan(size, dtype="float32")

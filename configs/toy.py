@@ -25,7 +25,7 @@ def spread(world):
 
 def get_config():
     c, train = BASE["get_config"](), BASE["train_stage"]
-    c.mesh = {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1}
+    c.mesh.update({"data": -1, "fsdp": 1})
     c.world = dataclasses.asdict(WORLD)
     c.latents = {"frames": 8, "channels": 12, "rows": 6, "columns": 6}
     c.fps = FPS

@@ -3,6 +3,9 @@
 Slots are frames. A growing cache has one slot for every frame; a rolling one has `window` slots, of which
 the first `sink` keep the first frames and the rest is a ring. Keys are stored rotated and attention does
 not depend on the order of keys, so nothing is ever shifted, and the slots in use are always a prefix.
+
+Two forms, as the layers of the model lie: stacked, where a forward gives the new frames back and they are
+written afterwards, and a tuple of a cache a layer, which each layer updates in place and reads where it is.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ import jax.numpy as jnp
 
 from oneforcing_jax.models import attention
 from oneforcing_jax.models.wan import Attend, KeyValue, WanConfig
+from oneforcing_jax.sharding import constrain
 
 
 class Cache(NamedTuple):
-    """Rotated keys and values, [l, b, slots, n, h, k] each."""
+    """Rotated keys and values, [l, b, slots, n, h, k] each; of one layer without l."""
 
     k: jax.Array
     v: jax.Array
@@ -55,10 +59,33 @@ class Window:
             )
 
 
-def init(config: WanConfig, batch: int, slots: int, frame_tokens: int) -> Cache:
-    """An empty cache in the model's compute dtype."""
-    shape = (config.num_layers, batch, slots, frame_tokens, config.num_heads, config.head_dim)
-    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+Caches = Cache | tuple[Cache, ...]
+
+
+def init(
+    config: WanConfig, batch: int, slots: int, frame_tokens: int, stacked: bool = True
+) -> Caches:
+    """An empty cache in the model's compute dtype, laid out by heads over the mesh in use."""
+    shape = (batch, slots, frame_tokens, config.num_heads, config.head_dim)
+    axes = ("batch", None, None, "whole_heads", None)
+
+    def empty(*layers: int) -> jax.Array:
+        x = jnp.zeros((*layers, *shape), config.dtype)
+        return constrain(x, *(None for _ in layers), *axes)
+
+    if stacked:
+        return Cache(empty(config.num_layers), empty(config.num_layers))
+    return tuple(Cache(empty(), empty()) for _ in range(config.num_layers))
+
+
+def is_stacked(cache: Caches) -> bool:
+    """Whether the layers of a cache are stacked."""
+    return isinstance(cache, Cache)
+
+
+def num_slots(cache: Caches) -> int:
+    """Slots of a cache."""
+    return cache.k.shape[2] if isinstance(cache, Cache) else cache[0].k.shape[1]
 
 
 def _put(
@@ -66,13 +93,15 @@ def _put(
 ) -> jax.Array:
     """Writes consecutive frames, the first of them number `start`, to their slots."""
     slots = stored.shape[slots_axis]
+    update = jax.lax.dynamic_update_slice_in_dim
     if window.size is None or slots < window.size:
-        return jax.lax.dynamic_update_slice_in_dim(stored, new, start, slots_axis)
-    frames = start + jnp.arange(new.shape[slots_axis])
-    where = jnp.where(
-        frames < slots, frames, window.sink + (frames - window.sink) % (slots - window.sink)
-    )
-    return stored.at[(slice(None),) * slots_axis + (where,)].set(new)
+        return update(stored, new, start, slots_axis)
+    for i in range(new.shape[slots_axis]):
+        ring = window.sink + (start + i - window.sink) % (slots - window.sink)
+        where = jnp.where(start + i < slots, start + i, ring)
+        one = jax.lax.slice_in_dim(new, i, i + 1, axis=slots_axis)
+        stored = update(stored, one, where, slots_axis)
+    return stored
 
 
 def write(cache: Cache, new: Cache, start: jax.Array, window: Window) -> Cache:
@@ -81,7 +110,7 @@ def write(cache: Cache, new: Cache, start: jax.Array, window: Window) -> Cache:
 
 
 def cached(
-    parts: tuple[int, ...], start: jax.Array, frame_tokens: int, window: Window, limit: int
+    parts: tuple[int, ...], start: jax.Array, window: Window, limit: int, in_place: bool = False
 ) -> Attend:
     """An `attend` for consecutive blocks that follow the frames in the cache.
 
@@ -91,19 +120,20 @@ def cached(
     Args:
       parts: frames of each block, in order.
       start: number of the first frame, traced.
-      frame_tokens: tokens of a frame.
       window: what a block sees.
       limit: static bound on start + sum(parts); a growing cache is read up to here only.
+      in_place: give back the cache with all parts in it, for layers that own theirs. What a noisy block
+        leaves there lies where its clean pass will write, and is read by nobody before.
 
     Returns:
       attend(q, k, v, memory), where memory is one layer's Cache [b, slots, n, h, k] and the second
-      result the new frames in the same form. The cache itself is not changed.
+      result the new frames in the same form, or with `in_place` all slots.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Cache) -> tuple[jax.Array, Cache]:
-        new = Cache(*(x.reshape(x.shape[0], -1, frame_tokens, *x.shape[2:]) for x in (k, v)))
-        stored = Cache(*(x[:, :limit] for x in memory))
-        slots, done, out = stored.k.shape[1], 0, []
+        new, all_slots = Cache(k, v), memory.k.shape[1]
+        stored = memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
+        frame_tokens, done, out = k.shape[2], 0, []
         for size in parts:
             frames = slice(done, done + size)
             stored = Cache(
@@ -112,18 +142,17 @@ def cached(
                     for old, x in zip(stored, new, strict=True)
                 )
             )
-            done += size
-            keys, values = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in stored)
-            asked = q[:, (done - size) * frame_tokens : done * frame_tokens]
-            length = jnp.minimum(start + done, slots) * frame_tokens
-            out.append(attention.attend(asked, keys, values, length))
-        return jnp.concatenate(out, 1), new
+            asked, done = q[:, frames], done + size
+            length = jnp.minimum(start + done, all_slots) * frame_tokens
+            keys, values = (attention.flat(x[:, :limit]) for x in stored)
+            out.append(attention.attend(attention.flat(asked), keys, values, length))
+        return jnp.concatenate(out, 1).reshape(q.shape), stored if in_place else new
 
     return attend
 
 
 def context(
-    straight_through: bool, groups: tuple[attention.Group, ...], frame_tokens: int, first: int
+    straight_through: bool, groups: tuple[attention.Group, ...], first: int
 ) -> Attend:
     """An `attend` for the parallel replay of noisy blocks against a stored context.
 
@@ -134,14 +163,13 @@ def context(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Cache) -> tuple[jax.Array, None]:
         def keys(clean: jax.Array, noisy: jax.Array) -> jax.Array:
-            clean = jax.lax.stop_gradient(clean.reshape(clean.shape[0], -1, *clean.shape[3:]))
+            clean = jax.lax.stop_gradient(clean)
             if straight_through:
-                before, inside = jnp.split(clean, [first * frame_tokens], axis=1)
+                before, inside = jnp.split(clean, [first], axis=1)
                 clean = jnp.concatenate([before, noisy + jax.lax.stop_gradient(inside - noisy)], 1)
             return jnp.concatenate([clean, noisy], 1)
 
-        out = attention.attend_groups(q, keys(memory.k, k), keys(memory.v, v), groups, frame_tokens)
-        return out, None
+        return attention.attend_groups(q, keys(memory.k, k), keys(memory.v, v), groups), None
 
     return attend
 

@@ -62,7 +62,7 @@ class Source:
 def abstract(config: WanConfig, sharding: Any = None) -> Any:
     """Abstract parameters of a transformer in use."""
     placed = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), sizes.abstract(config))
-    return steps.read_only(placed, config.dtype)
+    return steps.read_only(placed, config)
 
 
 def find(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from oneforcing_jax import cache as kv
 from oneforcing_jax import flow, shapes
-from oneforcing_jax.cache import Cache, Window
+from oneforcing_jax.cache import Cache, Caches, Window
 from oneforcing_jax.models import attention
 from oneforcing_jax.models.wan import KeyValue, WanConfig
 
@@ -154,22 +154,22 @@ class BlockDraws(NamedTuple):
 
 def _forward(
     g: Generator,
-    cache: Cache,
+    cache: Caches,
     text: KeyValue,
     parts: Sequence[tuple[jax.Array, float]],
     start: Any,
     limit: int,
-) -> tuple[jax.Array, Cache]:
+) -> tuple[jax.Array, Any]:
     """One forward of consecutive blocks (latents, sigma), the first beginning at frame `start`.
 
-    Returns the flow of the last block and the new keys and values of all.
+    Returns the flow of the last block and what `kv.cached` gives back: for `_kept`.
     """
     latents = jnp.concatenate([x for x, _ in parts], 1)
     sizes = tuple(x.shape[1] for x, _ in parts)
     sigma = jnp.repeat(
         jnp.array([s for _, s in parts]), jnp.array(sizes), total_repeat_length=sum(sizes)
     )
-    attend = kv.cached(sizes, start, g.frame_tokens(latents), g.window, limit)
+    attend = kv.cached(sizes, start, g.window, limit, in_place=not kv.is_stacked(cache))
     out = g.apply(
         latents,
         jnp.broadcast_to(sigma, latents.shape[:2]),
@@ -181,21 +181,29 @@ def _forward(
     return out.flow[:, -sizes[-1] :], out.new
 
 
+def _kept(g: Generator, cache: Caches, new: Any, frames: int, start: Any) -> Caches:
+    """The cache after a forward of which the first `frames` frames are clean; it began at `start`."""
+    if not isinstance(cache, Cache):
+        return new
+    return kv.write(cache, kv.frames(new, 0, frames), start, g.window) if frames else cache
+
+
 def denoise_block(
     g: Generator,
-    cache: Cache,
+    cache: Caches,
     text: KeyValue,
     block: Block,
     step: BlockDraws,
     before: jax.Array | None,
     start: Any,
     limit: int,
-) -> tuple[jax.Array, jax.Array, Cache]:
+) -> tuple[jax.Array, jax.Array, Caches]:
     """All steps of one block; the first also passes over the clean block `before`, if there is one.
 
     Returns the block's clean latents, the input of its last step, and the cache with `before` in it.
     """
     x, parts = step.start, [(step.start, block.sigmas[0])]
+    clean = 0 if before is None else before.shape[1]
     if before is not None:
         noised = (
             before
@@ -203,19 +211,15 @@ def denoise_block(
             else flow.add_noise(before, step.context, g.context_sigma)
         )
         parts.insert(0, (noised, 0.0))
-    first = start - (0 if before is None else before.shape[1])
-    v, new = _forward(g, cache, text, parts, first, limit)
-    if before is not None:
-        cache = kv.write(cache, kv.frames(new, 0, before.shape[1]), first, g.window)
+    v, new = _forward(g, cache, text, parts, start - clean, limit)
+    cache = _kept(g, cache, new, clean, start - clean)
     x0 = flow.x0_from_flow(x, v, block.sigmas[0])
 
     def again(carry: Any, xs: Any) -> tuple[Any, None]:
-        sigma, noise = xs
-        x = flow.add_noise(carry[1], noise, sigma)
-        return (
-            x,
-            flow.x0_from_flow(x, _forward(g, cache, text, [(x, sigma)], start, limit)[0], sigma),
-        ), None
+        (sigma, noise), (_, x0, cache) = xs, carry
+        x = flow.add_noise(x0, noise, sigma)
+        v, new = _forward(g, cache, text, [(x, sigma)], start, limit)
+        return (x, flow.x0_from_flow(x, v, sigma), _kept(g, cache, new, 0, start)), None
 
     if len(block.sigmas) > 1:
         if step.renoise is None:
@@ -223,7 +227,8 @@ def denoise_block(
                 f"rollout: expected renoise for a block of {len(block.sigmas)} steps, found None"
             )
         noises = jnp.moveaxis(step.renoise[:, : len(block.sigmas) - 1], 1, 0)
-        (x, x0), _ = jax.lax.scan(again, (x, x0), (jnp.array(block.sigmas[1:]), noises))
+        steps = (jnp.array(block.sigmas[1:]), noises)
+        (x, x0, cache), _ = jax.lax.scan(again, (x, x0, cache), steps)
     return x0, x, cache
 
 
@@ -267,16 +272,16 @@ def _scan(body: Callable[..., Any], carry: Any, xs: Any, count: int) -> tuple[An
 
 
 def clean_block(
-    g: Generator, cache: Cache, text: KeyValue, x: jax.Array, start: Any, limit: int
-) -> Cache:
+    g: Generator, cache: Caches, text: KeyValue, x: jax.Array, start: Any, limit: int
+) -> Caches:
     """The clean pass of a block alone: the cache with its frames, the first of them number `start`."""
     _, new = _forward(g, cache, text, [(x, 0.0)], start, limit)
-    return kv.write(cache, new, start, g.window)
+    return _kept(g, cache, new, x.shape[1], start)
 
 
 def _prefill(
-    g: Generator, cache: Cache, text: KeyValue, given: jax.Array, size: int
-) -> tuple[Cache, jax.Array]:
+    g: Generator, cache: Caches, text: KeyValue, given: jax.Array, size: int
+) -> tuple[Caches, jax.Array]:
     """Clean passes of given latents in blocks of `size`; the last block, of up to `size` frames, is left
     for the forward that it shares with the first noisy block."""
     count = (given.shape[1] - 1) // size
@@ -377,7 +382,7 @@ def replay(
     x = jax.lax.stop_gradient(rollout.inputs[:, before:])
     sigma = jnp.concatenate([jnp.full(b.frames, b.sigmas[-1]) for b in plan[first:]])
     sigma = jnp.broadcast_to(sigma, x.shape[:2])
-    attend = kv.context(straight_through, groups, g.frame_tokens(x), before)
+    attend = kv.context(straight_through, groups, before)
     frames = before + jnp.arange(total - before)
     out = g.apply(x, sigma, text, frames=frames, attend=attend, memory=rollout.cache)
     return flow.x0_from_flow(x, out.flow, sigma)

@@ -65,7 +65,7 @@ class Samples:
         prompts = np.stack(embedded * count)[:count]
         place = sharding.named(mesh, ("batch",))
         self._draws, self._text = jax.device_put((draws, prompts), place)
-        self._student = Student(model, None)
+        self._student = Student(model, None, mesh=mesh)
 
     def make(self, iteration: int, nets: Mapping[str, Any]) -> dict[str, float]:
         """Writes one video, a row of prompts for each network, and returns how much each moves.

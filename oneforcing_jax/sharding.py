@@ -3,26 +3,33 @@
 Parameters name their axes logically when they are declared (`nn.with_logical_partitioning`); the table
 below says which mesh axis each of them lies on. All mesh axes exist always, of size 1 where unused, so
 that one program serves a laptop and a pod.
+
+The tokens of every frame lie over `context` and `sequence`, so each device has the same part of every
+frame, and what is done token by token needs no other device. Attention needs all keys of a head:
+`by_heads` exchanges tokens for heads over `sequence` (Ulysses), and gathers keys and values over
+`context`, whose devices keep a part of the queries each. Heads must divide over `tensor` and `sequence`,
+for `context` they need not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "sequence", "tensor")
 
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
-    "tokens": "sequence",
-    "heads_full": ("tensor", "sequence"),  # inside attention all tokens of a head meet
+    "tokens": ("context", "sequence"),
+    "whole_heads": ("tensor", "sequence"),  # inside attention, where all keys of a head meet
     # parameters
     "layers": None,
     "taps": None,
@@ -55,8 +62,28 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Any = None) -> Me
             f"mesh: expected sizes whose product is the number of devices, {len(devices)}, found {shape}; "
             "give one axis the size -1 to take what is left"
         )
-    auto = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(shape[a] for a in MESH_AXES), MESH_AXES, auto, devices=devices)
+    return _arranged(tuple(shape[a] for a in MESH_AXES), devices)
+
+
+def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
+    """The mesh; over several slices of TPUs its `data` axis goes from slice to slice.
+
+    Raises:
+      ValueError: slices over which `data` does not divide: their network carries gradients, no more.
+    """
+    tpu = devices[0].platform == "tpu"
+    slices = len({device.slice_index for device in devices}) if tpu else 1
+    if slices == 1:
+        auto = (AxisType.Auto,) * len(MESH_AXES)
+        return jax.make_mesh(shape, MESH_AXES, auto, devices=devices)
+    if shape[0] % slices:
+        raise ValueError(
+            f"mesh: expected an axis data that divides over {slices} slices, found {shape[0]}; set "
+            f"mesh.data to a multiple of {slices}"
+        )
+    within = (shape[0] // slices, *shape[1:])
+    between = (slices, *(1 for _ in shape[1:]))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), MESH_AXES)
 
 
 def spec(axes: tuple[str | None, ...]) -> P:
@@ -81,6 +108,18 @@ def named(mesh: Mesh, axes: tuple[str | None, ...] = ()) -> NamedSharding:
     return NamedSharding(mesh, spec(axes))
 
 
+def target() -> Any:
+    """The kind of device that programs are made for, with its `platform` and `device_kind`: that of the
+    mesh in use, which need not be of this machine; without a mesh, the default device."""
+    found = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.local_devices()[0] if found is None else found
+
+
+def no_mesh() -> Any:
+    """A context in which no mesh is in use, also within a function that is being traced."""
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), ()))
+
+
 def _parallel_mesh() -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
@@ -97,18 +136,85 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def sharded_tokens() -> bool:
     """Whether tokens lie on more than one device, so that batch and tokens cannot become one axis."""
     mesh = _parallel_mesh()
-    return mesh is not None and mesh.shape["sequence"] > 1
+    return mesh is not None and _size(mesh, spec(("tokens",))[0]) > 1
 
 
-def shard_heads(
-    kernel: Callable[..., jax.Array], q: Any, k: Any, v: Any, lengths: Any
-) -> jax.Array:
-    """Runs a one-device attention kernel on every device's share of batch and heads."""
+def _size(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
+    """Devices along mesh axes."""
+    return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def check(what: str, size: int, axis: str, mesh: Any = None) -> None:
+    """Checks that a size divides over the devices of a logical axis.
+
+    Args:
+      what: its name in the error.
+      size: such as a number of heads.
+      axis: a logical axis of the table.
+      mesh: None: the mesh in use.
+
+    Raises:
+      ValueError: it does not.
+    """
+    mesh = mesh or _parallel_mesh()
+    if mesh is None:
+        return
+    axes = spec((axis,))[0]
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    parts = _size(mesh, axes)
+    if size % parts:
+        names = " x ".join(f"{a} {mesh.shape[a]}" for a in axes if mesh.shape[a] > 1)
+        raise ValueError(
+            f"mesh: expected {what} to divide over {parts} devices ({names}), found {size}; choose mesh "
+            "sizes that divide it"
+        )
+
+
+def by_heads(attend: Callable[..., Any], q: Any, k: Any, v: Any, memory: Any) -> tuple[Any, Any]:
+    """Runs self-attention where each device has all keys of its heads.
+
+    Args:
+      attend: a function of arrays of one device, attend(q, k, v, memory) -> (out, new).
+      q, k, v: [b, f, n, h, k], tokens laid out over the mesh.
+      memory: a tree of [b, slots, n, h, k] laid out by whole heads, or None; so is `new`.
+
+    Raises:
+      ValueError: samples, tokens or heads that the mesh does not divide.
+    """
     if _parallel_mesh() is None:
-        return kernel(q, k, v, lengths)
-    heads, batch = spec(("batch", None, "heads_full", None)), spec(("batch",))
-    specs = (heads, heads, heads, None if lengths is None else batch)
-    return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, lengths)
+        return attend(q, k, v, memory)
+    check("a batch", q.shape[0], "batch")
+    check("the tokens of a frame", q.shape[2], "tokens")
+    check("attention heads", q.shape[3], "whole_heads")
+
+    def local(q: Any, k: Any, v: Any, memory: Any) -> tuple[Any, Any]:
+        q, k, v = (jax.lax.all_to_all(x, "sequence", 3, 2, tiled=True) for x in (q, k, v))
+        k, v = (jax.lax.all_gather(x, "context", axis=2, tiled=True) for x in (k, v))
+        out, new = attend(q, k, v, memory)
+        return jax.lax.all_to_all(out, "sequence", 2, 3, tiled=True), new
+
+    tokens = spec(("batch", None, "tokens", "heads", None))
+    cached = spec(("batch", None, None, "whole_heads", None))
+    run = jax.shard_map(
+        local,
+        in_specs=(tokens, tokens, tokens, cached),
+        out_specs=(tokens, cached),
+        check_vma=False,
+    )
+    return run(q, k, v, memory)
+
+
+def by_tokens(attend: Callable[..., jax.Array], q: Any, k: Any, v: Any) -> jax.Array:
+    """Runs cross-attention where the tokens lie: q [b, f, n, h, k] over k and v [b, s, h, k] of a prompt,
+    of which each device has a copy of its heads."""
+    if _parallel_mesh() is None:
+        return attend(q, k, v)
+    check("attention heads", q.shape[3], "heads")
+    tokens = spec(("batch", None, "tokens", "heads", None))
+    prompt = spec(("batch", None, "heads", None))
+    return jax.shard_map(
+        attend, in_specs=(tokens, prompt, prompt), out_specs=tokens, check_vma=False
+    )(q, k, v)
 
 
 def _axes(leaf: Any) -> tuple[str | None, ...]:
@@ -134,9 +240,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
             return array
         sharding = NamedSharding(mesh, spec(_axes(leaf)))
         for size, entry in zip(array.shape, sharding.spec, strict=False):
-            parts = math.prod(
-                mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry or ())
-            )
+            parts = _size(mesh, entry)
             if size % parts:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from oneforcing_jax import sharding
 from oneforcing_jax.methods import SHARED, Batch, Method, Update
+from oneforcing_jax.models.wan import WanConfig, compute_dtype, in_compute_dtype
 from oneforcing_jax.optim import Optimiser
 
 State = dict[str, Any]
@@ -83,6 +84,8 @@ class Trainer:
                 f"train: expected {'a microbatch' if self.microbatch else 'a batch'} that divides over "
                 f"{shares} devices of the mesh axes data and fsdp, found {size}; change it or the mesh"
             )
+        for name, net in self.method.nets.items():
+            sharding.check(f"heads of {name}", net.config.num_heads, "whole_heads", self.mesh)
 
     @property
     def parts(self) -> int:
@@ -107,7 +110,7 @@ class Trainer:
         boxed = {name: _shapes(net) for name, net in nets.items()}
         state = sharding.abstract(jax.eval_shape(lambda p: self._boxed(p), boxed), self.mesh)
         frozen = {
-            name: read_only(sharding.abstract(boxed[name], self.mesh), nets[name].config.dtype)
+            name: read_only(sharding.abstract(boxed[name], self.mesh), nets[name].config)
             for name in self.method.frozen
         }
         return state | {"opt": self._at_rest(state["opt"])}, frozen
@@ -237,11 +240,22 @@ class Trainer:
     def _gradients(
         self, update: Update, params: Any, nets: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, dict[str, jax.Array]]:
-        """Gradients and metrics of the batch: the means over its microbatches."""
+        """Gradients and metrics of the batch: the means over its microbatches.
+
+        Matrices are cast to the dtype of their products once, before all forwards: a rollout has one a
+        block, and what is exchanged between devices is then cast already.
+        """
+
+        def cast(name: str, params: Any) -> Any:
+            return in_compute_dtype(params, self.method.nets[name].config)
+
+        others = {name: cast(name, other) for name, other in nets.items()}
 
         def one(batch: Batch, draws: Any) -> tuple[Any, dict[str, jax.Array]]:
-            gradient = jax.value_and_grad(update.loss, has_aux=True)
-            (_, metrics), gradients = gradient(params, nets, batch, draws)
+            def loss(params: Any) -> Any:
+                return update.loss(cast(update.net, params), others, batch, draws)
+
+            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             return gradients, metrics
 
         shared = {name: x for name, x in batch.items() if name in SHARED}
@@ -277,19 +291,19 @@ def _shapes(net: Any) -> Any:
 
 
 def init(net: Any, seed: int) -> Any:
-    """Random parameters of a transformer or critic, with their logical axes."""
+    """Random parameters of a transformer or critic, with their logical axes.
+
+    They are made with one clip of one token, which no mesh could split: none is in use here.
+    """
     c = net.config
     latents = jnp.zeros((1, 1, c.in_dim, c.patch, c.patch))
     text = jnp.zeros((1, c.text_len, c.text_dim))
-    return net.init(jax.random.key(seed), latents, jnp.zeros(1), text)["params"]
+    with sharding.no_mesh():
+        return net.init(jax.random.key(seed), latents, jnp.zeros(1), text)["params"]
 
 
-def read_only(abstract: Any, dtype: Any) -> Any:
-    """Abstract parameters of a transformer that no update changes: its matrices in the compute dtype, as
-    they would otherwise be cast to it at every use."""
-
-    def leaf(path: Any, like: Any) -> Any:
-        matrix = path[-1].key == "kernel" and not path[0].key.startswith("time_")
-        return like.update(dtype=dtype) if matrix else like
-
-    return jax.tree_util.tree_map_with_path(leaf, abstract)
+def read_only(abstract: Any, config: WanConfig) -> Any:
+    """Abstract parameters of a transformer that no update changes, in the dtypes they are used in."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, like: like.update(dtype=compute_dtype(path, config)), abstract
+    )

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from oneforcing_jax import cache as kv
 from oneforcing_jax import rollout, sharding
-from oneforcing_jax.cache import Cache, Window
+from oneforcing_jax.cache import Caches, Window
 from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
 from oneforcing_jax.rollout import Block, BlockDraws, Draws, Generator, Plan
 
@@ -116,11 +116,15 @@ def recorded(draws: Draws, first: int = 0) -> Noise:
 class Student:
     """A causal generator, compiled once for each shape of block.
 
+    Its cache lies as the layers of the parameters do: stacked, or apart (`wan.unstacked`), where every
+    layer reads and updates a buffer of its own in place.
+
     Args:
       config: of the transformer.
       params: its parameters.
       window: how far back a block sees; with a size, memory is constant in the length of the video.
-      mesh: devices over which a batch is split; None: the default device.
+      mesh: devices over which a batch, and the tokens and heads of a video, are split; None: the default
+        device.
     """
 
     def __init__(
@@ -132,23 +136,26 @@ class Student:
         def generator(params: Any) -> Generator:
             return Generator(functools.partial(apply, {"params": params}), config, window)
 
-        @functools.partial(jax.jit, static_argnames="block", donate_argnames="cache")
+        @functools.partial(jax.jit, static_argnames=("block", "limit"), donate_argnames="cache")
         def step(
             params: Any,
-            cache: Cache,
+            cache: Caches,
             text: KeyValue,
             draws: BlockDraws,
             before: Any,
             start: Any,
             block: Block,
-        ) -> tuple[jax.Array, Cache]:
-            g, limit = generator(params), cache.k.shape[2]
+            limit: int,
+        ) -> tuple[jax.Array, Caches]:
+            g = generator(params)
             x0, _, cache = rollout.denoise_block(g, cache, text, block, draws, before, start, limit)
             return x0, cache
 
-        @functools.partial(jax.jit, donate_argnames="cache")
-        def context(params: Any, cache: Cache, text: KeyValue, x: jax.Array, start: Any) -> Cache:
-            return rollout.clean_block(generator(params), cache, text, x, start, cache.k.shape[2])
+        @functools.partial(jax.jit, static_argnames="limit", donate_argnames="cache")
+        def context(
+            params: Any, cache: Caches, text: KeyValue, x: jax.Array, start: Any, limit: int
+        ) -> Caches:
+            return rollout.clean_block(generator(params), cache, text, x, start, limit)
 
         self._step, self._context = step, context
         self._text = jax.jit(lambda p, text: apply({"params": p}, text, method="text_key_value"))
@@ -195,8 +202,9 @@ class Student:
                 cache = self._empty(draws.start.shape, slots)
                 if given is not None:
                     cache, before = self._prefill(cache, text_kv, given, plan[-1].frames)
+            limit = self._limit(start + block.frames, cache)
             before, cache = self._run(
-                self._step, self.params, cache, text_kv, draws, before, jnp.int32(start), block
+                self._step, self.params, cache, text_kv, draws, before, jnp.int32(start), block, limit
             )
             start += block.frames
             yield before
@@ -206,25 +214,42 @@ class Student:
         return jnp.concatenate(list(self.stream(noise, text, plan)), 1)
 
     def _prefill(
-        self, cache: Cache, text: Any, given: jax.Array, size: int
-    ) -> tuple[Cache, jax.Array]:
+        self, cache: Caches, text: Any, given: jax.Array, size: int
+    ) -> tuple[Caches, jax.Array]:
         """Clean passes of all given blocks but the last, which shares one with the first noisy block."""
         last = (given.shape[1] - 1) // size * size
         for start in range(0, last, size):
             cache = self._clean(cache, text, given[:, start : start + size], start)
         return cache, given[:, last:]
 
-    def _clean(self, cache: Cache, text: Any, x: jax.Array, start: int) -> Cache:
-        return self._run(self._context, self.params, cache, text, x, jnp.int32(start))
+    def _clean(self, cache: Caches, text: Any, x: jax.Array, start: int) -> Caches:
+        limit = self._limit(start + x.shape[1], cache)
+        return self._run(self._context, self.params, cache, text, x, jnp.int32(start), limit)
 
-    def _empty(self, shape: tuple[int, ...], slots: int) -> Cache:
+    def _limit(self, frames: int, cache: Caches) -> int:
+        """Slots that a program reads when the video has so many frames.
+
+        Kernels of accelerators skip what is not there yet, and one program serves all blocks. XLA's
+        attention does not: it gets a program for each part of the cache.
+        """
+        slots = kv.num_slots(cache)
+        with self._mesh():
+            if sharding.target().platform != "cpu":
+                return slots
+        part = max(-(-slots // rollout.BUCKETS), rollout.BUCKET_FRAMES)
+        return min(slots, -(-frames // part) * part)
+
+    def _empty(self, shape: tuple[int, ...], slots: int) -> Caches:
         tokens = self.config.frame_tokens(*shape[-2:])
-        make = functools.partial(kv.init, self.config, shape[0], slots, tokens)
-        if self.mesh is None:
-            return make()
-        batch = NamedSharding(self.mesh, sharding.spec((None, "batch")))
-        return jax.jit(make, out_shardings=batch)()
+        stacked = not isinstance(self.params["blocks"], tuple)
+        return self._run(_empty, self.config, shape[0], slots, tokens, stacked)
 
     def _run(self, program: Callable[..., Any], *arguments: Any) -> Any:
-        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+        with self._mesh():
             return program(*arguments)
+
+    def _mesh(self) -> Any:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+_empty = jax.jit(kv.init, static_argnums=(0, 1, 2, 3, 4))

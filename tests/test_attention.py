@@ -10,7 +10,7 @@ from goldens import error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oneforcing_jax.models import attention
+from oneforcing_jax.models import attention, splash
 
 
 def dense(q, k, v, mask):
@@ -100,8 +100,9 @@ def test_attend_groups_is_masked_softmax(layout, window, sink):
     for groups, mask in zip(structures, masks(layout, window, sink, first), strict=True):
         mask = mask.repeat(tokens, 0).repeat(tokens, 1)
         q, k, v = inputs(*mask.shape)
-        found = jax.jit(attention.attend_groups, static_argnums=(3, 4))(q, k, v, groups, tokens)
-        assert error(found, dense(q, k, v, mask)) < 1e-5
+        frames = (x.reshape(len(x), -1, tokens, *x.shape[2:]) for x in (q, k, v))
+        found = jax.jit(attention.attend_groups, static_argnums=3)(*frames, groups)
+        assert error(attention.flat(found), dense(q, k, v, mask)) < 1e-5
 
 
 def test_length_hides_the_rest():
@@ -129,7 +130,7 @@ def test_chunks_change_nothing(t, length, monkeypatch):
         return attention.attend(q, k, v, length), *jax.grad(total, (0, 1, 2))(q, k, v)
 
     whole = jax.jit(both)(q, k, v)
-    monkeypatch.setattr(attention, "_XLA_LOGITS", 30)
+    monkeypatch.setattr(attention, "_XLA_LOGITS", 20)
     chunked = functools.partial(both)  # another function, so that it is traced again
     assert "while" in jax.jit(chunked).lower(q, k, v).as_text()
     for found, expected in zip(jax.jit(chunked)(q, k, v), whole, strict=True):
@@ -143,13 +144,52 @@ def test_half_precision_keeps_its_type():
     assert error(found.astype(jnp.float32), dense(q, k, v, np.ones((6, 6), bool))) < 2e-2
 
 
+def splash_of(q, k, v, length=None):
+    return splash.attend(q, k, v, length, "TPU v5p", interpret=True)
+
+
 @pytest.mark.parametrize(
-    ("t", "s", "lengths"), [(3, 130, None), (128, 128, None), (5, 200, (70, 131))]
+    ("t", "s", "length", "size"),
+    [(3, 130, None, 128), (128, 128, None, 64), (5, 300, 131, 128), (260, 1400, 1029, 8)],
 )
-def test_splash_is_the_same(t, s, lengths):
-    q, k, v = inputs(t, s, size=128)
-    ends = None if lengths is None else jnp.array(lengths)
-    run = jax.jit(functools.partial(attention._splash, interpret=True))
-    mask = np.arange(s) < np.array(lengths or (s, s))[:, None, None]
-    expected = dense(q, k, v, np.broadcast_to(mask, (2, t, s)))
-    assert error(run(q, k, v, ends), expected) < 1e-4
+def test_splash_is_the_same(t, s, length, size):
+    q, k, v = inputs(t, s, size=size)
+    expected = dense(q, k, v, np.broadcast_to(np.arange(s) < (length or s), (t, s)))
+    traced = None if length is None else jnp.int32(length)
+    assert error(jax.jit(splash_of)(q, k, v, traced), expected) < 1e-4
+
+
+@pytest.mark.parametrize("length", [None, 140])
+def test_gradients_of_splash(length):
+    q, k, v = inputs(150, 260, size=16)
+
+    def gradients(attend):
+        def total(q, k, v, length):
+            return jnp.sin(attend(q, k, v, length)).sum()
+
+        traced = None if length is None else jnp.int32(length)
+        return jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v, traced)
+
+    for found, expected in zip(gradients(splash_of), gradients(attention.attend), strict=True):
+        assert error(found, expected) < 1e-4
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.integers(1, 40000), st.integers(1, 40000))
+def test_tiles_cover_and_waste_little(t, s):
+    for tiles in (*splash.TILES.values(), splash.tiles_of("TPU v99")):
+        sizes, t_pad, s_pad = splash._blocks(t, s, tiles)
+        assert t <= t_pad < t + 128 + t / 8 and s <= s_pad < s + 128 + s / 8
+        for q in (sizes.block_q, sizes.block_q_dkv, sizes.block_q_dq):
+            assert t_pad % q == 0
+        for kv in (sizes.block_kv, sizes.block_kv_dkv, sizes.block_kv_dq):
+            assert s_pad % kv == 0
+        assert sizes.block_kv % sizes.block_kv_compute == 0
+        assert sizes.block_kv_dkv % sizes.block_kv_dkv_compute == 0
+
+
+def test_one_query():
+    q, k, v = inputs(1, 12, size=8)
+    frames = (x.reshape(len(x), 4, 3, *x.shape[2:]) for x in (k, v))
+    found = jax.jit(attention.one_query)(q[:, 0], *frames)
+    assert error(found[:, None], dense(q, k, v, np.ones((1, 12), bool))) < 1e-5

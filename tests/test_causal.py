@@ -60,7 +60,7 @@ def block_forward(params, cache, text, x, sigma, start, window):
         jnp.broadcast_to(sigma, x.shape[:2]),
         text,
         frames=start + jnp.arange(size),
-        attend=kv.cached((size,), start, TOKENS, window, limit),
+        attend=kv.cached((size,), start, window, limit),
         memory=cache,
     )
     return out.flow, kv.write(cache, out.new, start, window)
@@ -69,7 +69,7 @@ def block_forward(params, cache, text, x, sigma, start, window):
 @functools.partial(jax.jit, static_argnames=("layout", "window"))
 def clip_forward(params, text, x, sigma, layout, window):
     groups = attention.block_causal(layout, window.size, window.sink)
-    attend = wan.structured(groups, TOKENS)
+    attend = wan.structured(groups)
     return NET.apply({"params": params}, x, sigma, text, attend=attend).flow
 
 
@@ -124,25 +124,29 @@ def test_any_layout_and_window(case):
     """What a layer sees through the cache is what the structure of the whole clip shows it."""
     layout, window = case
     frames, heads = sum(layout), (CONFIG.num_heads, CONFIG.head_dim)
-    q, k, v = normal(8, 3, 1, frames * TOKENS, *heads)
+    q, k, v = normal(8, 3, 1, frames, TOKENS, *heads)
     groups = attention.block_causal(layout, window.size, window.sink)
-    whole = jax.jit(attention.attend_groups, static_argnums=(3, 4))(q, k, v, groups, TOKENS)
+    whole = jax.jit(attention.attend_groups, static_argnums=3)(q, k, v, groups)
     one_layer = dataclasses.replace(CONFIG, num_layers=1)
-    cache, start, parts = kv.init(one_layer, 1, window.slots(frames), TOKENS), 0, []
 
-    @jax.jit
-    def block(cache, q, k, v, start):
-        size, limit = q.shape[1] // TOKENS, cache.k.shape[2]
-        attend = kv.cached((size,), start, TOKENS, window, limit)
+    @functools.partial(jax.jit, static_argnames="in_place")
+    def block(cache, q, k, v, start, in_place):
+        attend = kv.cached((q.shape[1],), start, window, kv.num_slots(cache), in_place)
+        if in_place:
+            out, new = attend(q, k, v, cache[0])
+            return out, (new,)
         out, new = attend(q, k, v, jax.tree.map(lambda x: x[0], cache))
         return out, kv.write(cache, jax.tree.map(lambda x: x[None], new), start, window)
 
-    for size in layout:
-        tokens = slice(start * TOKENS, (start + size) * TOKENS)
-        out, cache = block(cache, q[:, tokens], k[:, tokens], v[:, tokens], np.int32(start))
-        parts.append(out)
-        start += size
-    assert error(np.concatenate(parts, 1), whole) < 1e-5
+    for in_place in (False, True):
+        cache = kv.init(one_layer, 1, window.slots(frames), TOKENS, stacked=not in_place)
+        start, parts = 0, []
+        for size in layout:
+            part = (x[:, start : start + size] for x in (q, k, v))
+            out, cache = block(cache, *part, np.int32(start), in_place)
+            parts.append(out)
+            start += size
+        assert error(np.concatenate(parts, 1), whole) < 1e-5
 
 
 # The rollout and its plain form.

@@ -103,7 +103,7 @@ def test_long_stream_in_constant_memory(student):
 
     @jax.jit
     def again(params, pair, sigma, text):
-        numbers, attend = jnp.tile(jnp.arange(count), 2), wan.structured(groups, TOKENS)
+        numbers, attend = jnp.tile(jnp.arange(count), 2), wan.structured(groups)
         net = wan.WanDiT(CONFIG)
         return net.apply({"params": params}, pair, sigma, text, frames=numbers, attend=attend).flow
 
@@ -130,7 +130,7 @@ def test_prompts_change_between_blocks(student):
 
     @jax.jit
     def forward(params, cache, text, x, sigma, start):
-        attend = kv.cached((1,), start, TOKENS, Window(4, 1), cache.k.shape[2])
+        attend = kv.cached((1,), start, Window(4, 1), cache.k.shape[2])
         numbers, level = start + jnp.arange(1), jnp.full((1, 1), sigma)
         net = wan.WanDiT(CONFIG)
         out = net.apply(

@@ -62,13 +62,13 @@ def test_causal_clip(name):
     noisy, clean, text = (golden.inputs[k] for k in ("noise", "clean", "prompt_embeds"))
     sigma = golden.inputs["timestep"] / 1000
     frames, size = noisy.shape[1], golden.config["num_frame_per_block"]
-    layout, tokens = (size,) * (frames // size), config.frame_tokens(*noisy.shape[-2:])
+    layout = (size,) * (frames // size)
 
-    attend = wan.structured(attention.block_causal(layout), tokens)
+    attend = wan.structured(attention.block_causal(layout))
     v = jax.jit(lambda x: apply(x, sigma, text, attend=attend).flow)(noisy)
     assert error(v, golden.outputs["flow_diffusion_forcing"]) < TOLERANCE
 
-    attend = wan.structured(attention.teacher_forcing(layout), tokens)
+    attend = wan.structured(attention.teacher_forcing(layout))
     both = jnp.tile(jnp.arange(frames), 2)
     pair, level = (
         jnp.concatenate([clean, noisy], 1),

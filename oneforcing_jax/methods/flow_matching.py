@@ -77,14 +77,13 @@ def teacher_forced(
       layout: frames of each block.
     """
     frames = clean.shape[1]
-    tokens = model.config.frame_tokens(*clean.shape[-2:])
     out: Any = model.apply(
         {"params": params},
         jnp.concatenate([clean, noisy], 1),
         jnp.concatenate([jnp.zeros_like(sigma), sigma], 1),
         text,
         frames=jnp.tile(jnp.arange(frames), 2),
-        attend=structured(attention.teacher_forcing(layout), tokens),
+        attend=structured(attention.teacher_forcing(layout)),
     )
     return out.flow[:, frames:]
 

@@ -17,6 +17,7 @@ from oneforcing_jax.models.wan import WanDiT
 from oneforcing_jax.rollout import Draws, Generator, Plan
 
 Metrics = dict[str, jax.Array]
+CRITIC_CLIPS = ("together", "in_turn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,8 @@ class OneForcing:
       shift: of the drawn noise levels.
       gan_generator_weight, gan_discriminator_weight: lambda_G and lambda_D; 0 leaves the branch out.
       relativistic: compare real and fake in pairs.
+      critic_clips: whether the clips of a critic update go through the backbone side by side
+        ("together") or one after the other ("in_turn": the same sums, and the temporaries of one clip).
       r1, r2: penalties on real and generated samples.
     """
 
@@ -74,8 +77,15 @@ class OneForcing:
     gan_generator_weight: float = 0.03
     gan_discriminator_weight: float = 0.03
     relativistic: bool = False
+    critic_clips: str = "together"
     r1: Penalty = Penalty()
     r2: Penalty = Penalty()
+
+    def __post_init__(self) -> None:
+        if self.critic_clips not in CRITIC_CLIPS:
+            raise ValueError(
+                f"critic clips: expected one of {CRITIC_CLIPS}, found {self.critic_clips!r}"
+            )
 
     def student(self, params: Any) -> Generator:
         """The causal generator with the given parameters."""
@@ -133,12 +143,11 @@ def real_x0(
     method: OneForcing, params: Any, x_t: jax.Array, sigma: jax.Array, text: Any, negative: Any
 ) -> jax.Array:
     """Clean latents as the guided teacher sees them; both prompts in one forward."""
-    double = functools.partial(jnp.concatenate, axis=0)
-    prompts = double([text, jnp.broadcast_to(negative, text.shape)])
+    prompts = [text, jnp.broadcast_to(negative, text.shape)]
     out: Any = method.teacher.apply(
-        {"params": params}, double([x_t, x_t]), double([sigma, sigma]), prompts
+        {"params": params}, *(_side_by_side(x) for x in ([x_t, x_t], [sigma, sigma], prompts))
     )
-    conditional, unconditional = jnp.split(out.flow, 2)
+    conditional, unconditional = out.flow[::2], out.flow[1::2]
     return flow.x0_from_flow(x_t, flow.guide(conditional, unconditional, method.guidance), sigma)
 
 
@@ -207,7 +216,8 @@ def critic_loss(
 ) -> tuple[jax.Array, Metrics]:
     """L_phi = L_fake + lambda_D L_adv (equation 8) of the critic's parameters.
 
-    The clip to denoise, the generated one and the real one go through the backbone as one batch.
+    The clip to denoise, the generated one and the real one go through the backbone as one batch, or in
+    turn (`critic_clips`).
 
     Args:
       method: networks and settings.
@@ -232,15 +242,11 @@ def critic_loss(
             if penalty.weight:
                 penalties.append((name, penalty, of))
                 clips.append(clip + penalty.sigma * noise)
-    sigma = jnp.concatenate([draws.denoise_sigma, *[draws.gan_sigma] * (len(clips) - 1)])
-    prompts = jnp.concatenate([text] * len(clips))
-    scores: Any = method.critic.apply(
-        {"params": params}, jnp.concatenate(clips), sigma, prompts, want_logit=len(clips) > 1
-    )
-    loss = denoise.loss(scores.flow[: x.shape[0]], x, draws.denoise_noise)
+    sigmas = [draws.denoise_sigma, *[draws.gan_sigma] * (len(clips) - 1)]
+    flow_of_first, logits = _judged(method, params, clips, sigmas, text)
+    loss = denoise.loss(flow_of_first, x, draws.denoise_noise)
     metrics = {"denoise_loss": loss}
     if len(clips) > 1:
-        logits = jnp.split(scores.logit, len(clips))
         adversarial = _discriminator(method, *logits[1:3])
         loss = loss + method.gan_discriminator_weight * adversarial
         metrics |= {
@@ -253,6 +259,36 @@ def critic_loss(
             metrics[name] = penalty(logits[of], logits[3 + i])
             loss = loss + penalty.weight * metrics[name]
     return loss, metrics | {"loss": loss}
+
+
+def _judged(
+    method: OneForcing,
+    params: Any,
+    clips: list[jax.Array],
+    sigmas: list[jax.Array],
+    text: jax.Array,
+) -> tuple[jax.Array, Any]:
+    """The flow of the first clip, and the logits [b] of each (of a single one there are none)."""
+
+    def scores(latents: jax.Array, sigma: jax.Array, text: jax.Array) -> Any:
+        return method.critic.apply(
+            {"params": params}, latents, sigma, text, want_logit=len(clips) > 1
+        )
+
+    count = len(clips)
+    if method.critic_clips == "in_turn" and count > 1:
+        stacked = jnp.stack(clips), jnp.stack(sigmas)
+        found = jax.lax.map(lambda clip: scores(*clip, text), stacked)
+        return found.flow[0], found.logit
+    # Sample by sample, so that each device has all clips of its own samples.
+    found = scores(*(_side_by_side(x) for x in (clips, sigmas, [text] * count)))
+    flows = found.flow.reshape(-1, count, *found.flow.shape[1:])
+    return flows[:, 0], None if count == 1 else found.logit.reshape(-1, count).T
+
+
+def _side_by_side(parts: list[jax.Array]) -> jax.Array:
+    """Arrays [b, ...] as [b parts, ...], the parts of a sample next to each other."""
+    return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
 
 
 def _discriminator(method: OneForcing, fake: jax.Array, real: jax.Array) -> jax.Array:

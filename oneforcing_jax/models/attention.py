@@ -1,21 +1,22 @@
 """Softmax attention, and the attention structures of causal video as data.
 
-`attend` is the one function that computes attention, and picks the kernel: cuDNN flash attention on GPU,
-Pallas splash attention on TPU, XLA elsewhere. A structure is a tuple of `Group`: frames that ask, and the
-ranges of frames that they see. Within a group everything sees everything, so that no backend ever needs
-a mask, no array of tokens x tokens exists on an accelerator, and no work is done on hidden keys.
+`attend` is the one function that computes attention, for arrays of one device. The device that a program
+is made for picks the kernel: cuDNN flash attention on GPU, Pallas splash attention on TPU, XLA elsewhere.
+A structure is a tuple of `Group`: frames that ask, and the ranges of frames that they see. Within a group
+everything sees everything, so that no backend ever needs a mask, no array of tokens x tokens exists on an
+accelerator, and no work is done on hidden keys.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax.sharding import constrain, shard_heads
+from oneforcing_jax import sharding
+from oneforcing_jax.models import splash
 
 Range = tuple[int, int]
 
@@ -86,63 +87,86 @@ def teacher_forcing(
     return block_causal(layout, window, sink) + moved
 
 
-def attend_groups(
-    q: jax.Array, k: jax.Array, v: jax.Array, groups: tuple[Group, ...], frame_tokens: int
-) -> jax.Array:
-    """Attention by structure: q [b, t, h, k], k and v [b, s, h, k] -> [b, t, h, k].
+def flat(x: jax.Array) -> jax.Array:
+    """[b, f, n, ...] -> [b, t, ...], t = f n."""
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-    `groups` cover the queries in order; frames are `frame_tokens` tokens long.
+
+def attend_groups(
+    q: jax.Array, k: jax.Array, v: jax.Array, groups: tuple[Group, ...]
+) -> jax.Array:
+    """Attention by structure: q [b, f, n, h, k], k and v [b, F, m, h, k] -> [b, f, n, h, k].
+
+    `groups` cover the frames of the queries in order. A frame of queries may have fewer tokens than one
+    of keys: those that this device has.
     """
 
-    def tokens(x: jax.Array, ranges: tuple[Range, ...]) -> jax.Array:
-        parts = [x[:, a * frame_tokens : b * frame_tokens] for a, b in ranges]
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
+    def frames(x: jax.Array, ranges: tuple[Range, ...]) -> jax.Array:
+        parts = [x[:, start:stop] for start, stop in ranges]
+        return flat(parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1))
 
     out = [
-        attend(tokens(q, (group.queries,)), tokens(k, group.keys), tokens(v, group.keys))
+        attend(frames(q, (group.queries,)), frames(k, group.keys), frames(v, group.keys))
         for group in groups
     ]
-    return out[0] if len(out) == 1 else jnp.concatenate(out, 1)
+    whole = out[0] if len(out) == 1 else jnp.concatenate(out, 1)
+    return whole.reshape(q.shape)
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    length: jax.Array | int | None = None,
-    backend: str | None = None,
+    q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array | int | None = None
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(k)) v over the first `length` keys.
+    """softmax(q k^T / sqrt(k)) v over the first `length` keys, on one device.
+
+    Kernels of accelerators skip the keys beyond `length`; XLA computes and hides them.
 
     Args:
       q: [b, t, h, k].
       k, v: [b, s, h, k].
       length: number of keys that count, may be traced; None: all.
-      backend: "cudnn", "splash" or "xla"; None: the best for the default device and dtype.
 
     Returns:
       [b, t, h, k] in q's dtype; the softmax is float32.
     """
-    backend = backend or _backend(q.dtype)
-    lengths = None if length is None else jnp.full(q.shape[:1], length, jnp.int32)
-    if backend == "splash":
-        return shard_heads(functools.partial(_splash, interpret=False), q, k, v, lengths)
-    q, k, v = (constrain(x, "batch", None, "heads_full", None) for x in (q, k, v))
-    if backend == "cudnn":
-        return jax.nn.dot_product_attention(
-            q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
-        )
-    return _xla(q, k, v, lengths)
+    if isinstance(length, int):
+        k, v, length = k[:, :length], v[:, :length], None
+    device, half = sharding.target(), q.dtype in (jnp.bfloat16, jnp.float16)
+    if device.platform == "tpu":
+        with jax.named_scope("attention_splash"):
+            return splash.attend(q, k, v, length, device.device_kind)
+    if device.platform in ("gpu", "cuda") and half and q.shape[-1] % 8 == 0:
+        with jax.named_scope("attention_cudnn"):
+            return _cudnn(q, k, v, length)
+    with jax.named_scope("attention_xla"):
+        return _xla(q, k, v, _lengths(q, length))
 
 
-def _backend(dtype: Any) -> str:
-    platform = jax.default_backend()
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    return (
-        {"gpu": "cudnn", "tpu": "splash"}.get(platform, "xla")
-        if half or platform == "tpu"
-        else "xla"
+def one_query(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention of one query over the tokens of a clip: q [b, h, k], k and v [b, f, n, h, k] -> [b, h, k].
+
+    Two products of a matrix and a vector: no kernel is made for it. Tokens may lie on several devices,
+    which then exchange a maximum, a sum and a vector for each head.
+    """
+    logits = jnp.einsum("bhk,bfnhk->bhfn", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=(-2, -1)).astype(v.dtype)
+    return jnp.einsum("bhfn,bfnhk->bhk", weights, v)
+
+
+def _lengths(q: jax.Array, length: Any) -> jax.Array | None:
+    return None if length is None else jnp.full(q.shape[:1], length, jnp.int32)
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, length: Any) -> jax.Array:
+    """cuDNN flash attention. JAX refuses odd lengths under differentiation: they get one more token,
+    which as a key is hidden and as a query is dropped."""
+    t, s = q.shape[1], k.shape[1]
+    if s % 2 and length is None:
+        length = s
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=_lengths(q, length), implementation="cudnn"
     )
+    return out[:, :t]
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None) -> jax.Array:
@@ -160,27 +184,3 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None) ->
     parts = jnp.moveaxis(q.reshape(q.shape[0], chunks, t // chunks, *q.shape[2:]), 1, 0)
     out = jax.lax.map(jax.checkpoint(once), parts)
     return jnp.moveaxis(out, 0, 1).reshape(q.shape)
-
-
-def _splash(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, interpret: bool
-) -> jax.Array:
-    """Pallas splash attention on one device; padding to the kernel's tiles is hidden by segments."""
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-    (b, t, h, size), s = q.shape, k.shape[1]
-    tile = 128
-    t_pad, s_pad = -t % tile, -s % tile
-
-    def padded(x: jax.Array, extra: int) -> jax.Array:
-        return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))), 2, 1)
-
-    mask = splash.MultiHeadMask([splash.FullMask((t + t_pad, s + s_pad))] * h)
-    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
-    ends = jnp.full((b,), s, jnp.int32) if lengths is None else lengths
-    hidden = (jnp.arange(s + s_pad)[None] >= ends[:, None]).astype(jnp.int32)
-    segments = splash.SegmentIds(q=jnp.zeros((b, t + t_pad), jnp.int32), kv=hidden)
-    out = jax.vmap(kernel)(
-        padded(q * size**-0.5, t_pad), padded(k, s_pad), padded(v, s_pad), segments
-    )
-    return jnp.moveaxis(out, 1, 2)[:, :t].astype(q.dtype)

@@ -54,12 +54,10 @@ class Reader(nn.Module):
 
     @nn.compact
     def __call__(self, register: jax.Array, tokens: jax.Array) -> jax.Array:
-        """register [b, 1, d], tokens [b, t, d] -> [b, 1, d]."""
+        """register [b, d], tokens [b, f, n, d] -> [b, d]."""
         c = self.config
         cross = Attention(c.dim, c.num_heads, c.dtype, name="cross_attn")
-        x = register + cross.cross(
-            register, cross.key_value(LayerNorm(c.dtype, name="norm3")(tokens))
-        )
+        x = register + cross.read(register, LayerNorm(c.dtype, name="norm3")(tokens))
         return x + FeedForward(c.dim, self.ffn_dim, c.dtype, name="ffn")(
             layer_norm(x).astype(c.dtype)
         )
@@ -99,13 +97,14 @@ class Critic(nn.Module):
         self.classifier = Classifier(c.dim)
 
     def _init_readers(self, key: jax.Array) -> Any:
-        one = jnp.zeros((1, 1, self.config.dim), self.config.dtype)
+        register = jnp.zeros((1, self.config.dim), self.config.dtype)
+        tokens = register[:, None, None]
         keys = jax.random.split(key, len(self.head.layers))
-        stacked = jax.vmap(lambda k: self.reader.init(k, one, one)["params"])(keys)
+        stacked = jax.vmap(lambda k: self.reader.init(k, register, tokens)["params"])(keys)
         return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "taps"})
 
     def _tap(self, index: jax.Array, tokens: jax.Array, answers: jax.Array) -> jax.Array:
-        """Reads the tokens of the layers that are tapped; `answers` is [taps, b, 1, d]."""
+        """Reads the tokens of the layers that are tapped; `answers` is [taps, b, d]."""
         taps = jnp.array(self.head.layers)
         number = jnp.argmax(taps == index)
 
@@ -129,10 +128,8 @@ class Critic(nn.Module):
         if not want_logit:
             return Scores(self.model(latents, sigma, text).flow, None)
         registers = self.register_norm(self.registers).astype(self.config.dtype)
-        answers = jnp.broadcast_to(
-            registers[:, None, None],
-            (*registers.shape[:1], latents.shape[0], 1, registers.shape[1]),
-        )
+        taps, width = registers.shape
+        answers = jnp.broadcast_to(registers[:, None], (taps, latents.shape[0], width))
         out = self.model(latents, sigma, text, tap=self._tap, tapped=answers)
-        features = jnp.moveaxis(out.tapped[:, :, 0], 0, 1).reshape(latents.shape[0], -1)
+        features = jnp.moveaxis(out.tapped, 0, 1).reshape(latents.shape[0], -1)
         return Scores(out.flow if want_flow else None, self.classifier(features))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from oneforcing_jax.models import attention
-from oneforcing_jax.sharding import constrain, sharded_tokens
+from oneforcing_jax.sharding import by_tokens, constrain, sharded_tokens, target
 
 EPS = 1e-6
 Dtype = Any
@@ -25,8 +25,8 @@ def logical(init: Any, axes: tuple[str | None, ...]) -> Any:
 
 
 def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **kwargs: Any) -> jax.Array:
-    """x [..., d] @ kernel [d, e] with one batch axis: XLA's CPU backend is twice as fast so."""
-    if jax.default_backend() != "cpu" or sharded_tokens():
+    """x [..., d] @ kernel [d, e] with one batch axis: XLA is twice as fast so on CPU."""
+    if target().platform != "cpu" or sharded_tokens():
         return jax.lax.dot_general(x, kernel, dimensions, **kwargs)
     flat = jax.lax.dot_general(
         x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs
@@ -119,20 +119,28 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:-1], self.num_heads, self.dim // self.num_heads)
 
     def query(self, x: jax.Array) -> jax.Array:
-        """[b, t, d] -> [b, t, h, k]."""
+        """[..., d] -> [..., h, k]."""
         return self._heads(self.norm_q(self.q(x)))
 
     def key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[b, s, d] -> keys and values [b, s, h, k]."""
+        """[..., d] -> keys and values [..., h, k]."""
         return self._heads(self.norm_k(self.k(x))), self._heads(self.v(x))
 
     def out(self, x: jax.Array) -> jax.Array:
-        """[b, t, h, k] -> [b, t, d]."""
+        """[..., h, k] -> [..., d]."""
         return self.o(x.reshape(*x.shape[:-2], self.dim))
 
     def cross(self, x: jax.Array, key_value: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """Attention of `x` [b, t, d] over given keys and values."""
-        return self.out(attention.attend(self.query(x), *key_value))
+        """Attention of tokens `x` [b, f, n, d] over keys and values [b, s, h, k] of a prompt."""
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attention.attend(attention.flat(q), k, v).reshape(q.shape)
+
+        return self.out(by_tokens(attend, self.query(x), *key_value))
+
+    def read(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Attention of one vector `x` [b, d] over tokens [b, f, n, d]."""
+        return self.out(attention.one_query(self.query(x), *self.key_value(tokens)))
 
 
 class FeedForward(nn.Module):
@@ -157,5 +165,5 @@ def sinusoid(t: jax.Array, size: int) -> jax.Array:
 
 
 def on_tokens(x: jax.Array) -> jax.Array:
-    """Lays [b, t, d] out over the mesh."""
-    return constrain(x, "batch", "tokens", None)
+    """Lays [b, f, n, d] out over the mesh."""
+    return constrain(x, "batch", None, "tokens", None)

@@ -25,7 +25,7 @@ def rotations(
       theta: base of the frequencies.
 
     Returns:
-      [t, head_size / 2] float32, t = f rows columns.
+      [f, n, head_size / 2] float32, n = rows columns.
     """
     part = 2 * (head_size // 6)
     of_time = _angles(frames, head_size - 2 * part, theta)
@@ -37,13 +37,27 @@ def rotations(
         jnp.broadcast_to(of_row[None, :, None], (*grid, of_row.shape[-1])),
         jnp.broadcast_to(of_column[None, None, :], (*grid, of_column.shape[-1])),
     ]
-    return jnp.concatenate(parts, -1).reshape(-1, head_size // 2)
+    return jnp.concatenate(parts, -1).reshape(grid[0], rows * columns, head_size // 2)
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotates adjacent pairs of features of `x` [b, t, h, k] by `angles` [t, k / 2], in float32."""
-    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-    return rotated.reshape(x.shape).astype(x.dtype)
+def turns(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and signed sines [..., 1, k] of angles [..., k / 2], for every feature of a head.
+
+    They are made once a forward, not once a layer.
+    """
+    sines = jnp.sin(angles)
+    cos, sin = jnp.repeat(jnp.cos(angles), 2, -1), jnp.stack([-sines, sines], -1)
+    return cos[..., None, :], sin.reshape(cos.shape)[..., None, :]
+
+
+def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates adjacent pairs of features of `x` [..., h, k] by `turns` [..., 1, k], in float32.
+
+    The partner of a feature is its neighbour, brought by a rotation of the axis: pairs on an axis of
+    their own, of size 2, would fill a 64th of a TPU's lanes.
+    """
+    cos, sin = turn
+    wide = x.astype(jnp.float32)
+    even = jax.lax.broadcasted_iota(jnp.int32, wide.shape, wide.ndim - 1) % 2 == 0
+    partner = jnp.where(even, jnp.roll(wide, -1, -1), jnp.roll(wide, 1, -1))
+    return (wide * cos + partner * sin).astype(x.dtype)

@@ -1,8 +1,12 @@
 """The Wan2.1 diffusion transformer, one module for every role.
 
 Bidirectional, block-causal, teacher forcing and cached are the same network with another attention
-argument: a function `attend(q, k, v, memory) -> (out, new)` that each layer calls with its own slice of
-`memory`. Layers are stacked on a leading axis and scanned, so compile time does not grow with depth.
+argument: a function `attend(q, k, v, memory) -> (out, new)` that each layer calls with its own part of
+`memory`. Layers are stacked on a leading axis and scanned, so compile time does not grow with depth. For
+serving they may lie apart (`unstacked`): nothing is then cut out of a stack, and each layer's memory is a
+buffer of its own.
+
+Tokens are [b, f, n, d]: the mesh splits every frame alike.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from oneforcing_jax.models.layers import (
     sinusoid,
     stacked,
 )
+from oneforcing_jax.sharding import by_heads
 
 KeyValue = tuple[jax.Array, jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
@@ -126,16 +131,51 @@ class Output(NamedTuple):
 
 def full(q: jax.Array, k: jax.Array, v: jax.Array, memory: Any) -> tuple[jax.Array, None]:
     """The bidirectional `attend`."""
-    return attention.attend(q, k, v), None
+    flat = attention.flat
+    return attention.attend(flat(q), flat(k), flat(v)).reshape(q.shape), None
 
 
-def structured(groups: tuple[attention.Group, ...], frame_tokens: int) -> Attend:
+def structured(groups: tuple[attention.Group, ...]) -> Attend:
     """An `attend` for a whole clip with the given structure."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Any) -> tuple[jax.Array, None]:
-        return attention.attend_groups(q, k, v, groups, frame_tokens), None
+        return attention.attend_groups(q, k, v, groups), None
 
     return attend
+
+
+def compute_dtype(path: Any, config: WanConfig) -> Any:
+    """The dtype that a parameter is used in: `config.dtype` for matrices, but float32 for those of the
+    time embedding and of the critic's classifier, and for all that is not a matrix."""
+    names = [part.key for part in path]
+    wide = names[-1] != "kernel" or any(n.startswith(("time_", "classifier")) for n in names)
+    return jnp.float32 if wide else config.dtype
+
+
+def in_compute_dtype(params: Any, config: WanConfig) -> Any:
+    """Parameters cast once, where each layer of each forward would cast them again."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.astype(compute_dtype(path, config)), params
+    )
+
+
+def unstacked(params: Any) -> Any:
+    """Parameters whose layers lie apart, from stacked ones."""
+    layers = len(params["blocks"]["modulation"])
+    return params | {
+        "blocks": tuple(jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(layers))
+    }
+
+
+def _over_layers(layer: Callable[..., Any], carry: Any, count: int, *per_layer: Any) -> Any:
+    """Runs layers: a scan where the first tree of `per_layer` is stacked, a loop where it is a tuple."""
+    if not isinstance(per_layer[0], tuple):
+        return jax.lax.scan(layer, carry, (*per_layer, jnp.arange(count)))
+    new = []
+    for i in range(count):
+        carry, made = layer(carry, (*(x if x is None else x[i] for x in per_layer), jnp.int32(i)))
+        new.append(made)
+    return carry, tuple(new)
 
 
 class Block(nn.Module):
@@ -159,32 +199,31 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         time: jax.Array,
-        angles: jax.Array,
+        turn: tuple[jax.Array, jax.Array],
         text: jax.Array | KeyValue,
         attend: Attend,
         memory: Any,
     ) -> tuple[jax.Array, Any]:
-        """x [b, t, d], time [b, 1 or f, 6, d], text embedded [b, s, d] or as keys and values."""
-        b, t, d = x.shape
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(time + self.modulation, 2, 0)
-
-        def by_frame(tokens: jax.Array) -> jax.Array:
-            return tokens.reshape(b, time.shape[1], -1, d)
+        """x [b, f, n, d], time [b, 1 or f, 6, d], text embedded [b, s, d] or as keys and values."""
+        modulation = (time + self.modulation)[:, :, :, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)
 
         def modulate(shift: jax.Array, scale: jax.Array) -> jax.Array:
-            y = by_frame(layer_norm(x)) * (1 + scale[:, :, None]) + shift[:, :, None]
-            return y.reshape(b, t, d).astype(x.dtype)
+            return (layer_norm(x) * (1 + scale) + shift).astype(x.dtype)
 
         def gated(y: jax.Array, gate: jax.Array) -> jax.Array:
-            return on_tokens(x + (by_frame(y) * gate[:, :, None]).reshape(b, t, d).astype(x.dtype))
+            return on_tokens(x + (y * gate).astype(x.dtype))
 
-        y = modulate(shift1, scale1)
-        q, (k, v) = self.self_attn.query(y), self.self_attn.key_value(y)
-        out, new = attend(rope.rotate(q, angles), rope.rotate(k, angles), v, memory)
-        x = gated(self.self_attn.out(out), gate1)
-        key_value = text if isinstance(text, tuple) else self.text_key_value(text)
-        x = x + self.cross_attn.cross(self.norm3(x), key_value)
-        x = gated(self.ffn(modulate(shift2, scale2)), gate2)
+        with jax.named_scope("self_attention"):
+            y = modulate(shift1, scale1)
+            q, (k, v) = self.self_attn.query(y), self.self_attn.key_value(y)
+            out, new = by_heads(attend, rope.rotate(q, turn), rope.rotate(k, turn), v, memory)
+            x = gated(self.self_attn.out(out), gate1)
+        with jax.named_scope("cross_attention"):
+            key_value = text if isinstance(text, tuple) else self.text_key_value(text)
+            x = on_tokens(x + self.cross_attn.cross(self.norm3(x), key_value))
+        with jax.named_scope("feed_forward"):
+            x = gated(self.ffn(modulate(shift2, scale2)), gate2)
         return x, new
 
 
@@ -210,11 +249,11 @@ class WanDiT(nn.Module):
 
     def _init_blocks(self, key: jax.Array) -> Any:
         c = self.config
-        x, text = jnp.zeros((1, 1, c.dim), c.dtype), jnp.zeros((1, 1, c.dim), c.dtype)
-        time, angles = jnp.zeros((1, 1, 6, c.dim)), jnp.zeros((1, c.head_dim // 2))
+        x, text = jnp.zeros((1, 1, 1, c.dim), c.dtype), jnp.zeros((1, 1, c.dim), c.dtype)
+        time, turn = jnp.zeros((1, 1, 6, c.dim)), rope.turns(jnp.zeros((1, 1, c.head_dim // 2)))
         keys = jax.random.split(key, c.num_layers)
         stacked = jax.vmap(
-            lambda k: self.block.init(k, x, time, angles, text, full, None)["params"]
+            lambda k: self.block.init(k, x, time, turn, text, full, None)["params"]
         )(keys)
         return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "layers"})
 
@@ -223,17 +262,19 @@ class WanDiT(nn.Module):
         return self.text_embedding_2(nn.gelu(self.text_embedding_0(text)))
 
     def text_key_value(self, text: jax.Array) -> KeyValue:
-        """Keys and values of the prompt for every layer, [l, b, s, h, k]: computed once a prompt."""
+        """Keys and values of the prompt for every layer, [l, b, s, h, k], or a tuple of each layer's:
+        computed once a prompt."""
         embedded = self.embed_text(text)
 
-        def layer(_: None, params: Any) -> tuple[None, Any]:
-            return None, self.block.apply({"params": params}, embedded, method="text_key_value")
+        def layer(_: None, per_layer: Any) -> tuple[None, Any]:
+            apply = self.block.apply
+            return None, apply({"params": per_layer[0]}, embedded, method="text_key_value")
 
-        return jax.lax.scan(layer, None, self.blocks)[1]
+        return _over_layers(layer, None, self.config.num_layers, self.blocks)[1]
 
     def _patches(self, latents: jax.Array) -> jax.Array:
         p = self.config.patch
-        return rearrange(latents, "b f c (y p) (x q) -> b (f y x) (c p q)", p=p, q=p)
+        return rearrange(latents, "b f c (y p) (x q) -> b f (y x) (c p q)", p=p, q=p)
 
     def __call__(
         self,
@@ -256,20 +297,22 @@ class WanDiT(nn.Module):
             keys and values of `text_key_value`.
           frames: [f] frame numbers for the rotary embedding; None: 0, 1, 2, ...
           attend: attention structure; `full`, `structured(...)`, or one that reads `memory`.
-          memory: a tree with a leading layer axis, handed to `attend` layer by layer.
-          tap: called after every layer as tap(layer number, tokens [b, t, d], state) -> state.
+          memory: a tree with a leading layer axis, or a tuple of each layer's where layers lie apart;
+            handed to `attend` layer by layer.
+          tap: called after every layer as tap(layer number, tokens [b, f, n, d], state) -> state.
           tapped: initial state of `tap`.
         """
         c = self.config
         size = shapes.check("latents", latents, "b f c y x", c=c.in_dim)
         c.frame_tokens(size["y"], size["x"])
+        embedded = None
         if not isinstance(text, tuple):
             shapes.check("text", text, "b s d", b=size["b"], s=c.text_len, d=c.text_dim)
-            text = self.embed_text(text)
+            embedded = self.embed_text(text)
         sigma = sigma.reshape(size["b"], -1)
         frames = jnp.arange(size["f"]) if frames is None else frames
         rows, columns = size["y"] // c.patch, size["x"] // c.patch
-        angles = rope.rotations(frames, rows, columns, c.head_dim, c.rope_theta)
+        turn = rope.turns(rope.rotations(frames, rows, columns, c.head_dim, c.rope_theta))
 
         time = self.time_embedding_0(sinusoid(TRAIN_STEPS * sigma, c.freq_dim))
         time = self.time_embedding_2(nn.silu(time))
@@ -279,25 +322,25 @@ class WanDiT(nn.Module):
         def layer(carry: Any, per_layer: Any) -> tuple[Any, Any]:
             x, tapped = carry
             x = checkpoint_name(x, LAYER_INPUT)
-            params, index, memory, key_value = per_layer
-            prompt = text if key_value is None else key_value
+            params, memory, key_value, index = per_layer
+            prompt = embedded if key_value is None else key_value
             x, new = self.block.apply(
-                {"params": params}, x, modulation, angles, prompt, attend, memory
+                {"params": params}, x, modulation, turn, prompt, attend, memory
             )
             return (x, tapped if tap is None else tap(index, x, tapped)), new
 
         if c.remat != "none":
             layer = jax.checkpoint(layer, policy=_policy(c.remat), prevent_cse=False)
-        key_value = text if isinstance(text, tuple) else None
-        layers = (self.blocks, jnp.arange(c.num_layers), memory, key_value)
-        (x, tapped), new = jax.lax.scan(layer, (x, tapped), layers)
+        key_value = None if embedded is not None else text
+        (x, tapped), new = _over_layers(
+            layer, (x, tapped), c.num_layers, self.blocks, memory, key_value
+        )
         return Output(self._head(x, time, rows, columns), new, tapped)
 
     def _head(self, x: jax.Array, time: jax.Array, rows: int, columns: int) -> jax.Array:
         c = self.config
-        shift, scale = jnp.moveaxis(time[:, :, None] + self.head_modulation, 2, 0)
-        y = layer_norm(x).reshape(x.shape[0], time.shape[1], -1, c.dim)
-        y = (y * (1 + scale[:, :, None]) + shift[:, :, None]).astype(c.dtype).reshape(x.shape)
+        shift, scale = jnp.moveaxis(time[:, :, None] + self.head_modulation, 2, 0)[:, :, :, None]
+        y = (layer_norm(x) * (1 + scale) + shift).astype(c.dtype)
         patches = self.head(y).astype(jnp.float32)
-        axes = "b (f y x) (p q c) -> b f c (y p) (x q)"
+        axes = "b f (y x) (p q c) -> b f c (y p) (x q)"
         return rearrange(patches, axes, y=rows, x=columns, p=c.patch, q=c.patch)
