@@ -72,7 +72,7 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
       ValueError: slices over which `data` does not divide: their network carries gradients, no more.
     """
     tpu = devices[0].platform == "tpu"
-    slices = len({device.slice_index for device in devices}) if tpu else 1
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if tpu else 1
     if slices == 1:
         auto = (AxisType.Auto,) * len(MESH_AXES)
         return jax.make_mesh(shape, MESH_AXES, auto, devices=devices)
