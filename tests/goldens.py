@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from oneforcing_jax import steps
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.models import critic, wan
@@ -73,11 +74,7 @@ def wan_config(config: dict[str, Any]) -> wan.WanConfig:
 @functools.lru_cache(maxsize=64)
 def abstract(net: Any) -> Any:
     """Shapes of a network's parameters."""
-    c = net.config
-    latents = jax.ShapeDtypeStruct((1, 1, c.in_dim, c.patch, c.patch), jnp.float32)
-    sigma = jax.ShapeDtypeStruct((1,), jnp.float32)
-    text = jax.ShapeDtypeStruct((1, c.text_len, c.text_dim), jnp.float32)
-    return unbox(jax.eval_shape(net.init, jax.random.key(0), latents, sigma, text))["params"]
+    return unbox(jax.eval_shape(lambda: steps.init(net, 0)))
 
 
 def error(found: Any, expected: Any) -> float:

@@ -179,7 +179,7 @@ def test_gradients_of_splash(length):
 def test_tiles_cover_and_waste_little(t, s):
     for tiles in (*splash.TILES.values(), splash.tiles_of("TPU v99")):
         sizes, t_pad, s_pad = splash._blocks(t, s, tiles)
-        assert t <= t_pad < t + 128 + t / 8 and s <= s_pad < s + 128 + s / 8
+        assert t <= t_pad < 128 + 1.25 * t and s <= s_pad < 128 + 1.25 * s
         for q in (sizes.block_q, sizes.block_q_dkv, sizes.block_q_dq):
             assert t_pad % q == 0
         for kv in (sizes.block_kv, sizes.block_kv_dkv, sizes.block_kv_dq):
@@ -193,3 +193,51 @@ def test_one_query():
     frames = (x.reshape(len(x), 4, 3, *x.shape[2:]) for x in (k, v))
     found = jax.jit(attention.one_query)(q[:, 0], *frames)
     assert error(found[:, None], dense(q, k, v, np.ones((1, 12), bool))) < 1e-5
+
+
+@pytest.mark.parametrize(("layout", "first"), [((1,) * 5, 2), ((2, 2, 2), 0), ((3, 1, 1), 1)])
+def test_runs_of_groups_are_masked_softmax(layout, first):
+    """What a kernel with a computed mask sees is the structure: outputs and gradients."""
+    tokens, asked = 70, 35  # of a frame of keys, and of the half of it that a device asks for
+    structures = (
+        attention.block_causal(layout),
+        attention.noisy_after_clean(layout, first=first),
+        attention.teacher_forcing(layout),
+    )
+    for groups, mask in zip(structures, masks(layout, None, 0, first), strict=True):
+        made = attention.runs(groups)
+        q, k, v = inputs(mask.shape[0] * asked, mask.shape[1] * tokens, batch=1, size=8)
+        mask = mask.repeat(asked, 0).repeat(tokens, 1)
+
+        def both(attend, q=q, k=k, v=v):
+            out, back = jax.vjp(attend, q, k, v)
+            return out, *back(jnp.sin(out))
+
+        def plain(q, k, v, mask=mask):
+            logits = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+            weights = jax.nn.softmax(jnp.where(mask, logits, -1e30), -1)
+            return jnp.einsum("bhts,bshk->bthk", weights, v)
+
+        def by_runs(q, k, v, made=made):
+            parts = [
+                splash.attend_run(
+                    q[:, run.queries[0] * asked : run.queries[1] * asked],
+                    k,
+                    v,
+                    splash.Structure(*run[1:], asked, tokens),
+                    "TPU v5p",
+                    interpret=True,
+                )
+                for run in made
+            ]
+            return jnp.concatenate(parts, 1)
+
+        found, expected = jax.jit(both, static_argnums=0)(by_runs), both(plain)
+        for one, other in zip(found, expected, strict=True):
+            assert error(one, other) < 1e-4
+
+
+def test_rolling_windows_are_no_runs():
+    assert attention.runs(attention.block_causal((1,) * 6, 3, 1)) is None
+    assert len(attention.runs(attention.noisy_after_clean((1,) * 21, first=4))) == 1
+    assert len(attention.runs(attention.teacher_forcing((3,) * 7))) == 2

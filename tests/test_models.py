@@ -45,7 +45,7 @@ def test_every_layer():
     sigma = golden.inputs["timestep"][:, 0] / 1000
 
     def tap(index, tokens, state):
-        return state.at[index].set(tokens)
+        return state.at[index].set(attention.flat(tokens))
 
     empty = jnp.zeros((config.num_layers, *golden.outputs["block0"].shape))
     forward = functools.partial(wan.WanDiT(config).apply, tap=tap)

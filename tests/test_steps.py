@@ -140,6 +140,7 @@ HOW = {
     # The rest runs with `pytest -m long`.
     "fsdp": {"sizes": {"fsdp": 8}},
     "sequence": {"sizes": {"sequence": 4, "data": 2}},
+    "context": {"sizes": {"context": 2, "sequence": 2, "data": 2}},
     "tensor": {"sizes": TENSOR, "remat": "dots"},
     "accumulated by twos": {"microbatch": 2, "remat": "offload", "sizes": {"data": 2, "tensor": 4}},
 }
@@ -170,7 +171,7 @@ def test_generator_update_is_the_same_on_a_mesh(random_params):
     whole = one_forcing_method()
     method = whole._replace(updates=whole.updates[:1])
     expected = trained(make_trainer(method), random_params, 1)
-    trainer = make_trainer(method, THREE)
+    trainer = make_trainer(method, {"fsdp": 2, "context": 2, "sequence": 2})
     assert_same(trained(trainer, random_params, 1), expected, 1e-3)
 
 

@@ -92,6 +92,37 @@ def flat(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
+class Run(NamedTuple):
+    """Consecutive groups that each see a prefix of the keys, and a block of their own at a fixed distance
+    from its end: what one kernel with a computed mask can do.
+
+    Attributes:
+      queries: frames of all the groups.
+      prefixes: for each of these frames, the number of key frames in its prefix.
+      distance, size: the own block of frames begins `distance` after the prefix's end.
+    """
+
+    queries: Range
+    prefixes: tuple[int, ...]
+    distance: int
+    size: int
+
+
+def runs(groups: tuple[Group, ...]) -> tuple[Run, ...] | None:
+    """The groups as runs; None if some see more than a prefix and a block (those of a rolling window)."""
+    made: list[Run] = []
+    for (start, stop), keys in groups:
+        if len(keys) > 2 or (len(keys) == 2 and keys[0][0]):
+            return None
+        prefix, (own, end) = (keys[0][1] if len(keys) == 2 else 0), keys[-1]
+        here = Run((start, stop), (prefix,) * (stop - start), own - prefix, end - own)
+        if made and made[-1][2:] == here[2:]:
+            last = made.pop()
+            here = Run((last.queries[0], stop), last.prefixes + here.prefixes, *here[2:])
+        made.append(here)
+    return tuple(made)
+
+
 def attend_groups(
     q: jax.Array, k: jax.Array, v: jax.Array, groups: tuple[Group, ...]
 ) -> jax.Array:
@@ -105,10 +136,24 @@ def attend_groups(
         parts = [x[:, start:stop] for start, stop in ranges]
         return flat(parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1))
 
-    out = [
-        attend(frames(q, (group.queries,)), frames(k, group.keys), frames(v, group.keys))
-        for group in groups
-    ]
+    device, together = sharding.target(), runs(groups)
+    if device.platform == "tpu" and together:
+        with jax.named_scope("attention_splash"):
+            out = [
+                splash.attend_run(
+                    frames(q, (run.queries,)),
+                    flat(k),
+                    flat(v),
+                    splash.Structure(run.prefixes, run.distance, run.size, q.shape[2], k.shape[2]),
+                    device.device_kind,
+                )
+                for run in together
+            ]
+    else:
+        out = [
+            attend(frames(q, (group.queries,)), frames(k, group.keys), frames(v, group.keys))
+            for group in groups
+        ]
     whole = out[0] if len(out) == 1 else jnp.concatenate(out, 1)
     return whole.reshape(q.shape)
 

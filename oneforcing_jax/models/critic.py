@@ -108,12 +108,15 @@ class Critic(nn.Module):
         taps = jnp.array(self.head.layers)
         number = jnp.argmax(taps == index)
 
-        def read() -> jax.Array:
+        # A branch keeps its intermediates for the backward pass, zeros in every layer that is not tapped.
+        @jax.checkpoint
+        def read(answers: jax.Array, tokens: jax.Array) -> jax.Array:
             params = jax.tree.map(lambda leaf: jnp.take(leaf, number, axis=0), self.readers)
             answer = self.reader.apply({"params": params}, answers[number], tokens)
             return answers.at[number].set(answer)
 
-        return jax.lax.cond(jnp.any(taps == index), read, lambda: answers)
+        tapped = jnp.any(taps == index)
+        return jax.lax.cond(tapped, read, lambda answers, _: answers, answers, tokens)
 
     def __call__(
         self,

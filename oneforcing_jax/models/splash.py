@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
 
 LANES = 128
-# Rows that a step of the kernel's grid costs beside its own.
+# Rows that a step of a kernel's grid costs beside its own.
 _STEP = 64
 
 
@@ -43,36 +44,40 @@ def tiles_of(device_kind: str) -> Tiles:
     return next((t for name, t in TILES.items() if device_kind.startswith(name)), _SMALLEST)
 
 
-def tile(size: int, most: int) -> int:
-    """The multiple of 128 up to `most` that covers `size` at the least cost in padding and steps."""
-    limit = min(most, -(-size // LANES) * LANES)
-    return min(
-        range(LANES, limit + 1, LANES), key=lambda t: (-(-size // t) * (t + _STEP), -t)
-    )
-
-
 def _share(whole: int, most: int) -> int:
-    """The largest part of a tile of keys, up to `most`, that divides it."""
+    """The largest tile up to `most` that divides a padded size, or a larger tile."""
     return max(t for t in range(LANES, min(whole, most) + 1, LANES) if whole % t == 0)
 
 
-def _blocks(t: int, s: int, tiles: Tiles) -> tuple[kernels.BlockSizes, int, int]:
-    """Tiles for t queries and s keys, and both padded to them.
+@functools.lru_cache(maxsize=1024)
+def padded(size: int, limits: tuple[int, ...]) -> int:
+    """The multiple of 128 to which queries or keys are filled up, for kernels with tiles up to `limits`.
 
-    The three kernels share the padded arrays, so their tiles divide one padded size.
+    The kernels share the arrays, so their tiles all divide it: the best has little to fill, and large
+    divisors.
     """
-    q, kv = tile(t, tiles.forward[0]), tile(s, tiles.forward[1])
-    t_pad, s_pad = -(-t // q) * q, -(-s // kv) * kv
-    dkv_q, dkv_kv = _share(q, tiles.dkv[0]), _share(kv, tiles.dkv[1])
+    first = -(-size // LANES) * LANES
+    sizes = range(first, first + max(limits), LANES)
+    return min(sizes, key=lambda s: sum(s * (1 + _STEP / _share(s, most)) for most in limits))
+
+
+def _blocks(t: int, s: int, tiles: Tiles) -> tuple[kernels.BlockSizes, int, int]:
+    """Tiles for t queries and s keys, and both padded to them."""
+    (q, kv, compute), (dkv_q, dkv_kv, dkv_compute), (dq_q, dq_kv) = tiles
+    t_pad, s_pad = (
+        padded(t, (q, dkv_q, dq_q)),
+        padded(s, (kv, compute, dkv_kv, dkv_compute, dq_kv)),
+    )
+    kv, dkv_kv = _share(s_pad, kv), _share(s_pad, dkv_kv)
     sizes = kernels.BlockSizes(
-        block_q=q,
+        block_q=_share(t_pad, q),
         block_kv=kv,
-        block_kv_compute=_share(kv, tiles.forward[2]),
-        block_q_dkv=dkv_q,
+        block_kv_compute=_share(kv, compute),
+        block_q_dkv=_share(t_pad, dkv_q),
         block_kv_dkv=dkv_kv,
-        block_kv_dkv_compute=_share(dkv_kv, tiles.dkv[2]),
-        block_q_dq=_share(q, tiles.dq[0]),
-        block_kv_dq=_share(kv, tiles.dq[1]),
+        block_kv_dkv_compute=_share(dkv_kv, dkv_compute),
+        block_q_dq=_share(t_pad, dq_q),
+        block_kv_dq=_share(s_pad, dq_kv),
     )
     return sizes, t_pad, s_pad
 
@@ -83,18 +88,106 @@ def _below(s: int) -> Callable[[Any, Any], Any]:
     return lambda queries, keys: keys < s
 
 
-def _skipping(t_pad: int, s_pad: int, q: int, kv: int, length: Any, by_query: bool) -> Any:
-    """The table of blocks of which the kernel computes those that hold one of the first `length` keys.
+@functools.lru_cache(maxsize=256)
+def _prefix_and_own(distance: int, size: int) -> Callable[[Any, Any], Any]:
+    """The mask that shows a query the keys before its number, and `size` keys from `distance` after it."""
 
-    Args:
-      by_query: whether the inner loop goes over queries, as that of the gradient of keys does.
-    """
-    shape = (1, t_pad // q, s_pad // kv)
-    last = jnp.maximum((length + kv - 1) // kv - 1, 0)
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
-    # A skipped block names the last one that is needed: nothing is fetched for it.
-    following = row if by_query else jnp.minimum(column, last)
-    return masks.MaskInfo(following, None, jnp.where(column <= last, 2, 0), None, None)
+    def shown(queries: Any, keys: Any) -> Any:
+        after = keys - queries
+        return (after < 0) | ((after >= distance) & (after < distance + size))
+
+    return shown
+
+
+class Structure(NamedTuple):
+    """Which keys each query sees: `attention.Run` for frames of `asked` queries and `stored` keys."""
+
+    prefixes: tuple[int, ...]
+    distance: int
+    size: int
+    asked: int
+    stored: int
+
+    def ends(self, padded: int) -> np.ndarray:
+        """[padded] number of keys in the prefix of each query; of queries that fill a tile, the last's."""
+        ends = np.repeat(np.array(self.prefixes, np.int32) * self.stored, self.asked)
+        return np.pad(ends, (0, padded - len(ends)), mode="edge")
+
+
+class _Masks(NamedTuple):
+    """What the three kernels are told."""
+
+    forward: masks.MaskInfo
+    dq: masks.MaskInfo
+    dkv: masks.MaskInfo
+    function: Callable[[Any, Any], Any] | None = None
+    segments: kernels.SegmentIds | None = None
+
+
+def _all_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, s: int) -> _Masks:
+    """Nothing is hidden but the keys that fill a tile."""
+    below = _below(s) if s_pad > s else None
+    info = masks.MaskInfo(None, None, None, None, jnp.zeros(t_pad, jnp.int32) if below else None)
+    return _Masks(info, info, info, below)
+
+
+def _first_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, length: Any) -> _Masks:
+    """The keys before `length`, which is traced: the table of blocks is computed on the device."""
+
+    def info(q: int, kv: int, by_query: bool = False) -> masks.MaskInfo:
+        shape = (1, t_pad // q, s_pad // kv)
+        last = jnp.maximum((length + kv - 1) // kv - 1, 0)
+        row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
+        # A skipped block names the last one that is needed: nothing is fetched for it.
+        following = row if by_query else jnp.minimum(column, last)
+        return masks.MaskInfo(following, None, jnp.where(column <= last, 2, 0), None, None)
+
+    hidden = (jnp.arange(s_pad) >= length).astype(jnp.int32)
+    return _Masks(
+        info(sizes.block_q, sizes.block_kv),
+        info(sizes.block_q_dq, sizes.block_kv_dq),
+        info(sizes.block_q_dkv, sizes.block_kv_dkv, by_query=True),
+        segments=kernels.SegmentIds(jnp.zeros(t_pad, jnp.int32), hidden),
+    )
+
+
+def _structured(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, run: Structure) -> _Masks:
+    """The table of blocks in which some query sees some key, from the bounds of the blocks."""
+    ends, own = run.ends(t_pad), (run.distance * run.stored, run.size * run.stored)
+
+    def info(q: int, kv: int, by_query: bool = False) -> masks.MaskInfo:
+        rows = ends.reshape(-1, q)
+        low, high = rows.min(1)[:, None], rows.max(1)[:, None]
+        begin = np.arange(0, s_pad, kv)[None]
+        in_own = (begin < high + sum(own)) & (begin + kv > low + own[0])
+        seen = (begin < high) | in_own
+        return masks.MaskInfo(
+            jnp.asarray(_next_seen(seen, axis=0 if by_query else 1)[None]),
+            None,
+            jnp.asarray(np.where(seen, 2, 0)[None], jnp.int32),
+            None,
+            jnp.asarray(ends),
+        )
+
+    return _Masks(
+        info(sizes.block_q, sizes.block_kv),
+        info(sizes.block_q_dq, sizes.block_kv_dq),
+        info(sizes.block_q_dkv, sizes.block_kv_dkv, by_query=True),
+        _prefix_and_own(*own),
+    )
+
+
+def _next_seen(seen: np.ndarray, axis: int) -> np.ndarray:
+    """For each block, the number along `axis` of the next one that is seen, itself included, so that a
+    skipped block fetches ahead; after the last, the last."""
+    seen = np.moveaxis(seen, axis, 1)
+    found = np.zeros(seen.shape, np.int32)
+    for row, blocks in zip(found, seen, strict=True):
+        numbers = np.flatnonzero(blocks)
+        if len(numbers):
+            where = np.searchsorted(numbers, np.arange(len(blocks)))
+            row[:] = numbers[np.minimum(where, len(numbers) - 1)]
+    return np.moveaxis(found, 1, axis)
 
 
 def attend(
@@ -109,10 +202,35 @@ def attend(
 
     Args:
       q, k, v: [b, t, h, k] and [b, s, h, k].
-      length: number of keys that count, may be traced; None: all.
+      length: number of keys that count, traced; None: all.
       device_kind: of the chip that the program is for.
       interpret: run it without a TPU.
     """
+    if length is None:
+        return _run(q, k, v, functools.partial(_all_keys, s=k.shape[1]), device_kind, interpret)
+    return _run(q, k, v, functools.partial(_first_keys, length=length), device_kind, interpret)
+
+
+def attend_run(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    run: Structure,
+    device_kind: str,
+    interpret: bool = False,
+) -> jax.Array:
+    """The same where each query sees what `run` says."""
+    return _run(q, k, v, functools.partial(_structured, run=run), device_kind, interpret)
+
+
+def _run(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    masked: Callable[[kernels.BlockSizes, int, int], _Masks],
+    device_kind: str,
+    interpret: bool,
+) -> jax.Array:
     (_, t, _, size), s = q.shape, k.shape[1]
     sizes, t_pad, s_pad = _blocks(t, s, tiles_of(device_kind))
 
@@ -121,32 +239,21 @@ def attend(
         fill = ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, -size % LANES))
         return jnp.moveaxis(jnp.pad(x, fill), 2, 1)
 
-    blocks = (sizes.block_q, sizes.block_kv), (sizes.block_q_dq, sizes.block_kv_dq)
-    dkv_blocks = (sizes.block_q_dkv, sizes.block_kv_dkv)
-    segments, below = None, None
-    if length is None:
-        below = _below(s) if s_pad > s else None
-        number = jnp.zeros(t_pad, jnp.int32) if below else None
-        forward = dq = dkv = masks.MaskInfo(None, None, None, None, number)
-    else:
-        forward, dq = (_skipping(t_pad, s_pad, *block, length, False) for block in blocks)
-        dkv = _skipping(t_pad, s_pad, *dkv_blocks, length, True)
-        hidden = (jnp.arange(s_pad) >= length).astype(jnp.int32)
-        segments = kernels.SegmentIds(jnp.zeros(t_pad, jnp.int32), hidden)
+    told = masked(sizes, t_pad, s_pad)
     kernel = kernels.SplashAttentionKernel(
-        forward,
-        dq,
-        dkv,
+        told.forward,
+        told.dq,
+        told.dkv,
         block_sizes=sizes,
         is_mqa=False,
         save_residuals=False,
         mask_value=kernels.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
         residual_checkpoint_name=None,
-        mask_function=below,
+        mask_function=told.function,
         interpret=interpret,
     )
-    out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(
+    out = jax.vmap(lambda q, k, v: kernel(q, k, v, told.segments))(
         laid(q * size**-0.5, t_pad), laid(k, s_pad), laid(v, s_pad)
     )
     return jnp.moveaxis(out, 1, 2)[:, :t, :, :size].astype(q.dtype)
