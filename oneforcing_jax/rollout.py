@@ -26,8 +26,8 @@ from oneforcing_jax.models.wan import KeyValue, WanConfig
 Apply = Callable[..., Any]
 CONTEXT_GRADIENTS = ("straight_through", "stop", "full")
 
-# A growing cache is read in this many static lengths, so that short prefixes cost less; each costs a
-# compilation of the layer, so short clips have fewer.
+# Where hidden keys cost time, a growing cache is read in this many static lengths, so that short prefixes
+# cost less; each costs a compilation of the layer, so short clips have fewer.
 BUCKETS, BUCKET_FRAMES = 4, 6
 
 
@@ -232,6 +232,13 @@ def denoise_block(
     return x0, x, cache
 
 
+def bucket(frames: int) -> int:
+    """Frames by which the static length of a growing cache grows, in a clip of so many."""
+    if attention.skips_hidden_keys():
+        return frames + 1
+    return max(-(-frames // BUCKETS), BUCKET_FRAMES)
+
+
 def _pieces(plan: Plan, cut: int = 0) -> list[tuple[int, int]]:
     """Ranges [i, j) of blocks that one scan can run.
 
@@ -239,7 +246,7 @@ def _pieces(plan: Plan, cut: int = 0) -> list[tuple[int, int]]:
     but the very first block stands in the first piece, and none crosses block number `cut`.
     """
     starts = list(itertools.accumulate((b.frames for b in plan), initial=0))
-    per_bucket = max(-(-starts[-1] // BUCKETS), BUCKET_FRAMES)
+    per_bucket = bucket(starts[-1])
 
     def kind(i: int) -> Any:
         return plan[i], plan[i - 1].frames if i else None, starts[i] // per_bucket, i >= cut

@@ -227,16 +227,11 @@ class Student:
         return self._run(self._context, self.params, cache, text, x, jnp.int32(start), limit)
 
     def _limit(self, frames: int, cache: Caches) -> int:
-        """Slots that a program reads when the video has so many frames.
-
-        Kernels of accelerators skip what is not there yet, and one program serves all blocks. XLA's
-        attention does not: it gets a program for each part of the cache.
-        """
+        """Slots that a program reads when the video has so many frames: one program serves all blocks
+        where kernels skip what is not there yet, elsewhere there is one for each part of the cache."""
         slots = kv.num_slots(cache)
         with self._mesh():
-            if sharding.target().platform != "cpu":
-                return slots
-        part = max(-(-slots // rollout.BUCKETS), rollout.BUCKET_FRAMES)
+            part = rollout.bucket(slots)
         return min(slots, -(-frames // part) * part)
 
     def _empty(self, shape: tuple[int, ...], slots: int) -> Caches:

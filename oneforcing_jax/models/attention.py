@@ -186,6 +186,12 @@ def attend(
         return _xla(q, k, v, _lengths(q, length))
 
 
+def skips_hidden_keys() -> bool:
+    """Whether the target's kernel takes no time for keys beyond `length`; if not, it pays to give it a
+    static part of them."""
+    return sharding.target().platform != "cpu"
+
+
 def one_query(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention of one query over the tokens of a clip: q [b, h, k], k and v [b, f, n, h, k] -> [b, h, k].
 

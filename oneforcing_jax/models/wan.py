@@ -35,7 +35,7 @@ from oneforcing_jax.models.layers import (
     sinusoid,
     stacked,
 )
-from oneforcing_jax.sharding import by_heads
+from oneforcing_jax.sharding import by_heads, constrain
 
 KeyValue = tuple[jax.Array, jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
@@ -317,7 +317,7 @@ class WanDiT(nn.Module):
         time = self.time_embedding_0(sinusoid(TRAIN_STEPS * sigma, c.freq_dim))
         time = self.time_embedding_2(nn.silu(time))
         modulation = self.time_projection(nn.silu(time)).reshape(*sigma.shape, 6, c.dim)
-        x = on_tokens(self.patch_embedding(self._patches(latents)))
+        x = on_tokens(self.patch_embedding(on_tokens(self._patches(latents))))
 
         def layer(carry: Any, per_layer: Any) -> tuple[Any, Any]:
             x, tapped = carry
@@ -341,6 +341,7 @@ class WanDiT(nn.Module):
         c = self.config
         shift, scale = jnp.moveaxis(time[:, :, None] + self.head_modulation, 2, 0)[:, :, :, None]
         y = (layer_norm(x) * (1 + scale) + shift).astype(c.dtype)
-        patches = self.head(y).astype(jnp.float32)
+        # Tokens meet here: patches are a 24th of their width.
+        patches = constrain(on_tokens(self.head(y)), "batch", None, None, None).astype(jnp.float32)
         axes = "b f (y x) (p q c) -> b f c (y p) (x q)"
         return rearrange(patches, axes, y=rows, x=columns, p=c.patch, q=c.patch)
