@@ -1,0 +1,131 @@
+"""Floating-point operations of single HLO instructions; a multiply and an add are two.
+
+Products are counted (dot, convolution, the libraries' and Pallas kernels for them), elementwise work is
+not. Attention whose number of keys is known at run time only counts all its keys.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from oneforcing_jax.targets.hlo import Array, Computation, Instruction
+
+# Products of tokens x keys x head size in a kernel of splash attention, by the kernel's name.
+_SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
+# Of a backward pass in one kernel: scores again, then the gradients of values, weights, queries, keys.
+_FUSED_BACKWARD = 5
+
+
+def of(inside: Computation, instruction: Instruction) -> float:
+    """Operations of one run of an instruction; 0 for one that multiplies no matrices."""
+    match instruction.opcode:
+        case "dot":
+            contracted = instruction.numbers("lhs_contracting_dims")
+            return _dot(instruction.arrays[0], inside.operand(instruction, 0).arrays[0], contracted)
+        case "convolution":
+            sides = [inside.operand(instruction, i).arrays[0] for i in (0, 1)]
+            return _convolution(instruction, *sides, instruction.arrays[0])
+        case "custom-call":
+            return _library(inside, instruction)
+    return 0.0
+
+
+def slowness(inside: Computation, instruction: Instruction) -> float:
+    """How many times longer than in bf16 a product takes: float32 goes through the units twice (as TF32, or
+    in two parts), and six times at the highest precision."""
+    if "operand_precision={highest" in instruction.rest:
+        return 6.0
+    types = {array.dtype for name in instruction.operands[:2]
+             for array in inside.instructions[name].arrays}  # fmt: skip
+    return 2.0 if types == {"f32"} else 1.0
+
+
+def _dot(out: Array, left: Array, contracted: Sequence[int]) -> float:
+    return 2.0 * out.size * math.prod(left.dims[i] for i in contracted)
+
+
+def _convolution(instruction: Instruction, left: Array, right: Array, out: Array) -> float:
+    """Of a convolution of `left` by the kernel `right`; positions in padding and between dilated elements
+    are not counted, as the products of a batch are written as such."""
+    labels = instruction.attribute("dim_labels")
+    found = re.match(r"(\w+)_(\w+)->(\w+)", labels)
+    if not found:
+        return 0.0
+    image, kernel, made = found.groups()
+    window = {
+        key: value.split("x")
+        for key, value in re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute("window"))
+    }
+    pairs = 1
+    for axis in (label for label in made if label.isdigit()):
+        i = int(axis)
+        read = lambda key, default: window[key][i] if key in window else default  # noqa: B023, E731
+        low, _, _ = read("pad", "0_0").partition("_")
+        pairs *= _pairs(
+            out.dims[made.index(axis)],
+            right.dims[kernel.index(axis)],
+            left.dims[image.index(axis)],
+            *(int(read(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate")),
+            int(low),
+        )
+    features = out.dims[made.index("f")] * right.dims[kernel.index("i")]
+    return 2.0 * out.dims[made.index("b")] * features * pairs
+
+
+@functools.lru_cache(maxsize=4096)
+def _pairs(out: int, size: int, width: int, stride: int, apart: int, spread: int, low: int) -> int:
+    """Pairs of output positions and kernel positions that meet an element of the input."""
+    if low == 0 and apart == 1 and (out - 1) * stride + (size - 1) * spread < width:
+        return out * size
+    total, positions = 0, np.arange(out) * stride - low
+    for k in range(size):
+        at = positions + k * spread
+        total += int(((at >= 0) & (at <= (width - 1) * apart) & (at % apart == 0)).sum())
+    return total
+
+
+def _library(inside: Computation, instruction: Instruction) -> float:
+    target, rest = instruction.attribute("custom_call_target").strip('"'), instruction.rest
+    if target.startswith("__cublas$"):
+        numbers = re.search(r'lhs_contracting_dimensions":\[([^\]]*)\]', rest)
+        contracted = [int(i) for i in re.findall(r"\d+", numbers.group(1))] if numbers else []
+        return _dot(instruction.arrays[0], inside.operand(instruction, 0).arrays[0], contracted)
+    if target.startswith("__cudnn$conv"):
+        one, two = (inside.operand(instruction, i).arrays[0] for i in (0, 1))
+        out = instruction.arrays[0]
+        sides = {"BackwardInput": (out, two, one), "BackwardFilter": (one, out, two)}
+        kind = next((kind for kind in sides if kind in target), "")
+        return _convolution(instruction, *sides.get(kind, (one, two, out)))
+    if target.startswith("__cudnn$fmha"):
+        shape = re.search(r'intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', rest)
+        if not shape:
+            return 0.0
+        b, h, t, s = (int(i) for i in re.findall(r"\d+", shape.group(1)))
+        products = _FUSED_BACKWARD if "Backward" in target else 2
+        return 2.0 * products * instruction.arrays[0].size * s  # its first result is [b, h, t, k]
+    if target == "tpu_custom_call":
+        return _pallas(inside, instruction)
+    if "matmul" in target:  # of the CPU's library: the last axis of the left side is contracted
+        left = inside.operand(instruction, 0).arrays[0]
+        return _dot(instruction.arrays[0], left, (len(left.dims) - 1,))
+    return 0.0
+
+
+def _pallas(inside: Computation, instruction: Instruction) -> float:
+    """Of splash attention by its name; of another kernel as it says itself."""
+    source = f"{instruction.name} {instruction.source}"
+    kernel = next((name for name in _SPLASH if name in source), None)
+    if not kernel:
+        said = re.search(r'"flops":"?(\d+)', instruction.rest)
+        return float(said.group(1)) if said else 0.0
+    products = _SPLASH[kernel]
+    if kernel == "splash_mha_dkv" and 'use_fused_bwd_kernel\\": true' in instruction.rest:
+        products = _FUSED_BACKWARD
+    operands = [inside.instructions[name].arrays[0] for name in instruction.operands]
+    q, k = [x for x in operands if x.dtype[0] in "bf" and len(x.dims) >= 3][:2]
+    return 2.0 * products * q.size * k.dims[-2]  # [b, h, t, k] and [b, h, s, k]

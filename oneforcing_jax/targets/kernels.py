@@ -1,0 +1,341 @@
+"""What a program does on each device: its kernels, how often they run, and what they read, write and send.
+
+A kernel is an instruction that runs by itself: a fusion, a product, a copy, a collective. Its bytes are
+those of the device's main memory: of an operand that it slices, the slice; of a result that it updates in
+place, the update; nothing of what lies in a TPU's vector memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from oneforcing_jax.targets import arithmetic, hlo
+from oneforcing_jax.targets.hlo import Array, Computation, Instruction, Module
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
+    *("partition-id", "replica-id", "opt-barrier", "add-dependency", "domain", "async-update"),
+}
+_SLICES = ("dynamic-slice", "slice", "gather")
+_FREE_CALLS = ("AllocateBuffer", "Sharding", "LayoutConstraint", "AssumeGatherIndicesInBound")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """A collective.
+
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      dtype: of what is sent.
+      bytes: that a device sends in one run.
+      group: devices that take part together, by their number in the mesh.
+    """
+
+    kind: str
+    dtype: str
+    bytes: float
+    group: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel of a device.
+
+    Attributes:
+      name, opcode, source: of its instruction.
+      times: how often it runs.
+      flops: operations of a run.
+      slowness: how many times longer they take than in bf16.
+      read, written: bytes of the device's main memory in a run.
+      host: bytes from or to the host's memory in a run.
+      sent: of a collective.
+      overlaps: it runs beside others.
+    """
+
+    name: str
+    opcode: str
+    source: str
+    times: float
+    flops: float
+    slowness: float
+    read: float
+    written: float
+    host: float = 0.0
+    sent: Sent | None = None
+    overlaps: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """All kernels of a program.
+
+    Attributes:
+      kernels: of one run of the program on one device.
+      unknown: loops whose count the text does not tell; they count once.
+    """
+
+    kernels: tuple[Kernel, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def flops(self) -> float:
+        """Operations."""
+        return sum(k.times * k.flops for k in self.kernels)
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Bytes read and written."""
+        return sum(k.times * (k.read + k.written) for k in self.kernels)
+
+    @property
+    def sent(self) -> dict[str, float]:
+        """Bytes sent, by kind of collective and dtype."""
+        total: dict[str, float] = {}
+        for k in self.kernels:
+            if k.sent:
+                name = f"{k.sent.kind} {k.sent.dtype}"
+                total[name] = total.get(name, 0.0) + k.times * k.sent.bytes
+        return total
+
+    @property
+    def copied(self) -> float:
+        """Bytes that copies and transposes read and write."""
+        moves = [k for k in self.kernels if k.opcode in ("copy", "transpose") or
+                 k.opcode == "fusion" and re.match(r"(copy|transpose|wrapped_transpose)", k.name)]  # fmt: skip
+        return sum(k.times * (k.read + k.written) for k in moves)
+
+
+def read(text: str, devices: int = 1, shares: Mapping[str, float] | None = None) -> Work:
+    """The work of a compiled program.
+
+    Args:
+      text: of `compiled.as_text()`.
+      devices: that run it.
+      shares: how often a conditional takes its dearest branch, by a part of its name in the traced
+        program; where none fits, always.
+    """
+    walk = _Walk(hlo.parse(text), devices, shares or {})
+    found = walk.visit(walk.module.entry, 1.0)
+    return Work(tuple(found), tuple(walk.unknown))
+
+
+class _Walk:
+    """One walk over the executed instructions of a program."""
+
+    def __init__(self, module: Module, devices: int, shares: Mapping[str, float]) -> None:
+        self.module, self.devices, self.shares = module, devices, shares
+        self.unknown: list[str] = []
+
+    def visit(self, inside: Computation, times: float) -> list[Kernel]:
+        """Kernels of a computation that runs `times` times."""
+        found: list[Kernel] = []
+        for instruction in inside.instructions.values():
+            found += self._run(inside, instruction, times)
+        return found
+
+    def _run(self, inside: Computation, i: Instruction, times: float) -> list[Kernel]:
+        if i.opcode in _FREE or i.opcode.endswith("-done") or _is_free_call(i):
+            return []
+        if i.opcode == "while":
+            trips = self.module.trips(inside, i)
+            if trips is None:
+                self.unknown.append(i.source or i.name)
+            body = self.module.computations[i.attribute("body")]
+            return self.visit(body, times * (1 if trips is None else trips))
+        if i.opcode == "conditional":
+            return self._branches(i, times)
+        if i.opcode == "call" or (i.opcode == "async-start" and not self._collective(i)):
+            return self.visit(self.module.computations[i.called[0]], times)
+        return [self._kernel(inside, i, times)]
+
+    def _branches(self, i: Instruction, times: float) -> list[Kernel]:
+        """The dearest branch as often as `shares` says, the cheapest otherwise."""
+
+        def cost(kernels: list[Kernel]) -> float:
+            return sum(k.times * (k.flops + 100 * (k.read + k.written)) for k in kernels)
+
+        branches = sorted((self.visit(self.module.computations[c], 1.0) for c in i.called), key=cost)
+        share = next((s for name, s in self.shares.items() if name in i.source), 1.0)
+        weighed = [(branches[-1], share)] + ([(branches[0], 1 - share)] if share < 1 else [])
+        return [
+            dataclasses.replace(k, times=k.times * times * part) for ks, part in weighed for k in ks
+        ]
+
+    def _kernel(self, inside: Computation, i: Instruction, times: float) -> Kernel:
+        sent = self._sent(inside, i)
+        flops, slow = self._flops(inside, i)
+        read = sum(self._read(inside, i, n) for n in range(len(i.operands)))
+        written = self._written(inside, i)
+        if i.opcode.endswith("-start"):  # its result holds the operands too
+            results = i.arrays[:1] if i.opcode == "copy-start" else i.arrays[len(i.arrays) // 2 :]
+            written = sum(_hbm(array) for array in results)
+        moved = (*i.arrays, *(a for name in i.operands for a in inside.instructions[name].arrays))
+        host = sum(a.bytes for a in moved[:2] if a.space == hlo.HOST)
+        overlaps = i.opcode.endswith("-start") and '"is_sync":true' not in i.rest
+        return Kernel(
+            i.name, i.opcode, i.source, times, flops, slow, read, written, host, sent, overlaps
+        )
+
+    def _flops(self, inside: Computation, i: Instruction) -> tuple[float, float]:
+        """Operations, and their mean slowness."""
+        if i.opcode not in ("fusion", "async-start"):
+            one = arithmetic.of(inside, i)
+            return one, arithmetic.slowness(inside, i) if one else 1.0
+        total, slow = 0.0, 0.0
+        for name in i.called:
+            computation = self.module.computations[name]
+            for inner in computation.instructions.values():
+                if inner.opcode in ("fusion", "dot", "convolution", "custom-call"):
+                    flops, slowness = self._flops(computation, inner)
+                    total, slow = total + flops, slow + flops * slowness
+        return total, slow / total if total else 1.0
+
+    # Bytes.
+
+    def _read(self, inside: Computation, i: Instruction, number: int) -> float:
+        operand = inside.operand(i, number)
+        whole = float(sum(_hbm(array) for array in operand.arrays))
+        if not whole or i.opcode == "async-start":
+            return whole
+        if i.opcode in _SLICES and number == 0:
+            return min(whole, float(sum(array.bytes for array in i.arrays)))
+        if _updates(i) and number == 0:
+            return 0.0
+        if i.opcode == "fusion" and len(operand.arrays) == 1:
+            called = self.module.computations[i.called[0]]
+            if number in called.parameters:
+                return min(whole, self._used(called, called.parameters[number], whole))
+        return whole
+
+    def _used(self, inside: Computation, value: Instruction, whole: float) -> float:
+        """Bytes of `value` that the fusion around it reads."""
+        total = 0.0
+        for user in inside.users[value.name]:
+            first = user.operands[0] == value.name
+            if user.opcode in _SLICES and first:
+                total += sum(array.bytes for array in user.arrays)
+            elif user.opcode == "bitcast":
+                total += self._used(inside, user, whole)
+            elif user.opcode == "fusion":
+                called = self.module.computations[user.called[0]]
+                inner = [called.parameters[n] for n, o in enumerate(user.operands) if o == value.name]
+                total += sum(self._used(called, p, whole) for p in inner)
+            elif not (_updates(user) and first):
+                return whole
+        return total
+
+    def _written(self, inside: Computation, i: Instruction) -> float:
+        if _updates(i):
+            return _update_bytes(inside, i)
+        if i.opcode != "fusion":
+            return float(sum(_hbm(array) for array in i.arrays))
+        called = self.module.computations[i.called[0]]
+        root = called.instructions[called.root]
+        roots = [called.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
+        if len(roots) != len(i.arrays):
+            return float(sum(_hbm(array) for array in i.arrays))
+        pairs = zip(i.arrays, roots, strict=True)
+        return sum(min(_hbm(a), self._made(called, r)) for a, r in pairs)
+
+    def _made(self, inside: Computation, root: Instruction) -> float:
+        """Bytes that a fusion writes of its result `root`."""
+        at = root
+        while at.opcode in ("bitcast", "convert", "copy") and at.operands:
+            at = inside.operand(at, 0)
+        if _updates(at):
+            return _update_bytes(inside, at)
+        if at.opcode == "fusion" and len(at.arrays) == 1:
+            return self._written(inside, at)
+        return math.inf
+
+    # Collectives.
+
+    def _collective(self, i: Instruction) -> tuple[Computation, Instruction] | None:
+        """The collective that a fusion or an asynchronous call holds."""
+        if i.opcode not in ("fusion", "async-start") or not i.called:
+            return None
+        called = self.module.computations.get(i.called[0])
+        inner = called.instructions.values() if called else ()
+        return next(((called, x) for x in inner if called and _kind(x)), None)
+
+    def _sent(self, inside: Computation, i: Instruction) -> Sent | None:
+        held = self._collective(i)
+        inside, i = held if held else (inside, i)
+        kind = _kind(i)
+        if not kind:
+            return None
+        operands = [a for name in i.operands for a in inside.instructions[name].arrays]
+        size = sum(a.unpadded for a in operands)
+        group = _group(i, self.devices)
+        n = len(group)
+        if kind == "all-reduce" and held and any(
+            x.opcode == "dynamic-slice" for x in inside.instructions.values()
+        ):  # what TPUs make of a reduce-scatter
+            kind = "reduce-scatter"
+        share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}
+        part = share.get(kind, (n - 1) / n) if n > 1 else 0.0
+        return Sent(kind, operands[0].dtype if operands else "", size * part, group)
+
+
+def _kind(i: Instruction) -> str:
+    opcode = i.opcode.removesuffix("-start")
+    return opcode if opcode in COLLECTIVES else ""
+
+
+def _hbm(array: Array) -> float:
+    return float(array.bytes) if array.space == 0 else 0.0
+
+
+def _updates(i: Instruction) -> bool:
+    return i.opcode in ("dynamic-update-slice", "scatter")
+
+
+def _update_bytes(inside: Computation, i: Instruction) -> float:
+    update = inside.operand(i, 1 if i.opcode == "dynamic-update-slice" else 2)
+    return float(sum(array.bytes for array in update.arrays))
+
+
+def _is_free_call(i: Instruction) -> bool:
+    return i.opcode == "custom-call" and any(
+        f'custom_call_target="{name}' in i.rest for name in _FREE_CALLS
+    )
+
+
+def _group(i: Instruction, devices: int) -> tuple[int, ...]:
+    """Devices that take part in a collective together: the first of its groups."""
+    if i.opcode.startswith("collective-permute"):
+        pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", i.rest)
+        return (int(pair.group(1)), int(pair.group(2))) if pair else (0,)
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", i.rest):
+        axes = re.findall(r"'(\w+)'=(\d+)", mesh.group(1))
+        used = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh.group(2))
+        numbers = np.arange(math.prod(int(size) for _, size in axes))
+        numbers = numbers.reshape([int(size) for _, size in axes])
+        names = [name for name, _ in axes]
+        at = tuple(slice(None) if name in dict(used) else 0 for name in names)
+        size = math.prod(int(part or dict(axes)[name]) for name, part in used)
+        return tuple(int(n) for n in numbers[at].ravel()[:size])
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", i.rest):
+        sizes, source, order = (
+            [int(x) for x in (text or "").split(",") if x] for text in iota.groups()
+        )
+        numbers = np.arange(math.prod(source)).reshape(source)
+        numbers = numbers.transpose(order) if order else numbers
+        return tuple(int(n) for n in numbers.reshape(sizes)[0].ravel())
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", i.rest):
+        return tuple(int(n) for n in listed.group(1).split(","))
+    return tuple(range(devices))
