@@ -1,0 +1,191 @@
+"""The programs of a run as abstract calls: what is compiled, with shapes in place of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from oneforcing_jax import build, flops, sharding, steps
+from oneforcing_jax.convert import sizes
+from oneforcing_jax.encoders import WanCodec
+from oneforcing_jax.models import umt5, vae
+from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
+from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.text import MAX_TOKENS
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One jitted function and the shapes that it is called with.
+
+    Attributes:
+      name: in the report.
+      call: the function.
+      arguments: abstract.
+      mesh: of its devices.
+      runs: how often it runs in one unit of the total: an iteration, a video, a clip.
+      state: arguments that are the work's own, such as parameters and optimiser states.
+      frozen: networks that lie beside them, whether or not this program reads them.
+      model_flops: operations by `flops.py` without what is computed again, all devices; 0: not counted.
+      hardware_flops: with it.
+      shares: how often conditionals take their dearest branch, see `kernels.read`.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    mesh: Mesh
+    runs: float
+    state: Any
+    frozen: Any = None
+    model_flops: float = 0.0
+    hardware_flops: float = 0.0
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes of abstract arrays on one device, without what lies in the host's memory."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != steps.HOST
+    )
+
+
+def stages_of(config: ConfigDict) -> list[str]:
+    """Stages that train."""
+    return [name for name, stage in config.stages.items() if stage.kind == "train"]
+
+
+def train(config: ConfigDict, name: str, devices: Sequence[Any]) -> list[Program]:
+    """The updates of a training stage; a run of all of them, by `runs`, is the mean iteration.
+
+    Raises:
+      ValueError: not such a stage, or one that does not fit the devices.
+    """
+    if name not in stages_of(config):
+        raise ValueError(
+            f"stage: expected one of {stages_of(config)}, found {name!r}; choose one that trains"
+        )
+    stage = config.stages[name]
+    trainer = build.trainer(config, stage, devices)
+    with jax.set_mesh(trainer.mesh):
+        state, frozen = trainer.abstract()
+        functions = trainer.steps()
+    rows = NamedSharding(trainer.mesh, sharding.spec(("batch",)))
+    fields = build.data_fields(config, stage)
+    batch = {
+        field: jax.ShapeDtypeStruct((stage.batch, *shape), jnp.float32, sharding=rows)
+        for field, shape in fields.items()
+    }
+    everywhere = NamedSharding(trainer.mesh, P())
+    batch["negative"] = jax.ShapeDtypeStruct(fields["text"], jnp.float32, sharding=everywhere)
+    iteration = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return [
+        Program(
+            f"{name}/{update.net}",
+            step,
+            (state, frozen, batch, iteration),
+            trainer.mesh,
+            1 / update.every,
+            state,
+            frozen,
+            flops.update(config, stage, update.net),
+            flops.update(config, stage, update.net, recomputed=True),
+            {"_tap": len(config.head.layers) / config.critic.num_layers},
+        )
+        for update, step in zip(trainer.method.updates, functions, strict=True)
+    ]
+
+
+def _codec(config: ConfigDict) -> tuple[VAEConfig, WanCodec]:
+    """Wan's VAE at the size of a config's latents, without parameters.
+
+    Raises:
+      ValueError: latents of another codec.
+    """
+    made = VAEConfig(dtype=build.model(config, "generator").dtype)
+    if config.latents.channels != made.channels:
+        raise ValueError(
+            f"config: field 'latents.channels': expected the {made.channels} of Wan's VAE, found "
+            f"{config.latents.channels}; plan it with configs/framewise.py"
+        )
+    return made, WanCodec(made, None)
+
+
+def _placed(tree: Any, place: Any, dtype: Any = None) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=place), tree
+    )
+
+
+def _alone(devices: Sequence[Any]) -> tuple[Mesh, NamedSharding]:
+    mesh = sharding.make_mesh({"data": 1}, devices[:1])
+    return mesh, NamedSharding(mesh, P())
+
+
+def decode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
+    """Decoding of a clip as a stream on one device, a latent frame a step; the first step and the others.
+
+    Raises:
+      ValueError: the config's latents are not those of Wan's VAE.
+    """
+    made, codec = _codec(config)
+    mesh, place = _alone(devices)
+    size = config.latents
+    params = _placed(sizes.abstract(made), place, made.dtype)
+    state = jax.eval_shape(lambda: vae.init_stream(made, 1, size.rows, size.columns))
+    state = _placed(state, place)
+    latents = jax.ShapeDtypeStruct(
+        (1, 1, size.channels, size.rows, size.columns), jnp.float32, sharding=place
+    )
+    found = []
+    for name, runs in (("vae/first step", 1), ("vae/steady step", size.frames - 1)):
+        arguments = (params, state, latents)
+        with jax.set_mesh(mesh):
+            after = jax.eval_shape(codec._decode, *arguments)[1]
+        found.append(Program(name, codec._decode, arguments, mesh, runs, (params, state)))
+        state = _placed(after, place)
+    return found
+
+
+def encode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
+    """Encoding of one clip on one device, and of one prompt by UMT5-XXL over all devices.
+
+    Raises:
+      ValueError: the config's latents are not those of Wan's VAE.
+    """
+    made, codec = _codec(config)
+    mesh, place = _alone(devices)
+    size = config.latents
+    params = _placed(sizes.abstract(made), place, made.dtype)
+    shape = codec.video_shape(size.frames, size.rows, size.columns)
+    video = jax.ShapeDtypeStruct((1, *shape, 3), jnp.uint8, sharding=place)
+    clip = Program("encode/clip", codec._encode, (params, video), mesh, 1, params)
+    return [clip, text(devices)]
+
+
+def text(devices: Sequence[Any]) -> Program:
+    """Encoding of one prompt by UMT5-XXL, its weights over all devices that divide its width."""
+    c = UMT5Config()
+    count = math.gcd(len(devices), c.width)
+    mesh = sharding.make_mesh({"fsdp": count}, devices[:count])
+    boxed = jax.eval_shape(lambda: umt5.init_params(c, jax.random.key(0)))
+    params = jax.tree.map(lambda x: x.update(dtype=c.dtype), sharding.abstract(boxed, mesh))
+    place = NamedSharding(mesh, P())
+    ids = jax.ShapeDtypeStruct((1, MAX_TOKENS), jnp.int32, sharding=place)
+    call = jax.jit(functools.partial(_encode_text, c))
+    return Program("encode/prompt", call, (params, ids, ids), mesh, 1, params)
+
+
+def _encode_text(config: UMT5Config, params: Any, ids: jax.Array, mask: jax.Array) -> Any:
+    return UMT5Encoder(config).apply({"params": params}, ids, mask, method="encode")
