@@ -1,6 +1,8 @@
 """Operations of the transformer's passes and of training updates, counted from the shapes.
 
-A multiply and an add are two. XLA's own count takes the body of a scan once, so it cannot serve.
+A multiply and an add are two. Model operations are those of the method: they give the model's utilisation
+(MFU). Hardware operations also hold the forwards that the backward pass computes again to save memory, as
+the config's `remat` says; what a compiled program really does, `targets/kernels.py` reads from it.
 """
 
 from __future__ import annotations
@@ -14,23 +16,16 @@ from oneforcing_jax import build, rollout
 from oneforcing_jax.models import attention
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.rollout import Plan
+from oneforcing_jax.targets import chips
 
-# Dense bf16 operations a second that the makers state, by the beginning of JAX's name of the device.
-PEAKS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
+# Settings of `remat` with which a backward pass begins with the forward again.
+AGAIN = ("full", "offload")
 
 
 def peak(device_kind: str) -> float | None:
     """Peak of a device in operations a second; None for one that is not in the table, such as a CPU."""
-    return next((rate for name, rate in PEAKS.items() if device_kind.startswith(name)), None)
+    chip = chips.find(device_kind)
+    return chip.peak if chip else None
 
 
 class Flops(NamedTuple):
@@ -53,14 +48,19 @@ class Flops(NamedTuple):
         """Of the forward alone."""
         return self.linear + self.attention
 
-    def train(self, remat: str) -> float:
-        """Of forward and backward."""
-        return (3 + (remat == "full")) * self.forward
+    @property
+    def train(self) -> float:
+        """Of forward and backward, nothing computed again."""
+        return 3 * self.forward
 
-    def train_input(self, remat: str) -> float:
+    @property
+    def train_input(self) -> float:
         """The same where the weights take no gradient: their products have one backward product."""
-        again = 1 + (remat == "full")
-        return (again + 1) * self.linear + (again + 2) * self.attention
+        return 2 * self.linear + 3 * self.attention
+
+    def again(self, remat: str) -> float:
+        """Of what a backward pass computes again."""
+        return self.forward if remat in AGAIN else 0.0
 
 
 def dit(c: WanConfig, frame_tokens: int, asked: int, pairs: int, prompts: int = 1) -> Flops:
@@ -106,18 +106,25 @@ def generation(c: WanConfig, frame_tokens: int, plan: Plan) -> Flops:
     return total
 
 
-def update(config: ConfigDict, stage: ConfigDict, net: str) -> float:
-    """Operations of one update of a stage, whole batch."""
+def update(config: ConfigDict, stage: ConfigDict, net: str, recomputed: bool = False) -> float:
+    """Operations of one update of a stage, whole batch.
+
+    Args:
+      config, stage: the whole, and the stage.
+      net: the network that it trains.
+      recomputed: count what the backward pass computes again: hardware operations, not the model's.
+    """
     name = "generator" if net == "model" and stage.method != "teacher" else net
     name = "teacher" if stage.method == "teacher" else name
     trained = build.model(config, name)
     frames, tokens = config.latents.frames, _frame_tokens(config, trained)
+    if stage.method == "one_forcing":
+        return stage.batch * _one_forcing(config, net, recomputed)
     if stage.method == "teacher":
-        return stage.batch * clip(trained, tokens, frames).train(trained.remat)
-    if stage.method in ("teacher_forcing", "causal_ode"):
-        groups = attention.teacher_forcing(build.layout(config))
-        return stage.batch * structured(trained, tokens, groups).train(trained.remat)
-    return stage.batch * _one_forcing(config, net)
+        once = clip(trained, tokens, frames)
+    else:
+        once = structured(trained, tokens, attention.teacher_forcing(build.layout(config)))
+    return stage.batch * (once.train + recomputed * once.again(trained.remat))
 
 
 def updates(config: ConfigDict, stage: ConfigDict, nets: Sequence[str]) -> dict[str, float]:
@@ -138,9 +145,14 @@ def _frame_tokens(config: ConfigDict, c: WanConfig) -> int:
     return c.frame_tokens(config.latents.rows, config.latents.columns)
 
 
-def one_forcing_parts(config: ConfigDict) -> dict[str, float]:
+def one_forcing_parts(config: ConfigDict, recomputed: bool = False) -> dict[str, float]:
     """One clip's share of a One-Forcing iteration, by parts; "replay" and "sequential" are gradients of
-    the rollout and hold it. The adversarial head, less than a percent, is not counted."""
+    the rollout and hold it. The adversarial head, less than a percent, is not counted.
+
+    Args:
+      config: the whole.
+      recomputed: as in `update`.
+    """
     generator, teacher, critic = (
         build.model(config, n) for n in ("generator", "teacher", "critic")
     )
@@ -151,21 +163,24 @@ def one_forcing_parts(config: ConfigDict) -> dict[str, float]:
     before = generation(generator, tokens, plan[:first]).forward
     groups = attention.noisy_after_clean(build.layout(config), first=first)
     gan = bool(settings.gan_generator_weight)
-    adversarial = judged.train_input(critic.remat) + settings.relativistic * judged.forward
+    replayed = structured(generator, tokens, groups)
+    again = recomputed * judged.again(critic.remat)
+    adversarial = judged.train_input + again + settings.relativistic * judged.forward
     real = settings.gan_discriminator_weight
     clips = 1 + (2 + bool(settings.r1.weight) + bool(settings.r2.weight) if real else 0)
+    window = made.forward - before
     return {
         "rollout": made.forward,
         "scores": judged.forward + 2 * clip(teacher, tokens, frames).forward,
         "adversarial": gan * adversarial,
-        "replay": made.forward + structured(generator, tokens, groups).train(generator.remat),
-        "sequential": before + 4 * (made.forward - before),
-        "critic": made.forward + clips * judged.train(critic.remat),
+        "replay": made.forward + replayed.train + recomputed * replayed.again(generator.remat),
+        "sequential": before + (3 + (recomputed and generator.remat in AGAIN)) * window,
+        "critic": made.forward + clips * (judged.train + again),
     }
 
 
-def _one_forcing(config: ConfigDict, net: str) -> float:
-    parts = one_forcing_parts(config)
+def _one_forcing(config: ConfigDict, net: str, recomputed: bool) -> float:
+    parts = one_forcing_parts(config, recomputed)
     if net == "critic":
         return parts["critic"]
     full = config.one_forcing.context_gradient == "full"
