@@ -1,0 +1,184 @@
+"""What a run costs on a target, without having it: `tools/plan.py`, and `main --dry_run --target=`.
+
+The real programs are compiled ahead at full size; memory is the compiler's, operations, bytes and traffic are
+read from what it made, and seconds are the least that those take (`targets/roofline.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from oneforcing_jax.targets import measure, programs
+from oneforcing_jax.targets.measure import Cost
+from oneforcing_jax.targets.topology import Target
+
+# What was read of programs that were compiled before.
+CACHE = Path("build/plan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The costs of the programs of one kind of work on a target.
+
+    Attributes:
+      what: "train", "generate", "vae" or "encode".
+      unit: what `runs` of the programs make together: "iteration", "video", "clip".
+      target: its devices.
+      costs: of each program.
+    """
+
+    what: str
+    unit: str
+    target: Target
+    costs: tuple[Cost, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program compiles and fits the memory."""
+        return all(cost.fits for cost in self.costs)
+
+    def mean(self, field: str) -> float:
+        """Sum over the programs of a field times how often each runs."""
+        return sum(cost.runs * getattr(cost, field) for cost in self.costs)
+
+    def utilisation(self, field: str) -> float | None:
+        """Share of the chips' peak that "model_flops" or "hardware_flops" take in the predicted time."""
+        work, seconds = self.mean(field), self.mean("predicted_s")
+        peak = self.target.chip.peak * len(self.target.devices)
+        return work / seconds / peak if work and seconds and peak else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as it is written."""
+        programs = []
+        for cost in self.costs:
+            row = dataclasses.asdict(cost)
+            programs.append(row | {"collective_bytes": cost.collective_bytes, "fits": cost.fits})
+        total = {
+            "unit": self.unit,
+            "predicted_s": self.mean("predicted_s"),
+            "flops": self.mean("flops"),
+            "hbm_bytes": self.mean("hbm_bytes"),
+            "collective_bytes": self.mean("collective_bytes"),
+            "model_flops": self.mean("model_flops"),
+            "peak_bytes": max((c.bytes["peak"] for c in self.costs if c.bytes), default=0),
+            "model_utilisation": self.utilisation("model_flops"),
+            "hardware_utilisation": self.utilisation("hardware_flops"),
+        }
+        return {
+            "what": self.what,
+            "target": self.target.name,
+            "device": self.target.chip.kind,
+            "devices": len(self.target.devices),
+            "fits": self.fits,
+            "total": total,
+            "programs": programs,
+        }
+
+
+def make(
+    what: str, unit: str, target: Target, found: Iterable[Any], cache: Path | None = CACHE
+) -> Plan:
+    """Compiles the programs, one after the other, behind a progress bar."""
+    costs = []
+    with tqdm(list(found), desc=what, unit="program", leave=False, dynamic_ncols=True) as bar:
+        for program in bar:
+            bar.set_postfix_str(program.name)
+            costs.append(measure.cost(program, target, cache))
+    return Plan(what, unit, target, tuple(costs))
+
+
+def stages(config: ConfigDict) -> list[str]:
+    """The training stages that a config runs."""
+    return [name for name in config.run if name in programs.stages_of(config)]
+
+
+def train(config: ConfigDict, stages: Sequence[str], target: Target) -> list[Plan]:
+    """A plan for each training stage.
+
+    Raises:
+      ValueError: not such a stage, or one that does not fit the devices.
+    """
+    return [
+        make("train", "iteration", target, programs.train(config, stage, target.devices))
+        for stage in stages
+    ]
+
+
+def vae(config: ConfigDict, target: Target) -> Plan:
+    """Decoding of a video."""
+    return make("vae", "video", target, programs.decode(config, target.devices))
+
+
+def encode(config: ConfigDict, target: Target) -> Plan:
+    """Encoding of a clip and its caption."""
+    return make("encode", "clip", target, programs.encode(config, target.devices))
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[Cost], str]], ...] = (
+    ("compile s", ">9", lambda c: f"{c.compile_s:.1f}"),
+    ("state", ">7", lambda c: _gb(c.bytes["state"])),
+    ("frozen", ">7", lambda c: _gb(c.bytes["resident"])),
+    ("temp", ">7", lambda c: _gb(c.bytes["temporary"])),
+    ("peak GB", ">8", lambda c: _gb(c.bytes["peak"])),
+    ("TFLOP", ">10", lambda c: f"{c.flops / 1e12:.4g}"),
+    ("moved GB", ">10", lambda c: f"{c.hbm_bytes / 1e9:.4g}"),
+    ("sent GB", ">9", lambda c: f"{c.collective_bytes / 1e9:.3g}"),
+    ("seconds", ">10", lambda c: f"{c.predicted_s:.4g}"),
+)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f}" if size < 1e12 else f"{size / 1e9:.0f}"
+
+
+def table(plan: Plan) -> str:
+    """The plan as text; sizes, operations and bytes are of each device."""
+    target, chip = plan.target, plan.target.chip
+    names = [cost.name for cost in plan.costs]
+    wide = max(map(len, [*names, "program"])) + 1
+    head = "".join(f"{title:{form}}" for title, form, _ in COLUMNS)
+    lines = [
+        f"{target.name}: {len(target.devices)} x {chip.kind}, {_gb(chip.memory)} GB each",
+        f"{'program':<{wide}}{head}  bound by",
+    ]
+    for cost in plan.costs:
+        if cost.error:
+            lines.append(f"{cost.name:<{wide}} does not compile: {cost.error}")
+            continue
+        row = "".join(f"{show(cost):{form}}" for _, form, show in COLUMNS)
+        fits = "" if cost.fits else "  does not fit"
+        lines.append(f"{cost.name:<{wide}}{row}  {cost.bound}{fits}")
+        lines += [f"{'':<{wide}} {note}" for note in cost.notes]
+    return "\n".join([*lines, *_sent(plan), _total(plan)])
+
+
+def _sent(plan: Plan) -> list[str]:
+    """What is sent, by kind."""
+    total: dict[str, float] = {}
+    for cost in plan.costs:
+        for kind, size in cost.collectives.items():
+            total[kind] = total.get(kind, 0.0) + cost.runs * size
+    largest = sorted(total.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in largest if size > 1e6)
+    return [f"sent in a mean {plan.unit}, GB a device: {named}"] if named else []
+
+
+def _total(plan: Plan) -> str:
+    if any(cost.error for cost in plan.costs):
+        return f"a mean {plan.unit}: not known"
+    parts = [f"a mean {plan.unit}: {plan.mean('predicted_s'):.4g} s or more"]
+    for field, name in (("model_flops", "model"), ("hardware_flops", "hardware")):
+        used = plan.utilisation(field)
+        if used is not None:
+            parts.append(f"{name} utilisation {used:.0%} or less")
+    limit = plan.target.chip.memory
+    peak = max(cost.bytes["peak"] for cost in plan.costs)
+    verdict = "fits" if plan.fits else "does not fit"
+    parts.append(f"{verdict} ({_gb(peak)} of {_gb(limit)} GB)")
+    return "; ".join(parts)

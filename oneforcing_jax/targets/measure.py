@@ -1,0 +1,165 @@
+"""Compiles programs ahead for a target and reads what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.targets import kernels, roofline
+from oneforcing_jax.targets.programs import Program, bytes_per_device
+from oneforcing_jax.targets.topology import GPUS_A_HOST, Target
+
+# Without a device no tiles are tried, and some products then have none.
+NO_TILES = "Couldn't find output tile sizes"
+NO_TRITON = {"xla_gpu_enable_triton_gemm": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one program costs on each device.
+
+    Attributes:
+      name, runs: of the program.
+      compile_s: seconds of compilation; of one that was read again, those of the first time.
+      bytes: "state", "resident" (frozen networks), "temporary", "peak" and "limit".
+      flops: operations by the compiled program, recomputation included.
+      hbm_bytes, copied_bytes: moved in the device's memory, and by copies and transposes of that.
+      collectives: bytes sent by kind and dtype.
+      predicted_s, bound, parts: see `roofline.Prediction`.
+      model_flops, hardware_flops: by `flops.py`, of all devices; 0: not counted.
+      notes: what was done to make it compile, loops of unknown length.
+      error: why it did not compile; "" if it did.
+    """
+
+    name: str
+    runs: float
+    compile_s: float = 0.0
+    bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    flops: float = 0.0
+    hbm_bytes: float = 0.0
+    copied_bytes: float = 0.0
+    collectives: dict[str, float] = dataclasses.field(default_factory=dict)
+    predicted_s: float = 0.0
+    bound: str = ""
+    parts: dict[str, float] = dataclasses.field(default_factory=dict)
+    model_flops: float = 0.0
+    hardware_flops: float = 0.0
+    notes: tuple[str, ...] = ()
+    error: str = ""
+
+    @property
+    def collective_bytes(self) -> float:
+        """Bytes that a device sends."""
+        return sum(self.collectives.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether it compiles and fits the memory."""
+        return not self.error and self.bytes["peak"] <= self.bytes["limit"]
+
+
+def cost(program: Program, target: Target, cache: Path | None = None) -> Cost:
+    """Compiles a program and reads its text.
+
+    Args:
+      program: of the run.
+      target: whose devices it is laid out on.
+      cache: folder of what was read before; None: compile always. JAX's own cache cannot serve: without
+        a device it has nothing to load a program into.
+    """
+    blank = Cost(
+        program.name,
+        program.runs,
+        model_flops=program.model_flops,
+        hardware_flops=program.hardware_flops,
+    )
+    try:
+        with jax.set_mesh(program.mesh):
+            traced = program.call.trace(*program.arguments)  # type: ignore[attr-defined]
+            lowered = traced.lower(lowering_platforms=(target.platform,))
+        found = _compiled(program, target, lowered, cache)
+    except Exception as error:  # compilers and kernels raise errors of any type; each is a result here
+        return dataclasses.replace(blank, error=_one_line(error))
+    return dataclasses.replace(blank, **found)
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
+
+
+def _compiled(program: Program, target: Target, lowered: Any, cache: Path | None) -> dict[str, Any]:
+    file = cache / f"{_key(program, target, lowered)}.json" if cache else None
+    if file and file.is_file():
+        return json.loads(file.read_text())
+    start, notes = time.perf_counter(), []
+    try:
+        made = lowered.compile()
+    except Exception as error:
+        if target.platform != "cuda" or NO_TILES not in str(error):
+            raise
+        made = lowered.compile(compiler_options=NO_TRITON)
+        notes.append("compiled without Triton products: not autotuned, no tiles were found")
+    found = _read(program, target, made) | {"compile_s": time.perf_counter() - start}
+    found["notes"] = (*notes, *found["notes"])
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(found).encode())
+    return found
+
+
+def _key(program: Program, target: Target, lowered: Any) -> str:
+    """Of everything that what is read depends on: program, target, compiler, and these modules."""
+    here = Path(__file__).parent
+    parts = [lowered.as_text(), repr(target.chip), target.name, repr(program.shares)]
+    parts += [file.read_text() for file in sorted(here.glob("*.py"))]
+    for package in ("jaxlib", "libtpu", "jax_cuda12_plugin"):
+        try:
+            parts.append(importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            parts.append("")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _read(program: Program, target: Target, made: Any) -> dict[str, Any]:
+    work = kernels.read(made.as_text(), program.mesh.size, program.shares)
+    predicted = roofline.predict(work, target.chip, _island(target))
+    memory = made.memory_analysis()
+    own = bytes_per_device(program.arguments)
+    temporary = (
+        memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )
+    return {
+        "bytes": {
+            "state": bytes_per_device(program.state),
+            "resident": bytes_per_device(program.frozen),
+            "temporary": temporary,
+            # The compiler's count of the arguments has their padding, but not those it does not read.
+            "peak": max(own, memory.argument_size_in_bytes) + temporary,
+            "limit": int(target.chip.memory),
+        },
+        "flops": work.flops,
+        "hbm_bytes": work.hbm_bytes,
+        "copied_bytes": work.copied,
+        "collectives": work.sent,
+        "predicted_s": predicted.seconds,
+        "bound": predicted.bound,
+        "parts": predicted.parts,
+        "notes": tuple(f"loop of unknown length, counted once: {name}" for name in work.unknown),
+    }
+
+
+def _island(target: Target) -> int:
+    """Devices that links join."""
+    if target.platform == "tpu":
+        slices = {getattr(device, "slice_index", None) for device in target.devices}
+        return max(len(target.devices) // len(slices), 1)
+    return GPUS_A_HOST

@@ -1,0 +1,69 @@
+"""Says what training, generation or encoding costs on a target, by compiling it ahead; no device is needed.
+
+    python tools/plan.py train --config=configs/framewise.py --target=tpu:v5p:2x2x4 \\
+        --config.stages.one_forcing.batch=16 --out=plan.json
+    python tools/plan.py vae --config=configs/framewise.py --target=gpu:h200:1
+
+A target is a slice of TPUs (tpu:v6e:8x8, two of them tpu:v5p:2x2x4*2), GPUs (gpu:h100:8), or local. The
+compilers come with the extras plan-tpu and plan-gpu. Seconds are a lower bound: see
+oneforcing_jax/targets/roofline.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from oneforcing_jax.command import ending
+from oneforcing_jax.targets import topology
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="plan", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="what", required=True, help="what to plan")
+    for name, text in (
+        ("train", "the updates of a training stage"),
+        ("vae", "decoding a video"),
+        ("encode", "encoding a clip and its caption"),
+    ):
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command.add_argument("--config", required=True, help="a Python file with get_config()")
+        command.add_argument("--target", required=True, help=topology.FORMS)
+        command.add_argument("--out", type=Path, help="JSON file to write")
+        if name == "train":
+            command.add_argument("--stage", help="a stage that trains; default: those of `run`")
+    given, rest = parser.parse_known_args(arguments)
+    with ending("nothing was written"):
+        made = _run(given, rest)
+        if given.out:
+            from oneforcing_jax.data.files import write_whole
+
+            content = made[0] if len(made) == 1 else {"stages": made}
+            write_whole(given.out, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Makes the plans, prints them, and returns what is written."""
+    topology.prepare(given.target)  # before anything starts a backend
+    from oneforcing_jax import config as configs
+    from oneforcing_jax import plan
+
+    target = topology.find(given.target)
+    config = configs.load(given.config, overrides)
+    if given.what == "train":
+        plans = plan.train(config, [given.stage] if given.stage else plan.stages(config), target)
+    else:
+        plans = [{"vae": plan.vae, "encode": plan.encode}[given.what](config, target)]
+    for made in plans:
+        print(plan.table(made))
+    return [made.as_json() for made in plans]
+
+
+if __name__ == "__main__":
+    main()
