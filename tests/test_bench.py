@@ -34,7 +34,9 @@ def test_updates_of_the_paper(net, expected):
         ROOT / "configs" / "framewise.py", ["--config.stages.one_forcing.batch=1"]
     )
     stage = config.stages.one_forcing
-    assert flops.update(config, stage, net, recomputed=True) / 1e12 == pytest.approx(expected, rel=0.03)
+    assert flops.update(config, stage, net, recomputed=True) / 1e12 == pytest.approx(
+        expected, rel=0.03
+    )
     model = flops.update(config, stage, net)
     assert 0.75 * expected < model / 1e12 < 0.95 * expected
     for remat, counted in (("offload", True), ("none", False)):

@@ -28,8 +28,8 @@ def of(inside: Computation, instruction: Instruction) -> float:
             contracted = instruction.numbers("lhs_contracting_dims")
             return _dot(instruction.arrays[0], inside.operand(instruction, 0).arrays[0], contracted)
         case "convolution":
-            sides = [inside.operand(instruction, i).arrays[0] for i in (0, 1)]
-            return _convolution(instruction, *sides, instruction.arrays[0])
+            left, right = (inside.operand(instruction, i).arrays[0] for i in (0, 1))
+            return _convolution(instruction, left, right, instruction.arrays[0])
         case "custom-call":
             return _library(inside, instruction)
     return 0.0

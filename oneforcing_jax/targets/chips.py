@@ -101,7 +101,9 @@ def gpu_config(name: str) -> str:
     chip = CHIPS[name]
     cuda = chip.cuda
     if cuda is None:
-        raise ValueError(f"chip: expected a GPU, found {name!r}; see oneforcing_jax/targets/chips.py")
+        raise ValueError(
+            f"chip: expected a GPU, found {name!r}; see oneforcing_jax/targets/chips.py"
+        )
     info = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,

@@ -12,43 +12,16 @@ import math
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
-from oneforcing_jax.targets import arithmetic, hlo
+from oneforcing_jax.targets import arithmetic, collectives, hlo
+from oneforcing_jax.targets.collectives import Sent
 from oneforcing_jax.targets.hlo import Array, Computation, Instruction, Module
 
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-    "ragged-all-to-all",
-)
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
     *("partition-id", "replica-id", "opt-barrier", "add-dependency", "domain", "async-update"),
 }
 _SLICES = ("dynamic-slice", "slice", "gather")
 _FREE_CALLS = ("AllocateBuffer", "Sharding", "LayoutConstraint", "AssumeGatherIndicesInBound")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sent:
-    """A collective.
-
-    Attributes:
-      kind: one of `COLLECTIVES`.
-      dtype: of what is sent.
-      bytes: that a device sends in one run.
-      group: devices that take part together, by their number in the mesh.
-    """
-
-    kind: str
-    dtype: str
-    bytes: float
-    group: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +87,12 @@ class Work:
     @property
     def copied(self) -> float:
         """Bytes that copies and transposes read and write."""
-        moves = [k for k in self.kernels if k.opcode in ("copy", "transpose") or
-                 k.opcode == "fusion" and re.match(r"(copy|transpose|wrapped_transpose)", k.name)]  # fmt: skip
+        copies = re.compile(r"(wrapped_)?(copy|transpose)")
+        moves = [
+            k
+            for k in self.kernels
+            if k.opcode in ("copy", "transpose") or (k.opcode == "fusion" and copies.match(k.name))
+        ]
         return sum(k.times * (k.read + k.written) for k in moves)
 
 
@@ -168,7 +145,9 @@ class _Walk:
         def cost(kernels: list[Kernel]) -> float:
             return sum(k.times * (k.flops + 100 * (k.read + k.written)) for k in kernels)
 
-        branches = sorted((self.visit(self.module.computations[c], 1.0) for c in i.called), key=cost)
+        branches = sorted(
+            (self.visit(self.module.computations[c], 1.0) for c in i.called), key=cost
+        )
         share = next((s for name, s in self.shares.items() if name in i.source), 1.0)
         weighed = [(branches[-1], share)] + ([(branches[0], 1 - share)] if share < 1 else [])
         return [
@@ -232,7 +211,9 @@ class _Walk:
                 total += self._used(inside, user, whole)
             elif user.opcode == "fusion":
                 called = self.module.computations[user.called[0]]
-                inner = [called.parameters[n] for n, o in enumerate(user.operands) if o == value.name]
+                inner = [
+                    called.parameters[n] for n, o in enumerate(user.operands) if o == value.name
+                ]
                 total += sum(self._used(called, p, whole) for p in inner)
             elif not (_updates(user) and first):
                 return whole
@@ -245,7 +226,9 @@ class _Walk:
             return float(sum(_hbm(array) for array in i.arrays))
         called = self.module.computations[i.called[0]]
         root = called.instructions[called.root]
-        roots = [called.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
+        roots = (
+            [called.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
+        )
         if len(roots) != len(i.arrays):
             return float(sum(_hbm(array) for array in i.arrays))
         pairs = zip(i.arrays, roots, strict=True)
@@ -270,30 +253,16 @@ class _Walk:
             return None
         called = self.module.computations.get(i.called[0])
         inner = called.instructions.values() if called else ()
-        return next(((called, x) for x in inner if called and _kind(x)), None)
+        return next(((called, x) for x in inner if called and collectives.kind(x)), None)
 
     def _sent(self, inside: Computation, i: Instruction) -> Sent | None:
         held = self._collective(i)
-        inside, i = held if held else (inside, i)
-        kind = _kind(i)
-        if not kind:
+        inside, inner = held if held else (inside, i)
+        if not collectives.kind(inner):
             return None
-        operands = [a for name in i.operands for a in inside.instructions[name].arrays]
-        size = sum(a.unpadded for a in operands)
-        group = _group(i, self.devices)
-        n = len(group)
-        if kind == "all-reduce" and held and any(
-            x.opcode == "dynamic-slice" for x in inside.instructions.values()
-        ):  # what TPUs make of a reduce-scatter
-            kind = "reduce-scatter"
-        share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}
-        part = share.get(kind, (n - 1) / n) if n > 1 else 0.0
-        return Sent(kind, operands[0].dtype if operands else "", size * part, group)
-
-
-def _kind(i: Instruction) -> str:
-    opcode = i.opcode.removesuffix("-start")
-    return opcode if opcode in COLLECTIVES else ""
+        # What TPUs make of a reduce-scatter: an all-reduce and a slice in one fusion.
+        slices = any(x.opcode == "dynamic-slice" for x in inside.instructions.values())
+        return collectives.sent(inside, inner, self.devices, held is not None and slices)
 
 
 def _hbm(array: Array) -> float:
@@ -313,29 +282,3 @@ def _is_free_call(i: Instruction) -> bool:
     return i.opcode == "custom-call" and any(
         f'custom_call_target="{name}' in i.rest for name in _FREE_CALLS
     )
-
-
-def _group(i: Instruction, devices: int) -> tuple[int, ...]:
-    """Devices that take part in a collective together: the first of its groups."""
-    if i.opcode.startswith("collective-permute"):
-        pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", i.rest)
-        return (int(pair.group(1)), int(pair.group(2))) if pair else (0,)
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", i.rest):
-        axes = re.findall(r"'(\w+)'=(\d+)", mesh.group(1))
-        used = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh.group(2))
-        numbers = np.arange(math.prod(int(size) for _, size in axes))
-        numbers = numbers.reshape([int(size) for _, size in axes])
-        names = [name for name, _ in axes]
-        at = tuple(slice(None) if name in dict(used) else 0 for name in names)
-        size = math.prod(int(part or dict(axes)[name]) for name, part in used)
-        return tuple(int(n) for n in numbers[at].ravel()[:size])
-    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", i.rest):
-        sizes, source, order = (
-            [int(x) for x in (text or "").split(",") if x] for text in iota.groups()
-        )
-        numbers = np.arange(math.prod(source)).reshape(source)
-        numbers = numbers.transpose(order) if order else numbers
-        return tuple(int(n) for n in numbers.reshape(sizes)[0].ravel())
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", i.rest):
-        return tuple(int(n) for n in listed.group(1).split(","))
-    return tuple(range(devices))

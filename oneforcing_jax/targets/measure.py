@@ -86,7 +86,9 @@ def cost(program: Program, target: Target, cache: Path | None = None) -> Cost:
             traced = program.call.trace(*program.arguments)  # type: ignore[attr-defined]
             lowered = traced.lower(lowering_platforms=(target.platform,))
         found = _compiled(program, target, lowered, cache)
-    except Exception as error:  # compilers and kernels raise errors of any type; each is a result here
+    except (
+        Exception
+    ) as error:  # compilers and kernels raise errors of any type; each is a result here
         return dataclasses.replace(blank, error=_one_line(error))
     return dataclasses.replace(blank, **found)
 
@@ -134,9 +136,7 @@ def _read(program: Program, target: Target, made: Any) -> dict[str, Any]:
     predicted = roofline.predict(work, target.chip, _island(target))
     memory = made.memory_analysis()
     own = bytes_per_device(program.arguments)
-    temporary = (
-        memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    )
+    temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "bytes": {
             "state": bytes_per_device(program.state),

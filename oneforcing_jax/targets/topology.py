@@ -1,7 +1,7 @@
 """Names of targets to devices that programs can be compiled for, whether or not they are there.
 
-    tpu:v5p:2x2x4       a slice of TPUs        tpu:v5p:2x2x4*2     two of them
-    gpu:h200:8          GPUs, eight a host     local               the devices of this machine
+tpu:v5p:2x2x4       a slice of TPUs        tpu:v5p:2x2x4*2     two of them
+gpu:h200:8          GPUs, eight a host     local               the devices of this machine
 """
 
 from __future__ import annotations
@@ -53,13 +53,17 @@ def parse(name: str) -> _Name:
     """
     match = re.fullmatch(r"(tpu|gpu):(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name)
     if not match and name != "local":
-        raise ValueError(f"target: expected {FORMS}, found {name!r}; write it in one of these forms")
+        raise ValueError(
+            f"target: expected {FORMS}, found {name!r}; write it in one of these forms"
+        )
     if not match:
         return _Name("local", "", (), 1)
     kind, chip, shape, slices = match.groups()
     known = [n for n, c in chips.CHIPS.items() if (kind == "gpu") == (c.cuda is not None)]
     if chip not in known:
-        raise ValueError(f"target: expected a {kind} among {known}, found {chip!r}; choose one of them")
+        raise ValueError(
+            f"target: expected a {kind} among {known}, found {chip!r}; choose one of them"
+        )
     sizes = tuple(int(size) for size in shape.split("x"))
     if min(sizes) < 1 or int(slices or 1) < 1 or (kind == "gpu" and (len(sizes) > 1 or slices)):
         raise ValueError(f"target: expected {FORMS}, found {name!r}; give sizes of 1 or more")
