@@ -32,6 +32,9 @@ setup(
         # Accelerators.
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        # Compilers for accelerators that need not be there: tools/plan.py.
+        "plan-gpu": ["jax[cuda12]>=0.10"],
+        "plan-tpu": ["jax[tpu]>=0.10"],
         # The published weights: checkpoints of PyTorch, tokenizer and cleaning of prompts.
         "torch": TORCH,
         "wan": WAN,

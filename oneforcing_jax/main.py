@@ -22,10 +22,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, tiny
+from oneforcing_jax import build, plan, tiny
 from oneforcing_jax import config as configs
 from oneforcing_jax.command import ending
 from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.targets import topology
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="check and print the config, run nothing"
+    )
+    parser.add_argument(
+        "--target",
+        metavar="TARGET",
+        help="with --dry_run: compile the training stages ahead for it, such as tpu:v5p:2x2x4 or gpu:h200:8, "
+        "and say what they cost",
     )
     parser.add_argument(
         "--tiny",
@@ -56,10 +63,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--process_count", type=int, help="with --coordinator: how many there are")
     known, overrides = parser.parse_known_args(arguments)
     with ending("the same command continues from the last checkpoint"):
-        _join(known)
         if known.profile is not None:
             overrides.append(f"{configs.PREFIX}profile={known.profile}")
+        if known.target:
+            plan_on(known, overrides)
+            return
+        _join(known)
         run(known.config, known.workdir, overrides, known.dry_run, known.tiny)
+
+
+def plan_on(known: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Prints a config, and what its training stages cost on the target that was asked for.
+
+    Raises:
+      ValueError: a target without a dry run, or one that there is not.
+      ImportError: its compiler is not installed.
+    """
+    if not known.dry_run:
+        raise ValueError(
+            f"command line: expected --dry_run with --target, found --target={known.target} alone; a run "
+            "takes the devices of its machine"
+        )
+    topology.prepare(known.target)
+    config = configs.load(known.config, overrides, tiny.shrink if known.tiny else None)
+    print(config)
+    for made in plan.train(config, plan.stages(config), topology.find(known.target)):
+        print(plan.table(made))
 
 
 def _join(known: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from oneforcing_jax.targets import measure, programs
+from oneforcing_jax.targets import generation, measure, programs
 from oneforcing_jax.targets.measure import Cost
 from oneforcing_jax.targets.topology import Target
 
@@ -85,11 +85,11 @@ def make(
     what: str, unit: str, target: Target, found: Iterable[Any], cache: Path | None = CACHE
 ) -> Plan:
     """Compiles the programs, one after the other, behind a progress bar."""
-    costs = []
+    costs: list[Cost] = []
     with tqdm(list(found), desc=what, unit="program", leave=False, dynamic_ncols=True) as bar:
         for program in bar:
-            bar.set_postfix_str(program.name)
-            costs.append(measure.cost(program, target, cache))
+            bar.set_postfix_str(program.readings[0].name)
+            costs += measure.costs(program, target, cache)
     return Plan(what, unit, target, tuple(costs))
 
 
@@ -108,6 +108,11 @@ def train(config: ConfigDict, stages: Sequence[str], target: Target) -> list[Pla
         make("train", "iteration", target, programs.train(config, stage, target.devices))
         for stage in stages
     ]
+
+
+def generate(config: ConfigDict, target: Target) -> Plan:
+    """One video, from its prompt's embedding to pixels."""
+    return make("generate", "video", target, generation.generate(config, target.devices))
 
 
 def vae(config: ConfigDict, target: Target) -> Plan:

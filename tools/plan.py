@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="what", required=True, help="what to plan")
     for name, text in (
         ("train", "the updates of a training stage"),
+        ("generate", "making a video, block by block"),
         ("vae", "decoding a video"),
         ("encode", "encoding a clip and its caption"),
     ):
@@ -59,7 +60,8 @@ def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, 
     if given.what == "train":
         plans = plan.train(config, [given.stage] if given.stage else plan.stages(config), target)
     else:
-        plans = [{"vae": plan.vae, "encode": plan.encode}[given.what](config, target)]
+        make = {"generate": plan.generate, "vae": plan.vae, "encode": plan.encode}[given.what]
+        plans = [make(config, target)]
     for made in plans:
         print(plan.table(made))
     return [made.as_json() for made in plans]

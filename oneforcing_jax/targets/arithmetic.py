@@ -1,7 +1,8 @@
 """Floating-point operations of single HLO instructions; a multiply and an add are two.
 
 Products are counted (dot, convolution, the libraries' and Pallas kernels for them), elementwise work is
-not. Attention whose number of keys is known at run time only counts all its keys.
+not. Attention whose number of keys is known at run time only counts all its keys, and says that it is such
+(`run_time_keys`); a kernel that skips blocks by a table counts what its scope's name says, "seen_3_of_8".
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ def of(inside: Computation, instruction: Instruction) -> float:
         case "custom-call":
             return _library(inside, instruction)
     return 0.0
+
+
+def run_time_keys(inside: Computation, instruction: Instruction) -> bool:
+    """Whether an instruction is an attention kernel that is told at run time how many keys count."""
+    if instruction.opcode != "custom-call":
+        return False
+    if "__cudnn$fmha" in instruction.rest:
+        operands = (inside.instructions[name].arrays for name in instruction.operands)
+        return any(array.dtype == "s32" for found in operands for array in found)
+    return "splash_mha" in instruction.name and "_segmented" in instruction.name
 
 
 def slowness(inside: Computation, instruction: Instruction) -> float:
@@ -128,4 +139,6 @@ def _pallas(inside: Computation, instruction: Instruction) -> float:
         products = _FUSED_BACKWARD
     operands = [inside.instructions[name].arrays[0] for name in instruction.operands]
     q, k = [x for x in operands if x.dtype[0] in "bf" and len(x.dims) >= 3][:2]
-    return 2.0 * products * q.size * k.dims[-2]  # [b, h, t, k] and [b, h, s, k]
+    seen = re.search(r"seen_(\d+)_of_(\d+)", source)
+    share = int(seen.group(1)) / int(seen.group(2)) if seen else 1.0
+    return share * 2.0 * products * q.size * k.dims[-2]  # [b, h, t, k] and [b, h, s, k]

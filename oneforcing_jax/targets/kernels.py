@@ -96,7 +96,9 @@ class Work:
         return sum(k.times * (k.read + k.written) for k in moves)
 
 
-def read(text: str, devices: int = 1, shares: Mapping[str, float] | None = None) -> Work:
+def read(
+    text: str, devices: int = 1, shares: Mapping[str, float] | None = None, keys: float = 1.0
+) -> Work:
     """The work of a compiled program.
 
     Args:
@@ -104,8 +106,9 @@ def read(text: str, devices: int = 1, shares: Mapping[str, float] | None = None)
       devices: that run it.
       shares: how often a conditional takes its dearest branch, by a part of its name in the traced
         program; where none fits, always.
+      keys: share of the keys that attention reads which is told their number at run time.
     """
-    walk = _Walk(hlo.parse(text), devices, shares or {})
+    walk = _Walk(hlo.parse(text), devices, shares or {}, keys)
     found = walk.visit(walk.module.entry, 1.0)
     return Work(tuple(found), tuple(walk.unknown))
 
@@ -113,8 +116,10 @@ def read(text: str, devices: int = 1, shares: Mapping[str, float] | None = None)
 class _Walk:
     """One walk over the executed instructions of a program."""
 
-    def __init__(self, module: Module, devices: int, shares: Mapping[str, float]) -> None:
-        self.module, self.devices, self.shares = module, devices, shares
+    def __init__(
+        self, module: Module, devices: int, shares: Mapping[str, float], keys: float
+    ) -> None:
+        self.module, self.devices, self.shares, self.keys = module, devices, shares, keys
         self.unknown: list[str] = []
 
     def visit(self, inside: Computation, times: float) -> list[Kernel]:
@@ -157,7 +162,12 @@ class _Walk:
     def _kernel(self, inside: Computation, i: Instruction, times: float) -> Kernel:
         sent = self._sent(inside, i)
         flops, slow = self._flops(inside, i)
-        read = sum(self._read(inside, i, n) for n in range(len(i.operands)))
+        reads = [self._read(inside, i, n) for n in range(len(i.operands))]
+        if self.keys < 1 and arithmetic.run_time_keys(inside, i):
+            flops *= self.keys
+            largest = sorted(range(len(reads)), key=lambda n: -reads[n])[:2]  # keys and values
+            reads = [r * self.keys if n in largest else r for n, r in enumerate(reads)]
+        read = sum(reads)
         written = self._written(inside, i)
         if i.opcode.endswith("-start"):  # its result holds the operands too
             results = i.arrays[:1] if i.opcode == "copy-start" else i.arrays[len(i.arrays) // 2 :]

@@ -52,7 +52,7 @@ class Cost:
     parts: dict[str, float] = dataclasses.field(default_factory=dict)
     model_flops: float = 0.0
     hardware_flops: float = 0.0
-    notes: tuple[str, ...] = ()
+    notes: list[str] = dataclasses.field(default_factory=list)
     error: str = ""
 
     @property
@@ -66,8 +66,8 @@ class Cost:
         return not self.error and self.bytes["peak"] <= self.bytes["limit"]
 
 
-def cost(program: Program, target: Target, cache: Path | None = None) -> Cost:
-    """Compiles a program and reads its text.
+def costs(program: Program, target: Target, cache: Path | None = None) -> list[Cost]:
+    """Compiles a program and reads its text, once for each way in which it runs.
 
     Args:
       program: of the run.
@@ -75,12 +75,8 @@ def cost(program: Program, target: Target, cache: Path | None = None) -> Cost:
       cache: folder of what was read before; None: compile always. JAX's own cache cannot serve: without
         a device it has nothing to load a program into.
     """
-    blank = Cost(
-        program.name,
-        program.runs,
-        model_flops=program.model_flops,
-        hardware_flops=program.hardware_flops,
-    )
+    blank = [Cost(r.name, r.runs, model_flops=r.model_flops, hardware_flops=r.hardware_flops)
+             for r in program.readings]  # fmt: skip
     try:
         with jax.set_mesh(program.mesh):
             traced = program.call.trace(*program.arguments)  # type: ignore[attr-defined]
@@ -89,8 +85,8 @@ def cost(program: Program, target: Target, cache: Path | None = None) -> Cost:
     except (
         Exception
     ) as error:  # compilers and kernels raise errors of any type; each is a result here
-        return dataclasses.replace(blank, error=_one_line(error))
-    return dataclasses.replace(blank, **found)
+        return [dataclasses.replace(cost, error=_one_line(error)) for cost in blank]
+    return [dataclasses.replace(cost, **read) for cost, read in zip(blank, found, strict=True)]
 
 
 def _one_line(error: Exception) -> str:
@@ -98,11 +94,14 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
 
 
-def _compiled(program: Program, target: Target, lowered: Any, cache: Path | None) -> dict[str, Any]:
+def _compiled(
+    program: Program, target: Target, lowered: Any, cache: Path | None
+) -> list[dict[str, Any]]:
+    """Fields of `Cost` for each reading."""
     file = cache / f"{_key(program, target, lowered)}.json" if cache else None
     if file and file.is_file():
         return json.loads(file.read_text())
-    start, notes = time.perf_counter(), []
+    start, notes = time.perf_counter(), list[str]()
     try:
         made = lowered.compile()
     except Exception as error:
@@ -110,8 +109,11 @@ def _compiled(program: Program, target: Target, lowered: Any, cache: Path | None
             raise
         made = lowered.compile(compiler_options=NO_TRITON)
         notes.append("compiled without Triton products: not autotuned, no tiles were found")
-    found = _read(program, target, made) | {"compile_s": time.perf_counter() - start}
-    found["notes"] = (*notes, *found["notes"])
+    taken, text, memory = time.perf_counter() - start, made.as_text(), made.memory_analysis()
+    common = {"compile_s": taken, "bytes": _bytes(program, target, memory)}
+    found = [common | _read(program, target, text, reading.keys) for reading in program.readings]
+    for read in found:
+        read["notes"] = notes + read["notes"]
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(found).encode())
@@ -121,7 +123,12 @@ def _compiled(program: Program, target: Target, lowered: Any, cache: Path | None
 def _key(program: Program, target: Target, lowered: Any) -> str:
     """Of everything that what is read depends on: program, target, compiler, and these modules."""
     here = Path(__file__).parent
-    parts = [lowered.as_text(), repr(target.chip), target.name, repr(program.shares)]
+    parts = [
+        lowered.as_text(),
+        repr(target.chip),
+        target.name,
+        repr((program.shares, program.readings)),
+    ]
     parts += [file.read_text() for file in sorted(here.glob("*.py"))]
     for package in ("jaxlib", "libtpu", "jax_cuda12_plugin"):
         try:
@@ -131,21 +138,23 @@ def _key(program: Program, target: Target, lowered: Any) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _read(program: Program, target: Target, made: Any) -> dict[str, Any]:
-    work = kernels.read(made.as_text(), program.mesh.size, program.shares)
-    predicted = roofline.predict(work, target.chip, _island(target))
-    memory = made.memory_analysis()
+def _bytes(program: Program, target: Target, memory: Any) -> dict[str, int]:
     own = bytes_per_device(program.arguments)
     temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        "bytes": {
-            "state": bytes_per_device(program.state),
-            "resident": bytes_per_device(program.frozen),
-            "temporary": temporary,
-            # The compiler's count of the arguments has their padding, but not those it does not read.
-            "peak": max(own, memory.argument_size_in_bytes) + temporary,
-            "limit": int(target.chip.memory),
-        },
+        "state": bytes_per_device(program.state),
+        "resident": bytes_per_device(program.frozen),
+        "temporary": temporary,
+        # The compiler's count of the arguments has their padding, but not those it does not read.
+        "peak": max(own, memory.argument_size_in_bytes) + temporary,
+        "limit": int(target.chip.memory),
+    }
+
+
+def _read(program: Program, target: Target, text: str, keys: float) -> dict[str, Any]:
+    work = kernels.read(text, program.mesh.size, program.shares, keys)
+    predicted = roofline.predict(work, target.chip, _island(target))
+    return {
         "flops": work.flops,
         "hbm_bytes": work.hbm_bytes,
         "copied_bytes": work.copied,
@@ -153,7 +162,7 @@ def _read(program: Program, target: Target, made: Any) -> dict[str, Any]:
         "predicted_s": predicted.seconds,
         "bound": predicted.bound,
         "parts": predicted.parts,
-        "notes": tuple(f"loop of unknown length, counted once: {name}" for name in work.unknown),
+        "notes": [f"loop of unknown length, counted once: {name}" for name in work.unknown],
     }
 
 

@@ -24,31 +24,44 @@ from oneforcing_jax.text import MAX_TOKENS
 
 
 @dataclasses.dataclass(frozen=True)
+class Reading:
+    """One way in which a program runs.
+
+    Attributes:
+      name: in the report.
+      runs: how often, in one unit of the total: an iteration, a video, a clip.
+      model_flops: operations by `flops.py` without what is computed again, all devices; 0: not counted.
+      hardware_flops: with it.
+      keys: share of the keys that attention reads which is told their number at run time.
+    """
+
+    name: str
+    runs: float
+    model_flops: float = 0.0
+    hardware_flops: float = 0.0
+    keys: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """One jitted function and the shapes that it is called with.
 
     Attributes:
-      name: in the report.
+      readings: the ways in which it runs.
       call: the function.
-      arguments: abstract.
+      arguments: abstract, static ones as they are.
       mesh: of its devices.
-      runs: how often it runs in one unit of the total: an iteration, a video, a clip.
       state: arguments that are the work's own, such as parameters and optimiser states.
       frozen: networks that lie beside them, whether or not this program reads them.
-      model_flops: operations by `flops.py` without what is computed again, all devices; 0: not counted.
-      hardware_flops: with it.
       shares: how often conditionals take their dearest branch, see `kernels.read`.
     """
 
-    name: str
+    readings: tuple[Reading, ...]
     call: Callable[..., Any]
     arguments: tuple[Any, ...]
     mesh: Mesh
-    runs: float
     state: Any
     frozen: Any = None
-    model_flops: float = 0.0
-    hardware_flops: float = 0.0
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -57,7 +70,7 @@ def bytes_per_device(tree: Any) -> int:
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
-        if leaf.sharding.memory_kind != steps.HOST
+        if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding.memory_kind != steps.HOST
     )
 
 
@@ -92,19 +105,21 @@ def train(config: ConfigDict, name: str, devices: Sequence[Any]) -> list[Program
     iteration = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     return [
         Program(
-            f"{name}/{update.net}",
+            (_update(config, stage, f"{name}/{update.net}", update),),
             step,
             (state, frozen, batch, iteration),
             trainer.mesh,
-            1 / update.every,
             state,
             frozen,
-            flops.update(config, stage, update.net),
-            flops.update(config, stage, update.net, recomputed=True),
             {"_tap": len(config.head.layers) / config.critic.num_layers},
         )
         for update, step in zip(trainer.method.updates, functions, strict=True)
     ]
+
+
+def _update(config: ConfigDict, stage: ConfigDict, name: str, update: Any) -> Reading:
+    model, hardware = (flops.update(config, stage, update.net, again) for again in (False, True))
+    return Reading(name, 1 / update.every, model, hardware)
 
 
 def _codec(config: ConfigDict) -> tuple[VAEConfig, WanCodec]:
@@ -153,7 +168,8 @@ def decode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
         arguments = (params, state, latents)
         with jax.set_mesh(mesh):
             after = jax.eval_shape(codec._decode, *arguments)[1]
-        found.append(Program(name, codec._decode, arguments, mesh, runs, (params, state)))
+        reading = Reading(name, runs)
+        found.append(Program((reading,), codec._decode, arguments, mesh, (params, state)))
         state = _placed(after, place)
     return found
 
@@ -170,7 +186,7 @@ def encode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
     params = _placed(sizes.abstract(made), place, made.dtype)
     shape = codec.video_shape(size.frames, size.rows, size.columns)
     video = jax.ShapeDtypeStruct((1, *shape, 3), jnp.uint8, sharding=place)
-    clip = Program("encode/clip", codec._encode, (params, video), mesh, 1, params)
+    clip = Program((Reading("encode/clip", 1),), codec._encode, (params, video), mesh, params)
     return [clip, text(devices)]
 
 
@@ -184,7 +200,7 @@ def text(devices: Sequence[Any]) -> Program:
     place = NamedSharding(mesh, P())
     ids = jax.ShapeDtypeStruct((1, MAX_TOKENS), jnp.int32, sharding=place)
     call = jax.jit(functools.partial(_encode_text, c))
-    return Program("encode/prompt", call, (params, ids, ids), mesh, 1, params)
+    return Program((Reading("encode/prompt", 1),), call, (params, ids, ids), mesh, params)
 
 
 def _encode_text(config: UMT5Config, params: Any, ids: jax.Array, mask: jax.Array) -> Any:

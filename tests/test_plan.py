@@ -1,0 +1,144 @@
+"""Plans: targets by name, programs compiled ahead for the devices of this machine, and the command line."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from oneforcing_jax import config as configs
+from oneforcing_jax import flops, plan
+from oneforcing_jax.targets import chips, measure, programs, topology
+
+ROOT = Path(__file__).parents[1]
+PLAN = runpy.run_path(str(ROOT / "tools" / "plan.py"))
+NOISE = str(ROOT / "configs" / "noise.py")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_table_holds_for_every_chip():
+    for name, chip in chips.CHIPS.items():
+        assert chips.find(chip.kind) is chip, name
+        assert chip.rate <= chip.peak and chip.memory > 1e10 and chip.link >= chip.network
+        assert flops.peak(chip.kind) == chip.peak
+    assert chips.find("TPU v5 lite") is chips.CHIPS["v5e"]
+    text = chips.gpu_config("h200")
+    assert "core_count: 132" in text and "major: 9 minor: 0" in text and text.count("{") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("h200", "expected tpu:v5p:2x2x4, .*found 'h200'"),
+        ("gpu:h300:8", "expected a gpu among .*'h200'.*found 'h300'"),
+        ("tpu:h200:2x2", "expected a tpu among .*found 'h200'"),
+        ("gpu:h200:0", "found 'gpu:h200:0'; give sizes of 1 or more"),
+        ("gpu:h200:8*2", "found 'gpu:h200:8\\*2'"),
+    ],
+)
+def test_targets_that_there_are_not(name, message):
+    with pytest.raises(ValueError, match=message):
+        topology.parse(name)
+
+
+def test_a_missing_compiler_names_its_extra(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"jax_cuda12_plugin, found none; pip install .*plan-gpu"):
+        topology.prepare("gpu:h200:8")
+
+
+def test_a_plan_of_training_here(capsys):
+    out = Path("plan.json")
+    arguments = ["train", f"--config={NOISE}", "--target=local", "--stage=teacher"]
+    PLAN["main"]([*arguments, f"--out={out}"])
+    made, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert {"target", "devices", "fits", "programs", "total"} <= made.keys()
+    assert made["target"] == "local" and made["devices"] == jax.device_count() and made["fits"]
+    (row,) = made["programs"]
+    for key in (
+        "name",
+        "compile_s",
+        "bytes",
+        "flops",
+        "hbm_bytes",
+        "collective_bytes",
+        "predicted_s",
+    ):
+        assert row[key], key
+    assert row["bytes"].keys() == {"state", "resident", "temporary", "peak", "limit"}
+    assert row["bytes"]["peak"] >= row["bytes"]["state"] + row["bytes"]["temporary"]
+    assert row["bound"] in ("operations", "memory", "links", "launches")
+    assert made["total"]["predicted_s"] == row["predicted_s"]
+    assert "teacher/model" in printed and "a mean iteration" in printed and "fits" in printed
+    # A plan that was made before is read, not compiled.
+    PLAN["main"]([*arguments, f"--out={out}"])
+    assert json.loads(out.read_text()) == made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--stage=world"], "stage: expected one of .*'one_forcing'.*found 'world'"),
+        (["train", "--config.sed=3"], "no field 'sed'; did you mean 'seed'"),
+        (["vae"], "expected the 16 of Wan's VAE, found 2"),
+        (["generate"], "expected the 16 of Wan's VAE, found 2"),
+    ],
+)
+def test_odd_arguments_are_one_line(arguments, message):
+    what, *rest = arguments
+    with pytest.raises(SystemExit, match=message):
+        PLAN["main"]([what, f"--config={NOISE}", "--target=local", *rest])
+
+
+def test_a_program_that_does_not_compile_is_a_row(monkeypatch):
+    target = topology.find("local")
+    config = configs.load(NOISE, [])
+    (program,) = programs.train(config, "teacher", target.devices)
+
+    def broken(*arguments):
+        raise NotImplementedError("no such kernel\nand more")
+
+    program = program.__class__(**{**vars(program), "call": jax.jit(broken)})
+    made = plan.make("train", "iteration", target, [program], None)
+    assert not made.fits and "NotImplementedError: no such kernel" in made.costs[0].error
+    assert "does not compile: NotImplementedError" in plan.table(made)
+
+
+def test_operations_of_a_program_are_those_of_the_shapes():
+    """Of a network wide enough that what is not counted from the shapes is little."""
+    sizes = ("dim=128", "ffn_dim=256", "num_heads=4", "num_layers=3", "text_dim=32", "remat=none")
+    config = configs.load(
+        NOISE,
+        [
+            *(f"--config.teacher.{size}" for size in sizes),
+            *("--config.latents.rows=16", "--config.latents.columns=16"),
+        ],
+    )
+    target = topology.find("local")
+    (program,) = programs.train(config, "teacher", target.devices)
+    (cost,) = measure.costs(program, target)
+    model = flops.update(config, config.stages.teacher, "model")
+    assert cost.flops * len(target.devices) == pytest.approx(model, rel=0.03)
+    assert cost.model_flops == cost.hardware_flops == model
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.skipif(
+    not topology.importlib.util.find_spec("libtpu"), reason="libtpu is not here: extra plan-tpu"
+)
+def test_a_plan_for_a_slice_of_tpus():
+    command = [sys.executable, str(ROOT / "tools" / "plan.py"), "train", f"--config={NOISE}"]
+    command += ["--stage=teacher", "--target=tpu:v5e:2x2", "--out=plan.json"]
+    made = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    found = json.loads(Path("plan.json").read_text())
+    assert found["devices"] == 4 and found["fits"] and found["device"] == "TPU v5 lite"
+    assert found["programs"][0]["collective_bytes"] > 0
