@@ -53,6 +53,20 @@ class Plan:
         peak = self.target.chip.peak * len(self.target.devices)
         return work / seconds / peak if work and seconds and peak else None
 
+    def video(self) -> dict[str, float]:
+        """Seconds of a video: of a block in the middle, of its decoding, and of all blocks and frames."""
+        steady = [c for c in self.costs if "steady" in c.name and not c.name.startswith("vae")]
+        decoding = [c for c in self.costs if c.name.startswith("vae")]
+        vae_s = sum(c.runs * c.predicted_s for c in decoding)
+        blocks = sum(c.runs for c in steady)
+        mean = sum(c.runs * c.predicted_s for c in steady) / blocks if blocks else 0.0
+        return {
+            "steady_block_s": mean,
+            "steady_decode_s": decoding[-1].predicted_s if decoding else 0.0,
+            "diffusion_s": self.mean("predicted_s") - vae_s,
+            "vae_s": vae_s,
+        }
+
     def as_json(self) -> dict[str, Any]:
         """The plan as it is written."""
         programs = []
@@ -70,6 +84,7 @@ class Plan:
             "model_utilisation": self.utilisation("model_flops"),
             "hardware_utilisation": self.utilisation("hardware_flops"),
         }
+        total |= self.video() if self.what == "generate" else {}
         return {
             "what": self.what,
             "target": self.target.name,
@@ -105,7 +120,7 @@ def train(config: ConfigDict, stages: Sequence[str], target: Target) -> list[Pla
       ValueError: not such a stage, or one that does not fit the devices.
     """
     return [
-        make("train", "iteration", target, programs.train(config, stage, target.devices))
+        make("train", "mean iteration", target, programs.train(config, stage, target.devices))
         for stage in stages
     ]
 
@@ -171,13 +186,20 @@ def _sent(plan: Plan) -> list[str]:
             total[kind] = total.get(kind, 0.0) + cost.runs * size
     largest = sorted(total.items(), key=lambda item: -item[1])
     named = ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in largest if size > 1e6)
-    return [f"sent in a mean {plan.unit}, GB a device: {named}"] if named else []
+    return [f"sent in a {plan.unit}, GB a device: {named}"] if named else []
 
 
 def _total(plan: Plan) -> str:
     if any(cost.error for cost in plan.costs):
-        return f"a mean {plan.unit}: not known"
-    parts = [f"a mean {plan.unit}: {plan.mean('predicted_s'):.4g} s or more"]
+        return f"a {plan.unit}: not known"
+    parts = [f"a {plan.unit}: {plan.mean('predicted_s'):.4g} s or more"]
+    if plan.what == "generate":
+        seconds = plan.video()
+        parts += [
+            f"diffusion {seconds['diffusion_s']:.4g} s",
+            f"VAE {seconds['vae_s']:.4g} s",
+            f"a mean steady block {1000 * seconds['steady_block_s']:.4g} ms",
+        ]
     for field, name in (("model_flops", "model"), ("hardware_flops", "hardware")):
         used = plan.utilisation(field)
         if used is not None:

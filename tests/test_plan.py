@@ -1,6 +1,8 @@
 """Plans: targets by name, programs compiled ahead for the devices of this machine, and the command line."""
 
+import dataclasses
 import json
+import math
 import os
 import runpy
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 
 from oneforcing_jax import config as configs
 from oneforcing_jax import flops, plan
-from oneforcing_jax.targets import chips, measure, programs, topology
+from oneforcing_jax.targets import chips, measure, programs, search, topology
 
 ROOT = Path(__file__).parents[1]
 PLAN = runpy.run_path(str(ROOT / "tools" / "plan.py"))
@@ -77,7 +79,7 @@ def test_a_plan_of_training_here(capsys):
     assert row["bytes"]["peak"] >= row["bytes"]["state"] + row["bytes"]["temporary"]
     assert row["bound"] in ("operations", "memory", "links", "launches")
     assert made["total"]["predicted_s"] == row["predicted_s"]
-    assert "teacher/model" in printed and "a mean iteration" in printed and "fits" in printed
+    assert "teacher/model" in printed and "a mean iteration:" in printed and "fits" in printed
     # A plan that was made before is read, not compiled.
     PLAN["main"]([*arguments, f"--out={out}"])
     assert json.loads(out.read_text()) == made
@@ -107,7 +109,7 @@ def test_a_program_that_does_not_compile_is_a_row(monkeypatch):
         raise NotImplementedError("no such kernel\nand more")
 
     program = program.__class__(**{**vars(program), "call": jax.jit(broken)})
-    made = plan.make("train", "iteration", target, [program], None)
+    made = plan.make("train", "mean iteration", target, [program], None)
     assert not made.fits and "NotImplementedError: no such kernel" in made.costs[0].error
     assert "does not compile: NotImplementedError" in plan.table(made)
 
@@ -128,6 +130,31 @@ def test_operations_of_a_program_are_those_of_the_shapes():
     model = flops.update(config, config.stages.teacher, "model")
     assert cost.flops * len(target.devices) == pytest.approx(model, rel=0.03)
     assert cost.model_flops == cost.hardware_flops == model
+
+
+def test_a_search_prints_what_to_paste(capsys):
+    PLAN["main"](["train", f"--config={NOISE}", "--target=local", "--stage=teacher", "--search=2"])
+    printed = capsys.readouterr().out.splitlines()
+    assert "seconds" in printed[0] and len(printed) == 5
+    pasted = printed[-1].split()
+    assert printed[-2] == "fastest that fits:" and "--config.mesh.fsdp=1" in pasted
+    config = configs.load(NOISE, pasted)
+    assert programs.train(config, "teacher", topology.find("local").devices)
+
+
+def test_settings_of_a_search():
+    """Every mesh has all devices, and settings of less memory or traffic come before others."""
+    for devices in (1, 8, 12):
+        sizes = [tuple(mesh.values()) for mesh in search.meshes(devices)]
+        assert len(set(sizes)) == len(sizes) and all(math.prod(s) == devices for s in sizes)
+    target = topology.find("local")
+    found = search.promising(lambda more: configs.load(NOISE, more), "one_forcing", target)
+    seconds = [setting.seconds for setting in found]
+    assert seconds == sorted(seconds) and found[0].fields["mesh.data"] == jax.device_count()
+    assert {setting.fields["generator.remat"] for setting in found} == {"none", "full", "offload"}
+    tight = dataclasses.replace(target, chip=dataclasses.replace(target.chip, memory=1000))
+    with pytest.raises(ValueError, match="expected a setting of stage 'teacher' that fits local"):
+        next(search.search(lambda more: configs.load(NOISE, more), "teacher", tight, 1))
 
 
 @pytest.mark.tpu_compile

@@ -2,6 +2,7 @@
 
     python tools/plan.py train --config=configs/framewise.py --target=tpu:v5p:2x2x4 \\
         --config.stages.one_forcing.batch=16 --out=plan.json
+    python tools/plan.py train --config=configs/framewise.py --target=gpu:h200:8 --search
     python tools/plan.py vae --config=configs/framewise.py --target=gpu:h200:1
 
 A target is a slice of TPUs (tpu:v6e:8x8, two of them tpu:v5p:2x2x4*2), GPUs (gpu:h100:8), or local. The
@@ -19,6 +20,9 @@ from typing import Any
 
 from oneforcing_jax.command import ending
 from oneforcing_jax.targets import topology
+
+# Of a search, unless it is told otherwise.
+COMPILATIONS = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,6 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--out", type=Path, help="JSON file to write")
         if name == "train":
             command.add_argument("--stage", help="a stage that trains; default: those of `run`")
+            command.add_argument(
+                "--search",
+                type=int,
+                nargs="?",
+                const=COMPILATIONS,
+                metavar="N",
+                help="compile up to N other settings of mesh, microbatch, remat and offload, and say which\n"
+                f"is fastest and fits (default {COMPILATIONS})",
+            )
     given, rest = parser.parse_known_args(arguments)
     with ending("nothing was written"):
         made = _run(given, rest)
@@ -57,6 +70,8 @@ def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, 
 
     target = topology.find(given.target)
     config = configs.load(given.config, overrides)
+    if given.what == "train" and given.search is not None:
+        return _search(given, overrides, target)
     if given.what == "train":
         plans = plan.train(config, [given.stage] if given.stage else plan.stages(config), target)
     else:
@@ -65,6 +80,32 @@ def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, 
     for made in plans:
         print(plan.table(made))
     return [made.as_json() for made in plans]
+
+
+def _search(given: argparse.Namespace, overrides: Sequence[str], target: Any) -> list[Any]:
+    """Searches for each stage, prints what was tried, and returns the plans of what fits best."""
+    from oneforcing_jax import config as configs
+    from oneforcing_jax import plan
+    from oneforcing_jax.targets import search
+
+    def load(more: Sequence[str]) -> Any:
+        return configs.load(given.config, [*overrides, *more])
+
+    if given.search < 1:
+        raise ValueError(f"search: expected 1 compilation or more, found {given.search}")
+    chosen = []
+    for stage in [given.stage] if given.stage else plan.stages(load(())):
+        results: list[search.Result] = []
+        try:
+            for result in search.search(load, stage, target, given.search):
+                results.append(result)
+        except KeyboardInterrupt:
+            print("interrupted; what was compiled until then:")
+        print(search.table(results))
+        if results:
+            best = min(results, key=lambda result: result.seconds)
+            chosen.append(best.plan.as_json() | {"overrides": best.setting.overrides})
+    return chosen
 
 
 if __name__ == "__main__":

@@ -94,7 +94,13 @@ def generate(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
     plan = settings.plan(config.shift)
     with jax.set_mesh(shapes.mesh):
         found = _diffusion(shapes, plan)
-    return [*found, *programs.decode(config, devices)]
+    decoded = programs.decode(config, devices)
+    # Both lie in memory all the time.
+    student_state, vae_state = found[-1].state, decoded[-1].state
+    return [
+        *(dataclasses.replace(program, frozen=vae_state) for program in found),
+        *(dataclasses.replace(program, frozen=student_state) for program in decoded),
+    ]
 
 
 def _diffusion(shapes: _Shapes, plan: Sequence[Block]) -> list[Program]:

@@ -110,7 +110,7 @@ def _compiled(
         made = lowered.compile(compiler_options=NO_TRITON)
         notes.append("compiled without Triton products: not autotuned, no tiles were found")
     taken, text, memory = time.perf_counter() - start, made.as_text(), made.memory_analysis()
-    common = {"compile_s": taken, "bytes": _bytes(program, target, memory)}
+    common: dict[str, Any] = {"compile_s": taken, "bytes": _bytes(program, target, memory)}
     found = [common | _read(program, target, text, reading.keys) for reading in program.readings]
     for read in found:
         read["notes"] = notes + read["notes"]
@@ -139,7 +139,8 @@ def _key(program: Program, target: Target, lowered: Any) -> str:
 
 
 def _bytes(program: Program, target: Target, memory: Any) -> dict[str, int]:
-    own = bytes_per_device(program.arguments)
+    beside = bytes_per_device(program.state) + bytes_per_device(program.frozen)
+    own = max(bytes_per_device(program.arguments), beside)
     temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "state": bytes_per_device(program.state),

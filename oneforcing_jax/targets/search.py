@@ -1,0 +1,224 @@
+"""The fastest setting of a training stage that fits a target: how the mesh is split, how much of a batch goes
+through at once, what the backward pass computes again, and what waits in the host's memory.
+
+Arithmetic comes first: a setting whose state, gradients and layer inputs alone exceed the memory is dropped,
+and the others are ordered by the time that their operations and traffic take at least. The first few are
+compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from oneforcing_jax import build, flops, steps
+from oneforcing_jax.config import PREFIX
+from oneforcing_jax.plan import Plan, make
+from oneforcing_jax.targets import programs
+from oneforcing_jax.targets.programs import bytes_per_device
+from oneforcing_jax.targets.topology import Target
+
+# Arrays of the size of a layer's input that its backward pass finds in memory.
+KEPT = {"full": 1, "offload": 0, "none": 20}
+# Devices that work on one sample together at most.
+WITHIN = 8
+INSIDE = ("context", "sequence", "tensor")
+
+Load = Callable[[Sequence[str]], ConfigDict]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way to run a stage.
+
+    Attributes:
+      fields: of the config.
+      seconds: of a mean iteration, at least, by arithmetic.
+      bytes: of a device's memory, at least.
+    """
+
+    fields: Mapping[str, Any]
+    seconds: float
+    bytes: float
+
+    @property
+    def overrides(self) -> list[str]:
+        """As they are pasted."""
+        return [f"{PREFIX}{name}={value}" for name, value in self.fields.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A setting and what compiling it said."""
+
+    setting: Setting
+    plan: Plan
+
+    @property
+    def seconds(self) -> float:
+        """Predicted, of a mean iteration; infinite where it does not fit."""
+        return self.plan.mean("predicted_s") if self.plan.fits else math.inf
+
+
+def search(load: Load, name: str, target: Target, compilations: int) -> Iterator[Result]:
+    """Compiles the most promising settings, and gives each as it is known.
+
+    Args:
+      load: the config with the given overrides.
+      name: of the stage.
+      target: its devices.
+      compilations: settings that are compiled at most.
+
+    Raises:
+      ValueError: no setting fits by arithmetic.
+    """
+    settings = promising(load, name, target)
+    if not settings:
+        raise ValueError(
+            f"search: expected a setting of stage {name!r} that fits {target.name}, found that the state of "
+            "each exceeds the memory or does not divide; take more devices or another batch"
+        )
+    with tqdm(settings[:compilations], unit="setting", dynamic_ncols=True) as bar:
+        for setting in bar:
+            bar.set_description_str(" ".join(named(setting)))
+            found = programs.train(load(setting.overrides), name, target.devices)
+            yield Result(setting, make("train", "mean iteration", target, found))
+
+
+def promising(load: Load, name: str, target: Target) -> list[Setting]:
+    """Settings that fit by arithmetic; the fastest first, and of equals the one that needs least memory."""
+    found: list[Setting] = []
+    kinds = {memory.kind for memory in target.devices[0].addressable_memories()}
+    has_host = steps.HOST in kinds
+    for mesh in meshes(len(target.devices)):
+        fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
+        try:
+            config = load([f"{PREFIX}{field}={size}" for field, size in fields.items()])
+            state = _State.of(config, name, target)
+        except ValueError:  # sizes that do not divide the model's or the batch
+            continue
+        for more in _variants(config, name, mesh["data"] * mesh["fsdp"], has_host):
+            changed = load([f"{PREFIX}{field}={value}" for field, value in (fields | more).items()])
+            found.append(_weighed(changed, name, target, mesh, state, fields | more))
+    fitting = [setting for setting in found if setting.bytes <= target.chip.memory]
+    return sorted(fitting, key=lambda s: (s.seconds, s.bytes))
+
+
+def meshes(devices: int) -> Iterator[dict[str, int]]:
+    """Splits of the devices."""
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    for fsdp, *inside in itertools.product(divisors, repeat=4):
+        within = math.prod(inside)
+        if within <= WITHIN and devices % (fsdp * within) == 0:
+            outside = {"data": devices // (fsdp * within), "fsdp": fsdp}
+            yield outside | dict(zip(INSIDE, inside, strict=True))
+
+
+def _variants(
+    config: ConfigDict, name: str, shares: int, has_host: bool
+) -> Iterator[dict[str, Any]]:
+    """What can be changed on one mesh."""
+    stage = config.stages[name]
+    batch = stage.batch
+    nets = {"one_forcing": ("generator", "critic"), "teacher": ("teacher",)}
+    trained = nets.get(stage.method, ("generator",))
+    clips = ("together", "in_turn") if stage.method == "one_forcing" else (None,)
+    parts = [n for n in (1, 2, 4, 8) if batch % (n * shares) == 0]
+    host = (False, True) if has_host else (False,)
+    for part, remat, clip, away in itertools.product(parts, KEPT, clips, host):
+        fields: dict[str, Any] = {f"stages.{name}.microbatch": batch // part if part > 1 else 0}
+        fields |= {f"{net}.remat": remat for net in trained}
+        fields |= {"one_forcing.critic_clips": clip} if clip else {}
+        yield fields | {f"stages.{name}.offload_optimiser": away}
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """Of a mesh: bytes of the arguments on a device and of the optimisers' part of them; parameters of the
+    largest trained network, and on one device."""
+
+    bytes: int
+    optimisers: int
+    parameters: int
+    share: int
+
+    @classmethod
+    def of(cls, config: ConfigDict, name: str, target: Target) -> _State:
+        found = programs.train(config, name, target.devices)[0]
+        nets = found.state["params"].values()
+        sizes = [sum(leaf.size for leaf in jax.tree.leaves(net)) for net in nets]
+        shares = [bytes_per_device(net) // 4 for net in nets]
+        optimisers = bytes_per_device(found.state["opt"])
+        return cls(bytes_per_device(found.arguments), optimisers, max(sizes), max(shares))
+
+
+def _weighed(
+    config: ConfigDict,
+    name: str,
+    target: Target,
+    mesh: Mapping[str, int],
+    state: _State,
+    fields: Mapping[str, Any],
+) -> Setting:
+    """A setting with the least time and memory that arithmetic gives it."""
+    stage, chip, devices = config.stages[name], target.chip, len(target.devices)
+    one_forcing = stage.method == "one_forcing"
+    net = build.model(config, "teacher" if stage.method == "teacher" else "generator")
+    parts = stage.batch // (stage.microbatch or stage.batch)
+    here = flops.tokens(config, stage) * mesh["tensor"] / devices  # tokens of a device
+    width = 2 * net.dim * here  # bytes of their activations
+    clips = 3 if one_forcing and config.one_forcing.critic_clips == "together" else 1
+    kept = KEPT[net.remat] * net.num_layers * clips * width / parts
+    memory = state.bytes + 4 * state.share + kept
+    memory -= state.optimisers * stage.offload_optimiser
+
+    work = 0.0
+    for update in build.METHODS[stage.method](config).updates:
+        work += flops.update(config, stage, update.net, recomputed=True) / update.every
+    size = config.latents
+    tokens = net.frame_tokens(size.rows, size.columns)
+    passes = work / stage.batch / flops.clip(net, tokens, size.frames).forward
+    # Weights are gathered in two bytes for each pass, and for each block of a rollout.
+    gathers = parts * (4 + one_forcing * len(build.plan(config)))
+    sent = gathers * 2 * state.parameters / mesh["tensor"] * (1 - 1 / mesh["fsdp"])
+    # Of each layer: queries, keys, values and outputs exchanged; keys and values gathered; two sums.
+    layer = 4 * (1 - 1 / mesh["sequence"]) + 2 * (mesh["context"] - 1)
+    layer += 4 * (1 - 1 / mesh["tensor"])
+    sent += passes * net.num_layers * layer * width
+    return Setting(fields, work / devices / chip.rate + sent / chip.link, memory)
+
+
+def named(setting: Setting) -> list[str]:
+    """The fields of a setting that change something, in short."""
+    plain = {"mesh": 1, "microbatch": 0, "offload_optimiser": False}
+    shown = []
+    for name, value in setting.fields.items():
+        first, last = name.split(".", 1)[0], name.rsplit(".", 1)[-1]
+        if value != plain.get(first, plain.get(last)) and name != "critic.remat":
+            shown.append(f"{last}={value}")
+    return shown
+
+
+def table(results: Sequence[Result]) -> str:
+    """What was tried, the fastest that fits first, and the overrides of that one to paste."""
+    lines = [f"{'seconds':>9}{'peak GB':>9}  setting"]
+    for result in sorted(results, key=lambda r: r.seconds):
+        plan, setting = result.plan, " ".join(named(result.setting))
+        error = next((cost.error for cost in plan.costs if cost.error), "")
+        if error:
+            lines.append(f"{'-':>9}{'-':>9}  {setting}: does not compile: {error[:120]}")
+            continue
+        peak = max(cost.bytes["peak"] for cost in plan.costs) / 1e9
+        verdict = "" if plan.fits else ": does not fit"
+        lines.append(f"{plan.mean('predicted_s'):9.4g}{peak:9.2f}  {setting}{verdict}")
+    best = min(results, key=lambda r: r.seconds, default=None)
+    if best is None or not math.isfinite(best.seconds):
+        return "\n".join([*lines, "none of these fits"])
+    return "\n".join([*lines, "fastest that fits:", " ".join(best.setting.overrides)])
