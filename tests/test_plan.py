@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from oneforcing_jax import config as configs
-from oneforcing_jax import flops, plan
+from oneforcing_jax import flops, main, plan
 from oneforcing_jax.targets import chips, measure, programs, search, topology
 
 ROOT = Path(__file__).parents[1]
@@ -155,6 +155,18 @@ def test_settings_of_a_search():
     tight = dataclasses.replace(target, chip=dataclasses.replace(target.chip, memory=1000))
     with pytest.raises(ValueError, match="expected a setting of stage 'teacher' that fits local"):
         next(search.search(lambda more: configs.load(NOISE, more), "teacher", tight, 1))
+
+
+def test_a_dry_run_says_what_a_target_costs(capsys):
+    """The stages of the run at hand; a run itself takes no target."""
+    arguments = [f"--config={NOISE}", "--workdir=run", "--target=local"]
+    main.main([*arguments, "--dry_run", "--config.run=teacher"])
+    printed = capsys.readouterr().out
+    assert "generator_every" in printed and "teacher/model" in printed and not Path("run").exists()
+    with pytest.raises(
+        SystemExit, match="expected --dry_run with --target, found --target=local alone"
+    ):
+        main.main(arguments)
 
 
 @pytest.mark.tpu_compile

@@ -3,7 +3,7 @@ through at once, what the backward pass computes again, and what waits in the ho
 
 Arithmetic comes first: a setting whose state, gradients and layer inputs alone exceed the memory is dropped,
 and the others are ordered by the time that their operations and traffic take at least. The first few are
-compiled.
+compiled; each says how far the arithmetic of memory is off, by which the later ones are dropped too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from oneforcing_jax import build, flops, steps
 from oneforcing_jax.config import PREFIX
 from oneforcing_jax.plan import Plan, make
-from oneforcing_jax.targets import programs
+from oneforcing_jax.targets import programs, roofline
 from oneforcing_jax.targets.programs import bytes_per_device
 from oneforcing_jax.targets.topology import Target
 
@@ -49,6 +49,11 @@ class Setting:
     bytes: float
 
     @property
+    def remat(self) -> str:
+        """What the backward pass computes again."""
+        return next(str(v) for name, v in self.fields.items() if name.endswith(".remat"))
+
+    @property
     def overrides(self) -> list[str]:
         """As they are pasted."""
         return [f"{PREFIX}{name}={value}" for name, value in self.fields.items()]
@@ -65,6 +70,12 @@ class Result:
     def seconds(self) -> float:
         """Predicted, of a mean iteration; infinite where it does not fit."""
         return self.plan.mean("predicted_s") if self.plan.fits else math.inf
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device; 0 where a program does not compile."""
+        costs = self.plan.costs
+        return 0 if any(c.error for c in costs) else max(c.bytes["peak"] for c in costs)
 
 
 def search(load: Load, name: str, target: Target, compilations: int) -> Iterator[Result]:
@@ -85,11 +96,21 @@ def search(load: Load, name: str, target: Target, compilations: int) -> Iterator
             f"search: expected a setting of stage {name!r} that fits {target.name}, found that the state of "
             "each exceeds the memory or does not divide; take more devices or another batch"
         )
-    with tqdm(settings[:compilations], unit="setting", dynamic_ncols=True) as bar:
-        for setting in bar:
+    missing: dict[str, float] = {}  # what arithmetic left out at least, by remat
+    with tqdm(total=compilations, unit="setting", dynamic_ncols=True) as bar:
+        for setting in settings:
+            if setting.bytes + missing.get(setting.remat, 0.0) > target.chip.memory:
+                continue
             bar.set_description_str(" ".join(named(setting)))
             found = programs.train(load(setting.overrides), name, target.devices)
-            yield Result(setting, make("train", "mean iteration", target, found))
+            result = Result(setting, make("train", "mean iteration", target, found))
+            bar.update(1)
+            yield result
+            if result.peak:
+                more = result.peak - setting.bytes
+                missing[setting.remat] = min(more, missing.get(setting.remat, more))
+            if bar.n == compilations:
+                return
 
 
 def promising(load: Load, name: str, target: Target) -> list[Setting]:
@@ -168,31 +189,45 @@ def _weighed(
     fields: Mapping[str, Any],
 ) -> Setting:
     """A setting with the least time and memory that arithmetic gives it."""
-    stage, chip, devices = config.stages[name], target.chip, len(target.devices)
-    one_forcing = stage.method == "one_forcing"
+    stage, chip = config.stages[name], target.chip
     net = build.model(config, "teacher" if stage.method == "teacher" else "generator")
+    one_forcing = stage.method == "one_forcing"
+    together = one_forcing and config.one_forcing.critic_clips == "together"
     parts = stage.batch // (stage.microbatch or stage.batch)
-    here = flops.tokens(config, stage) * mesh["tensor"] / devices  # tokens of a device
-    width = 2 * net.dim * here  # bytes of their activations
-    clips = 3 if one_forcing and config.one_forcing.critic_clips == "together" else 1
-    kept = KEPT[net.remat] * net.num_layers * clips * width / parts
-    memory = state.bytes + 4 * state.share + kept
-    memory -= state.optimisers * stage.offload_optimiser
+    # Bytes of one array of a device's tokens, and of the inputs of all layers.
+    width = 2 * net.dim * flops.tokens(config, stage) * mesh["tensor"] / len(target.devices)
+    inputs = net.num_layers * (3 if together else 1) * width
+    away = state.optimisers * stage.offload_optimiser
+    memory = state.bytes + 4 * state.share - away + KEPT[net.remat] * inputs / parts
+    to_host = 2 * away + 2 * inputs * (net.remat == "offload")
 
-    work = 0.0
-    for update in build.METHODS[stage.method](config).updates:
-        work += flops.update(config, stage, update.net, recomputed=True) / update.every
-    size = config.latents
-    tokens = net.frame_tokens(size.rows, size.columns)
-    passes = work / stage.batch / flops.clip(net, tokens, size.frames).forward
+    work = _work(config, stage)
     # Weights are gathered in two bytes for each pass, and for each block of a rollout.
     gathers = parts * (4 + one_forcing * len(build.plan(config)))
     sent = gathers * 2 * state.parameters / mesh["tensor"] * (1 - 1 / mesh["fsdp"])
-    # Of each layer: queries, keys, values and outputs exchanged; keys and values gathered; two sums.
-    layer = 4 * (1 - 1 / mesh["sequence"]) + 2 * (mesh["context"] - 1)
-    layer += 4 * (1 - 1 / mesh["tensor"])
-    sent += passes * net.num_layers * layer * width
-    return Setting(fields, work / devices / chip.rate + sent / chip.link, memory)
+    sent += _passes(config, net, work / stage.batch) * net.num_layers * _exchanged(mesh) * width
+    seconds = work / len(target.devices) / chip.rate + sent / chip.link + to_host / roofline.HOST
+    return Setting(fields, seconds, memory)
+
+
+def _work(config: ConfigDict, stage: ConfigDict) -> float:
+    """Operations of a mean iteration."""
+    updates = build.METHODS[stage.method](config).updates
+    return sum(flops.update(config, stage, u.net, recomputed=True) / u.every for u in updates)
+
+
+def _passes(config: ConfigDict, net: Any, work: float) -> float:
+    """How many forwards of a clip a sample's operations are."""
+    size = config.latents
+    tokens = net.frame_tokens(size.rows, size.columns)
+    return work / flops.clip(net, tokens, size.frames).forward
+
+
+def _exchanged(mesh: Mapping[str, int]) -> float:
+    """Arrays of a device's tokens that it sends in a layer: queries, keys, values and outputs are exchanged
+    over `sequence`, keys and values gathered over `context`, and two sums taken over `tensor`."""
+    gathered = 2 * (mesh["context"] - 1)
+    return 4 * (1 - 1 / mesh["sequence"]) + gathered + 4 * (1 - 1 / mesh["tensor"])
 
 
 def named(setting: Setting) -> list[str]:
@@ -215,7 +250,7 @@ def table(results: Sequence[Result]) -> str:
         if error:
             lines.append(f"{'-':>9}{'-':>9}  {setting}: does not compile: {error[:120]}")
             continue
-        peak = max(cost.bytes["peak"] for cost in plan.costs) / 1e9
+        peak = result.peak / 1e9
         verdict = "" if plan.fits else ": does not fit"
         lines.append(f"{plan.mean('predicted_s'):9.4g}{peak:9.2f}  {setting}{verdict}")
     best = min(results, key=lambda r: r.seconds, default=None)
