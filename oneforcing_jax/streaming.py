@@ -29,7 +29,7 @@ from oneforcing_jax import pretrained, rollout, samplers, sharding
 from oneforcing_jax.cache import Window
 from oneforcing_jax.data.images import fit
 from oneforcing_jax.encoders import Encoders
-from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.models.wan import WanDiT, unstacked
 from oneforcing_jax.pretrained import Source
 from oneforcing_jax.rollout import Block, Plan
 from oneforcing_jax.student import Noise, Settings, Student, Text, sample_keys, seeded
@@ -224,7 +224,7 @@ def load(
       FileNotFoundError, ValueError: one line on what is missing or does not fit.
     """
     source, loaded, mesh, params = _read(checkpoint, encoders, ema, dtype, shift, batch)
-    student = Student(source.config, params, window, mesh)
+    student = Student(source.config, unstacked(params), window, mesh)
     return VideoModel(student.stream, source, loaded, mesh)
 
 

@@ -145,7 +145,7 @@ def test_half_precision_keeps_its_type():
 
 
 def splash_of(q, k, v, length=None):
-    return splash.attend(q, k, v, length, "TPU v5p", interpret=True)
+    return splash.attend(q, k, v, length, splash.tiles_of("TPU v5"), interpret=True)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_runs_of_groups_are_masked_softmax(layout, first):
                     k,
                     v,
                     splash.Structure(*run[1:], asked, tokens),
-                    "TPU v5p",
+                    splash.tiles_of("TPU v5"),
                     interpret=True,
                 )
                 for run in made

@@ -23,7 +23,7 @@ from oneforcing_jax.cache import Window
 from oneforcing_jax.encoders import WanCodec
 from oneforcing_jax.models import vae
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig, WanDiT, unstacked
 from oneforcing_jax.rollout import Plan
 from oneforcing_jax.streaming import decoded
 from oneforcing_jax.student import FIRST_STEPS, Student, sample_keys, seeded
@@ -43,7 +43,7 @@ def random_student(config: WanConfig, window: Window) -> Student:
         return jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract)
 
     abstract = pretrained.abstract(config)
-    return Student(config, jax.jit(init)(), window)
+    return Student(config, unstacked(jax.jit(init)()), window)
 
 
 def random_decoder(latents: ConfigDict, dtype: Any) -> Decoder:

@@ -145,7 +145,7 @@ def attend_groups(
                     flat(k),
                     flat(v),
                     splash.Structure(run.prefixes, run.distance, run.size, q.shape[2], k.shape[2]),
-                    device.device_kind,
+                    splash.tiles_of(device.device_kind),
                 )
                 for run in together
             ]
@@ -178,7 +178,7 @@ def attend(
     device, half = sharding.target(), q.dtype in (jnp.bfloat16, jnp.float16)
     if device.platform == "tpu":
         with jax.named_scope("attention_splash"):
-            return splash.attend(q, k, v, length, device.device_kind)
+            return splash.attend(q, k, v, length, splash.tiles_of(device.device_kind))
     if device.platform in ("gpu", "cuda") and half and q.shape[-1] % 8 == 0:
         with jax.named_scope("attention_cudnn"):
             return _cudnn(q, k, v, length)

@@ -195,7 +195,7 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     length: Any,
-    device_kind: str,
+    tiles: Tiles,
     interpret: bool = False,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(k)) v over the first `length` keys: see `attention.attend`.
@@ -203,12 +203,12 @@ def attend(
     Args:
       q, k, v: [b, t, h, k] and [b, s, h, k].
       length: number of keys that count, traced; None: all.
-      device_kind: of the chip that the program is for.
+      tiles: of the chip that the program is for.
       interpret: run it without a TPU.
     """
     if length is None:
-        return _run(q, k, v, functools.partial(_all_keys, s=k.shape[1]), device_kind, interpret)
-    return _run(q, k, v, functools.partial(_first_keys, length=length), device_kind, interpret)
+        return _run(q, k, v, functools.partial(_all_keys, s=k.shape[1]), tiles, interpret)
+    return _run(q, k, v, functools.partial(_first_keys, length=length), tiles, interpret)
 
 
 def attend_run(
@@ -216,11 +216,11 @@ def attend_run(
     k: jax.Array,
     v: jax.Array,
     run: Structure,
-    device_kind: str,
+    tiles: Tiles,
     interpret: bool = False,
 ) -> jax.Array:
     """The same where each query sees what `run` says."""
-    return _run(q, k, v, functools.partial(_structured, run=run), device_kind, interpret)
+    return _run(q, k, v, functools.partial(_structured, run=run), tiles, interpret)
 
 
 def _run(
@@ -228,11 +228,11 @@ def _run(
     k: jax.Array,
     v: jax.Array,
     masked: Callable[[kernels.BlockSizes, int, int], _Masks],
-    device_kind: str,
+    tiles: Tiles,
     interpret: bool,
 ) -> jax.Array:
     (_, t, _, size), s = q.shape, k.shape[1]
-    sizes, t_pad, s_pad = _blocks(t, s, tiles_of(device_kind))
+    sizes, t_pad, s_pad = _blocks(t, s, tiles)
 
     def laid(x: jax.Array, padded: int) -> jax.Array:
         """[b, s, h, k] -> [b, h, padded, k], k a multiple of the lanes."""
