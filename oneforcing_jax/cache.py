@@ -50,6 +50,10 @@ class Window:
         """Slots that a clip of `num_frames` needs."""
         return num_frames if self.size is None else min(self.size, num_frames)
 
+    def rolls(self, slots: int) -> bool:
+        """Whether a cache of `slots` is a ring, or grows only."""
+        return self.size is not None and slots >= self.size
+
     def check_block(self, frames: int) -> None:
         """Raises ValueError if a block of `frames` does not fit beside the sink."""
         if self.size is not None and frames > self.size - self.sink:
@@ -94,7 +98,7 @@ def _put(
     """Writes consecutive frames, the first of them number `start`, to their slots."""
     slots = stored.shape[slots_axis]
     update = jax.lax.dynamic_update_slice_in_dim
-    if window.size is None or slots < window.size:
+    if not window.rolls(slots):
         return update(stored, new, start, slots_axis)
     for i in range(new.shape[slots_axis]):
         ring = window.sink + (start + i - window.sink) % (slots - window.sink)
@@ -102,6 +106,11 @@ def _put(
         one = jax.lax.slice_in_dim(new, i, i + 1, axis=slots_axis)
         stored = update(stored, one, where, slots_axis)
     return stored
+
+
+def _put_both(stored: Cache, new: Cache, start: jax.Array, window: Window) -> Cache:
+    """`_put` of the keys and values of one layer."""
+    return Cache(_put(1, stored.k, new.k, start, window), _put(1, stored.v, new.v, start, window))
 
 
 def write(cache: Cache, new: Cache, start: jax.Array, window: Window) -> Cache:
@@ -134,18 +143,22 @@ def cached(
         new, all_slots = Cache(k, v), memory.k.shape[1]
         stored = memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
         frame_tokens, done, out = k.shape[2], 0, []
+        # A growing cache takes all parts at once, for a block's `length` hides those after it. In a ring
+        # they would take the places of frames that it sees.
+        at_once = in_place and not window.rolls(all_slots)
+        if at_once:
+            stored = _put_both(stored, new, start, window)
         for size in parts:
             frames = slice(done, done + size)
-            stored = Cache(
-                *(
-                    _put(1, old, x[:, frames], start + done, window)
-                    for old, x in zip(stored, new, strict=True)
-                )
-            )
+            if not at_once:
+                stored = _put_both(stored, Cache(*(x[:, frames] for x in new)), start + done, window)
             asked, done = q[:, frames], done + size
             length = jnp.minimum(start + done, all_slots) * frame_tokens
             keys, values = (attention.flat(x[:, :limit]) for x in stored)
             out.append(attention.attend(attention.flat(asked), keys, values, length))
+            if in_place:
+                # What is read here is read before the next part is written, or it would be copied.
+                out[-1], stored = jax.lax.optimization_barrier((out[-1], stored))
         return jnp.concatenate(out, 1).reshape(q.shape), stored if in_place else new
 
     return attend
