@@ -199,7 +199,12 @@ def encode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
     shape = codec.video_shape(size.frames, size.rows, size.columns)
     video = jax.ShapeDtypeStruct((1, *shape, 3), jnp.uint8, sharding=place)
     clip = Program((Reading("encode/clip", 1),), codec._encode, (params, video), mesh, params)
-    return [clip, text(devices)]
+    prompt = text(devices)
+    # Both lie in memory all the time.
+    return [
+        dataclasses.replace(clip, frozen=prompt.state),
+        dataclasses.replace(prompt, frozen=clip.state),
+    ]
 
 
 def text(devices: Sequence[Any]) -> Program:
