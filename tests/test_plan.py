@@ -114,9 +114,17 @@ def test_a_program_that_does_not_compile_is_a_row(monkeypatch):
     assert "does not compile: NotImplementedError" in plan.table(made)
 
 
-def test_operations_of_a_program_are_those_of_the_shapes():
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_operations_of_a_program_are_those_of_the_shapes(remat):
     """Of a network wide enough that what is not counted from the shapes is little."""
-    sizes = ("dim=128", "ffn_dim=256", "num_heads=4", "num_layers=3", "text_dim=32", "remat=none")
+    sizes = (
+        "dim=128",
+        "ffn_dim=256",
+        "num_heads=4",
+        "num_layers=3",
+        "text_dim=32",
+        f"remat={remat}",
+    )
     config = configs.load(
         NOISE,
         [
@@ -127,9 +135,11 @@ def test_operations_of_a_program_are_those_of_the_shapes():
     target = topology.find("local")
     (program,) = programs.train(config, "teacher", target.devices)
     (cost,) = measure.costs(program, target)
-    model = flops.update(config, config.stages.teacher, "model")
-    assert cost.flops * len(target.devices) == pytest.approx(model, rel=0.03)
-    assert cost.model_flops == cost.hardware_flops == model
+    stage = config.stages.teacher
+    assert cost.model_flops == flops.update(config, stage, "model")
+    assert cost.hardware_flops == flops.update(config, stage, "model", recomputed=True)
+    assert (cost.hardware_flops > cost.model_flops) == (remat == "full")
+    assert cost.flops * len(target.devices) == pytest.approx(cost.hardware_flops, rel=0.03)
 
 
 def test_a_search_prints_what_to_paste(capsys):

@@ -20,6 +20,7 @@ from oneforcing_jax.encoders import WanCodec
 from oneforcing_jax.models import umt5, vae
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.rollout import Plan
 from oneforcing_jax.text import MAX_TOKENS
 
 
@@ -119,7 +120,18 @@ def train(config: ConfigDict, name: str, devices: Sequence[Any]) -> list[Program
 
 def _update(config: ConfigDict, stage: ConfigDict, name: str, update: Any) -> Reading:
     model, hardware = (flops.update(config, stage, update.net, again) for again in (False, True))
-    return Reading(name, 1 / update.every, model, hardware)
+    keys = _seen(build.plan(config)) if stage.method == "one_forcing" else 1.0
+    return Reading(name, 1 / update.every, model, hardware, keys)
+
+
+def _seen(plan: Plan) -> float:
+    """Mean share of a clip's keys that the passes of a rollout see."""
+    seen, asked, stop = 0, 0, 0
+    for number, block in enumerate(plan):
+        stop += block.frames
+        queries = block.frames * (len(block.sigmas) + (number < len(plan) - 1))
+        seen, asked = seen + queries * stop, asked + queries
+    return seen / (asked * stop)
 
 
 def _codec(config: ConfigDict) -> tuple[VAEConfig, WanCodec]:
@@ -187,7 +199,12 @@ def encode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
     shape = codec.video_shape(size.frames, size.rows, size.columns)
     video = jax.ShapeDtypeStruct((1, *shape, 3), jnp.uint8, sharding=place)
     clip = Program((Reading("encode/clip", 1),), codec._encode, (params, video), mesh, params)
-    return [clip, text(devices)]
+    prompt = text(devices)
+    # Both lie in memory all the time.
+    return [
+        dataclasses.replace(clip, frozen=prompt.state),
+        dataclasses.replace(prompt, frozen=clip.state),
+    ]
 
 
 def text(devices: Sequence[Any]) -> Program:

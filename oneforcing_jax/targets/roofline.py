@@ -58,7 +58,8 @@ def predict(work: Work, chip: Chip, island: int) -> Prediction:
             parts["launches"] += k.times * chip.launch
     total = sum(parts.values())
     # All traffic shares the memory, whenever it happens.
-    limits = {"memory": work.hbm_bytes / chip.bandwidth, "links": beside["links"]}
+    traffic = max(work.hbm_bytes / chip.bandwidth, beside["memory"])
+    limits = {"memory": traffic, "links": beside["links"]}
     longest = max(limits, key=lambda name: limits[name])
     if limits[longest] > total:
         return Prediction(limits[longest], longest, parts | {longest: limits[longest]})

@@ -91,6 +91,7 @@ def prepare(name: str) -> None:
         )
     # Nothing runs: the host's devices hold no array, and an accelerator that is there stays untouched.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # alarms about slow compilation
     if platform == "tpu":
         libtpu = importlib.import_module("libtpu")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
