@@ -1,0 +1,142 @@
+"""Every config and stage, generation and the VAE, compiled for accelerators that are not here.
+
+`pytest -m tpu_compile` needs the extra plan-tpu, `pytest -m gpu_compile` the extra plan-gpu; programs that
+are equal are compiled once. What runs is tested elsewhere: here is what the compilers of real targets take,
+and which kernels and collectives they make of it.
+"""
+
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from oneforcing_jax import config as configs
+from oneforcing_jax import tiny
+from oneforcing_jax.targets import generation, kernels, measure, programs, topology
+
+CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "base")
+STAGES = [
+    (file.stem, stage) for file in CONFIGS for stage in programs.stages_of(configs.load(file))
+]
+MESHES = {
+    "sharded": ["--config.mesh.data=1", "--config.mesh.fsdp=4"],
+    "sequence": ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.sequence=2"],
+}
+TARGETS = {"tpu_compile": "tpu:v5e:2x2", "gpu_compile": "gpu:h100:4"}
+PACKAGES = {"tpu_compile": "libtpu", "gpu_compile": "jax_cuda12_plugin"}
+ON = [
+    pytest.param(
+        target,
+        marks=[
+            getattr(pytest.mark, mark),
+            pytest.mark.skipif(
+                importlib.util.find_spec(PACKAGES[mark]) is None,
+                reason=f"needs the compiler {PACKAGES[mark]}: extra plan-{mark[:3]}",
+            ),
+        ],
+        id=mark[:3],
+    )
+    for mark, target in TARGETS.items()
+]
+# The kernel of each platform, and the scope of what may not stand in its place.
+KERNELS = {"tpu": "tpu_custom_call", "cuda": "__cudnn$fmha"}
+PLAIN = "attention_xla"
+
+
+
+@pytest.fixture(autouse=True)
+def no_cache():
+    """Without a device there is nothing to load a cached program into."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+find = functools.cache(topology.find)
+_texts: dict[str, str] = {}
+
+
+def compiled(program, target):
+    """The compiled program's text."""
+    with jax.set_mesh(program.mesh):
+        traced = program.call.trace(*program.arguments)
+        lowered = traced.lower(lowering_platforms=(target.platform,))
+    key = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    if key not in _texts:
+        options = measure.NO_TRITON if target.platform == "cuda" else {}
+        _texts[key] = lowered.compile(compiler_options=options).as_text()
+    return _texts[key]
+
+
+def load(name, mesh):
+    """A tiny config in bfloat16, as accelerators compute."""
+    half = [f"--config.{net}.dtype=bfloat16" for net in ("generator", "teacher", "critic")]
+    return configs.load(f"configs/{name}.py", [*MESHES[mesh], *half], tiny.shrink)
+
+
+def assert_kernels(text, target):
+    assert KERNELS[target.platform] in text
+    assert PLAIN not in text
+
+
+def in_layers(text, program, kind):
+    """Collectives of a kind, inside the layers, between the devices that share the tokens of a clip."""
+    size = program.mesh.shape
+    sharing = size["context"] * size["sequence"] * size["tensor"]
+    return [
+        k
+        for k in kernels.read(text, program.mesh.size).kernels
+        if k.sent
+        and k.sent.kind == kind
+        and "/block/" in k.source
+        and "key_value" not in k.source.split("cross_attention/")[-1]  # of the prompt
+        and len({device // sharing for device in k.sent.group}) == 1
+    ]
+
+
+@pytest.mark.parametrize("target", ON)
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("name", "stage"), STAGES, ids=["-".join(s) for s in STAGES])
+def test_training(name, stage, mesh, target):
+    target, config = find(target), load(name, mesh)
+    for program in programs.train(config, stage, target.devices):
+        text = compiled(program, target)
+        assert_kernels(text, target)
+        exchanged = in_layers(text, program, "all-to-all")
+        assert bool(exchanged) == (mesh == "sequence")
+        assert all(k.sent.dtype == "bf16" for k in exchanged)
+        assert not [k.source for k in in_layers(text, program, "all-gather")]
+
+
+def small_generation():
+    """Two layers of the student, latents of Wan's VAE."""
+    more = ["dim=256", "ffn_dim=128", "num_heads=2", "num_layers=2", "text_dim=64", "text_len=16"]
+    size = ["latents.rows=8", "latents.columns=8", "latents.frames=3", "mesh.sequence=2"]
+    return configs.load(
+        "configs/framewise.py",
+        [f"--config.{c}" for c in (*size, "mesh.fsdp=1", *(f"generator.{m}" for m in more))],
+    )
+
+
+@pytest.mark.parametrize("target", ON)
+def test_generation(target):
+    """Streams of one video on two devices: the cache is updated where it lies."""
+    target, config = find(target), small_generation()
+    for program in generation.generate(config, target.devices):
+        text = compiled(program, target)
+        if program.readings[0].name.startswith(("generate/first", "generate/steady")):
+            assert_kernels(text, target)
+            work = kernels.read(text, program.mesh.size)
+            cache = program.arguments[1][0].k
+            slots = cache.size * cache.dtype.itemsize / 2  # of one of two devices
+            assert max((k.read for k in work.kernels if k.opcode == "copy"), default=0) < slots
+
+
+@pytest.mark.parametrize("target", ON)
+def test_encoding(target):
+    target, config = find(target), small_generation()
+    clip, _ = programs.encode(config, target.devices)
+    assert "convolution" in compiled(clip, target) or "conv" in compiled(clip, target)
