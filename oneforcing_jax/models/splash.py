@@ -115,13 +115,14 @@ class Structure(NamedTuple):
 
 
 class _Masks(NamedTuple):
-    """What the three kernels are told."""
+    """What the three kernels are told, and a name for profiles that says which blocks the forward computes."""
 
     forward: masks.MaskInfo
     dq: masks.MaskInfo
     dkv: masks.MaskInfo
     function: Callable[[Any, Any], Any] | None = None
     segments: kernels.SegmentIds | None = None
+    name: str = "seen_1_of_1"
 
 
 def _all_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, s: int) -> _Masks:
@@ -155,25 +156,26 @@ def _structured(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, run: Structur
     """The table of blocks in which some query sees some key, from the bounds of the blocks."""
     ends, own = run.ends(t_pad), (run.distance * run.stored, run.size * run.stored)
 
-    def info(q: int, kv: int, by_query: bool = False) -> masks.MaskInfo:
+    def seen(q: int, kv: int) -> np.ndarray:
         rows = ends.reshape(-1, q)
         low, high = rows.min(1)[:, None], rows.max(1)[:, None]
         begin = np.arange(0, s_pad, kv)[None]
         in_own = (begin < high + sum(own)) & (begin + kv > low + own[0])
-        seen = (begin < high) | in_own
-        return masks.MaskInfo(
-            jnp.asarray(_next_seen(seen, axis=0 if by_query else 1)[None]),
-            None,
-            jnp.asarray(np.where(seen, 2, 0)[None], jnp.int32),
-            None,
-            jnp.asarray(ends),
-        )
+        return (begin < high) | in_own
 
+    def info(q: int, kv: int, by_query: bool = False) -> masks.MaskInfo:
+        blocks = seen(q, kv)
+        following = _next_seen(blocks, axis=0 if by_query else 1)
+        table = jnp.asarray(np.where(blocks, 2, 0)[None], jnp.int32)
+        return masks.MaskInfo(jnp.asarray(following[None]), None, table, None, jnp.asarray(ends))
+
+    blocks = seen(sizes.block_q, sizes.block_kv)
     return _Masks(
         info(sizes.block_q, sizes.block_kv),
         info(sizes.block_q_dq, sizes.block_kv_dq),
         info(sizes.block_q_dkv, sizes.block_kv_dkv, by_query=True),
         _prefix_and_own(*own),
+        name=f"seen_{blocks.sum()}_of_{blocks.size}",
     )
 
 
@@ -253,7 +255,8 @@ def _run(
         mask_function=told.function,
         interpret=interpret,
     )
-    out = jax.vmap(lambda q, k, v: kernel(q, k, v, told.segments))(
-        laid(q * size**-0.5, t_pad), laid(k, s_pad), laid(v, s_pad)
-    )
+    with jax.named_scope(told.name):
+        out = jax.vmap(lambda q, k, v: kernel(q, k, v, told.segments))(
+            laid(q * size**-0.5, t_pad), laid(k, s_pad), laid(v, s_pad)
+        )
     return jnp.moveaxis(out, 1, 2)[:, :t, :, :size].astype(q.dtype)
