@@ -141,7 +141,9 @@ def cached(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Cache) -> tuple[jax.Array, Cache]:
         new, all_slots = Cache(k, v), memory.k.shape[1]
-        stored = memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
+        stored = (
+            memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
+        )
         frame_tokens, done, out = k.shape[2], 0, []
         # A growing cache takes all parts at once, for a block's `length` hides those after it. In a ring
         # they would take the places of frames that it sees.
@@ -151,7 +153,9 @@ def cached(
         for size in parts:
             frames = slice(done, done + size)
             if not at_once:
-                stored = _put_both(stored, Cache(*(x[:, frames] for x in new)), start + done, window)
+                stored = _put_both(
+                    stored, Cache(*(x[:, frames] for x in new)), start + done, window
+                )
             asked, done = q[:, frames], done + size
             length = jnp.minimum(start + done, all_slots) * frame_tokens
             keys, values = (attention.flat(x[:, :limit]) for x in stored)
@@ -164,9 +168,7 @@ def cached(
     return attend
 
 
-def context(
-    straight_through: bool, groups: tuple[attention.Group, ...], first: int
-) -> Attend:
+def context(straight_through: bool, groups: tuple[attention.Group, ...], first: int) -> Attend:
     """An `attend` for the parallel replay of noisy blocks against a stored context.
 
     Memory is one layer's clean keys and values of all frames, Cache [b, F, n, h, k]; the queries are the

@@ -204,7 +204,15 @@ class Student:
                     cache, before = self._prefill(cache, text_kv, given, plan[-1].frames)
             limit = self._limit(start + block.frames, cache)
             before, cache = self._run(
-                self._step, self.params, cache, text_kv, draws, before, jnp.int32(start), block, limit
+                self._step,
+                self.params,
+                cache,
+                text_kv,
+                draws,
+                before,
+                jnp.int32(start),
+                block,
+                limit,
             )
             start += block.frames
             yield before

@@ -46,7 +46,6 @@ KERNELS = {"tpu": "tpu_custom_call", "cuda": "__cudnn$fmha"}
 PLAIN = "attention_xla"
 
 
-
 @pytest.fixture(autouse=True)
 def no_cache():
     """Without a device there is nothing to load a cached program into."""

@@ -123,9 +123,7 @@ def runs(groups: tuple[Group, ...]) -> tuple[Run, ...] | None:
     return tuple(made)
 
 
-def attend_groups(
-    q: jax.Array, k: jax.Array, v: jax.Array, groups: tuple[Group, ...]
-) -> jax.Array:
+def attend_groups(q: jax.Array, k: jax.Array, v: jax.Array, groups: tuple[Group, ...]) -> jax.Array:
     """Attention by structure: q [b, f, n, h, k], k and v [b, F, m, h, k] -> [b, f, n, h, k].
 
     `groups` cover the frames of the queries in order. A frame of queries may have fewer tokens than one

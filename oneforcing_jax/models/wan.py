@@ -252,9 +252,9 @@ class WanDiT(nn.Module):
         x, text = jnp.zeros((1, 1, 1, c.dim), c.dtype), jnp.zeros((1, 1, c.dim), c.dtype)
         time, turn = jnp.zeros((1, 1, 6, c.dim)), rope.turns(jnp.zeros((1, 1, c.head_dim // 2)))
         keys = jax.random.split(key, c.num_layers)
-        stacked = jax.vmap(
-            lambda k: self.block.init(k, x, time, turn, text, full, None)["params"]
-        )(keys)
+        stacked = jax.vmap(lambda k: self.block.init(k, x, time, turn, text, full, None)["params"])(
+            keys
+        )
         return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "layers"})
 
     def embed_text(self, text: jax.Array) -> jax.Array:
