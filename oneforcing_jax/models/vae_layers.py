@@ -102,42 +102,97 @@ def _weights(module: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[Arr
     return cast(Array, kernel).astype(dtype), cast(Array, bias).astype(dtype)
 
 
-def _conv2d(x: Array, kernel: Array, stride: int, pad: tuple[int, int]) -> Array:
+def _conv2d(x: Array, kernel: Array, stride: int, pad: tuple[Any, Any]) -> Array:
     """2-D convolution of every frame: [b, f, y, x, c], kernel [ky, kx, in, out]."""
     b, f = x.shape[:2]
     y = jax.lax.conv_general_dilated(
         x.reshape(b * f, *x.shape[2:]),
         kernel,
         (stride, stride),
-        (pad, pad),
+        pad if isinstance(pad[0], tuple) else (pad, pad),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return y.reshape(b, f, *y.shape[1:])
 
 
-def _time_conv(window: Array, kernel: Array, stride: int, mode: str) -> Array:
-    """Convolution without padding in time and with equal padding in space.
+def _taps(frames: Array, kernel: Array) -> Array:
+    """3x3 or 1x1 convolution of every frame: [b, f, y, x, c], kernel [ky, kx, in, out]."""
+    side = kernel.shape[0]
+    return frames @ kernel[0, 0] if side == 1 else _conv2d(frames, kernel, 1, (side // 2, side // 2))
+
+
+def _side_by_side(window: Array, kernel: Array, stride: int = 1) -> Array:
+    """The three taps in time as one convolution of three times the channels.
 
     Args:
-      window: [b, past + n, y, x, c].
-      kernel: [kt, ky, kx, in, out].
+      window: [b, 2 + n, y, x, c]; with a stride of 2, [b, 1 + n, y, x, c].
+      kernel: [3, ky, kx, in, out].
       stride: of time.
-      mode: `VAEConfig.conv`.
     """
-    kt, ky, kx, c_in, c_out = kernel.shape
-    space = ((ky // 2, ky // 2), (kx // 2, kx // 2))
-    if mode == "3d" and ky * kx > 1:
-        return jax.lax.conv_general_dilated(
-            window,
-            kernel,
-            (stride, 1, 1),
-            ((0, 0), *space),
-            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-        )
-    last = window.shape[1] - kt
-    taps = jnp.concatenate([window[:, t : t + last + 1 : stride] for t in range(kt)], axis=-1)
-    flat = jnp.moveaxis(kernel, 0, 2).reshape(ky, kx, kt * c_in, c_out)
-    return taps @ flat[0, 0] if ky * kx == 1 else _conv2d(taps, flat, 1, space[0])
+    last = window.shape[1] - 3
+    taps = jnp.concatenate([window[:, t : t + last + 1 : stride] for t in range(3)], axis=-1)
+    ky, kx = kernel.shape[1:3]
+    return _taps(taps, jnp.moveaxis(kernel, 0, 2).reshape(ky, kx, -1, kernel.shape[-1]))
+
+
+def _pairs(window: Array, kernel: Array) -> Array:
+    """Three taps in time, two frames at once by four products where six would be.
+
+    This is the minimal filtering F(2, 3) of Winograd, over time alone.
+
+    Args:
+      window: [b, 2 + n, y, x, c], n even.
+      kernel: [3, ky, kx, in, out].
+    """
+    w0, w1, w2, w3 = (window[:, i : window.shape[1] - 3 + i : 2] for i in range(4))
+    wide = kernel.astype(jnp.float32)
+    outer, inner = (wide[0] + wide[2]) / 2, wide[1] / 2
+    m0 = _taps(w0 - w2, kernel[0])
+    m1 = _taps(w1 + w2, (outer + inner).astype(kernel.dtype))
+    m2 = _taps(w2 - w1, (outer - inner).astype(kernel.dtype))
+    m3 = _taps(w1 - w3, kernel[2])
+    m0, m1, m2, m3 = (m.astype(jnp.float32) for m in (m0, m1, m2, m3))
+    both = jnp.stack([m0 + m1 + m2, m1 - m2 - m3], axis=2)
+    b, n = both.shape[0], both.shape[1] * 2
+    return both.reshape(b, n, *both.shape[3:])
+
+
+def _causal(x: Array, past: Cache, kernel: Array) -> Array:
+    """Three taps in time, the last on the frame itself: [b, n, y, x, c] -> [b, n, y, x, out]."""
+    odd = x.shape[1] % 2
+    parts = []
+    if odd and past is None:
+        parts.append(_taps(x[:, :1], kernel[2]))
+    window = _with_past(x, past, 2)
+    if odd and past is not None:
+        parts.append(_side_by_side(window[:, :3], kernel))
+    if x.shape[1] > 1:
+        parts.append(_pairs(window[:, odd:], kernel).astype(x.dtype))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def _upsampled(x: Array, kernel: Array) -> Array:
+    """3x3 convolution after doubling rows and columns: [b, f, y, x, c] -> [b, f, 2y, 2x, out].
+
+    Of the positions that share an input position, each sees 2x2 of them: taps that fall on the same
+    one are added up beforehand, and nothing is doubled.
+    """
+    wide = kernel.astype(jnp.float32)
+
+    def merged(k: Array, axis: int, second: int) -> Array:
+        a, b, c = (jax.lax.index_in_dim(k, i, axis, keepdims=True) for i in range(3))
+        return jnp.concatenate([a + b, c] if second else [a, b + c], axis)
+
+    rows = []
+    for i in (0, 1):
+        line = []
+        for j in (0, 1):
+            k = merged(merged(wide, 0, i), 1, j).astype(kernel.dtype)
+            line.append(_conv2d(x, k, 1, ((1 - i, i), (1 - j, j))))
+        rows.append(jnp.stack(line, axis=4))
+    both = jnp.stack(rows, axis=3)  # [b, f, y, 2, x, 2, out]
+    b, f, y, _, width, _, c = both.shape
+    return both.reshape(b, f, 2 * y, 2 * width, c)
 
 
 def _with_past(x: Array, cache: Cache, frames: int) -> Array:
@@ -178,8 +233,7 @@ class CausalConv(nn.Module):
     def __call__(self, x: Array, cache: Cache) -> tuple[Array, Cache]:
         shape = (3, self.space, self.space, x.shape[-1], self.features)
         kernel, bias = _weights(self, shape, self.config.dtype)
-        window = _with_past(x, cache, 2)
-        return _time_conv(window, kernel, 1, self.config.conv) + bias, window[:, -2:]
+        return _causal(x, cache, kernel) + bias, _with_past(x, cache, 2)[:, -2:]
 
 
 class Pointwise(nn.Module):
@@ -263,7 +317,7 @@ class Downsample(nn.Module):
         if first and x.shape[1] == 1:
             return x, kept
         window = x if first else _with_past(x, cache, 1)
-        conv = TimeConv(self.config, c, stride=2, name="time_conv")(window)
+        conv = TimeHalf(self.config, c, name="time_conv")(window)
         return jnp.concatenate([x[:, :1], conv], axis=1) if first else conv, kept
 
 
@@ -280,29 +334,52 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
         kept: Cache = ()
+        c = x.shape[-1]
         if self.time:
             opening, x = (x[:, :1], x[:, 1:]) if first else (x[:, :0], x)
-            window = _with_past(x, cache, 2)
-            kept = window[:, -2:]
+            kept = _with_past(x, cache, 2)[:, -2:]
             if x.shape[1]:
-                conv = TimeConv(self.config, 2 * x.shape[-1], name="time_conv")(window)
+                conv = TimeConv(self.config, 2 * c, name="time_conv")(x, cache)
                 # Of each pair of frames the earlier is in the first half of the channels.
                 pairs = jnp.stack(jnp.split(conv, 2, axis=-1), axis=2)
                 x = pairs.reshape(x.shape[0], 2 * x.shape[1], *x.shape[2:])
-            x = jnp.concatenate([opening, x], axis=1)
-        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-        return SpaceConv(self.config, x.shape[-1] // 2, name="conv")(x), kept
+            x = jnp.concatenate([opening, x], axis=1) if first else x
+        return UpConv(self.config, c // 2, name="conv")(x), kept
 
 
-class TimeConv(nn.Module):
-    """Three taps in time, one position in space: [b, 2 + n, y, x, c] -> [b, n / stride, y, x, d]."""
+class UpConv(nn.Module):
+    """Doubles rows and columns, each value four times, then a 3x3 convolution of each frame."""
 
     config: VAEConfig
     features: int
-    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel, bias = _weights(self, (3, 3, x.shape[-1], self.features), self.config.dtype)
+        return _upsampled(x, kernel) + bias
+
+
+class TimeConv(nn.Module):
+    """Three causal taps in time, one position in space: [b, n, y, x, c] -> [b, n, y, x, d]."""
+
+    config: VAEConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, cache: Cache) -> Array:
+        shape = (3, 1, 1, x.shape[-1], self.features)
+        kernel, bias = _weights(self, shape, self.config.dtype)
+        return _causal(x, cache, kernel) + bias
+
+
+class TimeHalf(nn.Module):
+    """Three taps in time at every second frame: [b, 1 + n, y, x, c] -> [b, n / 2, y, x, d]."""
+
+    config: VAEConfig
+    features: int
 
     @nn.compact
     def __call__(self, window: Array) -> Array:
         shape = (3, 1, 1, window.shape[-1], self.features)
         kernel, bias = _weights(self, shape, self.config.dtype)
-        return _time_conv(window, kernel, self.stride, self.config.conv) + bias
+        return _side_by_side(window, kernel, 2) + bias
