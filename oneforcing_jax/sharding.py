@@ -22,6 +22,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
     "tokens": "sequence",
+    "columns": "sequence",  # of a video's frames
     "heads_full": ("tensor", "sequence"),  # inside attention all tokens of a head meet
     # parameters
     "layers": None,
@@ -74,6 +75,20 @@ def spec(axes: tuple[str | None, ...]) -> P:
     if len(used) != len(set(used)):
         raise ValueError(f"sharding: axes {axes} map to {mapped}, which uses a mesh axis twice")
     return P(*mapped)
+
+
+def dividing(
+    mesh: Any, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> tuple[str | None, ...]:
+    """The logical axes, without those whose mesh axes do not divide the array's size there."""
+
+    def parts(axis: str | None) -> int:
+        entry = spec((axis,))[0] or ()
+        return math.prod(mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry))
+
+    return tuple(
+        None if size % parts(axis) else axis for size, axis in zip(shape, axes, strict=True)
+    )
 
 
 def named(mesh: Mesh, axes: tuple[str | None, ...] = ()) -> NamedSharding:

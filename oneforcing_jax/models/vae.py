@@ -10,7 +10,7 @@ carries what each layer keeps of the past. Its working memory does not depend on
     latents = model.apply({"params": params}, pixels, method="encode")
     pixels = clamp(model.apply({"params": params}, latents, method="decode"))
 
-    step = jax.jit(decode_step, donate_argnums=1)    # two programs: the first call, and the rest
+    step = jax.jit(decode_step)    # two programs: the first call, and the rest
     state = init_stream(config, batch, latent_y, latent_x)
     pixels, state = step(params, state, latents[:, :1])    # 1 frame
     pixels, state = step(params, state, latents[:, 1:2])   # 4 frames
@@ -39,6 +39,7 @@ from oneforcing_jax.models.vae_layers import (
     ResBlock,
     Upsample,
     VAEConfig,
+    placed,
 )
 
 __all__ = [
@@ -152,7 +153,7 @@ class WanVAE(nn.Module):
           Mean and log-variance [b, 1, 2c, y / 8, x / 8] f32, and the cache.
         """
         x = jnp.moveaxis(pixels.astype(self.config.dtype), 2, -1)
-        (x,), cache = self.encoder(tuple(x[:, i] for i in range(x.shape[1])), cache)
+        (x,), cache = self.encoder(tuple(placed(x[:, i]) for i in range(x.shape[1])), cache)
         return jnp.moveaxis(self.quant(x).astype(jnp.float32), -1, 1)[:, None], cache
 
     def decode_chunk(self, latents: Array, cache: Cache) -> tuple[Array, Cache]:
@@ -168,7 +169,7 @@ class WanVAE(nn.Module):
         mean, std = self._statistics()
         z = latents[:, 0].astype(jnp.float32) * std + mean
         x = self.post_quant(jnp.moveaxis(z.astype(self.config.dtype), 1, -1))
-        frames, cache = self.decoder((x,), cache)
+        frames, cache = self.decoder((placed(x),), cache)
         return jnp.stack([jnp.moveaxis(frame, -1, 1) for frame in frames], axis=1), cache
 
     def decode_frames(self, latents: Array, cache: Cache) -> tuple[Array, Cache]:
@@ -214,9 +215,9 @@ def _over_chunks(
 ) -> tuple[Array, Cache]:
     """Run a chunk method over a video or the rest of one: [b, frames in, ...] -> [b, frames out, ...].
 
-    A video's first frame is a chunk, and then each `rate` frames, which make `made`. Results are written in place into
-    one buffer in its final layout: stacked outputs of the scan would be transposed, in a second copy
-    of the video.
+    A video's first frame is a chunk, and then each `rate` frames, which make `made`. Results are
+    written in place into one buffer in its final layout: stacked outputs of the scan would be
+    transposed, in a second copy of the video.
     """
     chunk = getattr(model, method)
     size = rate if cache is not None else 1
@@ -302,33 +303,22 @@ def clamp(pixels: Array) -> Array:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["cache"], meta_fields=["config", "started"]
+    jax.tree_util.register_dataclass, data_fields=["cache"], meta_fields=["config", "size"]
 )
 @dataclasses.dataclass(frozen=True)
 class StreamState:
     """Where a streaming decode stands.
 
     Attributes:
-      cache: what each layer of the decoder keeps of the past.
+      cache: what each layer of the decoder keeps of the past; None before the first latent frame, so
+        that under `jit` the first call and the later ones are two programs.
       config: of the VAE; static.
-      started: whether the first latent frame has passed; static, so that under `jit` the first call
-        and the later ones are two programs.
+      size: videos, latent rows and columns; static.
     """
 
     cache: Cache
     config: VAEConfig
-    started: bool
-
-
-@functools.lru_cache(maxsize=64)
-def _cache_shapes(config: VAEConfig, batch: int, latent_y: int, latent_x: int) -> Cache:
-    def first_frame(latents: Array) -> Cache:
-        model, method = WanVAE(config), WanVAE.decode_chunk
-        key = jax.random.key(0)
-        return model.init_with_output(key, latents, None, method=method)[0][1]
-
-    shape = (batch, 1, config.channels, latent_y, latent_x)
-    return jax.eval_shape(first_frame, jax.ShapeDtypeStruct(shape, jnp.float32))
+    size: tuple[int, int, int]
 
 
 def init_stream(
@@ -344,9 +334,7 @@ def init_stream(
     """
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
-    shapes = _cache_shapes(config, batch, latent_y, latent_x)
-    cache = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return StreamState(cache, config, started=False)
+    return StreamState(None, config, (batch, latent_y, latent_x))
 
 
 def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array, StreamState]:
@@ -356,7 +344,8 @@ def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array,
 
     Args:
       params: of `WanVAE`.
-      state: from `init_stream` or the call before; it may be donated.
+      state: from `init_stream` or the call before. It may be donated, which saves its memory; but as
+        its frames are read while new ones are written, the compiler then copies those once more.
       latents: [b, n, c, y, x], normalised; any n, a new n is a new program under `jit`.
 
     Returns:
@@ -368,16 +357,16 @@ def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array,
     """
     config = state.config
     _check_latents(config, latents.shape)
-    past = state.cache["conv_in"][0].shape
     found = (latents.shape[0], *latents.shape[3:])
-    if found != past[:3]:
+    if found != state.size:
         raise ValueError(
             f"latents have batch, rows, columns {found}, but the stream was made for "
-            f"{past[:3]}. Start a stream of the right size with init_stream."
+            f"{state.size}. Start a stream of the right size with init_stream."
         )
-    cache = state.cache if state.started else None
-    pixels, cache = WanVAE(config).apply({"params": params}, latents, cache, method="decode_frames")
-    return pixels, StreamState(cache, config, started=True)
+    pixels, cache = WanVAE(config).apply(
+        {"params": params}, latents, state.cache, method="decode_frames"
+    )
+    return pixels, StreamState(cache, config, state.size)
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:

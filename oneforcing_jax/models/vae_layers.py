@@ -17,6 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from oneforcing_jax import sharding
+
 Array = jax.Array
 Cache = Any
 Frames = tuple[Array, ...]
@@ -91,6 +93,13 @@ def _weights(module: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[Arr
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
     bias = module.param("bias", zeros, shape[-1:])
     return cast(Array, kernel).astype(dtype), cast(Array, bias).astype(dtype)
+
+
+def placed(x: Array, columns: str | None = "columns") -> Array:
+    """A frame [b, y, x, c] on the mesh in use: videos and columns split where the mesh divides them."""
+    axes = ("batch", None, columns, None)
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else sharding.constrain(x, *sharding.dividing(mesh, x.shape, axes))
 
 
 def _conv(x: Array, kernel: Array, stride: int = 1, pad: tuple[int, int] | None = None) -> Array:
@@ -169,12 +178,12 @@ def _narrowing(frames: Sequence[Array], past: Cache, kernel: Array) -> tuple[Fra
 
 def _before(frames: Sequence[Array], past: Cache) -> Frames:
     """The two frames before a chunk; zeros at the start of a video."""
-    return (jnp.zeros_like(frames[0]),) * 2 if past is None else past
+    return (placed(jnp.zeros_like(frames[0])),) * 2 if past is None else past
 
 
 def _last(frames: Sequence[Array], past: Cache) -> Frames:
     """What a layer with three taps in time keeps: its last two frames."""
-    return tuple([*_before(frames, past), *frames][-2:])
+    return tuple(placed(frame) for frame in [*_before(frames, past), *frames][-2:])
 
 
 def _enlarged(x: Array, kernel: Array) -> Array:
@@ -238,7 +247,7 @@ class CausalConv(nn.Module):
             made, kept = _narrowing(frames, past, kernel)
         else:
             made, kept = _causal(frames, past, kernel), _last(frames, past)
-        return tuple((m + bias).astype(bias.dtype) for m in made), kept
+        return tuple(placed((m + bias).astype(bias.dtype)) for m in made), kept
 
 
 class Pointwise(nn.Module):
@@ -263,7 +272,8 @@ class SpaceConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel, bias = _weights(self, (3, 3, x.shape[-1], self.features), self.config.dtype)
-        return (_conv(x, kernel, 2, (0, 1)) if self.halves else _enlarged(x, kernel)) + bias
+        made = _conv(x, kernel, 2, (0, 1)) if self.halves else _enlarged(x, kernel)
+        return placed(made + bias)
 
 
 class ResBlock(nn.Module):
@@ -293,13 +303,15 @@ class FrameAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        b, y, width, c = x.shape
+        c = x.shape[-1]
         h = Norm(self.config.dtype, name="norm")(x)
-        h = Pointwise(self.config, 3 * c, name="qkv")(h).reshape(b, y * width, 3 * c)
+        h = Pointwise(self.config, 3 * c, name="qkv")(h)
         q, k, v = jnp.split(h, 3, axis=-1)
-        logits = jnp.einsum("btc,bsc->bts", q, k, preferred_element_type=jnp.float32)
-        probs = jax.nn.softmax(logits * c**-0.5, axis=-1).astype(self.config.dtype)
-        h = jnp.einsum("bts,bsc->btc", probs, v).reshape(x.shape)
+        # Rows and columns stay apart: queries are split over devices by columns.
+        k, v = (placed(whole, columns=None) for whole in (k, v))
+        logits = jnp.einsum("byxc,bijc->byxij", q, k, preferred_element_type=jnp.float32)
+        probs = jax.nn.softmax(logits * c**-0.5, axis=(-2, -1)).astype(self.config.dtype)
+        h = jnp.einsum("byxij,bijc->byxc", probs, v)
         return x + Pointwise(self.config, c, name="out")(h)
 
 
@@ -364,7 +376,5 @@ class TimeConv(nn.Module):
             made = _causal(frames, past, kernel)
         else:
             window = [*past, *frames]
-            made = tuple(
-                _side_by_side(window[i : i + 3], kernel) for i in range(0, len(frames), 2)
-            )
+            made = tuple(_side_by_side(window[i : i + 3], kernel) for i in range(0, len(frames), 2))
         return tuple((m + bias).astype(bias.dtype) for m in made)
