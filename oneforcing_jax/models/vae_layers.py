@@ -349,7 +349,8 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Frames, past: Cache) -> tuple[Frames, Cache]:
-        c, kept = x[0].shape[-1], ()
+        c = x[0].shape[-1]
+        kept: Cache = ()
         if self.time and past is None:
             kept = _before(x, None)
         elif self.time:
