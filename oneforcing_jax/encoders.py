@@ -10,8 +10,6 @@ for block in student.stream(...):
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -92,7 +90,11 @@ class Encoders(NamedTuple):
 
 
 class WanCodec:
-    """The Wan VAE over uint8 frames. With several devices, videos of a batch are shared out."""
+    """The Wan VAE over uint8 frames.
+
+    It follows the mesh of its weights: videos of a batch are split over `data` and `fsdp`, columns of
+    the frames over `sequence`, each where the sizes allow it.
+    """
 
     dtype: ClassVar[str] = "float16"
 
@@ -106,7 +108,7 @@ class WanCodec:
             latents: Any = model.apply({"params": params}, pixels, method="encode")
             return latents
 
-        @functools.partial(jax.jit, donate_argnums=1)
+        @jax.jit
         def decode(params: Any, state: vae.StreamState, latents: jax.Array) -> Any:
             pixels, state = vae.decode_step(params, state, latents)
             shown = jnp.round((vae.clamp(pixels) + 1) * 127.5).astype(jnp.uint8)
@@ -141,7 +143,9 @@ class WanCodec:
     def encode(self, video: np.ndarray | jax.Array) -> jax.Array:
         """uint8 [..., f, y, x, 3] to float32 [..., f, c, y, x]."""
         batch = jnp.asarray(video).reshape(-1, *video.shape[-4:])
-        latents = self._encode(self.params, self._share_out(batch))
+        axes = ("batch", None, None, "columns", None)
+        with jax.set_mesh(self._mesh):
+            latents = self._encode(self.params, self._share_out(batch, axes))
         return latents.reshape(*video.shape[:-4], *latents.shape[1:])
 
     def stream(self) -> Callable[[jax.Array], jax.Array]:
@@ -153,16 +157,21 @@ class WanCodec:
             if state is None:
                 batch, _, _, rows, columns = latents.shape
                 state = vae.init_stream(self.config, batch, rows, columns)
-            pixels, state = self._decode(self.params, state, self._share_out(latents))
+            axes = ("batch", None, None, None, "columns")
+            with jax.set_mesh(self._mesh):
+                pixels, state = self._decode(self.params, state, self._share_out(latents, axes))
             return pixels
 
         return decode
 
-    def _share_out(self, batch: jax.Array) -> jax.Array:
-        """Videos [b, ...] on the devices of the weights, split among them if their number allows it."""
-        mesh = jax.tree.leaves(self.params)[0].sharding.mesh
-        axes = ("batch",) if len(batch) % mesh.size == 0 else ()
-        return jax.device_put(batch, sharding.named(mesh, axes))
+    @property
+    def _mesh(self) -> Any:
+        return jax.tree.leaves(self.params)[0].sharding.mesh
+
+    def _share_out(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """An array on the devices of the weights, split by the axes that their mesh divides."""
+        mesh = self._mesh
+        return jax.device_put(x, sharding.named(mesh, sharding.dividing(mesh, x.shape, axes)))
 
     def digest(self) -> str:
         """A short fingerprint of the weights' source."""
@@ -233,8 +242,6 @@ def load(folder: str | Path, text_len: int = text.MAX_TOKENS, dtype: Any = None)
         )
     mesh = _mesh(json.loads((folder / "text" / MODEL).read_text())["nets"]["params_model"])
     config, params, fingerprint = _net(folder / "vae", mesh, vae.init_params, dtype)
-    if jax.default_backend() == "cpu":  # several times as fast there
-        config = dataclasses.replace(config, conv="2d")
     codec = WanCodec(config, params, fingerprint)
     tokenizer = text.load_tokenizer(folder / "text" / TOKENIZER)
     config, params, fingerprint = _net(folder / "text", mesh, umt5.init_params)

@@ -20,7 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MESH_AXES = ("data", "fsdp", "context", "sequence", "tensor")
@@ -29,6 +29,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
     "tokens": ("context", "sequence"),
+    "columns": ("context", "sequence"),  # of a video's frames
     "whole_heads": ("tensor", "sequence"),  # inside attention, where all keys of a head meet
     # parameters
     "layers": None,
@@ -73,9 +74,9 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
     """
     tpu = devices[0].platform == "tpu"
     slices = len({getattr(d, "slice_index", 0) for d in devices}) if tpu else 1
+    split = {"allow_split_physical_axes": True}  # such as four chips in a row as two and two
     if slices == 1:
-        auto = (AxisType.Auto,) * len(MESH_AXES)
-        return jax.make_mesh(shape, MESH_AXES, auto, devices=devices)
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, **split), MESH_AXES)
     if shape[0] % slices:
         raise ValueError(
             f"mesh: expected an axis data that divides over {slices} slices, found {shape[0]}; set "
@@ -83,7 +84,7 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
         )
     within = (shape[0] // slices, *shape[1:])
     between = (slices, *(1 for _ in shape[1:]))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), MESH_AXES)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices, **split), MESH_AXES)
 
 
 def spec(axes: tuple[str | None, ...]) -> P:
@@ -103,9 +104,14 @@ def spec(axes: tuple[str | None, ...]) -> P:
     return P(*mapped)
 
 
-def named(mesh: Mesh, axes: tuple[str | None, ...] = ()) -> NamedSharding:
-    """The sharding of logical axes on a mesh; of none, a copy on each device."""
-    return NamedSharding(mesh, spec(axes))
+def dividing(
+    mesh: Any, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> tuple[str | None, ...]:
+    """The logical axes, without those whose mesh axes do not divide the array's size there."""
+    return tuple(
+        None if axis and size % _size(mesh, spec((axis,))[0]) else axis
+        for size, axis in zip(shape, axes, strict=True)
+    )
 
 
 def target() -> Any:

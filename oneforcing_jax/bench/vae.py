@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -46,8 +45,9 @@ def measure(config: VAEConfig, frames: int, rows: int, columns: int, repeats: in
         _row("decode", frames, timed(whole("decode"), (params, latents), repeats), work["decode"]),
     ]
     state = vae.init_stream(config, 1, *shape[3:])
-    _, state = jax.jit(vae.decode_step)(params, state, latents[:, :1])
-    times = timed(jax.jit(vae.decode_step), (params, state, latents[:, :1]), repeats)
+    step = jax.jit(vae.decode_step)
+    _, state = step(params, state, latents[:, :1])
+    times = timed(step, (params, state, latents[:, :1]), repeats)
     return [*made, _row("stream step", config.time_stride, times, work["step"])]
 
 
@@ -59,19 +59,19 @@ def _row(name: str, frames: int, times: dict[str, Any], work: float) -> dict[str
 def _flops(model: WanVAE, params: Any, pixels: jax.Array, latents: jax.Array) -> dict[str, float]:
     """Operations by XLA's count of a first and a later chunk, which hold no loop."""
 
-    def chunk(method: str, x: jax.Array, cache: Any, first: bool) -> tuple[float, Any]:
+    def chunk(method: str, x: jax.Array, cache: Any) -> tuple[float, Any]:
         program = jax.jit(
-            lambda params, x, cache: model.apply({"params": params}, x, cache, first, method=method)
+            lambda params, x, cache: model.apply({"params": params}, x, cache, method=method)
         )
         lowered = program.lower(params, x, cache)
         cost: Any = lowered.cost_analysis()
         return cost["flops"], lowered.out_info[1]
 
     later = latents.shape[1] - 1
-    one, cache = chunk("encode_chunk", pixels[:, :1], None, True)
-    more = chunk("encode_chunk", pixels[:, : model.config.time_stride], cache, False)[0]
-    first, cache = chunk("decode_chunk", latents[:, :1], None, True)
-    step = chunk("decode_chunk", latents[:, :1], cache, False)[0]
+    one, cache = chunk("encode_chunk", pixels[:, :1], None)
+    more = chunk("encode_chunk", pixels[:, : model.config.time_stride], cache)[0]
+    first, cache = chunk("decode_chunk", latents[:, :1], None)
+    step = chunk("decode_chunk", latents[:, :1], cache)[0]
     return {"encode": one + later * more, "decode": first + later * step, "step": step}
 
 
@@ -96,8 +96,6 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=int, default=832)
     parser.add_argument("--width", type=int, default=VAEConfig().width, help="of the first stage")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
-    parser.add_argument("--conv", choices=("2d", "3d"), default=VAEConfig().conv)
-    parser.add_argument("--chunk", type=int, default=VAEConfig().chunk, help="latent frames a step")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
 
 
@@ -105,16 +103,10 @@ def run(given: argparse.Namespace, unknown: Sequence[str]) -> dict[str, Any]:
     """Times encode and decode; prints a table and returns what it says."""
     if unknown:
         raise ValueError(f"expected the options of `bench vae --help`, found {unknown[0]}")
-    config = dataclasses.replace(
-        VAEConfig(),
-        width=given.width,
-        dtype=DTYPES[given.dtype],
-        conv=given.conv,
-        chunk=given.chunk,
-    )
+    config = VAEConfig(width=given.width, dtype=DTYPES[given.dtype])
     rows = measure(config, given.frames, given.rows, given.columns, given.repeats)
     device = jax.devices()[0].device_kind
     print(f"VAE, {given.frames} frames of {given.rows}x{given.columns}, {given.dtype}, {device}")
     print(table(rows))
-    names = ("frames", "rows", "columns", "width", "dtype", "conv", "chunk")
+    names = ("frames", "rows", "columns", "width", "dtype")
     return {"device": device, **{name: getattr(given, name) for name in names}, "work": rows}

@@ -34,7 +34,7 @@ TIED = ("shared.weight", "encoder.embed_tokens.weight")
 HEAD_DIM = 128
 # Beginnings of names that the original files do not have.
 _DIFFUSERS = ("condition_embedder.", "encoder.conv_in.", "encoder.block.")
-_ARITHMETIC = {"dtype", "remat", "conv", "chunk"}
+_ARITHMETIC = {"dtype", "remat"}
 # Our names of the fields of config.json, original and diffusers'.
 _WAN_FIELDS = {
     **{field.name: field.name for field in dataclasses.fields(WanConfig)},

@@ -10,7 +10,7 @@ carries what each layer keeps of the past. Its working memory does not depend on
     latents = model.apply({"params": params}, pixels, method="encode")
     pixels = clamp(model.apply({"params": params}, latents, method="decode"))
 
-    step = jax.jit(decode_step, donate_argnums=1)    # two programs: the first call, and the rest
+    step = jax.jit(decode_step)    # two programs: the first call, and the rest
     state = init_stream(config, batch, latent_y, latent_x)
     pixels, state = step(params, state, latents[:, :1])    # 1 frame
     pixels, state = step(params, state, latents[:, 1:2])   # 4 frames
@@ -33,11 +33,13 @@ from oneforcing_jax.models.vae_layers import (
     CausalConv,
     Downsample,
     FrameAttention,
+    Frames,
     Norm,
     Pointwise,
     ResBlock,
     Upsample,
     VAEConfig,
+    placed,
 )
 
 __all__ = [
@@ -52,22 +54,23 @@ __all__ = [
 ]
 
 
-def _middle(config: VAEConfig, x: Array, past: Cache, new: dict[str, Cache]) -> Array:
-    """Residual block, attention, residual block; adds its caches to `new`."""
-    c = x.shape[-1]
+def _middle(config: VAEConfig, x: Frames, past: Cache, new: dict[str, Cache]) -> Frames:
+    """Residual block, attention, residual block; adds what they keep to `new`."""
+    c = x[0].shape[-1]
     x, new["mid_0"] = ResBlock(config, c, name="mid_0")(x, past.get("mid_0"))
-    x = FrameAttention(config, name="mid_attention")(x)
+    attention = FrameAttention(config, name="mid_attention")
+    x = tuple(attention(frame) for frame in x)
     x, new["mid_1"] = ResBlock(config, c, name="mid_1")(x, past.get("mid_1"))
     return x
 
 
 class Encoder(nn.Module):
-    """A chunk of pixels [b, n, y, x, 3] to features [b, m, y / 8, x / 8, 2 channels]."""
+    """A chunk of frames [b, y, x, 3], 1 or 4, to one [b, y / 8, x / 8, 2 channels]."""
 
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
+    def __call__(self, x: Frames, cache: Cache) -> tuple[Frames, Cache]:
         config, past = self.config, cache or {}
         new: dict[str, Cache] = {}
         x, new["conv_in"] = CausalConv(config, config.width, name="conv_in")(x, past.get("conv_in"))
@@ -79,21 +82,22 @@ class Encoder(nn.Module):
             if i < len(config.time_downsample):
                 name = f"stage_{i}_down"
                 down = Downsample(config, config.time_downsample[i], name=name)
-                x, new[name] = down(x, past.get(name), first)
+                x, new[name] = down(x, past.get(name))
         x = _middle(config, x, past, new)
-        x = nn.silu(Norm(config.dtype, name="norm_out")(x))
+        norm = Norm(config.dtype, name="norm_out")
+        x = tuple(nn.silu(norm(frame)) for frame in x)
         head = CausalConv(config, 2 * config.channels, name="conv_out")
         x, new["conv_out"] = head(x, past.get("conv_out"))
         return x, new
 
 
 class Decoder(nn.Module):
-    """A chunk of features [b, n, y, x, channels] to pixels [b, m, 8 y, 8 x, 3]."""
+    """A frame [b, y, x, channels] to frames [b, 8 y, 8 x, 3]: 1 of a video's first, else 4."""
 
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
+    def __call__(self, x: Frames, cache: Cache) -> tuple[Frames, Cache]:
         config, past = self.config, cache or {}
         new: dict[str, Cache] = {}
         widths = [config.width * m for m in reversed(config.multipliers)]
@@ -106,8 +110,9 @@ class Decoder(nn.Module):
             if i < len(config.time_downsample):
                 name = f"stage_{i}_up"
                 up = Upsample(config, config.time_downsample[-1 - i], name=name)
-                x, new[name] = up(x, past.get(name), first)
-        x = nn.silu(Norm(config.dtype, name="norm_out")(x))
+                x, new[name] = up(x, past.get(name))
+        norm = Norm(config.dtype, name="norm_out")
+        x = tuple(nn.silu(norm(frame)) for frame in x)
         x, new["conv_out"] = CausalConv(config, 3, name="conv_out")(x, past.get("conv_out"))
         return x, new
 
@@ -125,10 +130,8 @@ class WanVAE(nn.Module):
         self.post_quant = Pointwise(config, config.channels)
 
     def __call__(self, pixels: Array) -> Array:
-        """Encode and decode in one chunk; with 5 frames or more it touches every parameter."""
-        moments, _ = self.encode_chunk(pixels, None, True)
-        mu = moments[:, :, : self.config.channels]
-        return self.decode_chunk(self._normalise(mu), None, True)[0]
+        """Encode and decode; with 5 frames or more it touches every parameter."""
+        return self.decode(self.encode(pixels))
 
     def _statistics(self) -> tuple[Array, Array]:
         """Mean and std of the latents, [c, 1, 1]."""
@@ -139,19 +142,39 @@ class WanVAE(nn.Module):
         mean, std = self._statistics()
         return (mu - mean) / std
 
-    def encode_chunk(self, pixels: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
-        """Pixels [b, n, 3, y, x] to (mu and log-variance [b, m, 2c, y / 8, x / 8] f32, cache)."""
-        x = jnp.moveaxis(pixels.astype(self.config.dtype), 2, -1)
-        x, cache = self.encoder(x, cache, first)
-        return jnp.moveaxis(self.quant(x).astype(jnp.float32), -1, 2), cache
+    def encode_chunk(self, pixels: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Pixels to moments of one latent frame.
 
-    def decode_chunk(self, latents: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
-        """Normalised latents [b, n, c, y, x] to (pixels [b, m, 3, 8y, 8x], cache)."""
+        Args:
+          pixels: [b, n, 3, y, x]: the first frame of a video, or the next 4.
+          cache: from the chunk before; None for the first.
+
+        Returns:
+          Mean and log-variance [b, 1, 2c, y / 8, x / 8] f32, and the cache.
+        """
+        x = jnp.moveaxis(pixels.astype(self.config.dtype), 2, -1)
+        (x,), cache = self.encoder(tuple(placed(x[:, i]) for i in range(x.shape[1])), cache)
+        return jnp.moveaxis(self.quant(x).astype(jnp.float32), -1, 1)[:, None], cache
+
+    def decode_chunk(self, latents: Array, cache: Cache) -> tuple[Array, Cache]:
+        """One latent frame to its pixels.
+
+        Args:
+          latents: [b, 1, c, y, x], normalised.
+          cache: from the chunk before; None for the first.
+
+        Returns:
+          Pixels [b, m, 3, 8y, 8x], m = 1 for the first chunk and 4 for the others, and the cache.
+        """
         mean, std = self._statistics()
-        z = latents.astype(jnp.float32) * std + mean
-        x = self.post_quant(jnp.moveaxis(z.astype(self.config.dtype), 2, -1))
-        x, cache = self.decoder(x, cache, first)
-        return jnp.moveaxis(x, -1, 2), cache
+        z = latents[:, 0].astype(jnp.float32) * std + mean
+        x = self.post_quant(jnp.moveaxis(z.astype(self.config.dtype), 1, -1))
+        frames, cache = self.decoder((placed(x),), cache)
+        return jnp.stack([jnp.moveaxis(frame, -1, 1) for frame in frames], axis=1), cache
+
+    def decode_frames(self, latents: Array, cache: Cache) -> tuple[Array, Cache]:
+        """`decode` of the next latent frames [b, n, c, y, x]; the cache is as for `decode_chunk`."""
+        return _over_chunks(self, "decode_chunk", latents, cache, 1, self.config.time_stride)
 
     def moments(self, pixels: Array) -> tuple[Array, Array]:
         """Posterior of the latents, not normalised.
@@ -166,7 +189,7 @@ class WanVAE(nn.Module):
           ValueError: the shape does not fit.
         """
         _check_pixels(self.config, pixels.shape)
-        both = _over_chunks(self, "encode_chunk", pixels, self.config.time_stride, 1)
+        both, _ = _over_chunks(self, "encode_chunk", pixels, None, self.config.time_stride, 1)
         mu, logvar = jnp.split(both, 2, axis=2)
         return mu, logvar
 
@@ -184,35 +207,36 @@ class WanVAE(nn.Module):
           ValueError: the shape does not fit.
         """
         _check_latents(self.config, latents.shape)
-        return _over_chunks(self, "decode_chunk", latents, 1, self.config.time_stride)
+        return self.decode_frames(latents, None)[0]
 
 
-def _over_chunks(model: WanVAE, method: str, x: Array, rate_in: int, rate_out: int) -> Array:
-    """Run a chunk method over a whole video: [b, frames in, ...] -> [b, frames out, ...].
+def _over_chunks(
+    model: WanVAE, method: str, x: Array, cache: Cache, rate: int, made: int
+) -> tuple[Array, Cache]:
+    """Run a chunk method over a video or the rest of one: [b, frames in, ...] -> [b, frames out, ...].
 
-    The first chunk takes what is left when the others are `config.chunk` latent frames each, so that
-    two bodies are compiled whatever the length is. Results are written in place into one buffer in
-    its final layout: stacked outputs of the scan would be transposed, in a second copy of the video.
+    A video's first frame is a chunk, and then each `rate` frames, which make `made`. Results are
+    written in place into one buffer in its final layout: stacked outputs of the scan would be
+    transposed, in a second copy of the video.
     """
-    chunk = model.config.chunk
-    steps, extra = divmod((x.shape[1] - 1) // rate_in, chunk)
-    y, cache = getattr(model, method)(x[:, : 1 + extra * rate_in], None, True)
+    chunk = getattr(model, method)
+    size = rate if cache is not None else 1
+    y, cache = chunk(x[:, :size], cache)
+    steps = (x.shape[1] - size) // rate
     if not steps:
-        return cast(Array, y)
-    frames_in, frames_out = chunk * rate_in, chunk * rate_out
-    rest = ((0, 0), (0, steps * frames_out)) + ((0, 0),) * (y.ndim - 2)
+        return y, cache
 
     def body(model: WanVAE, carry: tuple[Cache, Array], step: Array) -> tuple[Any, None]:
         cache, out = carry
-        start = 1 + extra * rate_in + step * frames_in
-        part = jax.lax.dynamic_slice_in_dim(x, start, frames_in, axis=1)
-        part, cache = getattr(model, method)(part, cache, False)
-        start = 1 + extra * rate_out + step * frames_out
+        part = jax.lax.dynamic_slice_in_dim(x, size + step * rate, rate, axis=1)
+        part, cache = getattr(model, method)(part, cache)
+        start = y.shape[1] + step * part.shape[1]
         return (cache, jax.lax.dynamic_update_slice_in_dim(out, part, start, axis=1)), None
 
     scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False})
-    (_, out), _ = scan(model, (cache, jnp.pad(y, rest)), jnp.arange(steps))
-    return cast(Array, out)
+    rest = ((0, 0), (0, steps * made)) + ((0, 0),) * (y.ndim - 2)
+    (cache, out), _ = scan(model, (cache, jnp.pad(y, rest)), jnp.arange(steps))
+    return out, cache
 
 
 def _check_pixels(config: VAEConfig, shape: tuple[int, ...]) -> None:
@@ -279,33 +303,22 @@ def clamp(pixels: Array) -> Array:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["cache"], meta_fields=["config", "started"]
+    jax.tree_util.register_dataclass, data_fields=["cache"], meta_fields=["config", "size"]
 )
 @dataclasses.dataclass(frozen=True)
 class StreamState:
     """Where a streaming decode stands.
 
     Attributes:
-      cache: what each layer of the decoder keeps of the past.
+      cache: what each layer of the decoder keeps of the past; None before the first latent frame, so
+        that under `jit` the first call and the later ones are two programs.
       config: of the VAE; static.
-      started: whether the first latent frame has passed; static, so that under `jit` the first call
-        and the later ones are two programs.
+      size: videos, latent rows and columns; static.
     """
 
     cache: Cache
     config: VAEConfig
-    started: bool
-
-
-@functools.lru_cache(maxsize=64)
-def _cache_shapes(config: VAEConfig, batch: int, latent_y: int, latent_x: int) -> Cache:
-    def first_frame(latents: Array) -> Cache:
-        model, method = WanVAE(config), WanVAE.decode_chunk
-        key = jax.random.key(0)
-        return model.init_with_output(key, latents, None, True, method=method)[0][1]
-
-    shape = (batch, 1, config.channels, latent_y, latent_x)
-    return jax.eval_shape(first_frame, jax.ShapeDtypeStruct(shape, jnp.float32))
+    size: tuple[int, int, int]
 
 
 def init_stream(
@@ -321,9 +334,7 @@ def init_stream(
     """
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
-    shapes = _cache_shapes(config, batch, latent_y, latent_x)
-    cache = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return StreamState(cache, config, started=False)
+    return StreamState(None, config, (batch, latent_y, latent_x))
 
 
 def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array, StreamState]:
@@ -333,7 +344,8 @@ def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array,
 
     Args:
       params: of `WanVAE`.
-      state: from `init_stream` or the call before; it may be donated.
+      state: from `init_stream` or the call before. It may be donated, which saves its memory; but as
+        its frames are read while new ones are written, the compiler then copies those once more.
       latents: [b, n, c, y, x], normalised; any n, a new n is a new program under `jit`.
 
     Returns:
@@ -345,17 +357,16 @@ def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array,
     """
     config = state.config
     _check_latents(config, latents.shape)
-    past = state.cache["conv_in"].shape
     found = (latents.shape[0], *latents.shape[3:])
-    if found != (past[0], past[2], past[3]):
+    if found != state.size:
         raise ValueError(
             f"latents have batch, rows, columns {found}, but the stream was made for "
-            f"{(past[0], past[2], past[3])}. Start a stream of the right size with init_stream."
+            f"{state.size}. Start a stream of the right size with init_stream."
         )
     pixels, cache = WanVAE(config).apply(
-        {"params": params}, latents, state.cache, not state.started, method="decode_chunk"
+        {"params": params}, latents, state.cache, method="decode_frames"
     )
-    return pixels, StreamState(cache, config, started=True)
+    return pixels, StreamState(cache, config, state.size)
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:

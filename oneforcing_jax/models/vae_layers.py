@@ -1,23 +1,27 @@
 """Layers of the Wan2.1 video VAE, each a function of (chunk, what it kept of the past).
 
-Arrays are channel-last, [b, f, y, x, c], so that every convolution is NDHWC or NHWC. A layer that
-looks back in time takes a cache and returns the next one; `None` stands for the start of a video,
-which is the same as a cache of zeros. `first` (static) says that the chunk opens the video: its first
-frame then passes by the temporal resampling, which is why the first latent frame is one pixel frame.
+A chunk is a tuple of frames [b, y, x, c]: frames are never stacked, so that a shift in time is a choice
+of arrays and not a copy, and every convolution is one of images, channels last. A layer that looks back
+in time takes what it kept and returns what it keeps next; `None` stands for the start of a video. The
+first frame of a video is a chunk of its own: it passes by the temporal resampling.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from oneforcing_jax import sharding
+
 Array = jax.Array
 Cache = Any
+Frames = tuple[Array, ...]
 
 # Statistics of the latents of Wan2.1, one number a channel.
 LATENT_MEAN = (
@@ -42,9 +46,6 @@ class VAEConfig:
       time_downsample: whether the halving after encoder stage i also halves the frame rate.
       mean, std: statistics of the latents by channel; their length is the number of channels.
       dtype: compute dtype. Parameters are kept as given; norms and softmax are float32.
-      conv: "3d" for 3-D convolutions, "2d" for 2-D convolutions over the time taps laid side by side
-        as channels. Equal results; which is faster depends on the backend.
-      chunk: latent frames of one step of a whole encode or decode; memory grows with it.
     """
 
     width: int = 96
@@ -54,8 +55,6 @@ class VAEConfig:
     mean: tuple[float, ...] = LATENT_MEAN
     std: tuple[float, ...] = LATENT_STD
     dtype: Any = jnp.bfloat16
-    conv: str = "3d"
-    chunk: int = 1
 
     def __post_init__(self) -> None:
         if len(self.time_downsample) != len(self.multipliers) - 1:
@@ -67,12 +66,6 @@ class VAEConfig:
             raise ValueError(
                 f"VAEConfig.mean has {len(self.mean)} channels and std {len(self.std)}; "
                 "give one number of each for every latent channel."
-            )
-        if self.conv not in ("3d", "2d"):
-            raise ValueError(f'VAEConfig.conv is {self.conv!r}; choose "3d" or "2d".')
-        if self.chunk < 1:
-            raise ValueError(
-                f"VAEConfig.chunk is {self.chunk}; it must be at least 1 latent frame."
             )
 
     @property
@@ -102,49 +95,120 @@ def _weights(module: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[Arr
     return cast(Array, kernel).astype(dtype), cast(Array, bias).astype(dtype)
 
 
-def _conv2d(x: Array, kernel: Array, stride: int, pad: tuple[int, int]) -> Array:
-    """2-D convolution of every frame: [b, f, y, x, c], kernel [ky, kx, in, out]."""
-    b, f = x.shape[:2]
-    y = jax.lax.conv_general_dilated(
-        x.reshape(b * f, *x.shape[2:]),
-        kernel,
-        (stride, stride),
-        (pad, pad),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+def placed(x: Array, columns: str | None = "columns") -> Array:
+    """A frame [b, y, x, c] on the mesh in use: videos and columns split where the mesh divides them."""
+    axes = ("batch", None, columns, None)
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else sharding.constrain(x, *sharding.dividing(mesh, x.shape, axes))
+
+
+def _conv(x: Array, kernel: Array, stride: int = 1, pad: tuple[int, int] | None = None) -> Array:
+    """Convolution of a frame: [b, y, x, c], kernel [k, k, in, out]; its border is padded by k // 2."""
+    side = kernel.shape[0]
+    if side == 1:
+        return x @ kernel[0, 0]
+    pad = pad or (side // 2, side // 2)
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), (pad, pad), dimension_numbers=layout
     )
-    return y.reshape(b, f, *y.shape[1:])
 
 
-def _time_conv(window: Array, kernel: Array, stride: int, mode: str) -> Array:
-    """Convolution without padding in time and with equal padding in space.
+def _side_by_side(frames: Sequence[Array], kernel: Array) -> Array:
+    """The taps in time as one convolution of as many times the channels.
 
     Args:
-      window: [b, past + n, y, x, c].
-      kernel: [kt, ky, kx, in, out].
-      stride: of time.
-      mode: `VAEConfig.conv`.
+      frames: one [b, y, x, c] for each tap.
+      kernel: [taps, k, k, in, out].
     """
-    kt, ky, kx, c_in, c_out = kernel.shape
-    space = ((ky // 2, ky // 2), (kx // 2, kx // 2))
-    if mode == "3d" and ky * kx > 1:
-        return jax.lax.conv_general_dilated(
-            window,
-            kernel,
-            (stride, 1, 1),
-            ((0, 0), *space),
-            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-        )
-    last = window.shape[1] - kt
-    taps = jnp.concatenate([window[:, t : t + last + 1 : stride] for t in range(kt)], axis=-1)
-    flat = jnp.moveaxis(kernel, 0, 2).reshape(ky, kx, kt * c_in, c_out)
-    return taps @ flat[0, 0] if ky * kx == 1 else _conv2d(taps, flat, 1, space[0])
+    flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
+    return _conv(jnp.concatenate(frames, axis=-1), flat)
 
 
-def _with_past(x: Array, cache: Cache, frames: int) -> Array:
-    """The chunk with `frames` frames of the past before it: [b, frames + n, y, x, c]."""
-    if cache is None:
-        return jnp.pad(x, ((0, 0), (frames, 0), (0, 0), (0, 0), (0, 0)))
-    return jnp.concatenate([cache.astype(x.dtype), x], axis=1)
+def _pair(frames: Sequence[Array], kernel: Array) -> tuple[Array, Array]:
+    """Three taps in time at two frames, by four convolutions where six would be.
+
+    This is the minimal filtering F(2, 3) of Winograd over time: exact but for rounding.
+
+    Args:
+      frames: four [b, y, x, c], the two frames and the two before them.
+      kernel: [3, k, k, in, out].
+    """
+    a, b, c, d = (frame.astype(jnp.float32) for frame in frames)
+    wide = kernel.astype(jnp.float32)
+    outer, inner = (wide[0] + wide[2]) / 2, wide[1] / 2
+    plus, minus = ((outer + sign * inner).astype(kernel.dtype) for sign in (1, -1))
+    given = ((a - c, kernel[0]), (b + c, plus), (c - b, minus), (b - d, kernel[2]))
+    m = [_conv(x.astype(k.dtype), k).astype(jnp.float32) for x, k in given]
+    return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
+
+
+def _causal(frames: Sequence[Array], past: Cache, kernel: Array) -> Frames:
+    """Three taps in time, the last on the frame itself.
+
+    Args:
+      frames: [b, y, x, c] each.
+      past: the two frames before them; None at the start of a video.
+      kernel: [3, k, k, in, out].
+    """
+    window, made = [*_before(frames, past), *frames], []
+    # With few channels it is what is written that counts, not the products.
+    alone = len(frames) % 2 if 3 * kernel.shape[-2] > kernel.shape[-1] else len(frames)
+    for i in range(alone):
+        if i == 0 and past is None:
+            made.append(_conv(frames[0], kernel[2]))
+        else:
+            made.append(_side_by_side(window[i : i + 3], kernel))
+    for i in range(alone, len(frames), 2):
+        made += _pair(window[i : i + 4], kernel)
+    return tuple(made)
+
+
+def _narrowing(frames: Sequence[Array], past: Cache, kernel: Array) -> tuple[Frames, Cache]:
+    """`_causal` for few output channels: a frame is convolved once with all taps.
+
+    The products [b, y, x, 3 out] of the last two frames are what it keeps, and takes as `past`.
+    """
+    flat = jnp.moveaxis(kernel, 0, 3).reshape(*kernel.shape[1:4], -1)
+    found = tuple(_conv(frame, flat) for frame in frames)
+    window = [jnp.split(x.astype(jnp.float32), 3, -1) for x in (*_before(found, past), *found)]
+    made = [window[i][0] + window[i + 1][1] + window[i + 2][2] for i in range(len(frames))]
+    return tuple(made), _last(found, past)
+
+
+def _before(frames: Sequence[Array], past: Cache) -> Frames:
+    """The two frames before a chunk; zeros at the start of a video."""
+    return (placed(jnp.zeros_like(frames[0])),) * 2 if past is None else past
+
+
+def _last(frames: Sequence[Array], past: Cache) -> Frames:
+    """What a layer with three taps in time keeps: its last two frames."""
+    return tuple(placed(frame) for frame in [*_before(frames, past), *frames][-2:])
+
+
+def _enlarged(x: Array, kernel: Array) -> Array:
+    """3x3 convolution of a frame whose rows and columns are doubled: [b, y, x, c] -> [b, 2y, 2x, out].
+
+    Of the four positions made from one, each sees 2x2 of the frame: taps that fall on the same
+    position are added up, and the enlarged frame is never there.
+    """
+    wide = kernel.astype(jnp.float32)
+
+    def merged(k: Array, axis: int, second: int) -> Array:
+        a, b, c = (jax.lax.index_in_dim(k, i, axis) for i in range(3))
+        return jnp.concatenate([a + b, c] if second else [a, b + c], axis)
+
+    places = [(i, j) for i in (0, 1) for j in (0, 1)]
+    kernels = [merged(merged(wide, 0, i), 1, j).astype(kernel.dtype) for i, j in places]
+    # Position (i, j) sees the frame from (i - 1, j - 1) on.
+    found = _conv(x, jnp.concatenate(kernels, -1))
+    b, y, width, _ = x.shape
+    parts = [
+        part[:, i : i + y, j : j + width]
+        for (i, j), part in zip(places, jnp.split(found, 4, axis=-1), strict=True)
+    ]
+    rows = [jnp.stack(parts[:2], axis=3), jnp.stack(parts[2:], axis=3)]
+    return jnp.stack(rows, axis=2).reshape(b, 2 * y, 2 * width, -1)
 
 
 class Norm(nn.Module):
@@ -160,14 +224,15 @@ class Norm(nn.Module):
         wide = x.astype(jnp.float32)
         square = jnp.sum(wide * wide, axis=-1, keepdims=True)
         # The bound is inside the root, so that a zero vector has a finite gradient.
-        wide = wide * (math.sqrt(c) * jax.lax.rsqrt(jnp.maximum(square, 1e-24)))
+        factor = math.sqrt(c) * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+        wide = wide * jax.lax.optimization_barrier(factor)
         return (wide * scale.astype(jnp.float32)).astype(self.dtype)
 
 
 class CausalConv(nn.Module):
     """3-D convolution that sees its chunk and the two frames before it.
 
-    Returns ([b, n, y, x, features], cache [b, 2, y, x, c]): the cache is the layer's last inputs.
+    Returns frames [b, y, x, features], and what it keeps of its last two inputs.
     """
 
     config: VAEConfig
@@ -175,11 +240,14 @@ class CausalConv(nn.Module):
     space: int = 3
 
     @nn.compact
-    def __call__(self, x: Array, cache: Cache) -> tuple[Array, Cache]:
-        shape = (3, self.space, self.space, x.shape[-1], self.features)
+    def __call__(self, frames: Frames, past: Cache) -> tuple[Frames, Cache]:
+        shape = (3, self.space, self.space, frames[0].shape[-1], self.features)
         kernel, bias = _weights(self, shape, self.config.dtype)
-        window = _with_past(x, cache, 2)
-        return _time_conv(window, kernel, 1, self.config.conv) + bias, window[:, -2:]
+        if 3 * self.features < frames[0].shape[-1]:
+            made, kept = _narrowing(frames, past, kernel)
+        else:
+            made, kept = _causal(frames, past, kernel), _last(frames, past)
+        return tuple(placed((m + bias).astype(bias.dtype)) for m in made), kept
 
 
 class Pointwise(nn.Module):
@@ -195,17 +263,17 @@ class Pointwise(nn.Module):
 
 
 class SpaceConv(nn.Module):
-    """3x3 convolution of each frame, padded by one all round, or by `pad` (before, after)."""
+    """3x3 convolution of a frame that halves rows and columns, or doubles them beforehand."""
 
     config: VAEConfig
     features: int
-    stride: int = 1
-    pad: tuple[int, int] = (1, 1)
+    halves: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel, bias = _weights(self, (3, 3, x.shape[-1], self.features), self.config.dtype)
-        return _conv2d(x, kernel, self.stride, self.pad) + bias
+        made = _conv(x, kernel, 2, (0, 1)) if self.halves else _enlarged(x, kernel)
+        return placed(made + bias)
 
 
 class ResBlock(nn.Module):
@@ -215,94 +283,99 @@ class ResBlock(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Array, cache: Cache) -> tuple[Array, Cache]:
-        first, second = (None, None) if cache is None else cache
-        h = nn.silu(Norm(self.config.dtype, name="norm_1")(x))
+    def __call__(self, x: Frames, past: Cache) -> tuple[Frames, Cache]:
+        first, second = (None, None) if past is None else past
+        norm_1, norm_2 = (Norm(self.config.dtype, name=f"norm_{i}") for i in (1, 2))
+        h = tuple(nn.silu(norm_1(frame)) for frame in x)
         h, first = CausalConv(self.config, self.features, name="conv_1")(h, first)
-        h = nn.silu(Norm(self.config.dtype, name="norm_2")(h))
+        h = tuple(nn.silu(norm_2(frame)) for frame in h)
         h, second = CausalConv(self.config, self.features, name="conv_2")(h, second)
-        if x.shape[-1] != self.features:
-            x = Pointwise(self.config, self.features, name="shortcut")(x)
-        return x + h, (first, second)
+        if x[0].shape[-1] != self.features:
+            shortcut = Pointwise(self.config, self.features, name="shortcut")
+            x = tuple(shortcut(frame) for frame in x)
+        return tuple(a + b for a, b in zip(x, h, strict=True)), (first, second)
 
 
 class FrameAttention(nn.Module):
-    """Self-attention with one head over the positions of each frame, plus the input."""
+    """Self-attention with one head over the positions of a frame, plus the input."""
 
     config: VAEConfig
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        b, f, y, width, c = x.shape
+        c = x.shape[-1]
         h = Norm(self.config.dtype, name="norm")(x)
-        h = Pointwise(self.config, 3 * c, name="qkv")(h).reshape(b, f, y * width, 3 * c)
+        h = Pointwise(self.config, 3 * c, name="qkv")(h)
         q, k, v = jnp.split(h, 3, axis=-1)
-        logits = jnp.einsum("bftc,bfsc->bfts", q, k, preferred_element_type=jnp.float32)
-        probs = jax.nn.softmax(logits * c**-0.5, axis=-1).astype(self.config.dtype)
-        h = jnp.einsum("bfts,bfsc->bftc", probs, v).reshape(b, f, y, width, c)
+        # Rows and columns stay apart: queries are split over devices by columns.
+        k, v = (placed(whole, columns=None) for whole in (k, v))
+        logits = jnp.einsum("byxc,bijc->byxij", q, k, preferred_element_type=jnp.float32)
+        probs = jax.nn.softmax(logits * c**-0.5, axis=(-2, -1)).astype(self.config.dtype)
+        h = jnp.einsum("byxij,bijc->byxc", probs, v)
         return x + Pointwise(self.config, c, name="out")(h)
 
 
 class Downsample(nn.Module):
     """Halves rows and columns, and frames where `time`; the width stays.
 
-    The cache is the last frame after the spatial convolution, [b, 1, y, x, c]. A first chunk has an
-    odd number of frames, a later one an even number.
+    It keeps its last frame after the spatial convolution. The first frame of a video passes by the
+    temporal one; a later chunk has an even number of frames.
     """
 
     config: VAEConfig
     time: bool
 
     @nn.compact
-    def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
-        c = x.shape[-1]
-        x = SpaceConv(self.config, c, stride=2, pad=(0, 1), name="conv")(x)
+    def __call__(self, x: Frames, past: Cache) -> tuple[Frames, Cache]:
+        c = x[0].shape[-1]
+        conv = SpaceConv(self.config, c, halves=True, name="conv")
+        x = tuple(conv(frame) for frame in x)
         if not self.time:
             return x, ()
-        kept = x[:, -1:]
-        if first and x.shape[1] == 1:
-            return x, kept
-        window = x if first else _with_past(x, cache, 1)
-        conv = TimeConv(self.config, c, stride=2, name="time_conv")(window)
-        return jnp.concatenate([x[:, :1], conv], axis=1) if first else conv, kept
+        if past is None:
+            return x, x[-1:]
+        return TimeConv(self.config, c, stride=2, name="time_conv")(x, past), x[-1:]
 
 
 class Upsample(nn.Module):
     """Doubles rows and columns, and frames where `time`; halves the width.
 
-    The cache is the last two input frames, [b, 2, y, x, c]; the first frame of a video never enters
-    it, and is not doubled.
+    It keeps its last two input frames; the first frame of a video is never among them, and is not
+    doubled in time.
     """
 
     config: VAEConfig
     time: bool
 
     @nn.compact
-    def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
+    def __call__(self, x: Frames, past: Cache) -> tuple[Frames, Cache]:
+        c = x[0].shape[-1]
         kept: Cache = ()
-        if self.time:
-            opening, x = (x[:, :1], x[:, 1:]) if first else (x[:, :0], x)
-            window = _with_past(x, cache, 2)
-            kept = window[:, -2:]
-            if x.shape[1]:
-                conv = TimeConv(self.config, 2 * x.shape[-1], name="time_conv")(window)
-                # Of each pair of frames the earlier is in the first half of the channels.
-                pairs = jnp.stack(jnp.split(conv, 2, axis=-1), axis=2)
-                x = pairs.reshape(x.shape[0], 2 * x.shape[1], *x.shape[2:])
-            x = jnp.concatenate([opening, x], axis=1)
-        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-        return SpaceConv(self.config, x.shape[-1] // 2, name="conv")(x), kept
+        if self.time and past is None:
+            kept = _before(x, None)
+        elif self.time:
+            kept = _last(x, past)
+            both = TimeConv(self.config, 2 * c, name="time_conv")(x, past)
+            # Of each two frames the earlier is in the first half of the channels.
+            x = tuple(half for frame in both for half in jnp.split(frame, 2, axis=-1))
+        conv = SpaceConv(self.config, c // 2, halves=False, name="conv")
+        return tuple(conv(frame) for frame in x), kept
 
 
 class TimeConv(nn.Module):
-    """Three taps in time, one position in space: [b, 2 + n, y, x, c] -> [b, n / stride, y, x, d]."""
+    """Three taps in time, one position in space; with a stride of 2, at every second frame."""
 
     config: VAEConfig
     features: int
     stride: int = 1
 
     @nn.compact
-    def __call__(self, window: Array) -> Array:
-        shape = (3, 1, 1, window.shape[-1], self.features)
+    def __call__(self, frames: Frames, past: Frames) -> Frames:
+        shape = (3, 1, 1, frames[0].shape[-1], self.features)
         kernel, bias = _weights(self, shape, self.config.dtype)
-        return _time_conv(window, kernel, self.stride, self.config.conv) + bias
+        if self.stride == 1:
+            made = _causal(frames, past, kernel)
+        else:
+            window = [*past, *frames]
+            made = tuple(_side_by_side(window[i : i + 3], kernel) for i in range(0, len(frames), 2))
+        return tuple((m + bias).astype(bias.dtype) for m in made)
