@@ -332,7 +332,7 @@ def generate(
     for block in plan:
         g.window.check_block(block.frames)
     text, tokens = g.text(text), g.frame_tokens(draws.start)
-    cache = kv.init(g.config, size[0], g.window.slots(offset + total), tokens)
+    cache: Any = kv.init(g.config, size[0], g.window.slots(offset + total), tokens)
     before, done, latents, inputs = None, 0, [], []
     if given is not None:
         cache, before = _prefill(g, cache, text, given, plan[-1].frames)

@@ -114,6 +114,11 @@ def dividing(
     )
 
 
+def named(mesh: Mesh, axes: tuple[str | None, ...] = ()) -> NamedSharding:
+    """The sharding of logical axes on a mesh; of none, a copy on each device."""
+    return NamedSharding(mesh, spec(axes))
+
+
 def target() -> Any:
     """The kind of device that programs are made for, with its `platform` and `device_kind`: that of the
     mesh in use, which need not be of this machine; without a mesh, the default device."""

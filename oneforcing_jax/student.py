@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from oneforcing_jax import cache as kv
-from oneforcing_jax import rollout, sharding
+from oneforcing_jax import rollout
 from oneforcing_jax.cache import Caches, Window
 from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
 from oneforcing_jax.rollout import Block, BlockDraws, Draws, Generator, Plan

@@ -97,7 +97,7 @@ def _compiles(device: Any, kernel: str, tile: tuple[int, ...]) -> bool:
         return back(out)
 
     length = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
-    programs = [(both, (like,) * 3)]
+    programs: list[tuple[Any, tuple[Any, ...]]] = [(both, (like,) * 3)]
     if kernel == "forward":  # hidden keys are told by number, or in a table
         programs = [(forward, (like,) * 3), (prefix, (like, like, like, length))]
     try:

@@ -278,10 +278,10 @@ def _judged(
     count = len(clips)
     if method.critic_clips == "in_turn" and count > 1:
         stacked = jnp.stack(clips), jnp.stack(sigmas)
-        found = jax.lax.map(lambda clip: scores(*clip, text), stacked)
+        found = jax.lax.map(lambda clip: scores(clip[0], clip[1], text), stacked)
         return found.flow[0], found.logit
     # Sample by sample, so that each device has all clips of its own samples.
-    found = scores(*(_side_by_side(x) for x in (clips, sigmas, [text] * count)))
+    found = scores(_side_by_side(clips), _side_by_side(sigmas), _side_by_side([text] * count))
     flows = found.flow.reshape(-1, count, *found.flow.shape[1:])
     return flows[:, 0], None if count == 1 else found.logit.reshape(-1, count).T
 

@@ -115,7 +115,7 @@ class Structure(NamedTuple):
 
 
 class _Masks(NamedTuple):
-    """What the three kernels are told, and a name for profiles that says which blocks the forward computes."""
+    """What the three kernels are told, and a name for profiles: how many blocks the forward computes."""
 
     forward: masks.MaskInfo
     dq: masks.MaskInfo
@@ -128,14 +128,14 @@ class _Masks(NamedTuple):
 def _all_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, s: int) -> _Masks:
     """Nothing is hidden but the keys that fill a tile."""
     below = _below(s) if s_pad > s else None
-    info = masks.MaskInfo(None, None, None, None, jnp.zeros(t_pad, jnp.int32) if below else None)
+    info = masks.MaskInfo(None, None, None, None, np.zeros(t_pad, np.int32) if below else None)
     return _Masks(info, info, info, below)
 
 
 def _first_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, length: Any) -> _Masks:
     """The keys before `length`, which is traced: the table of blocks is computed on the device."""
 
-    def info(q: int, kv: int, by_query: bool = False) -> masks.MaskInfo:
+    def info(q: Any, kv: Any, by_query: bool = False) -> masks.MaskInfo:
         shape = (1, t_pad // q, s_pad // kv)
         last = jnp.maximum((length + kv - 1) // kv - 1, 0)
         row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
@@ -156,18 +156,18 @@ def _structured(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, run: Structur
     """The table of blocks in which some query sees some key, from the bounds of the blocks."""
     ends, own = run.ends(t_pad), (run.distance * run.stored, run.size * run.stored)
 
-    def seen(q: int, kv: int) -> np.ndarray:
+    def seen(q: Any, kv: Any) -> np.ndarray:
         rows = ends.reshape(-1, q)
         low, high = rows.min(1)[:, None], rows.max(1)[:, None]
         begin = np.arange(0, s_pad, kv)[None]
         in_own = (begin < high + sum(own)) & (begin + kv > low + own[0])
         return (begin < high) | in_own
 
-    def info(q: int, kv: int, by_query: bool = False) -> masks.MaskInfo:
+    def info(q: Any, kv: Any, by_query: bool = False) -> masks.MaskInfo:
         blocks = seen(q, kv)
         following = _next_seen(blocks, axis=0 if by_query else 1)
         table = jnp.asarray(np.where(blocks, 2, 0)[None], jnp.int32)
-        return masks.MaskInfo(jnp.asarray(following[None]), None, table, None, jnp.asarray(ends))
+        return masks.MaskInfo(jnp.asarray(following[None]), None, table, None, ends)
 
     blocks = seen(sizes.block_q, sizes.block_kv)
     return _Masks(
@@ -257,5 +257,7 @@ def _run(
         interpret=interpret,
     )
     with jax.named_scope(told.name):
-        out = kernel(laid(q * size**-0.5, t_pad), laid(k, s_pad), laid(v, s_pad), told.segments)
+        out: Any = kernel(
+            laid(q * size**-0.5, t_pad), laid(k, s_pad), laid(v, s_pad), told.segments
+        )
     return jnp.moveaxis(out.reshape(b, h, t_pad, -1), 1, 2)[:, :t, :, :size].astype(q.dtype)
