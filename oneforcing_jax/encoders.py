@@ -215,7 +215,9 @@ class WanText:
         return self._fingerprint
 
 
-def load(folder: str | Path, text_len: int = text.MAX_TOKENS, dtype: Any = None) -> Encoders:
+def load(
+    folder: str | Path, text_len: int = text.MAX_TOKENS, dtype: Any = None, mesh: Any = None
+) -> Encoders:
     """The encoders in a folder.
 
     Args:
@@ -223,6 +225,7 @@ def load(folder: str | Path, text_len: int = text.MAX_TOKENS, dtype: Any = None)
         which knows the encoders that filled it.
       text_len: the most tokens of a prompt, where the encoder does not fix it.
       dtype: of the VAE's arithmetic; None: as its weights are stored.
+      mesh: over which Wan's VAE splits videos and their columns; None: all devices, a video each.
 
     Raises:
       FileNotFoundError, ValueError: nothing of the kind there, or damaged.
@@ -240,11 +243,11 @@ def load(folder: str | Path, text_len: int = text.MAX_TOKENS, dtype: Any = None)
             f"no encoders in {folder}: expected vae/ and text/ as tools/convert_wan.py writes them, "
             f"or a toy's {toy_codec.FILE}; give the folder that holds them"
         )
-    mesh = _mesh(json.loads((folder / "text" / MODEL).read_text())["nets"]["params_model"])
-    config, params, fingerprint = _net(folder / "vae", mesh, vae.init_params, dtype)
+    every = _mesh(json.loads((folder / "text" / MODEL).read_text())["nets"]["params_model"])
+    config, params, fingerprint = _net(folder / "vae", mesh or every, vae.init_params, dtype)
     codec = WanCodec(config, params, fingerprint)
     tokenizer = text.load_tokenizer(folder / "text" / TOKENIZER)
-    config, params, fingerprint = _net(folder / "text", mesh, umt5.init_params)
+    config, params, fingerprint = _net(folder / "text", every, umt5.init_params)
     encoder = WanText(config, params, tokenizer, text_len, fingerprint)
     return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
 

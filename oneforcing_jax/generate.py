@@ -54,6 +54,14 @@ def _size(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
+def _axes(text: str) -> dict[str, int]:
+    """Sizes by mesh axis, from "sequence=4,context=2"."""
+    sizes = dict(part.split("=") for part in text.split(","))
+    if set(sizes) - {"context", "sequence", "tensor"}:
+        raise ValueError(text)
+    return {axis: int(size) for axis, size in sizes.items()}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="oneforcing_jax.generate",
@@ -98,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, default=5.0, help="of --teacher, g in uncond + g (cond - uncond)")
 
     add("--batch", type=int, default=1, help="videos side by side, split over the devices")
+    split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
+    add("--mesh", type=_axes, default={}, help=split)
     add("--shard", default="0/1", help="I/N: this process makes share I of N")
     add("--noise_file", type=Path, help=".npz: noise [n, f, c, y, x], renoise [n, steps - 1, f, ...]")
     add("--prompt_embeds", type=Path, help=".npy [prompts, s, d], read in place of the text encoder")
@@ -169,7 +179,8 @@ def _model(args: argparse.Namespace) -> VideoModel:
         name: getattr(args, name) for name in ("encoders", "ema", "dtype", "shift", "batch")
     }
     if not args.teacher:
-        return streaming.load(args.checkpoint, window=Window(args.window, args.sink), **common)
+        window = Window(args.window, args.sink)
+        return streaming.load(args.checkpoint, window=window, split=args.mesh, **common)
 
     def sampler(shift: float) -> samplers.Sampler:
         return SAMPLERS[args.sampler](samplers.wan_grid(args.sampling_steps, shift))

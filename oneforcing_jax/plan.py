@@ -132,7 +132,8 @@ def generate(config: ConfigDict, target: Target) -> Plan:
 
 def vae(config: ConfigDict, target: Target) -> Plan:
     """Decoding of a video."""
-    return make("vae", "video", target, programs.decode(config, target.devices))
+    mesh = programs.video_mesh(config, target.devices)
+    return make("vae", "video", target, programs.decode(config, mesh))
 
 
 def encode(config: ConfigDict, target: Target) -> Plan:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, checkpoint, steps
+from oneforcing_jax import build, checkpoint, sharding, steps
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.encoders import ENCODERS
-from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.toy import codec as toy_codec
 from oneforcing_jax.train import CHECKPOINTS
 
@@ -53,16 +54,16 @@ class Source:
     block_frames: int = 1
     first_frames: int | None = None
 
-    def params(self, sharding: Any = None) -> Any:
-        """The parameters, by default on the first device."""
-        place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return checkpoint.load_net(self.folder, self.net, abstract(self.config, place), self.ema)
+    def params(self, mesh: Mesh | None = None) -> Any:
+        """The parameters over a mesh, by default on the first device."""
+        mesh = mesh or sharding.make_mesh({"data": 1}, jax.devices()[:1])
+        return checkpoint.load_net(self.folder, self.net, abstract(self.config, mesh), self.ema)
 
 
-def abstract(config: WanConfig, sharding: Any = None) -> Any:
+def abstract(config: WanConfig, mesh: Mesh) -> Any:
     """Abstract parameters of a transformer in use."""
-    placed = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), sizes.abstract(config))
-    return steps.read_only(placed, config)
+    boxed = jax.eval_shape(lambda: steps.init(WanDiT(config), 0))
+    return steps.read_only(sharding.abstract(boxed, mesh), config)
 
 
 def find(

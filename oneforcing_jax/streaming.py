@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from oneforcing_jax import encoders as encoding
 from oneforcing_jax import pretrained, rollout, samplers, sharding
@@ -191,15 +190,35 @@ def _fits(codec: encoding.Codec, sizes: Sequence[int]) -> bool:
     return True
 
 
-def _read(checkpoint: Any, encoders: Any, ema: bool, dtype: Any, shift: Any, batch: int) -> Any:
+def _read(
+    checkpoint: Any, encoders: Any, ema: bool, dtype: Any, shift: Any, batch: int, split: Any = None
+) -> Any:
     source = pretrained.find(checkpoint, ema, dtype, shift)
+    # Each video has the devices of `split`, and as many of those groups as divide the batch are used.
+    devices, split = jax.local_devices(), dict(split or {})
+    each = math.prod(split.values())
+    if not 0 < each <= len(devices):
+        raise ValueError(
+            f"mesh: expected {split} to take at most {len(devices)} devices, found {each}; change it"
+        )
+    data = math.gcd(batch, len(devices) // each)
+    mesh = (
+        sharding.make_mesh({"data": data} | split, devices[: data * each])
+        if data * each > 1
+        else None
+    )
+    if mesh:
+        heads, tokens = (
+            source.config.num_heads,
+            source.config.frame_tokens(source.rows, source.columns),
+        )
+        sharding.check("attention heads", heads, "whole_heads", mesh)
+        sharding.check("the tokens of a frame", tokens, "tokens", mesh)
     found = encoders or pretrained.find_encoders(checkpoint)
-    loaded = encoding.load(found, source.config.text_len, source.config.dtype)
-    # As many devices as divide the batch.
-    devices = jax.local_devices()
-    count = math.gcd(batch, len(devices))
-    mesh = sharding.make_mesh({"data": count}, devices[:count]) if count > 1 else None
-    return source, loaded, mesh, source.params(mesh and NamedSharding(mesh, P()))
+    loaded = encoding.load(
+        found, source.config.text_len, source.config.dtype, mesh if each > 1 else None
+    )
+    return source, loaded, mesh, source.params(mesh)
 
 
 def load(
@@ -211,6 +230,7 @@ def load(
     shift: float | None = None,
     window: Window = Window(),
     batch: int = 1,
+    split: Mapping[str, int] | None = None,
 ) -> VideoModel:
     """A causal student with its encoders.
 
@@ -219,11 +239,12 @@ def load(
       encoders: their folder; None: see `pretrained.find_encoders`.
       window: how far back a block sees; one with a size holds memory constant.
       batch: videos made side by side, which decides on how many devices.
+      split: devices of each video along the mesh axes context, sequence and tensor; None: one device.
 
     Raises:
       FileNotFoundError, ValueError: one line on what is missing or does not fit.
     """
-    source, loaded, mesh, params = _read(checkpoint, encoders, ema, dtype, shift, batch)
+    source, loaded, mesh, params = _read(checkpoint, encoders, ema, dtype, shift, batch, split)
     student = Student(source.config, unstacked(params), window, mesh)
     return VideoModel(student.stream, source, loaded, mesh)
 

@@ -42,7 +42,7 @@ def random_student(config: WanConfig, window: Window) -> Student:
         params = meta.unbox(steps.init(WanDiT(config), 0))
         return jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract)
 
-    abstract = pretrained.abstract(config)
+    abstract = pretrained.abstract(config, sharding.make_mesh({"data": 1}, jax.devices()[:1]))
     return Student(config, unstacked(jax.jit(init)()), window)
 
 

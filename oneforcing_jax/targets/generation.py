@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, flops, rollout, sharding, steps, student
+from oneforcing_jax import build, flops, pretrained, rollout, sharding, student
 from oneforcing_jax import cache as kv
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.rollout import Block, BlockDraws
 from oneforcing_jax.student import Student
 from oneforcing_jax.targets import programs
@@ -44,8 +44,7 @@ class _Shapes:
 
     def params(self) -> Any:
         """Parameters as they are used, layers apart."""
-        boxed = jax.eval_shape(lambda: steps.init(WanDiT(self.config), 0))
-        placed = steps.read_only(sharding.abstract(boxed, self.mesh), self.config)
+        placed = pretrained.abstract(self.config, self.mesh)
         layers = range(self.config.num_layers)
 
         def one(leaf: Any) -> Any:
@@ -64,15 +63,6 @@ class _Shapes:
         return jax.tree.map(place, tree)
 
 
-def _mesh(config: ConfigDict, devices: Sequence[Any]) -> Mesh:
-    """A video lies over the axes of the config's mesh that split tokens, heads and matrices."""
-    sizes = {axis: config.mesh[axis] for axis in ("context", "sequence", "tensor")}
-    count = 1
-    for size in sizes.values():
-        count *= size
-    return sharding.make_mesh({"data": 1, "fsdp": 1} | sizes, devices[:count])
-
-
 def generate(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
     """One video of the config's size by a one-step student with the paper's first block, and its decoding.
 
@@ -80,7 +70,7 @@ def generate(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
       ValueError: a mesh that does not fit, latents that are not those of Wan's VAE.
     """
     made = build.model(config, "generator")
-    shapes = _Shapes(made, config.latents, _mesh(config, devices))
+    shapes = _Shapes(made, config.latents, programs.video_mesh(config, devices))
     settings = student.Settings(
         (
             config.latents.frames,
@@ -94,7 +84,7 @@ def generate(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
     plan = settings.plan(config.shift)
     with jax.set_mesh(shapes.mesh):
         found = _diffusion(shapes, plan)
-    decoded = programs.decode(config, devices)
+    decoded = programs.decode(config, shapes.mesh)
     # Both lie in memory all the time.
     student_state, vae_state = found[-1].state, decoded[-1].state
     return [

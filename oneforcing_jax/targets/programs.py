@@ -160,21 +160,32 @@ def _alone(devices: Sequence[Any]) -> tuple[Mesh, NamedSharding]:
     return mesh, NamedSharding(mesh, P())
 
 
-def decode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
-    """Decoding of a clip as a stream on one device, a latent frame a step; the first step and the others.
+def video_mesh(config: ConfigDict, devices: Sequence[Any]) -> Mesh:
+    """The mesh of one video: the axes of the config's that split tokens, heads and matrices.
+
+    Raises:
+      ValueError: fewer devices than they take.
+    """
+    sizes = {axis: config.mesh[axis] for axis in ("context", "sequence", "tensor")}
+    return sharding.make_mesh(sizes, devices[: math.prod(sizes.values())])
+
+
+def decode(config: ConfigDict, mesh: Mesh) -> list[Program]:
+    """Decoding of a clip as a stream over a mesh, a latent frame a step; the first step and the others.
 
     Raises:
       ValueError: the config's latents are not those of Wan's VAE.
     """
     made, codec = _codec(config)
-    mesh, place = _alone(devices)
-    size = config.latents
+    place, size = NamedSharding(mesh, P()), config.latents
     params = _placed(sizes.abstract(made), place, made.dtype)
-    state = jax.eval_shape(lambda: vae.init_stream(made, 1, size.rows, size.columns))
-    state = _placed(state, place)
-    latents = jax.ShapeDtypeStruct(
-        (1, 1, size.channels, size.rows, size.columns), jnp.float32, sharding=place
+    shape, axes = (
+        (1, 1, size.channels, size.rows, size.columns),
+        ("batch", None, None, None, "columns"),
     )
+    laid = sharding.named(mesh, sharding.dividing(mesh, shape, axes))
+    latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=laid)
+    state: Any = vae.init_stream(made, 1, size.rows, size.columns)
     found = []
     for name, runs in (("vae/first step", 1), ("vae/steady step", size.frames - 1)):
         arguments = (params, state, latents)
@@ -182,8 +193,14 @@ def decode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
             after = jax.eval_shape(codec._decode, *arguments)[1]
         reading = Reading(name, runs)
         found.append(Program((reading,), codec._decode, arguments, mesh, (params, state)))
-        state = _placed(after, place)
+        state = jax.tree.map(functools.partial(_kept, mesh), after)
     return found
+
+
+def _kept(mesh: Mesh, leaf: Any) -> Any:
+    """What the decoder keeps of a frame [b, y, x, c], laid out as the frame."""
+    axes = sharding.dividing(mesh, leaf.shape, ("batch", None, "columns", None))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.named(mesh, axes))
 
 
 def encode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
