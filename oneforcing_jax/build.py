@@ -130,11 +130,15 @@ def trainer(config: ConfigDict, stage: ConfigDict, devices: Any = None) -> Train
         )
     method = METHODS[stage.method](config)
     optimisers = {net: Optimiser(**stage.optimisers[net]) for net in method.trained}
+    mesh, size = sharding.make_mesh(config.mesh, devices), config.latents
+    for net in method.nets.values():
+        tokens = net.config.frame_tokens(size.rows, size.columns)
+        sharding.check("the tokens of a frame", tokens, "tokens", mesh)
     return Trainer(
         method,
         optimisers,
         Ema(**stage.ema),
-        sharding.make_mesh(config.mesh, devices),
+        mesh,
         config.seed,
         stage.batch,
         stage.microbatch,

@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, plan, tiny
+from oneforcing_jax import build, plan, presets, tiny
 from oneforcing_jax import config as configs
 from oneforcing_jax.command import ending
 from oneforcing_jax.data.files import write_whole
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="check and print the config, run nothing"
+    )
+    parser.add_argument(
+        "--preset", help=f"fields for a machine: {', '.join(presets.PRESETS)}; see docs/scaling.md"
     )
     parser.add_argument(
         "--target",
@@ -63,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--process_count", type=int, help="with --coordinator: how many there are")
     known, overrides = parser.parse_known_args(arguments)
     with ending("the same command continues from the last checkpoint"):
+        if known.preset is not None:
+            overrides = [*presets.overrides(known.preset), *overrides]
         if known.profile is not None:
             overrides.append(f"{configs.PREFIX}profile={known.profile}")
         if known.target:

@@ -1,15 +1,18 @@
 """Config files carry the published values; the command line explains what is wrong in one line."""
 
+import contextlib
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from oneforcing_jax import build, main, tiny
+from oneforcing_jax import build, main, presets, sharding, tiny
 from oneforcing_jax import config as configs
+from oneforcing_jax.targets import topology
 
 CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "base")
 
@@ -131,3 +134,45 @@ def test_the_base_install_suffices():
     for module in ("main", "train", "generate", "streaming", "data.encode", "toy.chain"):
         program += f"import oneforcing_jax.{module}\n"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_presets_fill_their_target(name):
+    """Sizes of the mesh multiply to the devices, and divide batch, tokens and heads."""
+    target = topology.parse(presets.find(name).target)
+    config = configs.load("configs/framewise.py", presets.overrides(name))
+    sizes = dict.fromkeys(sharding.MESH_AXES, 1) | dict(config.mesh)
+    devices = math.prod(target.shape) * target.slices
+    sizes["fsdp"] = devices if sizes["fsdp"] == -1 else sizes["fsdp"]
+    assert math.prod(sizes.values()) == devices
+    stage = config.stages.one_forcing
+    assert (stage.microbatch or stage.batch) % (sizes["data"] * sizes["fsdp"]) == 0
+    assert 1560 % (sizes["context"] * sizes["sequence"]) == 0
+    for heads in (config.generator.num_heads, config.teacher.num_heads):
+        assert heads % (sizes["tensor"] * sizes["sequence"]) == 0
+
+
+def test_a_preset_that_there_is_not(tmp_path):
+    with pytest.raises(SystemExit, match="expected one of .*'v6e-64'.*found 'laptop'"):
+        main.main(["--config=configs/framewise.py", f"--workdir={tmp_path}", "--preset=laptop"])
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"sequence": 8}, "heads of generator to divide over 8 devices .sequence 8., found 12"),
+        ({"context": 8, "sequence": 1}, None),
+        ({"context": 2, "sequence": 4, "fsdp": 1}, None),
+        ({"tensor": 8}, "heads of generator to divide over 8 devices .tensor 8., found 12"),
+    ],
+)
+def test_what_a_mesh_must_divide(mesh, message):
+    fields = {"fsdp": 1} | mesh
+    overrides = [f"--config.mesh.{axis}={size}" for axis, size in fields.items()]
+    config = configs.load("configs/framewise.py", overrides)
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        build.trainer(config, config.stages.one_forcing, jax.devices()[:8])
+    odd = configs.load("configs/framewise.py", [*overrides, "--config.latents.rows=62"])
+    if not message and mesh["sequence"] * mesh["context"] == 8:
+        with pytest.raises(ValueError, match="tokens of a frame to divide over 8 .*found 1612"):
+            build.trainer(odd, odd.stages.one_forcing, jax.devices()[:8])

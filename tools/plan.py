@@ -3,6 +3,7 @@
     python tools/plan.py train --config=configs/framewise.py --target=tpu:v5p:2x2x4 \\
         --config.stages.one_forcing.batch=16 --out=plan.json
     python tools/plan.py train --config=configs/framewise.py --target=gpu:h200:8 --search
+    python tools/plan.py train --config=configs/framewise.py --preset=v6e-64
     python tools/plan.py vae --config=configs/framewise.py --target=gpu:h200:1
 
 A target is a slice of TPUs (tpu:v6e:8x8, two of them tpu:v5p:2x2x4*2), GPUs (gpu:h100:8), or local. The
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from oneforcing_jax import presets
 from oneforcing_jax.command import ending
 from oneforcing_jax.targets import topology
 
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
         command.add_argument("--config", required=True, help="a Python file with get_config()")
-        command.add_argument("--target", required=True, help=topology.FORMS)
+        command.add_argument("--preset", help=f"one of {', '.join(presets.PRESETS)}")
+        command.add_argument("--target", help=f"{topology.FORMS}; default: the preset's")
         command.add_argument("--out", type=Path, help="JSON file to write")
         if name == "train":
             command.add_argument("--stage", help="a stage that trains; default: those of `run`")
@@ -54,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     given, rest = parser.parse_known_args(arguments)
     with ending("nothing was written"):
+        if given.preset is not None:
+            given.target = given.target or presets.find(given.preset).target
+            rest = [*presets.overrides(given.preset), *rest]
+        if given.target is None:
+            raise ValueError(f"target: expected {topology.FORMS}, found none; give it or --preset")
         made = _run(given, rest)
         if given.out:
             from oneforcing_jax.data.files import write_whole
