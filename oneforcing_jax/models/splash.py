@@ -33,8 +33,8 @@ class Tiles(NamedTuple):
 
 # What `python tools/search_tiles.py` found to compile, or less where more only lengthens compilation.
 TILES = {
-    "TPU v5": Tiles((2048, 1024, 512), (2048, 2048, 512), (2048, 1024)),
-    "TPU v6": Tiles((3072, 2048, 1024), (2048, 2048, 512), (2048, 2048)),
+    "TPU v5": Tiles((2048, 1024, 512), (1024, 1024, 512), (1024, 1024)),
+    "TPU v6": Tiles((3072, 2048, 1024), (1024, 2048, 512), (1024, 2048)),
 }
 _SMALLEST = Tiles((512, 512, 512), (512, 512, 512), (512, 512))
 
