@@ -135,10 +135,13 @@ def test_generator_update(name, monkeypatch):
     assert_gradients(gradients, recorded)
 
 
-@pytest.mark.parametrize("name", ["train_critic", "train_critic_chunkwise"])
-def test_critic_update(name):
+@pytest.mark.parametrize(
+    ("name", "clips"), [("train_critic", "in_turn"), ("train_critic_chunkwise", "together")]
+)
+def test_critic_update(name, clips):
     golden = Golden(name)
     m, params, critic, _ = method(golden)
+    m = dataclasses.replace(m, critic_clips=clips)
     i, sigma, noise, batch = draws_and_batch(golden)
     zero = jnp.zeros_like(i["critic_noise"])
     draws = one_forcing.CriticDraws(

@@ -61,7 +61,8 @@ class OneForcing:
       gan_generator_weight, gan_discriminator_weight: lambda_G and lambda_D; 0 leaves the branch out.
       relativistic: compare real and fake in pairs.
       critic_clips: whether the clips of a critic update go through the backbone side by side
-        ("together") or one after the other ("in_turn": the same sums, and the temporaries of one clip).
+        ("together") or one after the other ("in_turn": the same sums, the temporaries of one clip, and a
+        program as much longer).
       r1, r2: penalties on real and generated samples.
     """
 
@@ -277,9 +278,9 @@ def _judged(
 
     count = len(clips)
     if method.critic_clips == "in_turn" and count > 1:
-        stacked = jnp.stack(clips), jnp.stack(sigmas)
-        found = jax.lax.map(lambda clip: scores(clip[0], clip[1], text), stacked)
-        return found.flow[0], found.logit
+        # A loop of the program would keep all clips' layer inputs twice, in two layouts.
+        found = [scores(clip, sigma, text) for clip, sigma in zip(clips, sigmas, strict=True)]
+        return found[0].flow, jnp.stack([one.logit for one in found])
     # Sample by sample, so that each device has all clips of its own samples.
     found = scores(_side_by_side(clips), _side_by_side(sigmas), _side_by_side([text] * count))
     flows = found.flow.reshape(-1, count, *found.flow.shape[1:])
