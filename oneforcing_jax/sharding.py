@@ -192,17 +192,23 @@ def by_heads(attend: Callable[..., Any], q: Any, k: Any, v: Any, memory: Any) ->
     Raises:
       ValueError: samples, tokens or heads that the mesh does not divide.
     """
-    if _parallel_mesh() is None:
+    mesh = _parallel_mesh()
+    if mesh is None:
         return attend(q, k, v, memory)
     check("a batch", q.shape[0], "batch")
     check("the tokens of a frame", q.shape[2], "tokens")
     check("attention heads", q.shape[3], "whole_heads")
 
+    def exchange(x: Any, split: int, joined: int) -> Any:
+        many = mesh.shape["sequence"] > 1
+        return jax.lax.all_to_all(x, "sequence", split, joined, tiled=True) if many else x
+
     def local(q: Any, k: Any, v: Any, memory: Any) -> tuple[Any, Any]:
-        q, k, v = (jax.lax.all_to_all(x, "sequence", 3, 2, tiled=True) for x in (q, k, v))
-        k, v = (jax.lax.all_gather(x, "context", axis=2, tiled=True) for x in (k, v))
+        q, k, v = (exchange(x, 3, 2) for x in (q, k, v))
+        if mesh.shape["context"] > 1:
+            k, v = (jax.lax.all_gather(x, "context", axis=2, tiled=True) for x in (k, v))
         out, new = attend(q, k, v, memory)
-        return jax.lax.all_to_all(out, "sequence", 2, 3, tiled=True), new
+        return exchange(out, 2, 3), new
 
     tokens = spec(("batch", None, "tokens", "heads", None))
     cached = spec(("batch", None, None, "whole_heads", None))

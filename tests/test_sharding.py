@@ -1,0 +1,82 @@
+"""What a forward exchanges between the devices of a video, counted in its program."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from goldens import abstract
+
+from oneforcing_jax import cache as kv
+from oneforcing_jax import sharding
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.targets import kernels
+
+CONFIG = WanConfig(64, 96, 4, 3, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)
+FRAMES, ROWS, COLUMNS = 2, 8, 8
+TOKENS = CONFIG.frame_tokens(ROWS, COLUMNS)
+BATCH = 2
+needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+
+
+def forward(mesh, attend=None, memory=None):
+    """Kernels of a forward with text as keys and values, as it is generated with."""
+    net = WanDiT(CONFIG)
+    text = jnp.zeros((CONFIG.num_layers, BATCH, CONFIG.text_len, 4, 16))
+    more = {} if attend is None else {"attend": attend, "memory": memory}
+
+    def run(params, latents, memory):
+        if more:
+            more["memory"] = memory
+        return net.apply({"params": params}, latents, jnp.ones(BATCH), (text, text), **more)
+
+    latents = jax.ShapeDtypeStruct((BATCH, FRAMES, 4, ROWS, COLUMNS), jnp.float32)
+    with jax.set_mesh(mesh):
+        made = jax.jit(run).lower(abstract(net), latents, memory).compile()
+    return [k for k in kernels.read(made.as_text(), mesh.size).kernels if k.sent]
+
+
+def count(found, kind):
+    return sum(k.times for k in found if k.sent.kind == kind)
+
+
+@needs_eight
+def test_tokens_are_exchanged_for_heads_and_never_gathered():
+    mesh = sharding.make_mesh({"data": 2, "sequence": 4}, jax.devices()[:8])
+    found = forward(mesh)
+    # Queries, keys and values there, and the answers back.
+    assert count(found, "all-to-all") == 4 * CONFIG.num_layers
+    assert not count(found, "all-reduce")
+    gathered = [k for k in found if k.sent.kind == "all-gather"]
+    patches = BATCH * FRAMES * TOKENS * 4 * CONFIG.patch**2 * 4 / 2
+    assert sum(k.times * k.sent.bytes for k in gathered) <= patches
+
+
+@needs_eight
+def test_context_gathers_keys_and_values_alone():
+    mesh = sharding.make_mesh({"data": 2, "context": 2, "sequence": 2}, jax.devices()[:8])
+    found = forward(mesh)
+    assert count(found, "all-to-all") == 4 * CONFIG.num_layers
+    inside = [k for k in found if k.sent.kind == "all-gather" and k.times > 1]
+    assert sum(k.times for k in inside) == 2 * CONFIG.num_layers
+    of_heads = BATCH / 2 * FRAMES * TOKENS * CONFIG.dim * 4 / 2
+    assert all(k.sent.bytes <= of_heads / 2 for k in inside)
+
+
+@needs_eight
+def test_a_cache_lies_by_heads_and_stays_there():
+    mesh = sharding.make_mesh({"data": 2, "sequence": 4}, jax.devices()[:8])
+    with jax.set_mesh(mesh):
+        cache = jax.jit(lambda: kv.init(CONFIG, BATCH, 4, TOKENS))()
+    assert cache.k.addressable_shards[0].data.size * 8 == cache.k.size
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), cache
+    )
+    attend = kv.cached((1, 1), jnp.int32(1), kv.Window(), 4)
+    found = forward(mesh, attend, like)
+    assert count(found, "all-to-all") == 4 * CONFIG.num_layers
+    assert not [k for k in found if k.sent.kind == "all-gather" and k.times > 1]
+
+
+def test_tokens_that_do_not_divide_are_refused():
+    mesh = sharding.make_mesh({"sequence": 8}, jax.devices()[:8])
+    with pytest.raises(ValueError, match="expected attention heads to divide over 8 devices"):
+        forward(mesh)
