@@ -11,6 +11,7 @@ for frames in model.stream(prompt, model.settings(frames=161)):
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -276,7 +277,8 @@ def load_teacher(
         if given is not None or callable(text):
             raise ValueError("teacher: it makes whole clips, from one prompt and no given frames")
         start = noise(0, Block(rollout.num_frames(plan), (1.0,))).start
-        clip = samplers.sample(net, params, start, text, negative, table, guidance=guidance)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            clip = samplers.sample(net, params, start, text, negative, table, guidance=guidance)
         # Frame by frame, so that decoding holds one at a time.
         yield from (clip[:, i : i + 1] for i in range(clip.shape[1]))
 
