@@ -1,8 +1,8 @@
 """Every config and stage, generation and the VAE, compiled for accelerators that are not here.
 
 `pytest -m tpu_compile` needs the extra plan-tpu, `pytest -m gpu_compile` the extra plan-gpu; programs that
-are equal are compiled once. What runs is tested elsewhere: here is what the compilers of real targets take,
-and which kernels and collectives they make of it.
+are equal are compiled once a worker, so `--dist loadgroup` is quickest. What runs is tested elsewhere: here
+is what the compilers of real targets take, and which kernels and collectives they make of it.
 """
 
 import functools
@@ -19,13 +19,20 @@ from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.targets import generation, kernels, measure, programs, topology
 
 CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "base")
-STAGES = [
-    (file.stem, stage) for file in CONFIGS for stage in programs.stages_of(configs.load(file))
-]
 MESHES = {
     "sharded": ["--config.mesh.data=1", "--config.mesh.fsdp=4"],
     "sequence": ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.sequence=2"],
 }
+# Stages of different configs can be the same program: they go to one worker.
+TRAINING = [
+    pytest.param(
+        file.stem, stage, mesh, marks=pytest.mark.xdist_group(f"{stage}-{mesh}"),
+        id=f"{file.stem}-{stage}-{mesh}",
+    )
+    for mesh in MESHES
+    for file in CONFIGS
+    for stage in programs.stages_of(configs.load(file))
+]  # fmt: skip
 TARGETS = {"tpu_compile": "tpu:v5e:2x2", "gpu_compile": "gpu:h100:4"}
 PACKAGES = {"tpu_compile": "libtpu", "gpu_compile": "jax_cuda12_plugin"}
 ON = [
@@ -98,8 +105,7 @@ def in_layers(text, program, kind):
 
 
 @pytest.mark.parametrize("target", ON)
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize(("name", "stage"), STAGES, ids=["-".join(s) for s in STAGES])
+@pytest.mark.parametrize(("name", "stage", "mesh"), TRAINING)
 def test_training(name, stage, mesh, target):
     target, config = find(target), load(name, mesh)
     for program in programs.train(config, stage, target.devices):
