@@ -1,7 +1,7 @@
 """Settings of a run for machines: which axes the mesh has, and what makes it fit.
 
-Each was compiled for its target at full size and fits (`docs/scaling.md` has the plans). Batches are
-the paper's, 8 clips an iteration.
+Each was compiled for its target at full size with configs/framewise.py, and fits: `docs/scaling.md` has the
+plans. Batches are the paper's, 8 clips an iteration, but for one H100, which has no room to add gradients up.
 """
 
 from __future__ import annotations
@@ -24,18 +24,10 @@ class Preset(NamedTuple):
     fields: Mapping[str, Any]
 
 
-def _mesh(**sizes: int) -> dict[str, int]:
-    return {f"mesh.{axis}": size for axis, size in sizes.items()}
-
-
-_ONE_AT_A_TIME = {"stages.one_forcing.microbatch": 1}
-
 PRESETS = {
-    "h200": Preset("gpu:h200:1", _ONE_AT_A_TIME),
-    "h100x8": Preset("gpu:h100:8", _mesh(fsdp=8)),
-    "v5p-16": Preset("tpu:v5p:2x2x2", _mesh(fsdp=8)),
-    "v6e-16": Preset("tpu:v6e:4x4", _mesh(fsdp=8, sequence=2)),
-    "v6e-64": Preset("tpu:v6e:8x8", _mesh(fsdp=8, context=2, sequence=4)),
+    "h200": Preset("gpu:h200:1", {"stages.one_forcing.microbatch": 1}),
+    "h100": Preset("gpu:h100:1", {"stages.one_forcing.batch": 1, "critic.remat": "offload"}),
+    "h100x8": Preset("gpu:h100:8", {"mesh.fsdp": 8}),
 }
 
 

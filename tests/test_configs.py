@@ -153,7 +153,7 @@ def test_presets_fill_their_target(name):
 
 
 def test_a_preset_that_there_is_not(tmp_path):
-    with pytest.raises(SystemExit, match="expected one of .*'v6e-64'.*found 'laptop'"):
+    with pytest.raises(SystemExit, match="expected one of .*'h100x8'.*found 'laptop'"):
         main.main(["--config=configs/framewise.py", f"--workdir={tmp_path}", "--preset=laptop"])
 
 

@@ -3,7 +3,7 @@
     python tools/plan.py train --config=configs/framewise.py --target=tpu:v5p:2x2x4 \\
         --config.stages.one_forcing.batch=16 --out=plan.json
     python tools/plan.py train --config=configs/framewise.py --target=gpu:h200:8 --search
-    python tools/plan.py train --config=configs/framewise.py --preset=v6e-64
+    python tools/plan.py train --config=configs/framewise.py --preset=h100x8
     python tools/plan.py vae --config=configs/framewise.py --target=gpu:h200:1
 
 A target is a slice of TPUs (tpu:v6e:8x8, two of them tpu:v5p:2x2x4*2), GPUs (gpu:h100:8), or local. The
