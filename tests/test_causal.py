@@ -408,3 +408,14 @@ def test_replay_refuses_a_rolling_cache(random_params):
 
     with pytest.raises(ValueError, match="cache of all 3 frames, found 2 slots; train without"):
         jax.eval_shape(run, random_params(NET))
+
+
+@pytest.mark.parametrize("window", [Window(), Window(4, 1)], ids=["growing", "rolling"])
+def test_layers_apart_stream_the_same(window, random_params):
+    """Caches that are updated in place hold what stacked ones do."""
+    params, text = random_params(NET), prompt(1)
+    plan = rollout.make_plan(8, 1, [1000], 5.0, first_block_steps=[1000, 500])
+    stacked = Student(CONFIG, params, window).clip(draws(1, plan), text, plan)
+    apart = Student(CONFIG, wan.unstacked(params), window).clip(draws(1, plan), text, plan)
+    assert error(apart, stacked) < 1e-6
+    assert error(stacked[:, 7:], stacked[:, 6:7]) > 1e-2
