@@ -82,11 +82,6 @@ def init(
     return tuple(Cache(empty(), empty()) for _ in range(config.num_layers))
 
 
-def is_stacked(cache: Caches) -> bool:
-    """Whether the layers of a cache are stacked."""
-    return isinstance(cache, Cache)
-
-
 def num_slots(cache: Caches) -> int:
     """Slots of a cache."""
     return cache.k.shape[2] if isinstance(cache, Cache) else cache[0].k.shape[1]

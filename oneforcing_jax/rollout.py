@@ -169,7 +169,7 @@ def _forward(
     sigma = jnp.repeat(
         jnp.array([s for _, s in parts]), jnp.array(sizes), total_repeat_length=sum(sizes)
     )
-    attend = kv.cached(sizes, start, g.window, limit, in_place=not kv.is_stacked(cache))
+    attend = kv.cached(sizes, start, g.window, limit, in_place=not isinstance(cache, Cache))
     out = g.apply(
         latents,
         jnp.broadcast_to(sigma, latents.shape[:2]),
