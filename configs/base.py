@@ -62,9 +62,9 @@ def get_config():
     c.prompt_drop_rate = 0.1
     # Autoregressive blocks and their unwarped timesteps in training; first_*: 0 or () as the others.
     c.blocks = {"frames": 1, "steps": (1000,), "first_frames": 0, "first_steps": ()}
-    c.generator = build.wan(WAN_1_3B, remat="full")
+    c.generator = build.wan(WAN_1_3B, remat="attention")
     c.teacher = build.wan(WAN_14B)
-    c.critic = build.wan(WAN_1_3B, remat="full")
+    c.critic = build.wan(WAN_1_3B, remat="attention")
     c.head = {"layers": (21, 29), "ffn_dim": 2048}
     c.one_forcing = {
         "generator_every": 5,

@@ -18,10 +18,6 @@ from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.rollout import Plan
 from oneforcing_jax.targets import chips
 
-# Settings of `remat` with which a backward pass begins with the forward again.
-AGAIN = ("full", "offload")
-
-
 def peak(device_kind: str) -> float | None:
     """Peak of a device in operations a second; None for one that is not in the table, such as a CPU."""
     chip = chips.find(device_kind)
@@ -43,6 +39,10 @@ class Flops(NamedTuple):
         """Both."""
         return Flops(self.linear + other.linear, self.attention + other.attention)
 
+    def less(self, other: Flops) -> Flops:
+        """What is left without the other."""
+        return Flops(self.linear - other.linear, self.attention - other.attention)
+
     @property
     def forward(self) -> float:
         """Of the forward alone."""
@@ -59,8 +59,8 @@ class Flops(NamedTuple):
         return 2 * self.linear + 3 * self.attention
 
     def again(self, remat: str) -> float:
-        """Of what a backward pass computes again."""
-        return self.forward if remat in AGAIN else 0.0
+        """Of what a backward pass computes again; with "attention", as an accelerator does it."""
+        return {"full": self.forward, "offload": self.forward, "attention": self.linear}.get(remat, 0.0)
 
 
 def dit(c: WanConfig, frame_tokens: int, asked: int, pairs: int, prompts: int = 1) -> Flops:
@@ -160,7 +160,7 @@ def one_forcing_parts(config: ConfigDict, recomputed: bool = False) -> dict[str,
     settings, plan = config.one_forcing, build.plan(config)
     made, judged = generation(generator, tokens, plan), clip(critic, tokens, frames)
     first = rollout.first_of_window(plan, settings.gradient_blocks or None)
-    before = generation(generator, tokens, plan[:first]).forward
+    before = generation(generator, tokens, plan[:first])
     groups = attention.noisy_after_clean(build.layout(config), first=first)
     gan = bool(settings.gan_generator_weight)
     replayed = structured(generator, tokens, groups)
@@ -168,13 +168,14 @@ def one_forcing_parts(config: ConfigDict, recomputed: bool = False) -> dict[str,
     adversarial = judged.train_input + again + settings.relativistic * judged.forward
     real = settings.gan_discriminator_weight
     clips = 1 + (2 + bool(settings.r1.weight) + bool(settings.r2.weight) if real else 0)
-    window = made.forward - before
+    window = made.less(before)
+    sequential = window.train + recomputed * window.again(generator.remat)
     return {
         "rollout": made.forward,
         "scores": judged.forward + 2 * clip(teacher, tokens, frames).forward,
         "adversarial": gan * adversarial,
         "replay": made.forward + replayed.train + recomputed * replayed.again(generator.remat),
-        "sequential": before + (3 + (recomputed and generator.remat in AGAIN)) * window,
+        "sequential": before.forward + sequential,
         "critic": made.forward + clips * (judged.train + again),
     }
 

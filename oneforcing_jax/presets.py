@@ -26,7 +26,10 @@ class Preset(NamedTuple):
 
 PRESETS = {
     "h200": Preset("gpu:h200:1", {"stages.one_forcing.microbatch": 1}),
-    "h100": Preset("gpu:h100:1", {"stages.one_forcing.batch": 1, "critic.remat": "offload"}),
+    "h100": Preset(
+        "gpu:h100:1",
+        {"stages.one_forcing.batch": 1, "generator.remat": "full", "critic.remat": "offload"},
+    ),
     "h100x8": Preset("gpu:h100:8", {"mesh.fsdp": 8}),
 }
 

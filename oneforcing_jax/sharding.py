@@ -13,6 +13,7 @@ for `context` they need not.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -142,6 +143,33 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return (
         x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
     )
+
+
+def gathered(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A matrix as a product reads it: whole along the axes that lie over `fsdp`. Its gradient is summed over
+    their devices to where the matrix lies.
+
+    Left to itself, XLA for TPUs multiplies with one device's part after the other, and writes and reads the
+    whole product once for each.
+    """
+    mesh = _parallel_mesh()
+    return kernel if mesh is None or mesh.shape["fsdp"] == 1 else _gathered(kernel, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    return constrain(kernel, *(None if a and RULES[a] == "fsdp" else a for a in axes))
+
+
+def _gathered_forward(kernel: jax.Array, axes: tuple[str | None, ...]) -> tuple[jax.Array, None]:
+    return _gathered(kernel, axes), None
+
+
+def _gathered_backward(axes: tuple[str | None, ...], _: None, gradient: jax.Array) -> Any:
+    return (constrain(gradient, *axes),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def sharded_tokens() -> bool:

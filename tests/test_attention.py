@@ -180,9 +180,9 @@ def test_tiles_cover_and_waste_little(t, s):
     for tiles in (*splash.TILES.values(), splash.tiles_of("TPU v99")):
         sizes, t_pad, s_pad = splash._blocks(t, s, tiles)
         assert t <= t_pad < 128 + 1.25 * t and s <= s_pad < 128 + 1.25 * s
-        for q in (sizes.block_q, sizes.block_q_dkv, sizes.block_q_dq):
+        for q in (sizes.block_q, sizes.block_q_dkv):
             assert t_pad % q == 0
-        for kv in (sizes.block_kv, sizes.block_kv_dkv, sizes.block_kv_dq):
+        for kv in (sizes.block_kv, sizes.block_kv_dkv):
             assert s_pad % kv == 0
         assert sizes.block_kv % sizes.block_kv_compute == 0
         assert sizes.block_kv_dkv % sizes.block_kv_dkv_compute == 0

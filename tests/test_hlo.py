@@ -171,13 +171,15 @@ def test_what_compilers_for_accelerators_write():
     assert found["y"].flops == 2 * 8**3 == found["gemm"].flops
     pairs = 2 * 4 * 128 * 256 * 64
     assert found["fmha"].flops == 2 * 2 * pairs and found["splash_mha_dkv.1"].flops == 2 * 4 * pairs
+    # With the gradient of queries in the same kernel, in a part for each tile of keys.
+    assert found["splash_mha_dkv.2"].flops == 2 * 5 * pairs
     whole = 2 * 2 * 4 * 128 * 64
     assert (found["near"].read, found["near"].written) == (whole, 0)
     gather, scatter = found["gather-start"], found["scatter"]
     assert gather.overlaps and gather.sent.bytes == 3 * 128 and gather.sent.group == (0, 1, 2, 3)
     assert scatter.sent.bytes == 128 / 2 and scatter.sent.group == (0, 4)
     assert set(found) == {
-        *("y", "gemm", "fmha", "splash_mha_dkv.1", "near", "gather-start", "scatter")
+        *("y", "gemm", "fmha", "splash_mha_dkv.1", "splash_mha_dkv.2", "near", "gather-start", "scatter")
     }
 
 

@@ -142,6 +142,7 @@ HOW = {
     "sequence": {"sizes": {"sequence": 4, "data": 2}},
     "context": {"sizes": {"context": 2, "sequence": 2, "data": 2}},
     "tensor": {"sizes": TENSOR, "remat": "dots"},
+    "answers kept": {"sizes": THREE, "remat": "attention"},
     "accumulated by twos": {"microbatch": 2, "remat": "offload", "sizes": {"data": 2, "tensor": 4}},
 }
 LATER = list(HOW)[4:]

@@ -22,7 +22,7 @@ from oneforcing_jax.targets import topology
 # Where each kernel starts, and how its tile grows: (queries, keys) in tokens, the largest last.
 START = 512
 SIDES = (512, 1024, 2048, 3072)
-COMPUTE = {"forward": (512, 1024), "dkv": (512,), "dq": ()}
+COMPUTE = {"forward": (512, 1024), "gradient": (512,)}
 # Every tile divides what these are filled up to, so that all kernels have a mask; a kernel sees one head
 # after the other.
 TOKENS, BATCH, HEADS, HEAD = 12280, 1, 2, 128
@@ -50,10 +50,10 @@ def search(device: Any) -> None:
 
     found: dict[str, tuple[int, ...]] = {}
     for kernel, computes in COMPUTE.items():
-        best = _grow(device, kernel, max(computes, default=0))
+        best = _grow(device, kernel, max(computes))
         if kernel == "forward" and best == (START, START):  # less at once may leave room for more
             best = _grow(device, kernel, computes[0])
-        found[kernel] = (*best, *computes[-1:])
+        found[kernel] = (*best, computes[-1])
     print(f'"{device.device_kind}": {splash.Tiles(**found)}')  # type: ignore[arg-type]
 
 
@@ -67,7 +67,7 @@ def _grow(device: Any, kernel: str, compute: int) -> tuple[int, int]:
             tried = list(tile)
             if larger:
                 tried[side] = larger[0]
-            if larger and _compiles(device, kernel, (*tried, compute) if compute else tuple(tried)):
+            if larger and _compiles(device, kernel, (*tried, compute)):
                 tile = tried
             else:
                 open_sides.remove(side)

@@ -184,6 +184,16 @@ def attend(
         return _xla(q, k, v, _lengths(q, length))
 
 
+def is_answer(primitive: Any, *shapes: Any, **params: Any) -> bool:
+    """Policy of `jax.checkpoint` that keeps the answers of the kernels of accelerators where there are at
+    least as many keys as queries: they take the longest to compute again, and least memory to keep."""
+    if primitive.name == "name":
+        return params["name"] == splash.ANSWERS
+    if primitive.name == "dot_product_attention_fwd_wrapper":  # cuDNN's, [b, t, h, k]
+        return shapes[1].shape[1] >= shapes[0].shape[1]
+    return False
+
+
 def skips_hidden_keys() -> bool:
     """Whether the target's kernel takes no time for keys beyond `length`; if not, it pays to give it a
     static part of them."""

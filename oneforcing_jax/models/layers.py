@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from oneforcing_jax.models import attention
-from oneforcing_jax.sharding import by_tokens, constrain, sharded_tokens, target
+from oneforcing_jax.sharding import by_tokens, constrain, gathered, sharded_tokens, target
 
 EPS = 1e-6
 Dtype = Any
@@ -43,12 +43,16 @@ def dense(
 ) -> nn.Dense:
     """A linear layer whose kernel has the logical axes (input, output)."""
     init = kwargs.pop("kernel_init", nn.initializers.xavier_uniform())
+
+    def product(x: jax.Array, kernel: jax.Array, dimensions: Any, **kwargs: Any) -> jax.Array:
+        return _flat_dot_general(x, gathered(kernel, axes), dimensions, **kwargs)
+
     return nn.Dense(
         features,
         dtype=dtype,
         kernel_init=logical(init, axes),
         bias_init=logical(nn.initializers.constant(bias), (axes[1],)),
-        dot_general=_flat_dot_general,
+        dot_general=product,
         **kwargs,
     )
 

@@ -18,25 +18,26 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
 
 LANES = 128
+# What rematerialisation calls the answers of attention over at least as many keys as queries, which take
+# longer to compute again than the memory that they lie in is worth.
+ANSWERS = "attention_answers"
 # Rows that a step of a kernel's grid costs beside its own.
 _STEP = 64
 
 
 class Tiles(NamedTuple):
-    """The largest tiles (queries, keys, keys at once) that a chip's vector memory takes, of the forward, of
-    the gradient of keys and values, and of that of queries."""
+    """The largest tiles (queries, keys, keys at once) of the forward and of the gradient."""
 
     forward: tuple[int, int, int]
-    dkv: tuple[int, int, int]
-    dq: tuple[int, int]
+    gradient: tuple[int, int, int]
 
 
 # What `python tools/search_tiles.py` found to compile, or less where more only lengthens compilation.
 TILES = {
-    "TPU v5": Tiles((2048, 1024, 512), (1024, 1024, 512), (1024, 1024)),
-    "TPU v6": Tiles((3072, 2048, 1024), (1024, 2048, 512), (1024, 2048)),
+    "TPU v5": Tiles((2048, 1024, 512), (1024, 2048, 512)),
+    "TPU v6": Tiles((3072, 2048, 1024), (1024, 2048, 512)),
 }
-_SMALLEST = Tiles((512, 512, 512), (512, 512, 512), (512, 512))
+_SMALLEST = Tiles((512, 512, 512), (512, 512, 512))
 
 
 def tiles_of(device_kind: str) -> Tiles:
@@ -63,21 +64,19 @@ def padded(size: int, limits: tuple[int, ...]) -> int:
 
 def _blocks(t: int, s: int, tiles: Tiles) -> tuple[kernels.BlockSizes, int, int]:
     """Tiles for t queries and s keys, and both padded to them."""
-    (q, kv, compute), (dkv_q, dkv_kv, dkv_compute), (dq_q, dq_kv) = tiles
-    t_pad, s_pad = (
-        padded(t, (q, dkv_q, dq_q)),
-        padded(s, (kv, compute, dkv_kv, dkv_compute, dq_kv)),
-    )
-    kv, dkv_kv = _share(s_pad, kv), _share(s_pad, dkv_kv)
+    (q, kv, compute), (back_q, back_kv, back_compute) = tiles
+    t_pad, s_pad = padded(t, (q, back_q)), padded(s, (kv, compute, back_kv, back_compute))
+    kv, back_kv = _share(s_pad, kv), _share(s_pad, back_kv)
     sizes = kernels.BlockSizes(
         block_q=_share(t_pad, q),
         block_kv=kv,
         block_kv_compute=_share(kv, compute),
-        block_q_dkv=_share(t_pad, dkv_q),
-        block_kv_dkv=dkv_kv,
-        block_kv_dkv_compute=_share(dkv_kv, dkv_compute),
-        block_q_dq=_share(t_pad, dq_q),
-        block_kv_dq=_share(s_pad, dq_kv),
+        block_q_dkv=_share(t_pad, back_q),
+        block_kv_dkv=back_kv,
+        block_kv_dkv_compute=_share(back_kv, back_compute),
+        # One kernel for all three gradients: scores are computed again once, not twice. Each tile of keys
+        # writes its part of the queries' gradient, which XLA adds up.
+        use_fused_bwd_kernel=True,
     )
     return sizes, t_pad, s_pad
 
@@ -115,11 +114,10 @@ class Structure(NamedTuple):
 
 
 class _Masks(NamedTuple):
-    """What the three kernels are told, and a name for profiles: how many blocks the forward computes."""
+    """What the two kernels are told, and a name for profiles: how many blocks the forward computes."""
 
     forward: masks.MaskInfo
-    dq: masks.MaskInfo
-    dkv: masks.MaskInfo
+    gradient: masks.MaskInfo
     function: Callable[[Any, Any], Any] | None = None
     segments: kernels.SegmentIds | None = None
     name: str = "seen_1_of_1"
@@ -129,7 +127,7 @@ def _all_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, s: int) -> _Mas
     """Nothing is hidden but the keys that fill a tile."""
     below = _below(s) if s_pad > s else None
     info = masks.MaskInfo(None, None, None, None, np.zeros(t_pad, np.int32) if below else None)
-    return _Masks(info, info, info, below)
+    return _Masks(info, info, below)
 
 
 def _first_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, length: Any) -> _Masks:
@@ -146,7 +144,6 @@ def _first_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, length: Any) 
     hidden = (jnp.arange(s_pad) >= length).astype(jnp.int32)
     return _Masks(
         info(sizes.block_q, sizes.block_kv),
-        info(sizes.block_q_dq, sizes.block_kv_dq),
         info(sizes.block_q_dkv, sizes.block_kv_dkv, by_query=True),
         segments=kernels.SegmentIds(jnp.zeros(t_pad, jnp.int32), hidden),
     )
@@ -172,7 +169,6 @@ def _structured(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, run: Structur
     blocks = seen(sizes.block_q, sizes.block_kv)
     return _Masks(
         info(sizes.block_q, sizes.block_kv),
-        info(sizes.block_q_dq, sizes.block_kv_dq),
         info(sizes.block_q_dkv, sizes.block_kv_dkv, by_query=True),
         _prefix_and_own(*own),
         name=f"seen_{blocks.sum()}_of_{blocks.size}",
@@ -245,14 +241,14 @@ def _run(
     told = masked(sizes, t_pad, s_pad)
     kernel = kernels.SplashAttentionKernel(
         told.forward,
-        told.dq,
-        told.dkv,
+        None,
+        told.gradient,
         block_sizes=sizes,
         is_mqa=False,
         save_residuals=False,
         mask_value=kernels.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
-        residual_checkpoint_name=None,
+        residual_checkpoint_name=ANSWERS if s >= t else None,
         mask_function=told.function,
         interpret=interpret,
     )

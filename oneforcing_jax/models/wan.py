@@ -40,12 +40,14 @@ from oneforcing_jax.sharding import by_heads, constrain
 KeyValue = tuple[jax.Array, jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
-REMAT = ("none", "full", "dots", "offload")
+REMAT = ("none", "full", "attention", "dots", "offload")
 LAYER_INPUT = "layer_input"
 
 
 def _policy(remat: str) -> Any:
     policies = jax.checkpoint_policies
+    if remat == "attention":
+        return attention.is_answer
     if remat == "dots":
         return policies.dots_with_no_batch_dims_saveable
     if remat == "offload":
@@ -64,7 +66,8 @@ class WanConfig:
 
     `rope_theta` is the base of the rotary frequencies, `qk_bias` what the biases of self-attention's
     queries and keys begin with (above 0, attention to neighbours is there from the start), `remat` what
-    the backward pass recomputes: "none", "full" (all of a layer), "dots" (all but matrix products), or
+    the backward pass recomputes: "none", "full" (all of a layer), "attention" (all but the answers of
+    self-attention, where an accelerator's kernel computes them), "dots" (all but matrix products), or
     "offload" (as "full", and what layers begin with waits in the host's memory).
     """
 

@@ -135,10 +135,11 @@ def _pallas(inside: Computation, instruction: Instruction) -> float:
         said = re.search(r'"flops":"?(\d+)', instruction.rest)
         return float(said.group(1)) if said else 0.0
     products = _SPLASH[kernel]
-    if kernel == "splash_mha_dkv" and 'use_fused_bwd_kernel\\": true' in instruction.rest:
-        products = _FUSED_BACKWARD
     operands = [inside.instructions[name].arrays[0] for name in instruction.operands]
     q, k = [x for x in operands if x.dtype[0] in "bf" and len(x.dims) >= 3][:2]
+    # The gradient of queries comes in parts, one a tile of keys.
+    if kernel == "splash_mha_dkv" and any(len(x.dims) > len(q.dims) for x in instruction.arrays):
+        products = _FUSED_BACKWARD
     seen = re.search(r"seen_(\d+)_of_(\d+)", source)
     share = int(seen.group(1)) / int(seen.group(2)) if seen else 1.0
     return share * 2.0 * products * q.size * k.dims[-2]  # [b, h, t, k] and [b, h, s, k]

@@ -27,7 +27,7 @@ from oneforcing_jax.targets.topology import Target
 
 # Arrays of the size of a layer's input that its backward pass finds in memory; of "none" as compiled programs
 # of the 1.3B model have it.
-KEPT = {"full": 1, "offload": 0, "none": 110}
+KEPT = {"attention": 2, "full": 1, "offload": 0, "none": 110}
 # Devices that work on one sample together at most.
 WITHIN = 8
 INSIDE = ("context", "sequence", "tensor")
