@@ -18,7 +18,7 @@ from oneforcing_jax.targets import generation, measure, programs
 from oneforcing_jax.targets.measure import Cost
 from oneforcing_jax.targets.topology import Target
 
-# What was read of programs that were compiled before.
+# Programs that were compiled before.
 CACHE = Path("build/plan")
 
 
@@ -73,18 +73,20 @@ class Plan:
         for cost in self.costs:
             row = dataclasses.asdict(cost)
             programs.append(row | {"collective_bytes": cost.collective_bytes, "fits": cost.fits})
-        total = {
-            "unit": self.unit,
+        total: dict[str, Any] = {
             "predicted_s": self.mean("predicted_s"),
             "flops": self.mean("flops"),
             "hbm_bytes": self.mean("hbm_bytes"),
             "collective_bytes": self.mean("collective_bytes"),
             "model_flops": self.mean("model_flops"),
-            "peak_bytes": max((c.bytes["peak"] for c in self.costs if c.bytes), default=0),
             "model_utilisation": self.utilisation("model_flops"),
             "hardware_utilisation": self.utilisation("hardware_flops"),
         }
         total |= self.video() if self.what == "generate" else {}
+        if any(cost.error for cost in self.costs):  # sums without a program would be too small
+            total = dict.fromkeys(total)
+        peak = max((c.bytes["peak"] for c in self.costs if c.bytes), default=0)
+        total |= {"unit": self.unit, "peak_bytes": peak}
         return {
             "what": self.what,
             "target": self.target.name,

@@ -112,6 +112,8 @@ def test_a_program_that_does_not_compile_is_a_row(monkeypatch):
     made = plan.make("train", "mean iteration", target, [program], None)
     assert not made.fits and "NotImplementedError: no such kernel" in made.costs[0].error
     assert "does not compile: NotImplementedError" in plan.table(made)
+    total = made.as_json()["total"]
+    assert total["predicted_s"] is None and total["model_utilisation"] is None
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])

@@ -76,6 +76,28 @@ def test_a_cache_lies_by_heads_and_stays_there():
     assert not [k for k in found if k.sent.kind == "all-gather" and k.times > 1]
 
 
+@needs_eight
+def test_matrices_are_gathered_before_products_and_gradients_go_where_they_lie():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4}, jax.devices()[:8])
+    axes = ("embed", "heads")
+    x, kernel = jnp.arange(48.0).reshape(8, 6, 1) + jnp.arange(16), jnp.eye(16, 8)
+
+    def loss(kernel, x):
+        return jnp.square(x @ sharding.gathered(kernel, axes)).mean()
+
+    expected = jax.grad(loss)(kernel, x)
+    lies = sharding.named(mesh, axes)
+    with jax.set_mesh(mesh):
+        arguments = jax.device_put(kernel, lies), jax.device_put(x, sharding.named(mesh, ("batch",)))
+        made = jax.jit(jax.grad(loss)).lower(*arguments).compile()
+    found = [k.sent for k in kernels.read(made.as_text(), 8).kernels if k.sent]
+    (gather,) = [sent for sent in found if sent.kind == "all-gather"]
+    assert gather.bytes == 3 * 4 * 8 * 4 and len(gather.group) == 4  # three parts from the others
+    gradient = made(*arguments)
+    assert gradient.sharding.is_equivalent_to(lies, 2)
+    assert jnp.allclose(gradient, expected, rtol=1e-6)
+
+
 def test_tokens_that_do_not_divide_are_refused():
     mesh = sharding.make_mesh({"sequence": 8}, jax.devices()[:8])
     with pytest.raises(ValueError, match="expected attention heads to divide over 8 devices"):

@@ -29,7 +29,7 @@ class Kernel:
     """One kernel of a device.
 
     Attributes:
-      name, opcode, source: of its instruction.
+      name, opcode, source: of its instruction; of a fusion that holds a collective, the collective's source.
       times: how often it runs.
       flops: operations of a run.
       slowness: how many times longer they take than in bf16.
@@ -121,6 +121,7 @@ class _Walk:
     ) -> None:
         self.module, self.devices, self.shares, self.keys = module, devices, shares, keys
         self.unknown: list[str] = []
+        self.carriers: dict[tuple[str, str], str] = {}
 
     def visit(self, inside: Computation, times: float) -> list[Kernel]:
         """Kernels of a computation that runs `times` times."""
@@ -160,7 +161,8 @@ class _Walk:
         ]
 
     def _kernel(self, inside: Computation, i: Instruction, times: float) -> Kernel:
-        sent = self._sent(inside, i)
+        held, sent = self._collective(i), self._sent(inside, i)
+        source = (held[1].source if held else "") or i.source
         flops, slow = self._flops(inside, i)
         reads = [self._read(inside, i, n) for n in range(len(i.operands))]
         if self.keys < 1 and arithmetic.run_time_keys(inside, i):
@@ -176,7 +178,7 @@ class _Walk:
         host = sum(a.bytes for a in moved[:2] if a.space == hlo.HOST)
         overlaps = i.opcode.endswith("-start") and '"is_sync":true' not in i.rest
         return Kernel(
-            i.name, i.opcode, i.source, times, flops, slow, read, written, host, sent, overlaps
+            i.name, i.opcode, source, times, flops, slow, read, written, host, sent, overlaps
         )
 
     def _flops(self, inside: Computation, i: Instruction) -> tuple[float, float]:
@@ -267,9 +269,16 @@ class _Walk:
 
     def _sent(self, inside: Computation, i: Instruction) -> Sent | None:
         held = self._collective(i)
+        around = inside
         inside, inner = held if held else (inside, i)
         if not collectives.kind(inner):
             return None
+        # On TPUs one collective can go on beside several fusions, each of which holds it.
+        channel = re.search(r"channel_id=(\d+)", inner.rest)
+        if held and channel:
+            first = self.carriers.setdefault((around.name, channel[1]), i.name)
+            if first != i.name:
+                return None
         # What TPUs make of a reduce-scatter: an all-reduce and a slice in one fusion.
         slices = any(x.opcode == "dynamic-slice" for x in inside.instructions.values())
         return collectives.sent(inside, inner, self.devices, held is not None and slices)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import importlib.metadata
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -72,7 +73,7 @@ def costs(program: Program, target: Target, cache: Path | None = None) -> list[C
     Args:
       program: of the run.
       target: whose devices it is laid out on.
-      cache: folder of what was read before; None: compile always. JAX's own cache cannot serve: without
+      cache: folder of what was compiled before; None: compile always. JAX's own cache cannot serve: without
         a device it has nothing to load a program into.
     """
     blank = [Cost(r.name, r.runs, model_flops=r.model_flops, hardware_flops=r.hardware_flops)
@@ -94,13 +95,38 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
 
 
+class _Made(NamedTuple):
+    """What the compiler gives: seconds it took, bytes of memory by kind, notes, and the program's text."""
+
+    compile_s: float
+    memory: dict[str, int]
+    notes: list[str]
+    text: str
+
+
 def _compiled(
     program: Program, target: Target, lowered: Any, cache: Path | None
 ) -> list[dict[str, Any]]:
     """Fields of `Cost` for each reading."""
-    file = cache / f"{_key(program, target, lowered)}.json" if cache else None
+    file = cache / f"{_key(target, lowered)}.json.gz" if cache else None
     if file and file.is_file():
-        return json.loads(file.read_text())
+        made = _Made(**json.loads(gzip.decompress(file.read_bytes())))
+    else:
+        made = _compile(target, lowered)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, gzip.compress(json.dumps(made._asdict()).encode(), 1))
+    common: dict[str, Any] = {
+        "compile_s": made.compile_s,
+        "bytes": _bytes(program, target, made.memory),
+    }
+    found = [common | _read(program, target, made.text, r.keys) for r in program.readings]
+    for read in found:
+        read["notes"] = made.notes + read["notes"]
+    return found
+
+
+def _compile(target: Target, lowered: Any) -> _Made:
     start, notes = time.perf_counter(), list[str]()
     try:
         made = lowered.compile()
@@ -109,27 +135,15 @@ def _compiled(
             raise
         made = lowered.compile(compiler_options=NO_TRITON)
         notes.append("compiled without Triton products: not autotuned, no tiles were found")
-    taken, text, memory = time.perf_counter() - start, made.as_text(), made.memory_analysis()
-    common: dict[str, Any] = {"compile_s": taken, "bytes": _bytes(program, target, memory)}
-    found = [common | _read(program, target, text, reading.keys) for reading in program.readings]
-    for read in found:
-        read["notes"] = notes + read["notes"]
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(found).encode())
-    return found
+    taken, found = time.perf_counter() - start, made.memory_analysis()
+    kinds = ("temp", "output", "alias", "argument")
+    memory = {kind: getattr(found, f"{kind}_size_in_bytes") for kind in kinds}
+    return _Made(taken, memory, notes, made.as_text())
 
 
-def _key(program: Program, target: Target, lowered: Any) -> str:
-    """Of everything that what is read depends on: program, target, compiler, and these modules."""
-    here = Path(__file__).parent
-    parts = [
-        lowered.as_text(),
-        repr(target.chip),
-        target.name,
-        repr((program.shares, program.readings)),
-    ]
-    parts += [file.read_text() for file in sorted(here.glob("*.py"))]
+def _key(target: Target, lowered: Any) -> str:
+    """Of everything that a compiled program depends on: the traced one, target and compiler."""
+    parts = [lowered.as_text(), repr(target.chip), target.name]
     for package in ("jaxlib", "libtpu", "jax_cuda12_plugin"):
         try:
             parts.append(importlib.metadata.version(package))
@@ -138,16 +152,16 @@ def _key(program: Program, target: Target, lowered: Any) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _bytes(program: Program, target: Target, memory: Any) -> dict[str, int]:
+def _bytes(program: Program, target: Target, memory: dict[str, int]) -> dict[str, int]:
     beside = bytes_per_device(program.state) + bytes_per_device(program.frozen)
     own = max(bytes_per_device(program.arguments), beside)
-    temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporary = memory["temp"] + memory["output"] - memory["alias"]
     return {
         "state": bytes_per_device(program.state),
         "resident": bytes_per_device(program.frozen),
         "temporary": temporary,
         # The compiler's count of the arguments has their padding, but not those it does not read.
-        "peak": max(own, memory.argument_size_in_bytes) + temporary,
+        "peak": max(own, memory["argument"]) + temporary,
         "limit": int(target.chip.memory),
     }
 
