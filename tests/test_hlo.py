@@ -236,6 +236,28 @@ def test_links_overlap_where_they_start_and_end():
     assert slow.bound == "links" and slow.seconds == pytest.approx(chip.link / chip.network)
 
 
+def test_a_collective_carried_by_several_fusions_counts_once():
+    gather = "all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}"
+    text = "HloModule m\n"
+    for name in ("start", "beside"):
+        text += f"""
+%{name} (p: bf16[8]) -> bf16[32] {{
+  %p = bf16[8]{{0}} parameter(0)
+  ROOT %g = bf16[32]{{0}} {gather}, metadata={{op_name="block/gather"}}
+}}
+"""
+    text += """
+ENTRY %main (a: bf16[8]) -> bf16[32] {
+  %a = bf16[8]{0} parameter(0)
+  %one = bf16[32]{0} fusion(%a), kind=kCustom, calls=%start
+  ROOT %two = bf16[32]{0} fusion(%a), kind=kCustom, calls=%beside, metadata={op_name="elsewhere"}
+}
+"""
+    (carrier,) = [k for k in kernels.read(text, 4).kernels if k.sent]
+    assert carrier.name == "one" and carrier.source == "block/gather"
+    assert carrier.sent.bytes == 3 * 8 * 2
+
+
 def test_float32_products_take_longer():
     text = jax.jit(lambda x: x @ x).lower(like(64, 64)).compile().as_text()
     computation = hlo.parse(text).entry
