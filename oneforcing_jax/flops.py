@@ -18,6 +18,7 @@ from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.rollout import Plan
 from oneforcing_jax.targets import chips
 
+
 def peak(device_kind: str) -> float | None:
     """Peak of a device in operations a second; None for one that is not in the table, such as a CPU."""
     chip = chips.find(device_kind)
@@ -60,7 +61,8 @@ class Flops(NamedTuple):
 
     def again(self, remat: str) -> float:
         """Of what a backward pass computes again; with "attention", as an accelerator does it."""
-        return {"full": self.forward, "offload": self.forward, "attention": self.linear}.get(remat, 0.0)
+        again = {"full": self.forward, "offload": self.forward, "attention": self.linear}
+        return again.get(remat, 0.0)
 
 
 def dit(c: WanConfig, frame_tokens: int, asked: int, pairs: int, prompts: int = 1) -> Flops:

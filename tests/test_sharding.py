@@ -88,7 +88,10 @@ def test_matrices_are_gathered_before_products_and_gradients_go_where_they_lie()
     expected = jax.grad(loss)(kernel, x)
     lies = sharding.named(mesh, axes)
     with jax.set_mesh(mesh):
-        arguments = jax.device_put(kernel, lies), jax.device_put(x, sharding.named(mesh, ("batch",)))
+        arguments = (
+            jax.device_put(kernel, lies),
+            jax.device_put(x, sharding.named(mesh, ("batch",))),
+        )
         made = jax.jit(jax.grad(loss)).lower(*arguments).compile()
     found = [k.sent for k in kernels.read(made.as_text(), 8).kernels if k.sent]
     (gather,) = [sent for sent in found if sent.kind == "all-gather"]

@@ -1,8 +1,8 @@
 """Every config and stage, generation and the VAE, compiled for accelerators that are not here.
 
 `pytest -m tpu_compile` needs the extra plan-tpu, `pytest -m gpu_compile` the extra plan-gpu; programs that
-are equal but for constants are compiled once a worker, so `--dist loadgroup` is quickest. What runs is tested elsewhere: here
-is what the compilers of real targets take, and which kernels and collectives they make of it.
+are equal but for constants are compiled once a worker, so `--dist loadgroup` is quickest. What runs is tested
+elsewhere: here is what the compilers of real targets take, and which kernels and collectives they make of it.
 """
 
 import functools
