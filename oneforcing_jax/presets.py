@@ -1,7 +1,8 @@
 """Settings of a run for machines: which axes the mesh has, and what makes it fit.
 
 Each was compiled for its target at full size with configs/framewise.py, and fits: `docs/scaling.md` has the
-plans. Batches are the paper's, 8 clips an iteration, but for one H100, which has no room to add gradients up.
+plans, and says which of them are of `remat` "full", with 8 GB less.
+Batches are the paper's, 8 clips an iteration, but for one H100, which has no room to add gradients up.
 """
 
 from __future__ import annotations
