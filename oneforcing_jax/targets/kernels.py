@@ -161,7 +161,8 @@ class _Walk:
         ]
 
     def _kernel(self, inside: Computation, i: Instruction, times: float) -> Kernel:
-        held, sent = self._collective(i), self._sent(inside, i)
+        held = self._collective(i)
+        sent = self._sent(inside, i, held)
         source = (held[1].source if held else "") or i.source
         flops, slow = self._flops(inside, i)
         reads = [self._read(inside, i, n) for n in range(len(i.operands))]
@@ -267,10 +268,11 @@ class _Walk:
         inner = called.instructions.values() if called else ()
         return next(((called, x) for x in inner if called and collectives.kind(x)), None)
 
-    def _sent(self, inside: Computation, i: Instruction) -> Sent | None:
-        held = self._collective(i)
-        around = inside
-        inside, inner = held if held else (inside, i)
+    def _sent(
+        self, around: Computation, i: Instruction, held: tuple[Computation, Instruction] | None
+    ) -> Sent | None:
+        """What a collective sends, or the one that a fusion holds."""
+        inside, inner = held or (around, i)
         if not collectives.kind(inner):
             return None
         # On TPUs one collective can go on beside several fusions, each of which holds it.
