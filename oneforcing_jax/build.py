@@ -9,16 +9,17 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from oneforcing_jax import flow, rollout, sharding
+from oneforcing_jax import flow, sharding
+from oneforcing_jax.causal import rollout
+from oneforcing_jax.causal.rollout import Plan
+from oneforcing_jax.data.encoders import Codec
 from oneforcing_jax.data.video import Clip
-from oneforcing_jax.encoders import Codec
 from oneforcing_jax.methods import Method, causal_ode, flow_matching
 from oneforcing_jax.methods import one_forcing as methods
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.optim import Optimiser
-from oneforcing_jax.rollout import Plan
-from oneforcing_jax.steps import Ema, Trainer
+from oneforcing_jax.training.optim import Optimiser
+from oneforcing_jax.training.steps import Ema, Trainer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.files import write_whole
 
 TRASH, RUN_FILE = "trash", "run.json"
 CLEAR_TRIES, CLEAR_PAUSE = 50, 0.2  # seconds

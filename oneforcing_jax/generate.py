@@ -5,7 +5,7 @@
     python -m oneforcing_jax.generate --checkpoint runs/toy/one_forcing --prompts prompts.txt --out videos
 
 The same command continues an interrupted one: finished files are skipped. docs/generate.md says more;
-oneforcing_jax.streaming does the same from Python.
+oneforcing_jax.generation.streaming does the same from Python.
 """
 
 from __future__ import annotations
@@ -23,18 +23,26 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import jobs as listing
-from oneforcing_jax import recordings, samplers, streaming
 from oneforcing_jax.build import DTYPES
-from oneforcing_jax.cache import Window
+from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.causal.rollout import Draws
 from oneforcing_jax.command import ending
-from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.data.images import at_rate, read_image
 from oneforcing_jax.data.video import VideoWriter, read_video
-from oneforcing_jax.jobs import Job
-from oneforcing_jax.rollout import Draws
-from oneforcing_jax.streaming import VideoModel
-from oneforcing_jax.student import FIRST_STEPS, Noise, Settings, Text, recorded, sample_keys, seeded
+from oneforcing_jax.files import write_whole
+from oneforcing_jax.generation import jobs as listing
+from oneforcing_jax.generation import recordings, samplers, streaming
+from oneforcing_jax.generation.jobs import Job
+from oneforcing_jax.generation.streaming import VideoModel
+from oneforcing_jax.generation.student import (
+    FIRST_STEPS,
+    Noise,
+    Settings,
+    Text,
+    recorded,
+    sample_keys,
+    seeded,
+)
 
 BLOCK_FRAMES = {"framewise": 1, "chunkwise": 3}
 SAMPLERS: dict[str, Callable[[np.ndarray], samplers.Sampler]] = {

@@ -22,11 +22,13 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, plan, presets, tiny
+from oneforcing_jax import build, presets
 from oneforcing_jax import config as configs
 from oneforcing_jax.command import ending
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.files import write_whole
+from oneforcing_jax.targets import forecast as plan
 from oneforcing_jax.targets import topology
+from oneforcing_jax.training import tiny
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -205,8 +207,8 @@ def keep_freed_memory() -> None:
 
 
 def _kinds() -> dict:
-    from oneforcing_jax import train
     from oneforcing_jax.toy import chain
+    from oneforcing_jax.training import loop as train
 
     return {"train": train.run, **chain.STAGES}
 

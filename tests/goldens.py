@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oneforcing_jax import steps
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.models import critic, wan
 from oneforcing_jax.sharding import unbox
+from oneforcing_jax.training import steps
 
 FOLDER = Path(__file__).parent / "golden"
 

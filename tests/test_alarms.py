@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from oneforcing_jax.alarms import Watch
+from oneforcing_jax.training.alarms import Watch
 
 
 def ring(name: str, values, before: int = 0) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from oneforcing_jax import config as configs
-from oneforcing_jax import flops
+from oneforcing_jax.causal import flops
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
 
 ROOT = Path(__file__).parents[1]

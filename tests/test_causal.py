@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from oneforcing_jax import cache as kv
-from oneforcing_jax import rollout
-from oneforcing_jax.cache import Window
+from oneforcing_jax.causal import cache as kv
+from oneforcing_jax.causal import rollout
+from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.causal.rollout import Block, Draws
+from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import attention, wan
-from oneforcing_jax.rollout import Block, Draws
-from oneforcing_jax.student import Student
 
 CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
 NET = wan.WanDiT(CONFIG)

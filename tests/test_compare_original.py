@@ -10,10 +10,10 @@ import pytest
 from oneforcing_jax import build, flow
 from oneforcing_jax.bench import ours
 from oneforcing_jax.bench.setting import Record, Setting, random_batch
+from oneforcing_jax.causal.rollout import Draws
 from oneforcing_jax.convert import keys, to_torch
 from oneforcing_jax.methods import one_forcing
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
-from oneforcing_jax.rollout import Draws
 
 ROOT = Path(__file__).parents[1]
 TOOL = runpy.run_path(str(ROOT / "tools" / "compare_original.py"))

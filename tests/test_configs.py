@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from oneforcing_jax import build, main, presets, sharding, tiny
+from oneforcing_jax import build, main, presets, sharding
 from oneforcing_jax import config as configs
 from oneforcing_jax.targets import topology
+from oneforcing_jax.training import tiny
 
 CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "base")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oneforcing_jax import encoders as encoding
+from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.video import Clip, read_clip, write_video
 from oneforcing_jax.toy import codec as codecs

@@ -13,16 +13,17 @@ import pytest
 from goldens import Golden, error
 from PIL import Image
 
-from oneforcing_jax import cache as kv
-from oneforcing_jax import checkpoint, flow, generate, jobs, pretrained, samplers, streaming
+from oneforcing_jax import checkpoint, flow, generate
 from oneforcing_jax import config as configs
-from oneforcing_jax import encoders as encoding
-from oneforcing_jax.cache import Window
+from oneforcing_jax.causal import cache as kv
+from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.causal.rollout import Block, Draws
 from oneforcing_jax.convert import sizes, to_orbax
+from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.video import read_video
+from oneforcing_jax.generation import jobs, pretrained, samplers, streaming
+from oneforcing_jax.generation.student import Student, recorded, sample_keys, seeded
 from oneforcing_jax.models import attention, wan
-from oneforcing_jax.rollout import Block, Draws
-from oneforcing_jax.student import Student, recorded, sample_keys, seeded
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import text as texts
 

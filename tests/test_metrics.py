@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from oneforcing_jax import flops, metrics
-from oneforcing_jax.metrics import Log, Work
+from oneforcing_jax.causal import flops
+from oneforcing_jax.training import metrics
+from oneforcing_jax.training.metrics import Log, Work
 
 WORK = Work(tokens=600, flops={"generator": 4e9, "critic": 1e9})
 

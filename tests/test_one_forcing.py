@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from goldens import Golden, error
 
-from oneforcing_jax import flow, rollout
+from oneforcing_jax import flow
+from oneforcing_jax.causal import rollout
+from oneforcing_jax.causal.rollout import Draws
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.methods import one_forcing
 from oneforcing_jax.models.wan import WanDiT
-from oneforcing_jax.rollout import Draws
 
 TOLERANCE = 5e-3
 

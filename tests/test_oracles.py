@@ -13,7 +13,7 @@ from goldens import FOLDER, abstract, error, transformer_of_diffusers
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.models import critic, wan
-from oneforcing_jax.optim import Optimiser
+from oneforcing_jax.training.optim import Optimiser
 
 CONFIG = wan.WanConfig(48, 80, 4, 3, in_dim=4, out_dim=6, text_dim=20, text_len=7, freq_dim=16)
 

@@ -13,8 +13,10 @@ import jax
 import pytest
 
 from oneforcing_jax import config as configs
-from oneforcing_jax import flops, main, plan
+from oneforcing_jax import main
+from oneforcing_jax.causal import flops
 from oneforcing_jax.targets import chips, measure, programs, search, topology
+from oneforcing_jax.targets import forecast as plan
 
 ROOT = Path(__file__).parents[1]
 PLAN = runpy.run_path(str(ROOT / "tools" / "plan.py"))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from goldens import error, transformer_of_diffusers
 
-from oneforcing_jax import flow, samplers
+from oneforcing_jax import flow
+from oneforcing_jax.generation import samplers
 from oneforcing_jax.models import wan
 
 CONFIG = wan.WanConfig(32, 48, 2, 2, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from goldens import abstract
 
-from oneforcing_jax import cache as kv
 from oneforcing_jax import sharding
+from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.targets import kernels
 

@@ -14,12 +14,14 @@ import pytest
 from goldens import abstract, error
 from jax.flatten_util import ravel_pytree
 
-from oneforcing_jax import checkpoint, rollout, sharding, steps
+from oneforcing_jax import checkpoint, sharding
 from oneforcing_jax import config as configs
+from oneforcing_jax.causal import rollout
 from oneforcing_jax.methods import Method, Update, flow_matching, one_forcing
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.optim import Optimiser
+from oneforcing_jax.training import steps
+from oneforcing_jax.training.optim import Optimiser
 
 CONFIG = WanConfig(32, 48, 4, 2, in_dim=2, out_dim=2, text_dim=8, text_len=8, freq_dim=8)
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -15,9 +15,9 @@ import jax
 import pytest
 
 from oneforcing_jax import config as configs
-from oneforcing_jax import tiny
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.targets import generation, kernels, measure, programs, topology
+from oneforcing_jax.training import tiny
 
 CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "base")
 MESHES = {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oneforcing_jax import text
+from oneforcing_jax.data import text
 from oneforcing_jax.models import umt5
 
 pytest.importorskip("ftfy")

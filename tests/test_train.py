@@ -17,9 +17,10 @@ import jax
 import numpy as np
 import pytest
 
-from oneforcing_jax import checkpoint, main, pretrained
+from oneforcing_jax import checkpoint, main
 from oneforcing_jax.data.store import Store
-from oneforcing_jax.metrics import RATES
+from oneforcing_jax.generation import pretrained
+from oneforcing_jax.training.metrics import RATES
 
 ROOT = Path(__file__).parents[1]
 TOOL = runpy.run_path(str(ROOT / "tools" / "kill_test.py"))

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from test_convert import CONVERT, EXPORT, run, tensors, write_json, write_torch
 from test_encode import MAIN as ENCODE
 
-from oneforcing_jax import encoders as encoding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
+from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.models.umt5 import UMT5Config

@@ -6,7 +6,7 @@
     python tools/bench.py vae --dtype=bfloat16
 
 Compilation is apart from the first call, and that from the steady time (the median). Operations are
-counted from the shapes (`oneforcing_jax/flops.py`).
+counted from the shapes (`oneforcing_jax/causal/flops.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from oneforcing_jax.bench import generate, train, vae
 from oneforcing_jax.command import ending
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.files import write_whole
 
 COMMANDS = {
     "train": (train.options, train.run),

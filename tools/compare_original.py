@@ -29,7 +29,7 @@ from typing import Any
 
 from oneforcing_jax.bench.setting import BLOCK_FRAMES, WORKS, Setting
 from oneforcing_jax.command import ending
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.files import write_whole
 
 SIDES = ("original", "ours")
 TARGET = 3.0

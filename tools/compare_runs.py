@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from oneforcing_jax.command import ending
-from oneforcing_jax.metrics import RATES, ROWS, read_rows
+from oneforcing_jax.training.metrics import RATES, ROWS, read_rows
 
 COLUMNS = ("metric", "runs", "against", "sd", "distance of pairs", "sd of runs")
 

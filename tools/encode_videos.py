@@ -20,8 +20,8 @@ from pathlib import Path
 
 from oneforcing_jax import build, shards
 from oneforcing_jax import config as configs
-from oneforcing_jax import encoders as encoding
 from oneforcing_jax.command import ending
+from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode, summary
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "framewise.py"

@@ -13,12 +13,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax import encoders as encoding
 from oneforcing_jax import shards
 from oneforcing_jax.command import ending
+from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import summary
 from oneforcing_jax.data.lmdb_rows import import_lmdb
-from oneforcing_jax.text import MAX_TOKENS
+from oneforcing_jax.data.text import MAX_TOKENS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

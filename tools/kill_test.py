@@ -26,10 +26,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from oneforcing_jax import build, tiny
+from oneforcing_jax import build
 from oneforcing_jax import config as configs
-from oneforcing_jax.metrics import RATES, read_rows
-from oneforcing_jax.train import CHECKPOINTS
+from oneforcing_jax.training import tiny
+from oneforcing_jax.training.loop import CHECKPOINTS
+from oneforcing_jax.training.metrics import RATES, read_rows
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "noise.py"

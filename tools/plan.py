@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"target: expected {topology.FORMS}, found none; give it or --preset")
         made = _run(given, rest)
         if given.out:
-            from oneforcing_jax.data.files import write_whole
+            from oneforcing_jax.files import write_whole
 
             content = made[0] if len(made) == 1 else {"stages": made}
             write_whole(given.out, (json.dumps(content, indent=1) + "\n").encode())
@@ -74,7 +74,7 @@ def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, 
     """Makes the plans, prints them, and returns what is written."""
     topology.prepare(given.target)  # before anything starts a backend
     from oneforcing_jax import config as configs
-    from oneforcing_jax import plan
+    from oneforcing_jax.targets import forecast as plan
 
     target = topology.find(given.target)
     config = configs.load(given.config, overrides)
@@ -93,7 +93,7 @@ def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, 
 def _search(given: argparse.Namespace, overrides: Sequence[str], target: Any) -> list[Any]:
     """Searches for each stage, prints what was tried, and returns the plans of what fits best."""
     from oneforcing_jax import config as configs
-    from oneforcing_jax import plan
+    from oneforcing_jax.targets import forecast as plan
     from oneforcing_jax.targets import search
 
     def load(more: Sequence[str]) -> Any:

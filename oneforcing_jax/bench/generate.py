@@ -17,17 +17,20 @@ import numpy as np
 from flax.linen import meta
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, flops, pretrained, rollout, sharding, steps
+from oneforcing_jax import build, sharding
 from oneforcing_jax import config as configs
-from oneforcing_jax.cache import Window
-from oneforcing_jax.encoders import WanCodec
+from oneforcing_jax.causal import flops, rollout
+from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.causal.rollout import Plan
+from oneforcing_jax.data.encoders import WanCodec
+from oneforcing_jax.generation import pretrained
+from oneforcing_jax.generation.streaming import decoded
+from oneforcing_jax.generation.student import FIRST_STEPS, Student, sample_keys, seeded
 from oneforcing_jax.models import vae
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT, unstacked
-from oneforcing_jax.rollout import Plan
-from oneforcing_jax.streaming import decoded
-from oneforcing_jax.student import FIRST_STEPS, Student, sample_keys, seeded
 from oneforcing_jax.toy import codec as codecs
+from oneforcing_jax.training import steps
 
 # Blocks before the steady ones: the first, and the one that follows it.
 STARTING = 2

@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import build, flops, flow, rollout
+from oneforcing_jax import build, flow
 from oneforcing_jax import config as configs
 from oneforcing_jax.bench.setting import WORKS, Record, Setting, random_batch
+from oneforcing_jax.causal import flops, rollout
+from oneforcing_jax.causal.rollout import Draws
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.main import keep_freed_memory
 from oneforcing_jax.methods import one_forcing
 from oneforcing_jax.models.wan import WanConfig
-from oneforcing_jax.rollout import Draws
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

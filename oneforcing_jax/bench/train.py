@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, flops, rollout, tiny
+from oneforcing_jax import build
 from oneforcing_jax import config as configs
 from oneforcing_jax.bench.timing import clocked, compiled, summary, timed
+from oneforcing_jax.causal import flops, rollout
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.methods import one_forcing
 from oneforcing_jax.methods.one_forcing import OneForcing
-from oneforcing_jax.steps import Trainer
+from oneforcing_jax.training import tiny
+from oneforcing_jax.training.steps import Trainer
 
 # Batches read to time the data.
 READ = 5

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax import steps
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
@@ -22,6 +21,7 @@ from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.sharding import unbox
+from oneforcing_jax.training import steps
 
 # Beside a converted model: which it is; and beside the text encoder's, its tokenizer.
 MODEL, TOKENIZER = "model.json", "tokenizer"

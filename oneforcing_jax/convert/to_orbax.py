@@ -27,9 +27,8 @@ from oneforcing_jax.convert import keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
-from oneforcing_jax.convert.staging import staged
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.files import staged, write_whole
 from oneforcing_jax.models.critic import HeadConfig
 
 STEP = "0"

@@ -17,8 +17,8 @@ from oneforcing_jax.convert import keys, to_orbax
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.convert.sizes import HEAD_DIM
-from oneforcing_jax.convert.staging import staged
 from oneforcing_jax.convert.torch_io import import_torch, write_safetensors, write_torch
+from oneforcing_jax.files import staged
 
 LAYOUTS = ("original", "diffusers")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"

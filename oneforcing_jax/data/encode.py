@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import encoders as encoding
+from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.captions import Pair, pair
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.data.encoders import Encoders, TextEncoder
 from oneforcing_jax.data.store import LEFT_OUT, NEGATIVE_TEXT, Store
+from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import Clip, read_clip
-from oneforcing_jax.encoders import Encoders, TextEncoder
-from oneforcing_jax.text import pad
+from oneforcing_jax.files import write_whole
 
 # In a store: the video and caption of each sample, a line each.
 SAMPLES = "samples.jsonl"

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import encoders as encoding
+from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import embed_padded, leave_out
+from oneforcing_jax.data.encoders import Encoders
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
-from oneforcing_jax.encoders import Encoders
 
 FILE = "data.mdb"
 

@@ -23,7 +23,7 @@ import numpy as np
 import tensorstore as ts
 
 from oneforcing_jax.data import store_meta
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.files import write_whole
 
 META = "meta.json"
 LEFT_OUT = "left_out"

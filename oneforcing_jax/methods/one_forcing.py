@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax import flow, rollout
+from oneforcing_jax import flow
+from oneforcing_jax.causal import rollout
+from oneforcing_jax.causal.rollout import Draws, Generator, Plan
 from oneforcing_jax.losses import denoise, dmd, gan
 from oneforcing_jax.methods import Method, Update
 from oneforcing_jax.models.critic import Critic
 from oneforcing_jax.models.wan import WanDiT
-from oneforcing_jax.rollout import Draws, Generator, Plan
 
 Metrics = dict[str, jax.Array]
 CRITIC_CLIPS = ("together", "in_turn")

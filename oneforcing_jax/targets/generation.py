@@ -12,11 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, flops, pretrained, rollout, sharding, student
-from oneforcing_jax import cache as kv
+from oneforcing_jax import build, sharding
+from oneforcing_jax.causal import cache as kv
+from oneforcing_jax.causal import flops, rollout
+from oneforcing_jax.causal.rollout import Block, BlockDraws
+from oneforcing_jax.generation import pretrained, student
+from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.wan import WanConfig
-from oneforcing_jax.rollout import Block, BlockDraws
-from oneforcing_jax.student import Student
 from oneforcing_jax.targets import programs
 from oneforcing_jax.targets.programs import Program, Reading
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.files import write_whole
 from oneforcing_jax.targets import kernels, roofline
 from oneforcing_jax.targets.programs import Program, bytes_per_device
 from oneforcing_jax.targets.topology import GPUS_A_HOST, Target

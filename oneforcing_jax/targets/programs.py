@@ -14,14 +14,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, flops, sharding, steps
+from oneforcing_jax import build, sharding
+from oneforcing_jax.causal import flops
+from oneforcing_jax.causal.rollout import Plan
 from oneforcing_jax.convert import sizes
-from oneforcing_jax.encoders import WanCodec
+from oneforcing_jax.data.encoders import WanCodec
+from oneforcing_jax.data.text import MAX_TOKENS
 from oneforcing_jax.models import umt5, vae
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.rollout import Plan
-from oneforcing_jax.text import MAX_TOKENS
+from oneforcing_jax.training import steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,12 +18,14 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from oneforcing_jax import build, flops, steps
+from oneforcing_jax import build
+from oneforcing_jax.causal import flops
 from oneforcing_jax.config import PREFIX
-from oneforcing_jax.plan import Plan, make
 from oneforcing_jax.targets import programs, roofline
+from oneforcing_jax.targets.forecast import Plan, make
 from oneforcing_jax.targets.programs import bytes_per_device
 from oneforcing_jax.targets.topology import Target
+from oneforcing_jax.training import steps
 
 # Arrays of the size of a layer's input that its backward pass finds in memory; of "none" as compiled programs
 # of the 1.3B model have it.

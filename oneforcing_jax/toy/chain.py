@@ -17,23 +17,25 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from oneforcing_jax import build, checkpoint, flow, rollout, sharding, steps
-from oneforcing_jax import encoders as encoding
+from oneforcing_jax import build, checkpoint, flow, sharding
+from oneforcing_jax.causal import rollout
+from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode
-from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import VideoWriter, read_video
+from oneforcing_jax.files import write_whole
+from oneforcing_jax.generation.samplers import euler, sample
+from oneforcing_jax.generation.student import Student
 from oneforcing_jax.methods import causal_ode
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.samplers import euler, sample
-from oneforcing_jax.student import Student
-from oneforcing_jax.text import pad
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import scores as scoring
 from oneforcing_jax.toy import text as texts
 from oneforcing_jax.toy import world as worlds
 from oneforcing_jax.toy.sheet import contact_sheet, spread
-from oneforcing_jax.train import CHECKPOINTS
+from oneforcing_jax.training import steps
+from oneforcing_jax.training.loop import CHECKPOINTS
 
 # Scores given as a part of those of real videos.
 RATIOS = ("sharpness", "motion")

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.files import write_whole
 
 # The fewest channels with which the default world keeps its shapes; see tests/test_toy_world.py.
 CHANNELS = 12

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.files import write_whole
 
 DIM = 32
 LENGTH = 8

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.data.files import write_whole
 from oneforcing_jax.data.video import write_video
+from oneforcing_jax.files import write_whole
 
 COLOURS = {
     "red": (235, 40, 40),

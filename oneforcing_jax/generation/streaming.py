@@ -24,16 +24,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from oneforcing_jax import encoders as encoding
-from oneforcing_jax import pretrained, rollout, samplers, sharding
-from oneforcing_jax.cache import Window
+from oneforcing_jax import sharding
+from oneforcing_jax.causal import rollout
+from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.causal.rollout import Block, Plan
+from oneforcing_jax.data import encoders as encoding
+from oneforcing_jax.data.encoders import Encoders
 from oneforcing_jax.data.images import fit
-from oneforcing_jax.encoders import Encoders
+from oneforcing_jax.data.text import pad_embeddings
+from oneforcing_jax.generation import pretrained, samplers
+from oneforcing_jax.generation.pretrained import Source
+from oneforcing_jax.generation.student import Noise, Settings, Student, Text, sample_keys, seeded
 from oneforcing_jax.models.wan import WanDiT, unstacked
-from oneforcing_jax.pretrained import Source
-from oneforcing_jax.rollout import Block, Plan
-from oneforcing_jax.student import Noise, Settings, Student, Text, sample_keys, seeded
-from oneforcing_jax.text import pad_embeddings
 
 # Clean latents [b, n, c, y, x] of a video, block by block: what `Student.stream` is.
 Blocks = Callable[[Noise, Text, Plan, jax.Array | None], Iterator[jax.Array]]

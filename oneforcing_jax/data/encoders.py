@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import checkpoint, sharding, text
+from oneforcing_jax import checkpoint, sharding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.data import text
+from oneforcing_jax.files import write_whole
 from oneforcing_jax.models import umt5, vae
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae import VAEConfig, WanVAE

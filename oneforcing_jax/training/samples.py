@@ -13,11 +13,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, rollout, sharding
-from oneforcing_jax import encoders as encoding
+from oneforcing_jax import build, sharding
+from oneforcing_jax.causal import rollout
+from oneforcing_jax.data import encoders as encoding
+from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import write_video
-from oneforcing_jax.student import Student
-from oneforcing_jax.text import pad
+from oneforcing_jax.generation.student import Student
 
 FOLDER = "samples"
 # H.264 quality of the grid of videos.

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, rollout
+from oneforcing_jax import build
+from oneforcing_jax.causal import rollout
+from oneforcing_jax.causal.rollout import Plan
 from oneforcing_jax.models import attention
 from oneforcing_jax.models.wan import WanConfig
-from oneforcing_jax.rollout import Plan
 from oneforcing_jax.targets import chips
 
 

@@ -11,13 +11,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build, checkpoint, sharding, steps
+from oneforcing_jax import build, checkpoint, sharding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
-from oneforcing_jax.encoders import ENCODERS
+from oneforcing_jax.data.encoders import ENCODERS
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.toy import codec as toy_codec
-from oneforcing_jax.train import CHECKPOINTS
+from oneforcing_jax.training import steps
+from oneforcing_jax.training.loop import CHECKPOINTS
 
 # What main.py leaves in a work directory.
 CONFIG = "config.json"

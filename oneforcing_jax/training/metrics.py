@@ -18,9 +18,9 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from oneforcing_jax import flops
-from oneforcing_jax.alarms import Watch
-from oneforcing_jax.data.files import write_whole
+from oneforcing_jax.causal import flops
+from oneforcing_jax.files import write_whole
+from oneforcing_jax.training.alarms import Watch
 
 ROWS = "metrics.jsonl"
 # Names that begin so are of the machine, all others of the run.

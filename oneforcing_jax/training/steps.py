@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from oneforcing_jax import sharding
 from oneforcing_jax.methods import SHARED, Batch, Method, Update
 from oneforcing_jax.models.wan import WanConfig, compute_dtype, in_compute_dtype
-from oneforcing_jax.optim import Optimiser
+from oneforcing_jax.training.optim import Optimiser
 
 State = dict[str, Any]
 HOST = "pinned_host"  # the memory kind

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from oneforcing_jax import cache as kv
-from oneforcing_jax import rollout
-from oneforcing_jax.cache import Caches, Window
+from oneforcing_jax.causal import cache as kv
+from oneforcing_jax.causal import rollout
+from oneforcing_jax.causal.cache import Caches, Window
+from oneforcing_jax.causal.rollout import Block, BlockDraws, Draws, Generator, Plan
 from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
-from oneforcing_jax.rollout import Block, BlockDraws, Draws, Generator, Plan
 
 # Noise of the block whose first frame has the given number.
 Noise = Callable[[int, Block], BlockDraws]

@@ -14,15 +14,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from oneforcing_jax import build, checkpoint, flops
+from oneforcing_jax import build, checkpoint
+from oneforcing_jax.causal import flops
 from oneforcing_jax.command import Stopped
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
-from oneforcing_jax.interrupt import Interrupt
-from oneforcing_jax.metrics import Log, Work
 from oneforcing_jax.models.critic import Critic
-from oneforcing_jax.samples import Samples
-from oneforcing_jax.steps import Trainer
+from oneforcing_jax.training.interrupt import Interrupt
+from oneforcing_jax.training.metrics import Log, Work
+from oneforcing_jax.training.samples import Samples
+from oneforcing_jax.training.steps import Trainer
 
 CHECKPOINTS = "checkpoints"
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax import cache as kv
 from oneforcing_jax import flow, shapes
-from oneforcing_jax.cache import Cache, Caches, Window
+from oneforcing_jax.causal import cache as kv
+from oneforcing_jax.causal.cache import Cache, Caches, Window
 from oneforcing_jax.models import attention
 from oneforcing_jax.models.wan import KeyValue, WanConfig
 
