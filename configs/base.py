@@ -5,8 +5,10 @@ Other configs begin with `get_config()` of this file and change what differs.
 
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build
+from oneforcing_jax.config import section
+from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+from oneforcing_jax.training.optim import Optimiser
 
 PROMPTS = (
     "A red fox trots through fresh snow at the edge of a pine forest, the camera following beside it.",
@@ -31,15 +33,16 @@ def train_stage(method, data, iterations, batch, optimisers, init, **changes):
         # Keep optimiser states in the host's memory between steps.
         "offload_optimiser": False,
         "optimisers": optimisers,
-        # Moving average of one trained network ("" for none), from iteration `start`.
-        "ema": {"net": "", "decay": 0.99, "start": 0},
-        # What each network starts from: "" random, "STAGE:NET", or "DIRECTORY:NET" of checkpoints.
+        # Moving average of the network that makes videos (decay 0: none), from iteration `start`.
+        "ema": {"decay": 0.0, "start": 0},
+        # What each network starts from: "random", "STAGE:NET", or "DIRECTORY:NET" of checkpoints.
         "init": init,
         "log_every": 1,
         # Sample videos of these prompts, raw weights and average, in every so many iterations (0: none).
         "samples": {"every": 0, "prompts": ()},
         "checkpoint_every": 50,
-        # Checkpoints kept: the last ones, and the best by a metric such as "generator/loss" ("": none).
+        # Checkpoints kept: the last ones, and the best by a metric such as "generator/loss" or
+        # "samples/motion" ("": none).
         "keep": 2,
         "best": {"metric": "", "mode": "min"},
     }
@@ -47,7 +50,7 @@ def train_stage(method, data, iterations, batch, optimisers, init, **changes):
 
 
 def get_config():
-    c = ConfigDict()
+    c, half = ConfigDict(), DTYPES["bfloat16"]
     c.seed = 0
     # A project of Weights & Biases ("": none), and iterations to profile (0: none).
     c.wandb, c.profile = "", 0
@@ -58,13 +61,11 @@ def get_config():
     c.fps = 16.0
     # Of the noise schedule.
     c.shift = 5.0
-    # Share of prompts replaced by the negative one when a model learns by flow matching.
-    c.prompt_drop_rate = 0.1
     # Autoregressive blocks and their unwarped timesteps in training; first_*: 0 or () as the others.
     c.blocks = {"frames": 1, "steps": (1000,), "first_frames": 0, "first_steps": ()}
-    c.generator = build.wan(WAN_1_3B, remat="attention")
-    c.teacher = build.wan(WAN_14B)
-    c.critic = build.wan(WAN_1_3B, remat="attention")
+    c.generator = section(WAN_1_3B, dtype=half, remat="attention")
+    c.teacher = section(WAN_14B, dtype=half)
+    c.critic = section(WAN_1_3B, dtype=half, remat="attention")
     c.head = {"layers": (21, 29), "ffn_dim": 2048}
     c.one_forcing = {
         "generator_every": 5,
@@ -82,8 +83,6 @@ def get_config():
         "r1": {"weight": 0.0, "sigma": 0.1, "form": "apt"},
         "r2": {"weight": 0.0, "sigma": 0.01, "form": "finite_difference"},
     }
-    # Trajectories of the causal teacher for ODE initialisation; `kept` steps, and the end point.
-    c.ode = {"steps": 48, "kept": (0, 12, 24, 36), "guidance": 5.0}
     # Stages to run, in this order.
     c.run = ("one_forcing",)
     c.stages = {
@@ -92,9 +91,10 @@ def get_config():
             "data",
             iterations=200,
             batch=8,
-            optimisers={"generator": build.optimiser(), "critic": build.optimiser()},
+            optimisers={"generator": section(Optimiser()), "critic": section(Optimiser())},
+            # Name them: "DIRECTORY:NET" of converted weights, or of a stage of another run.
             init={"generator": "", "critic": "", "teacher": ""},
-            ema={"net": "generator", "decay": 0.99, "start": 50},
+            ema={"decay": 0.99, "start": 50},
             samples={"every": 50, "prompts": PROMPTS},
         )
     }

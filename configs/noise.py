@@ -6,8 +6,9 @@ For tests of the trainer and for tools/kill_test.py, which writes the store; see
 import runpy
 from pathlib import Path
 
-from oneforcing_jax import build
+from oneforcing_jax.config import section
 from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.training.optim import Optimiser
 
 BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))
 
@@ -17,17 +18,16 @@ def get_config():
     c.mesh.update({"data": -1, "fsdp": 1})
     c.latents = {"frames": 2, "channels": 2, "rows": 4, "columns": 4}
     size = WanConfig(16, 16, 2, 1, 2, 2, text_dim=8, text_len=8, freq_dim=8)
-    c.generator = c.teacher = c.critic = build.wan(size, dtype="float32")
+    c.generator = c.teacher = c.critic = section(size)
     c.head = {"layers": (0,), "ffn_dim": 16}
     c.one_forcing.gradient_blocks = 0
     c.one_forcing.generator_every = 2
-    rule = build.optimiser(learning_rate=1e-3, beta1=0.9)
-    ema = {"net": "generator", "decay": 0.9, "start": 2}
-    nets = dict.fromkeys(("generator", "critic", "teacher"), "")
+    c.prompt_drop_rate = 0.1
+    rule = section(Optimiser(learning_rate=1e-3, beta1=0.9))
+    ema = {"decay": 0.9, "start": 2}
+    nets = dict.fromkeys(("generator", "critic", "teacher"), "random")
     c.stages = {
-        "teacher": train(
-            "teacher", "noise", 8, 8, {"model": rule}, {"model": ""}, ema=ema | {"net": "model"}
-        ),
+        "teacher": train("teacher", "noise", 8, 8, {"model": rule}, {"model": "random"}, ema=ema),
         "one_forcing": train(
             "one_forcing", "noise", 8, 8, {"generator": rule, "critic": rule}, nets, ema=ema
         ),

@@ -10,10 +10,13 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from oneforcing_jax import build
+from oneforcing_jax.config import section
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.toy.world import FPS, WORLD
+from oneforcing_jax.training.optim import Optimiser
 
+# Modules of the toy's own kinds of stages.
+KINDS = "oneforcing_jax.toy.stages."
 BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))
 
 
@@ -33,32 +36,41 @@ def get_config():
     # As Wan's, but that the rotary frequencies suit eight frames of 3x3 tokens and that attention looks
     # at neighbours from the start: at this width and in this time it would not learn to.
     size = WanConfig(128, 512, 4, 4, 12, 12, 32, 8, 64, rope_theta=30.0, qk_bias=1.0)
-    c.generator = c.teacher = c.critic = build.wan(size, dtype="float32")
+    c.generator = c.teacher = c.critic = section(size)
     c.head = {"layers": (1, 3), "ffn_dim": 256}
     c.one_forcing.gradient_blocks = 0
     c.one_forcing.guidance = 1.0
     c.one_forcing.generator_every = 4
+    # Share of prompts that the negative one replaces when a model learns by flow matching.
+    c.prompt_drop_rate = 0.1
+    # Trajectories of the causal teacher for ODE initialisation; `kept` steps, and the end point.
     c.ode = {"steps": 12, "kept": (0, 3, 6, 9), "guidance": 1.0}
     c.evaluation = {"samples": 96, "steps": 16, "guidance": 1.0}
 
     def from_scratch(updates, rate):
         return {
-            "model": build.optimiser(
-                name="muon", learning_rate=rate, beta1=0.9, beta2=0.99, weight_decay=0.0, clip=1.0,
-                warmup=20, decay=updates,
+            "model": section(
+                Optimiser("muon", rate, 0.9, 0.99, weight_decay=0.0, clip=1.0, warmup=20, decay=updates)
             )
         }  # fmt: skip
 
     def distil(rate):
-        return build.optimiser(learning_rate=rate, beta2=0.99)
+        return section(Optimiser(learning_rate=rate, beta2=0.99))
 
     stages = {
-        "world": {"kind": "world", "count": 960, "codec_videos": 128},
+        "world": {"kind": KINDS + "world", "count": 960, "codec_videos": 128},
         "teacher": train(
-            "teacher", "world/store", 900, 24, from_scratch(900, 3e-3), {"model": ""}, log_every=10
+            "teacher",
+            "world/store",
+            900,
+            24,
+            from_scratch(900, 3e-3),
+            {"model": "random"},
+            log_every=10,
         ),
         "exam": {
-            "kind": "exam",
+            "kind": KINDS + "exam",
+            "world": "world",
             "source": "teacher:model",
             "least": {"colour": 0.9, "shape": 0.6, "direction": 0.6},
         },
@@ -77,6 +89,7 @@ def get_config():
             "data": "world/store",
             "count": 256,
             "batch": 16,
+            "share": "0/1",
         },
         "ode": train(
             "causal_ode",
@@ -94,15 +107,16 @@ def get_config():
             8,
             {"generator": distil(1e-4), "critic": distil(5e-4)},
             {"generator": "ode:model", "critic": "teacher:model", "teacher": "teacher:model"},
-            ema={"net": "generator", "decay": 0.97, "start": 0},
+            ema={"decay": 0.97, "start": 0},
             log_every=10,
             samples={"every": 60, "prompts": spread(WORLD)},
         ),
         "report": {
-            "kind": "report",
+            "kind": KINDS + "report",
+            "world": "world",
             "teacher": "teacher:model",
             "students": (
-                ("untrained, 1 step", ""),
+                ("untrained, 1 step", "random one_forcing:generator"),
                 ("teacher forcing, 1 step", "teacher_forcing:model"),
                 ("before One-Forcing, 1 step", "ode:model"),
                 ("One-Forcing, 1 step (EMA)", "ema one_forcing:generator"),

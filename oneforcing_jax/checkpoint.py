@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,11 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
+# Of a stage: the folder of its checkpoints. In a work directory: the config of the run.
+FOLDER, CONFIG = "checkpoints", "config.json"
 TRASH, RUN_FILE = "trash", "run.json"
 CLEAR_TRIES, CLEAR_PAUSE = 50, 0.2  # seconds
 MODES = ("min", "max")
@@ -41,12 +45,14 @@ def manager(
       OSError: a checkpoint could not be written.
     """
     if keep < 1 or mode not in MODES:
-        raise ValueError(
+        raise InputError(
             f"checkpoints: expected keep >= 1 and a mode among {MODES}, found {keep} and {mode!r}"
         )
     policies: list[Any] = [LatestN(n=keep)]
     if metric:
-        value = lambda metrics: metrics[metric]  # noqa: E731
+        # Metrics of samples are not there before the first ones: such a checkpoint is the worst.
+        worst = math.inf if mode == "min" else -math.inf
+        value = lambda metrics: metrics.get(metric, worst)  # noqa: E731
         policies.append(BestN(get_metric_fn=value, reverse=mode == "min", n=1))
     options = ocp.CheckpointManagerOptions(
         create=True,
@@ -113,7 +119,7 @@ def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
         found = json.loads(file.read_text())
         for name, value in run.items():
             if found.get(name) != value:
-                raise ValueError(
+                raise InputError(
                     f"checkpoints in {of.directory} are of a run with {name} {found.get(name)!r}, found "
                     f"{value!r}: set it back, or use another work directory"
                 )
@@ -185,7 +191,7 @@ def find(folder: str | Path) -> Path:
         return folder
     found = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
     if not found:
-        raise FileNotFoundError(
+        raise MissingInput(
             f"checkpoint: expected Orbax checkpoints (folders with a number) in {folder}, found none; run "
             "the stage or the conversion that makes them, or name another folder"
         )
@@ -211,7 +217,7 @@ def _read(folder: Path, item: str, abstract: Any) -> Any:
     path = folder / item
     if not path.is_dir():
         found = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        raise ValueError(f"checkpoint {folder}: expected an item {item!r}, found {found}")
+        raise InputError(f"checkpoint {folder}: expected an item {item!r}, found {found}")
     with ocp.StandardCheckpointer() as checkpointer:
         stored = checkpointer.metadata(path).item_metadata
         _compare(path, _shapes(getattr(stored, "tree", stored)), _shapes(abstract))
@@ -235,7 +241,7 @@ def _compare(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> Non
     parts += [f"{len(more)} unexpected ({min(more)})"] if more else []
     parts += [f"{min(wrong)} is {found[min(wrong)]}, not {expected[min(wrong)]}"] if wrong else []
     if parts:
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} is of another model: {'; '.join(parts)}; use the config it was trained "
             "with, or another directory"
         )

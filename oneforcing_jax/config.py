@@ -1,17 +1,30 @@
-"""Config files: Python modules with `get_config()`, fields overridable on the command line."""
+"""Config files: Python modules with `get_config()`, overridden on the command line, read into typed records.
+
+`load` gives the fields of a file. `read` makes a frozen dataclass of them. A dataclass says what it expects:
+its fields' names and types, and in `__post_init__` what no type says. An error names the field.
+"""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
+import json
 import runpy
-from collections.abc import Callable, Iterable, Iterator
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from oneforcing_jax.dtypes import DTYPES, Dtype
+from oneforcing_jax.errors import InputError, MissingInput
+
 PREFIX = "--config."
+Record = TypeVar("Record")
 
 
 def load(
@@ -27,24 +40,27 @@ def load(
       change: what is done to it before.
 
     Raises:
-      FileNotFoundError, ValueError: one line that says what was expected and what was found; for an
+      MissingInput, InputError: one line that says what was expected and what was found; for an
         unknown field it names the nearest.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"config: expected a Python file, found nothing at {path}; see configs/"
-        )
+        raise MissingInput(f"config: expected a Python file, found nothing at {path}; see configs/")
     module = runpy.run_path(str(path))
     if "get_config" not in module:
-        raise ValueError(f"config: expected a function get_config() in {path}, found none")
-    config = module["get_config"]()
+        raise InputError(f"config: expected a function get_config() in {path}, found none")
+    config: ConfigDict = module["get_config"]()
     if change:
         change(config)
     for override in overrides:
         _apply(config, override)
     config.lock()
     return config
+
+
+def of_json(file: Path) -> ConfigDict:
+    """The config that a run wrote down."""
+    return ConfigDict(json.loads(file.read_text()))
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -59,17 +75,17 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _apply(config: ConfigDict, override: str) -> None:
     name, equals, text = override.removeprefix(PREFIX).partition("=")
     if not override.startswith(PREFIX) or not equals:
-        raise ValueError(f"command line: expected {PREFIX}FIELD=VALUE, found {override!r}")
+        raise InputError(f"command line: expected {PREFIX}FIELD=VALUE, found {override!r}")
     known = dict(fields(config))
     if name not in known:
-        raise ValueError(f"config: no field {name!r}; did you mean {_nearest(name, known)!r}?")
+        raise InputError(f"config: no field {name!r}; did you mean {nearest(name, known)!r}?")
     parent = config
     for part in name.split(".")[:-1]:
         parent = parent[part]
     parent[name.split(".")[-1]] = _parse(name, text, known[name])
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """The field whose last part is most like that of `name`; of several, the one most like all of it."""
 
     def likeness(field: str) -> tuple[float, float]:
@@ -85,7 +101,7 @@ def _parse(name: str, text: str, like: Any) -> Any:
         return text
     if isinstance(like, tuple) and like and all(isinstance(part, str) for part in like):
         return tuple(part.strip(" '\"()") for part in text.split(",") if part.strip(" '\"()"))
-    wrong = ValueError(
+    wrong = InputError(
         f"config: field {name!r}: expected {type(like).__name__} such as {like!r}, found {text!r}"
     )
     try:
@@ -99,3 +115,79 @@ def _parse(name: str, text: str, like: Any) -> Any:
     if type(value) is not type(like):
         raise wrong
     return value
+
+
+def read(record: type[Record], values: Mapping[str, Any], where: str = "") -> Record:
+    """A frozen dataclass from the fields of a config that have its names.
+
+    Args:
+      record: the dataclass; types of fields may be numbers, bool, str, Dtype, tuples, mappings from names,
+        and dataclasses.
+      values: by field; every field without a default must be there, and no other.
+      where: dotted name of `values` in the config, for errors.
+
+    Raises:
+      InputError: a field that is missing, unknown, or not of its type; what the dataclass itself refuses.
+    """
+    expected = {field.name: field for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in expected:
+            raise InputError(
+                f"config: no field {_dotted(where, name)!r}; did you mean "
+                f"{_dotted(where, nearest(name, expected))!r}?"
+            )
+    kinds, made = typing.get_type_hints(record), dict[str, Any]()
+    for name, field in expected.items():
+        if name in values:
+            made[name] = _value(kinds[name], values[name], _dotted(where, name))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise InputError(
+                f"config: expected a field {_dotted(where, name)!r}, found none; add it"
+            )
+    try:
+        return record(**made)
+    except InputError as error:
+        place = f"section {where!r}: " if where else ""
+        raise InputError(f"config: {place}{error}") from None
+
+
+def _dotted(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """A config's value as a field's type."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if kind is Dtype:
+        if value not in DTYPES:
+            raise InputError(
+                f"config: field {name!r}: expected one of {sorted(DTYPES)}, found {value!r}"
+            )
+        return DTYPES[value]
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _value(parts[0], value, name)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ConfigDict):
+        return read(kind, value, name)  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, tuple | list):
+        inner = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        if len(inner) == len(value):
+            return tuple(_value(k, v, name) for k, v in zip(inner, value, strict=True))
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        if isinstance(value, Mapping | ConfigDict):
+            return {key: _value(parts[1], v, _dotted(name, key)) for key, v in value.items()}
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif isinstance(kind, type) and type(value) is kind:
+        return value
+    shown = kind.__name__ if isinstance(kind, type) and not parts else str(kind)
+    raise InputError(f"config: field {name!r}: expected {shown}, found {value!r}; change it")
+
+
+def section(record: Any, **changes: Any) -> dict[str, Any]:
+    """The fields of a dataclass as a config file holds them, some of them changed."""
+    made = dataclasses.asdict(dataclasses.replace(record, **changes))
+    return {
+        name: np.dtype(value).name if name == "dtype" else value for name, value in made.items()
+    }

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from oneforcing_jax.errors import InputError
+
 
 def write_whole(path: str | Path, content: bytes) -> None:
     """Writes a file so that no reader, and no kill, ever sees half of it.
@@ -25,7 +27,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ValueError(
+        raise InputError(
             f"cannot write {path}: {error.strerror}; name a file in a folder that exists and can "
             "be written"
         ) from error

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneforcing_jax.errors import InputError
+
 TRAIN_STEPS = 1000
 
 
@@ -30,7 +32,7 @@ def warp_steps(steps: Sequence[float], shift: float) -> tuple[float, ...]:
     """
     falls = all(a > b for a, b in zip(steps, steps[1:], strict=False))
     if not steps or not falls or not 0 < min(steps) <= max(steps) <= TRAIN_STEPS:
-        raise ValueError(
+        raise InputError(
             f"step list: expected falling timesteps in (0, {TRAIN_STEPS}], found {list(steps)}"
         )
     return tuple(float(shift * s / (TRAIN_STEPS + (shift - 1) * s)) for s in steps)

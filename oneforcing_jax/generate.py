@@ -23,12 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.build import DTYPES
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.causal.rollout import Draws
-from oneforcing_jax.command import ending
+from oneforcing_jax.causal.plan import ClipDraws
+from oneforcing_jax.command import axes, ending, numbers, size
 from oneforcing_jax.data.images import at_rate, read_image
 from oneforcing_jax.data.video import VideoWriter, read_video
+from oneforcing_jax.dtypes import DTYPES
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation import jobs as listing
 from oneforcing_jax.generation import recordings, samplers, streaming
@@ -43,31 +44,14 @@ from oneforcing_jax.generation.student import (
     sample_keys,
     seeded,
 )
+from oneforcing_jax.published import BLOCK_FRAMES
 
-BLOCK_FRAMES = {"framewise": 1, "chunkwise": 3}
 SAMPLERS: dict[str, Callable[[np.ndarray], samplers.Sampler]] = {
     "unipc": samplers.unipc,
     "euler": samplers.euler,
 }
 # Below this many pixel rows or columns, colour at half resolution shows.
 SMALL = 128
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
-
-
-def _size(text: str) -> tuple[int, int]:
-    rows, columns = text.lower().split("x")
-    return int(rows), int(columns)
-
-
-def _axes(text: str) -> dict[str, int]:
-    """Sizes by mesh axis, from "sequence=4,context=2"."""
-    sizes = dict(part.split("=") for part in text.split(","))
-    if set(sizes) - {"context", "sequence", "tensor"}:
-        raise ValueError(text)
-    return {axis: int(size) for axis, size in sizes.items()}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,15 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the noise, which depends on it and on K alone")
 
     add("--frames", type=int, help="pixel frames, given ones included; default as trained, Wan 81")
-    add("--size", type=_size, help="rows x columns in pixels; default as trained, Wan 480x832")
+    add("--size", type=size, help="rows x columns in pixels; default as trained, Wan 480x832")
     add("--fps", type=float, help="frames per second; default as trained, Wan 16")
     add("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
 
     add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
-    add("--steps", type=_numbers, default=(1000.0,), help="timesteps of a block; default 1000")
+    add("--steps", type=numbers, default=(1000.0,), help="timesteps of a block; default 1000")
     add("--first_frames", type=int, help="latent frames of the first block; default as trained")
     first = "timesteps of the first block, default 1000,750,500,250; not with --image or --video"
-    add("--first_steps", type=_numbers, default=FIRST_STEPS, help=first)
+    add("--first_steps", type=numbers, default=FIRST_STEPS, help=first)
     add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
     add("--window", type=int, help="latent frames that a block sees, its own too; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
@@ -115,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("--batch", type=int, default=1, help="videos side by side, split over the devices")
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
-    add("--mesh", type=_axes, default={}, help=split)
+    add("--mesh", type=axes, default={}, help=split)
     add("--shard", default="0/1", help="I/N: this process makes share I of N")
     add("--noise_file", type=Path, help=".npz: noise [n, f, c, y, x], renoise [n, steps - 1, f, ...]")
     add("--prompt_embeds", type=Path, help=".npy [prompts, s, d], read in place of the text encoder")
@@ -135,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Makes the videos that are missing."""
     jobs = _jobs(args)
-    share = listing.shard(jobs, args.shard)
+    share = listing.share_of(jobs, args.shard)
     todo = [
         job
         for job in share
@@ -148,9 +132,9 @@ def run(args: argparse.Namespace) -> None:
     for name in ("batch", "frames"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ValueError(f"{name}: expected 1 or more, found {value}")
+            raise InputError(f"{name}: expected 1 or more, found {value}")
     if args.sink and args.window is None:
-        raise ValueError(f"sink: expected --window with it, found a sink of {args.sink} alone")
+        raise InputError(f"sink: expected --window with it, found a sink of {args.sink} alone")
     model = _model(args)
     settings, given = _settings(args, model)
     noise, text = _noise(args, jobs, settings, given), _text(args, model, jobs)
@@ -167,9 +151,9 @@ def run(args: argparse.Namespace) -> None:
 def _jobs(args: argparse.Namespace) -> list[Job]:
     if args.prompt is not None:
         if args.rewritten_prompts:
-            raise ValueError("--rewritten_prompts: expected --prompts with it, found --prompt")
+            raise InputError("--rewritten_prompts: expected --prompts with it, found --prompt")
         if not args.prompt.strip():
-            raise ValueError("prompt: expected words, found an empty prompt; say what to show")
+            raise InputError("prompt: expected words, found an empty prompt; say what to show")
         prompts = [listing.Prompt(args.prompt, args.prompt)]
     else:
         prompts = listing.read_prompts(args.prompts, args.rewritten_prompts)
@@ -178,7 +162,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out: cannot make {folder}: {error.strerror}; choose another") from None
+        raise InputError(f"--out: cannot make {folder}: {error.strerror}; choose another") from None
     return jobs
 
 
@@ -212,7 +196,7 @@ def _settings(args: argparse.Namespace, model: VideoModel) -> tuple[Settings, An
         )
     file, given = args.image or args.video, None
     if file and args.teacher:
-        raise ValueError(
+        raise InputError(
             f"--teacher: it makes whole clips and cannot continue {file}; leave one out"
         )
     if file:
@@ -243,7 +227,7 @@ def _noise(
     def noise(group: Sequence[Job]) -> Noise:
         rows = [job.number for job in group]
         more = None if renoise is None else jnp.asarray(renoise[rows])
-        return recorded(Draws(jnp.asarray(start[rows]), None, more), first)
+        return recorded(ClipDraws(jnp.asarray(start[rows]), None, more), first)
 
     return noise
 

@@ -20,14 +20,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
-from oneforcing_jax import build, presets
+from oneforcing_jax import checkpoint, presets, stages
 from oneforcing_jax import config as configs
 from oneforcing_jax.command import ending
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
-from oneforcing_jax.targets import forecast as plan
-from oneforcing_jax.targets import topology
+from oneforcing_jax.run import Run
+from oneforcing_jax.stages import Stage
+from oneforcing_jax.targets import forecast, topology
 from oneforcing_jax.training import tiny
 
 
@@ -87,15 +88,16 @@ def plan_on(known: argparse.Namespace, overrides: Sequence[str]) -> None:
       ImportError: its compiler is not installed.
     """
     if not known.dry_run:
-        raise ValueError(
+        raise InputError(
             f"command line: expected --dry_run with --target, found --target={known.target} alone; a run "
             "takes the devices of its machine"
         )
     topology.prepare(known.target)
     config = configs.load(known.config, overrides, tiny.shrink if known.tiny else None)
+    run = Run.of(config)
     print(config)
-    for made in plan.train(config, plan.stages(config), topology.find(known.target)):
-        print(plan.table(made))
+    for made in forecast.train(run, forecast.stages(run), topology.find(known.target)):
+        print(forecast.table(made))
 
 
 def _join(known: argparse.Namespace) -> None:
@@ -108,14 +110,14 @@ def _join(known: argparse.Namespace) -> None:
     if not known.distributed and said == (None, None, None):
         return
     if said.count(None) not in (0, 3):
-        raise ValueError(
+        raise InputError(
             "command line: expected --coordinator, --process_id and --process_count together, found "
             f"{said}; give all, or --distributed alone"
         )
     try:
         jax.distributed.initialize(*said[:1], num_processes=said[2], process_id=said[1])
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"distributed: {str(error).splitlines()[0]}") from None
+        raise InputError(f"distributed: {str(error).splitlines()[0]}") from None
 
 
 def run(
@@ -125,65 +127,69 @@ def run(
     dry_run: bool = False,
     shrunk: bool = False,
 ) -> None:
-    """Loads a config and runs its stages."""
+    """Loads a config, checks all of it, and runs its stages."""
     config = configs.load(path, overrides, tiny.shrink if shrunk else None)
-    kinds = _kinds()
-    for name in config.run:
-        if name not in config.stages:
-            known = list(config.stages)
-            raise ValueError(f"config: field 'run': expected stages among {known}, found {name!r}")
-        stage = config.stages[name]
-        if stage.kind not in kinds:
-            raise ValueError(
-                f"config: stage {name!r}: expected a kind among {sorted(kinds)}, found {stage.kind!r}"
-            )
-        if stage.kind == "train":
-            build.trainer(config, stage).abstract()
-        elif jax.process_count() > 1:
-            raise ValueError(
-                f"config: stage {name!r} of kind {stage.kind!r}: expected stages of kind 'train' among "
-                f"several processes, found {jax.process_count()}; run it first, in one, and set `run`"
+    described = Run.of(config)
+    prepared = stages.prepare(described)
+    for stage in prepared:
+        if jax.process_count() > 1 and not stage.several_processes:
+            raise InputError(
+                f"config: stage {stage.name!r}: expected stages for several processes, found one for a "
+                "single process; run it first, in one, and set `run`"
             )
     if dry_run:
         print(config)
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with _alone(workdir):
+    with _locked(workdir, [stage.share for stage in prepared]):
         if shrunk:
-            tiny.write_data(config, workdir)
-        _run_stages(config, workdir)
+            tiny.write_data(described, workdir)
+        _start(workdir, config.to_json(indent=1), prepared)
+        for stage in prepared:
+            stage.work(workdir)
 
 
-def _run_stages(config: ConfigDict, workdir: Path) -> None:
-    for name in config.run:
-        (workdir / name).mkdir(exist_ok=True)
+def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:
+    """What lies in a work directory before the first stage."""
+    for stage in prepared:
+        (workdir / stage.name).mkdir(exist_ok=True)
     keep_freed_memory()
     # Orbax and TensorBoard log through absl; what matters of it is raised.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
     if jax.process_index() == 0:
-        write_whole(workdir / "config.json", config.to_json(indent=1).encode())
-    for name in config.run:
-        _kinds()[config.stages[name].kind](config, name, workdir)
+        write_whole(workdir / checkpoint.CONFIG, config.encode())
 
 
 @contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[None]:
+def _locked(workdir: Path, shares: Sequence[tuple[int, int]]) -> Iterator[None]:
     """Keeps other runs out of a work directory until this one ends, however it ends.
 
+    Runs of one stage that does a share of its work keep out all but those that do the other shares.
+
     Raises:
-      ValueError: another run is in it.
+      InputError: another run is in it.
     """
     if jax.process_index() != 0:
         yield
         return
-    with (workdir / "lock").open("a+") as file:
+    index, count = shares[0] if len(shares) == 1 else (0, 1)
+    with contextlib.ExitStack() as held:
+        held.enter_context(_lock(workdir / "lock", workdir, shared=count > 1))
+        if count > 1:
+            held.enter_context(_lock(workdir / f"lock-{index}-of-{count}", workdir))
+        yield
+
+
+@contextlib.contextmanager
+def _lock(path: Path, workdir: Path, shared: bool = False) -> Iterator[None]:
+    with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ValueError(
+            raise InputError(
                 f"work directory {workdir}: expected no other run in it, found process {file.read()}; wait "
                 "for it to end, or use another directory"
             ) from None
@@ -204,13 +210,6 @@ def keep_freed_memory() -> None:
             libc.mallopt(m_trim_threshold, 2**31 - 1)
             libc.mallopt(m_top_pad, 2**28)
             libc.mallopt(m_arena_max, 1)
-
-
-def _kinds() -> dict:
-    from oneforcing_jax.toy import chain
-    from oneforcing_jax.training import loop as train
-
-    return {"train": train.run, **chain.STAGES}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from oneforcing_jax.config import PREFIX
+from oneforcing_jax.errors import InputError
 
 
 class Preset(NamedTuple):
@@ -42,7 +43,7 @@ def find(name: str) -> Preset:
       ValueError: there is none.
     """
     if name not in PRESETS:
-        raise ValueError(
+        raise InputError(
             f"preset: expected one of {sorted(PRESETS)}, found {name!r}; or give --config.mesh.* and "
             "others yourself, from tools/plan.py train --search"
         )

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from oneforcing_jax.errors import InputError
+
 
 def check(name: str, array: Any, axes: str, **known: int) -> dict[str, int]:
     """Sizes by axis letter of an array whose axes are `axes` ("b f c y x").
@@ -24,9 +26,9 @@ def check(name: str, array: Any, axes: str, **known: int) -> dict[str, int]:
     letters = axes.split()
     shape = tuple(array.shape)
     if len(shape) != len(letters):
-        raise ValueError(f"{name}: expected axes [{axes}], found shape {shape}")
+        raise InputError(f"{name}: expected axes [{axes}], found shape {shape}")
     sizes = dict(zip(letters, shape, strict=True))
     wrong = [f"{a}={known[a]}" for a in letters if a in known and known[a] != sizes[a]]
     if wrong:
-        raise ValueError(f"{name}: expected {', '.join(wrong)} in [{axes}], found shape {shape}")
+        raise InputError(f"{name}: expected {', '.join(wrong)} in [{axes}], found shape {shape}")
     return sizes

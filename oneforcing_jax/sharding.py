@@ -24,6 +24,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from oneforcing_jax.errors import InputError
+
 MESH_AXES = ("data", "fsdp", "context", "sequence", "tensor")
 
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
@@ -54,13 +56,13 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Any = None) -> Me
     devices = jax.devices() if devices is None else devices
     shape = dict.fromkeys(MESH_AXES, 1) | dict(sizes or {"data": -1})
     if unknown := set(shape) - set(MESH_AXES):
-        raise ValueError(f"mesh: expected axes among {MESH_AXES}, found {sorted(unknown)}")
+        raise InputError(f"mesh: expected axes among {MESH_AXES}, found {sorted(unknown)}")
     free = [axis for axis, size in shape.items() if size == -1]
     known = math.prod(size for size in shape.values() if size != -1)
     if len(free) == 1 and len(devices) % known == 0:
         shape[free[0]] = len(devices) // known
     if math.prod(shape.values()) != len(devices):
-        raise ValueError(
+        raise InputError(
             f"mesh: expected sizes whose product is the number of devices, {len(devices)}, found {shape}; "
             "give one axis the size -1 to take what is left"
         )
@@ -79,7 +81,7 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
     if slices == 1:
         return Mesh(mesh_utils.create_device_mesh(shape, devices, **split), MESH_AXES)
     if shape[0] % slices:
-        raise ValueError(
+        raise InputError(
             f"mesh: expected an axis data that divides over {slices} slices, found {shape[0]}; set "
             f"mesh.data to a multiple of {slices}"
         )
@@ -95,13 +97,13 @@ def spec(axes: tuple[str | None, ...]) -> P:
       ValueError: an axis that the table lacks, or a mesh axis used twice.
     """
     if unknown := [a for a in axes if a is not None and a not in RULES]:
-        raise ValueError(
+        raise InputError(
             f"sharding: axis {unknown[0]!r} of {axes} is not in the rules {sorted(RULES)}"
         )
     mapped = [None if a is None else RULES[a] for a in axes]
     used = [m for entry in mapped if entry for m in ((entry,) if isinstance(entry, str) else entry)]
     if len(used) != len(set(used)):
-        raise ValueError(f"sharding: axes {axes} map to {mapped}, which uses a mesh axis twice")
+        raise InputError(f"sharding: axes {axes} map to {mapped}, which uses a mesh axis twice")
     return P(*mapped)
 
 
@@ -203,7 +205,7 @@ def check(what: str, size: int, axis: str, mesh: Any = None) -> None:
     parts = _size(mesh, axes)
     if size % parts:
         names = " x ".join(f"{a} {mesh.shape[a]}" for a in axes if mesh.shape[a] > 1)
-        raise ValueError(
+        raise InputError(
             f"mesh: expected {what} to divide over {parts} devices ({names}), found {size}; choose mesh "
             "sizes that divide it"
         )
@@ -288,7 +290,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
             parts = _size(mesh, entry)
             if size % parts:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise ValueError(
+                raise InputError(
                     f"sharding: {name} {tuple(array.shape)} does not divide over {parts} devices of "
                     f"mesh axis {entry!r}; choose a mesh whose sizes divide the model's"
                 )

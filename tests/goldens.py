@@ -15,8 +15,8 @@ import pytest
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.models import critic, wan
+from oneforcing_jax.models import params as parameters
 from oneforcing_jax.sharding import unbox
-from oneforcing_jax.training import steps
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -74,7 +74,7 @@ def wan_config(config: dict[str, Any]) -> wan.WanConfig:
 @functools.lru_cache(maxsize=64)
 def abstract(net: Any) -> Any:
     """Shapes of a network's parameters."""
-    return unbox(jax.eval_shape(lambda: steps.init(net, 0)))
+    return unbox(parameters.shapes(net))
 
 
 def error(found: Any, expected: Any) -> float:

@@ -10,6 +10,7 @@ from goldens import error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oneforcing_jax.causal import structures
 from oneforcing_jax.models import attention, splash
 
 
@@ -71,12 +72,12 @@ def cases(draw):
 @given(cases())
 def test_structures(case):
     layout, window, sink, first, tokens = case
-    structures = (
-        attention.block_causal(layout, window, sink),
-        attention.noisy_after_clean(layout, window, sink, first),
-        attention.teacher_forcing(layout, window, sink),
+    every = (
+        structures.block_causal(layout, window, sink),
+        structures.noisy_after_clean(layout, window, sink, first),
+        structures.teacher_forcing(layout, window, sink),
     )
-    for groups, mask in zip(structures, masks(layout, window, sink, first), strict=True):
+    for groups, mask in zip(every, masks(layout, window, sink, first), strict=True):
         # What a structure says, frame by frame.
         found = np.zeros_like(mask)
         for group in groups:
@@ -92,22 +93,22 @@ def test_structures(case):
 )
 def test_attend_groups_is_masked_softmax(layout, window, sink):
     tokens, first = 3, 1
-    structures = (
-        attention.block_causal(layout, window, sink),
-        attention.noisy_after_clean(layout, window, sink, first),
-        attention.teacher_forcing(layout, window, sink),
+    every = (
+        structures.block_causal(layout, window, sink),
+        structures.noisy_after_clean(layout, window, sink, first),
+        structures.teacher_forcing(layout, window, sink),
     )
-    for groups, mask in zip(structures, masks(layout, window, sink, first), strict=True):
+    for groups, mask in zip(every, masks(layout, window, sink, first), strict=True):
         mask = mask.repeat(tokens, 0).repeat(tokens, 1)
         q, k, v = inputs(*mask.shape)
         frames = (x.reshape(len(x), -1, tokens, *x.shape[2:]) for x in (q, k, v))
-        found = jax.jit(attention.attend_groups, static_argnums=3)(*frames, groups)
+        found = jax.jit(structures.attend_groups, static_argnums=3)(*frames, groups)
         assert error(attention.flat(found), dense(q, k, v, mask)) < 1e-5
 
 
 def test_length_hides_the_rest():
     q, k, v = inputs(5, 9)
-    run = jax.jit(attention.attend)
+    run = jax.jit(attention.softmax_attention)
     for length in (1, 4, 9):
         expected = dense(q, k, v, np.broadcast_to(np.arange(9) < length, (5, 9)))
         assert error(run(q, k, v, length), expected) < 1e-5
@@ -115,7 +116,7 @@ def test_length_hides_the_rest():
         np.where(np.arange(9)[:, None, None] < 4, x, 1e4).astype(np.float32) for x in (k, v)
     )
     assert error(run(q, *poisoned, 4), run(q, k, v, 4)) < 1e-5
-    assert error(attention.attend(q, k, v), run(q, k, v, 9)) < 1e-6
+    assert error(attention.softmax_attention(q, k, v), run(q, k, v, 9)) < 1e-6
 
 
 @pytest.mark.parametrize("length", [None, 4])
@@ -125,9 +126,9 @@ def test_chunks_change_nothing(t, length, monkeypatch):
 
     def both(q, k, v):
         def total(*args):
-            return jnp.sin(attention.attend(*args, length)).sum()
+            return jnp.sin(attention.softmax_attention(*args, length)).sum()
 
-        return attention.attend(q, k, v, length), *jax.grad(total, (0, 1, 2))(q, k, v)
+        return attention.softmax_attention(q, k, v, length), *jax.grad(total, (0, 1, 2))(q, k, v)
 
     whole = jax.jit(both)(q, k, v)
     monkeypatch.setattr(attention, "_XLA_LOGITS", 20)
@@ -139,13 +140,13 @@ def test_chunks_change_nothing(t, length, monkeypatch):
 
 def test_half_precision_keeps_its_type():
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in inputs(6, 6))
-    found = jax.jit(attention.attend)(q, k, v)
+    found = jax.jit(attention.softmax_attention)(q, k, v)
     assert found.dtype == jnp.bfloat16
     assert error(found.astype(jnp.float32), dense(q, k, v, np.ones((6, 6), bool))) < 2e-2
 
 
 def splash_of(q, k, v, length=None):
-    return splash.attend(q, k, v, length, splash.tiles_of("TPU v5"), interpret=True)
+    return splash.softmax_attention(q, k, v, length, splash.tiles_of("TPU v5"), interpret=True)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,9 @@ def test_gradients_of_splash(length):
         traced = None if length is None else jnp.int32(length)
         return jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v, traced)
 
-    for found, expected in zip(gradients(splash_of), gradients(attention.attend), strict=True):
+    for found, expected in zip(
+        gradients(splash_of), gradients(attention.softmax_attention), strict=True
+    ):
         assert error(found, expected) < 1e-4
 
 
@@ -199,13 +202,13 @@ def test_one_query():
 def test_runs_of_groups_are_masked_softmax(layout, first):
     """What a kernel with a computed mask sees is the structure: outputs and gradients."""
     tokens, asked = 70, 35  # of a frame of keys, and of the half of it that a device asks for
-    structures = (
-        attention.block_causal(layout),
-        attention.noisy_after_clean(layout, first=first),
-        attention.teacher_forcing(layout),
+    every = (
+        structures.block_causal(layout),
+        structures.noisy_after_clean(layout, first=first),
+        structures.teacher_forcing(layout),
     )
-    for groups, mask in zip(structures, masks(layout, None, 0, first), strict=True):
-        made = attention.runs(groups)
+    for groups, mask in zip(every, masks(layout, None, 0, first), strict=True):
+        made = structures.stretches(groups)
         q, k, v = inputs(mask.shape[0] * asked, mask.shape[1] * tokens, batch=1, size=8)
         mask = mask.repeat(asked, 0).repeat(tokens, 1)
 
@@ -220,7 +223,7 @@ def test_runs_of_groups_are_masked_softmax(layout, first):
 
         def by_runs(q, k, v, made=made):
             parts = [
-                splash.attend_run(
+                splash.structured_attention(
                     q[:, run.queries[0] * asked : run.queries[1] * asked],
                     k,
                     v,
@@ -238,6 +241,6 @@ def test_runs_of_groups_are_masked_softmax(layout, first):
 
 
 def test_rolling_windows_are_no_runs():
-    assert attention.runs(attention.block_causal((1,) * 6, 3, 1)) is None
-    assert len(attention.runs(attention.noisy_after_clean((1,) * 21, first=4))) == 1
-    assert len(attention.runs(attention.teacher_forcing((3,) * 7))) == 2
+    assert structures.stretches(structures.block_causal((1,) * 6, 3, 1)) is None
+    assert len(structures.stretches(structures.noisy_after_clean((1,) * 21, first=4))) == 1
+    assert len(structures.stretches(structures.teacher_forcing((3,) * 7))) == 2

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from oneforcing_jax import config as configs
+from oneforcing_jax import methods
 from oneforcing_jax.causal import flops
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+from oneforcing_jax.run import Run
 
 ROOT = Path(__file__).parents[1]
 BENCH = runpy.run_path(str(ROOT / "tools" / "bench.py"))
@@ -27,23 +29,23 @@ def test_cached_pass_of_a_frame(keys, expected):
     assert found == pytest.approx(expected, rel=0.01)
 
 
+def work(net, *overrides, config="framewise", method="one_forcing"):
+    """Of one sample's update."""
+    run = Run.of(configs.load(ROOT / "configs" / f"{config}.py", overrides))
+    return next(u.work for u in methods.make(method, run).updates if u.net == net)
+
+
 @pytest.mark.parametrize(("net", "expected"), [("critic", 3773), ("generator", 5831)])
 def test_updates_of_the_paper(net, expected):
     """With all that is computed again; without, a model's operations are a quarter of each backward less."""
     full = [f"--config.{part}.remat=full" for part in ("generator", "critic")]
-    one = "--config.stages.one_forcing.batch=1"
-    config = configs.load(ROOT / "configs" / "framewise.py", [one, *full])
-    stage = config.stages.one_forcing
-    hardware = flops.update(config, stage, net, recomputed=True)
+    hardware, model = work(net, *full).hardware, work(net, *full).model
     assert hardware / 1e12 == pytest.approx(expected, rel=0.03)
-    kept = configs.load(ROOT / "configs" / "framewise.py", [one])
-    model = flops.update(config, stage, net)
-    assert model < flops.update(kept, stage, net, True) < hardware
+    assert model < work(net).hardware < hardware
     assert 0.75 * expected < model / 1e12 < 0.95 * expected
     for remat, counted in (("offload", True), ("none", False)):
         changed = [f"--config.{part}.remat={remat}" for part in ("generator", "critic")]
-        config = configs.load(ROOT / "configs" / "framewise.py", [one, *changed])
-        found = flops.update(config, config.stages.one_forcing, net, recomputed=True)
+        found = work(net, *changed).hardware
         assert found == (pytest.approx(expected * 1e12, rel=0.03) if counted else model)
 
 
@@ -74,19 +76,12 @@ def test_command_line(tmp_path, capsys):
     assert made["mean_iteration_s"] == row["step_s"]
 
 
-@pytest.mark.parametrize("stage", ["teacher", "teacher_forcing", "ode"])
-def test_batches_and_depth_multiply(stage):
-    """Twice the batch is twice the work; each further layer costs the same."""
-
-    def work(*overrides):
-        config = configs.load(ROOT / "configs" / "toy.py", overrides)
-        return flops.update(config, config.stages[stage], "model")
-
-    assert work(f"--config.stages.{stage}.batch=32") == 2 * work(
-        f"--config.stages.{stage}.batch=16"
-    )
-    net = "teacher" if stage == "teacher" else "generator"
-    one, two, three = (work(f"--config.{net}.num_layers={n}") for n in (1, 2, 3))
+@pytest.mark.parametrize("method", ["teacher", "teacher_forcing", "causal_ode"])
+def test_depth_multiplies(method):
+    """Each further layer costs the same."""
+    net = "teacher" if method == "teacher" else "generator"
+    layers = [f"--config.{net}.num_layers={n}" for n in (1, 2, 3)]
+    one, two, three = (work("model", n, config="toy", method=method).model for n in layers)
     assert three - two == pytest.approx(two - one) and two - one > 0
 
 

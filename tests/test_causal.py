@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from oneforcing_jax.causal import cache as kv
-from oneforcing_jax.causal import rollout
+from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.causal.rollout import Block, Draws
+from oneforcing_jax.causal.generate import Generator, generate
+from oneforcing_jax.causal.plan import Block, ClipDraws, first_of_window, make_plan, num_frames
+from oneforcing_jax.causal.replay import differentiable
+from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models import attention, wan
+from oneforcing_jax.models import wan
 
 CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
 NET = wan.WanDiT(CONFIG)
@@ -27,7 +30,7 @@ TOKENS = CONFIG.frame_tokens(ROWS, COLUMNS)
 
 def student(params, window=Window(), context_sigma=0.0, config=CONFIG):
     apply = functools.partial(wan.WanDiT(config).apply, {"params": params})
-    return rollout.Generator(apply, config, window, context_sigma)
+    return Generator(apply, config, window, context_sigma)
 
 
 def normal(seed, *shape):
@@ -39,9 +42,9 @@ def prompt(batch):
 
 
 def draws(batch, plan, context=False):
-    shape = (batch, rollout.num_frames(plan), CONFIG.in_dim, ROWS, COLUMNS)
+    shape = (batch, num_frames(plan), CONFIG.in_dim, ROWS, COLUMNS)
     more = max(len(block.sigmas) for block in plan) - 1
-    return Draws(
+    return ClipDraws(
         normal(5, *shape),
         normal(6, *shape) if context else None,
         normal(7, more, *shape) if more else None,
@@ -68,8 +71,8 @@ def block_forward(params, cache, text, x, sigma, start, window):
 
 @functools.partial(jax.jit, static_argnames=("layout", "window"))
 def clip_forward(params, text, x, sigma, layout, window):
-    groups = attention.block_causal(layout, window.size, window.sink)
-    attend = wan.structured(groups)
+    groups = structures.block_causal(layout, window.size, window.sink)
+    attend = structures.structured(groups)
     return NET.apply({"params": params}, x, sigma, text, attend=attend).flow
 
 
@@ -125,8 +128,8 @@ def test_any_layout_and_window(case):
     layout, window = case
     frames, heads = sum(layout), (CONFIG.num_heads, CONFIG.head_dim)
     q, k, v = normal(8, 3, 1, frames, TOKENS, *heads)
-    groups = attention.block_causal(layout, window.size, window.sink)
-    whole = jax.jit(attention.attend_groups, static_argnums=3)(q, k, v, groups)
+    groups = structures.block_causal(layout, window.size, window.sink)
+    whole = jax.jit(structures.attend_groups, static_argnums=3)(q, k, v, groups)
     one_layer = dataclasses.replace(CONFIG, num_layers=1)
 
     @functools.partial(jax.jit, static_argnames="in_place")
@@ -167,13 +170,13 @@ PLANS = {
 
 @functools.partial(jax.jit, static_argnames=("plan", "window"))
 def generated(params, noise, text, plan, window, context_sigma):
-    return rollout.generate(student(params, window, context_sigma), noise, text, plan)
+    return generate(student(params, window, context_sigma), noise, text, plan)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "window"))
 def plain(params, noise, text, plan, window, context_sigma):
     g = student(params, window, context_sigma)
-    return rollout.sequential(g, noise, text, plan, 0, "stop")
+    return sequential(g, noise, text, plan, 0, "stop")
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -183,7 +186,7 @@ def test_rollout_and_stream_are_block_by_block(name, random_params):
     found = generated(params, noise, text, plan, window, sigma)
     expected = plain(params, noise, text, plan, window, sigma)
     assert error(found.latents, expected) < 1e-5
-    assert found.cache.k.shape[2] == window.slots(rollout.num_frames(plan))
+    assert found.cache.k.shape[2] == window.slots(num_frames(plan))
     if sigma:
         other = generated(params, noise, text, plan, window, 2 * sigma)
         assert error(other.latents, expected) > 1e-3
@@ -203,7 +206,7 @@ def test_rollout_and_stream_are_block_by_block(name, random_params):
 @functools.partial(jax.jit, static_argnames=("form", "first", "mode"))
 def gradient(params, noise, text, weight, form, first, mode):
     def loss(params):
-        run = getattr(rollout, form)
+        run = {"differentiable": differentiable, "sequential": sequential}[form]
         return jnp.vdot(
             weight, run(student(params, context_sigma=0.1), noise, text, PLAN, first, mode)
         )
@@ -237,7 +240,7 @@ def test_replay_gradients_are_sequential(mode, first, random_params):
 
 def test_context_gradients_differ(random_params):
     params = random_params(NET)
-    found = {mode: of_mode(params, "sequential", 0, mode) for mode in rollout.CONTEXT_GRADIENTS}
+    found = {mode: of_mode(params, "sequential", 0, mode) for mode in CONTEXT_GRADIENTS}
     assert error(found["stop"], found["full"]) > 1e-2
     assert error(found["straight_through"], found["full"]) > 1e-2
     assert error(found["straight_through"], found["stop"]) > 1e-2
@@ -247,7 +250,7 @@ def test_gradient_window_cuts_what_lies_before(random_params):
     params = random_params(NET)
     whole, last = (of_mode(params, "differentiable", first, "stop") for first in (0, 1))
     assert error(last, whole) > 1e-2
-    assert [rollout.first_of_window(PLAN, n) for n in (None, 1, 2, 9)] == [0, 2, 1, 0]
+    assert [first_of_window(PLAN, n) for n in (None, 1, 2, 9)] == [0, 2, 1, 0]
 
 
 # Recorded generation.
@@ -265,17 +268,17 @@ def recorded_draws(golden, plan):
             number += 1
         frames += block.frames
     assert f"renoise{number}" not in golden.inputs
-    return Draws(noise, None, jnp.asarray(renoise) if more else None)
+    return ClipDraws(noise, None, jnp.asarray(renoise) if more else None)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "plan", "window"))
 def clip(params, config, noise, text, plan, given=None, window=Window()):
-    return rollout.generate(student(params, window, config=config), noise, text, plan, given)
+    return generate(student(params, window, config=config), noise, text, plan, given)
 
 
 def recorded_plan(golden):
     c, noise = golden.config, golden.inputs["noise"]
-    return rollout.make_plan(
+    return make_plan(
         noise.shape[1],
         c["num_frame_per_block"],
         c["denoising_steps"],
@@ -307,7 +310,7 @@ def test_given_blocks_are_context(frames, count, random_params):
     plan, params, text = blocks(3, frames, 1.0), random_params(NET), prompt(1)
     noise, known = draws(1, plan), frames * count
     whole = clip(params, CONFIG, noise, text, plan).latents
-    rest, first = Draws(noise.start[:, known:]), whole[:, :known]
+    rest, first = ClipDraws(noise.start[:, known:]), whole[:, :known]
     found = clip(params, CONFIG, rest, text, plan[count:], first).latents
     assert error(found, whole[:, known:]) < 1e-5
     other = clip(params, CONFIG, rest, text, plan[count:], -first).latents
@@ -324,11 +327,11 @@ def test_recorded_rollout(name):
     window = Window(c["local_attn_size"], c["sink_size"]) if rolling else Window()
     noise, text = golden.inputs["noise"], golden.inputs["prompt_embeds"]
     total = noise.shape[1]
-    plan = rollout.make_plan(total, size, [1000], c["timestep_shift"])
-    found = clip(params, config, Draws(noise), text, plan, window=window)
+    plan = make_plan(total, size, [1000], c["timestep_shift"])
+    found = clip(params, config, ClipDraws(noise), text, plan, window=window)
     assert error(found.latents, golden.outputs["x0_cached_rollout"]) < 2e-4
     g = student(params, window, config=config)
-    again = jax.jit(lambda: rollout.sequential(g, Draws(noise), text, plan, 0, "stop"))()
+    again = jax.jit(lambda: sequential(g, ClipDraws(noise), text, plan, 0, "stop"))()
     assert error(again, golden.outputs["x0_cached_rollout"]) < 2e-4
     cache = found.cache
     # The recording ends with the clean pass of the last block, which we skip; its frames are in
@@ -362,7 +365,7 @@ def test_recorded_rollout(name):
 def test_blocks_that_do_not_divide_are_refused(sizes, message):
     frames, size, *first = sizes
     with pytest.raises(ValueError, match=message):
-        rollout.make_plan(frames, size, [1000], 5.0, *first)
+        make_plan(frames, size, [1000], 5.0, *first)
 
 
 def test_odd_shapes_are_refused(random_params):
@@ -370,8 +373,8 @@ def test_odd_shapes_are_refused(random_params):
     text = prompt(1)
 
     def run(rows, frames=2, window=Window(), plan=plan, given=None):
-        noise = Draws(normal(0, 1, frames, CONFIG.in_dim, rows, COLUMNS))
-        abstract = functools.partial(rollout.generate, student(params, window), noise, text, plan)
+        noise = ClipDraws(normal(0, 1, frames, CONFIG.in_dim, rows, COLUMNS))
+        abstract = functools.partial(generate, student(params, window), noise, text, plan)
         jax.eval_shape(abstract, given)
 
     run(ROWS)
@@ -391,9 +394,9 @@ def test_odd_settings_are_refused(random_params):
     with pytest.raises(ValueError, match="0 <= sink < size, found sink 3 and size 3"):
         Window(3, 3)
     with pytest.raises(ValueError, match="context gradient: expected one of .* found 'none'"):
-        rollout.differentiable(student({}), None, None, PLAN, 0, "none")
+        differentiable(student({}), None, None, PLAN, 0, "none")
     with pytest.raises(ValueError, match="positive number of blocks or None, found 0"):
-        rollout.first_of_window(PLAN, 0)
+        first_of_window(PLAN, 0)
     with pytest.raises(ValueError, match="even head size, found dim 24 over 5 heads"):
         dataclasses.replace(CONFIG, num_heads=5)
 
@@ -404,7 +407,7 @@ def test_replay_refuses_a_rolling_cache(random_params):
 
     def run(params):
         g = student(params, window)
-        return rollout.differentiable(g, noise, text, plan, 0, "stop")
+        return differentiable(g, noise, text, plan, 0, "stop")
 
     with pytest.raises(ValueError, match="cache of all 3 frames, found 2 slots; train without"):
         jax.eval_shape(run, random_params(NET))
@@ -414,7 +417,7 @@ def test_replay_refuses_a_rolling_cache(random_params):
 def test_layers_apart_stream_the_same(window, random_params):
     """Caches that are updated in place hold what stacked ones do."""
     params, text = random_params(NET), prompt(1)
-    plan = rollout.make_plan(8, 1, [1000], 5.0, first_block_steps=[1000, 500])
+    plan = make_plan(8, 1, [1000], 5.0, first_block_steps=[1000, 500])
     stacked = Student(CONFIG, params, window).clip(draws(1, plan), text, plan)
     apart = Student(CONFIG, wan.unstacked(params), window).clip(draws(1, plan), text, plan)
     assert error(apart, stacked) < 1e-6

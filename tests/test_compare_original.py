@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from oneforcing_jax import build, flow
+from oneforcing_jax import flow, methods
 from oneforcing_jax.bench import ours
 from oneforcing_jax.bench.setting import Record, Setting, random_batch
-from oneforcing_jax.causal.rollout import Draws
+from oneforcing_jax.causal.plan import ClipDraws
 from oneforcing_jax.convert import keys, to_torch
-from oneforcing_jax.methods import one_forcing
+from oneforcing_jax.methods import own_rollout
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+from oneforcing_jax.run import Run
+from oneforcing_jax.training import train
 
 ROOT = Path(__file__).parents[1]
 TOOL = runpy.run_path(str(ROOT / "tools" / "compare_original.py"))
@@ -89,8 +91,8 @@ def test_a_setting_of_the_published_width_has_the_published_sizes():
 def test_our_side_is_the_published_config_at_the_sizes_given(layout, blocks):
     setting = Setting(layout, dim=128, layers=2, rows=4, columns=4)
     config = ours.configuration(setting)
-    method = build.METHODS["one_forcing"](config)
-    assert len(build.plan(config)) == blocks
+    method = methods.make("one_forcing", Run.of(config))
+    assert len(method.sampled.plan) == blocks
     assert {net.config.dim for net in method.nets.values()} == {128, 384}
     assert method.nets["generator"].config.remat == method.nets["critic"].config.remat == "full"
     assert random_batch(setting)["latents"].shape == (1, 21, 16, 4, 4)
@@ -107,15 +109,18 @@ def test_our_side_repeats_a_recorded_update():
     """What the original drew, in its order, goes to the terms of the loss that it was drawn for."""
     setting = Setting("chunkwise", dim=128, layers=2, rows=2, columns=2, teacher="same")
     config, maps = ours.configuration(setting), ours.key_maps(setting)
-    trainer = build.trainer(config, config.stages.one_forcing, jax.devices()[:1])
+    run = Run.of(config)
+    trainer = train.trainer(
+        run, "one_forcing", train.trained(run)["one_forcing"], jax.devices()[:1]
+    )
     nets = {name: trainer.init_net(name) for name in maps}
     side = ours.Ours(setting, {name: torch_like(maps[name], net) for name, net in nets.items()})
 
     batch, timesteps = random_batch(setting), [np.float32([300]), np.float32([700])]
     start, context, *noises = np.random.default_rng(1).standard_normal((6, *setting.latents))
     sigmas = [flow.critic_sigma(x, config.shift) for x in timesteps]
-    draws = one_forcing.CriticDraws(
-        Draws(start, context), sigmas[0], noises[0], sigmas[1], *noises[1:]
+    draws = own_rollout.CriticDraws(
+        ClipDraws(start, context), sigmas[0], noises[0], sigmas[1], *noises[1:]
     )
     update = {u.net: u for u in trainer.method.updates}["critic"]
 

@@ -10,24 +10,26 @@ from pathlib import Path
 import jax
 import pytest
 
-from oneforcing_jax import build, main, presets, sharding
 from oneforcing_jax import config as configs
+from oneforcing_jax import main, methods, presets, sharding
+from oneforcing_jax.run import Run
 from oneforcing_jax.targets import topology
-from oneforcing_jax.training import tiny
+from oneforcing_jax.training import tiny, train
 
 CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "base")
 
 
 def test_framewise_is_table_4():
     c = configs.load("configs/framewise.py")
-    method = build.METHODS["one_forcing"](c)
+    run = Run.of(c)
+    method = methods.make("one_forcing", run)
     generator, critic, teacher = (method.nets[n].config for n in ("generator", "critic", "teacher"))
     assert (generator.dim, generator.num_layers, generator.num_heads) == (1536, 30, 12)
     assert (critic.dim, critic.num_layers) == (1536, 30)
     assert (teacher.dim, teacher.num_layers, teacher.num_heads) == (5120, 40, 40)
     assert tuple(c.latents.values()) == (16, 104, 21, 60)  # channels, columns, frames, rows
-    assert build.layout(c) == (1,) * 21
-    assert [b.sigmas for b in build.plan(c)] == [(1.0,)] * 21
+    assert run.layout == (1,) * 21
+    assert [b.sigmas for b in run.plan] == [(1.0,)] * 21
     assert (c.one_forcing.guidance, c.shift, c.one_forcing.generator_every) == (5.0, 5.0, 5)
     stage = c.stages.one_forcing
     for net in ("generator", "critic"):
@@ -35,7 +37,7 @@ def test_framewise_is_table_4():
         assert (o.name, o.learning_rate, o.beta1, o.beta2) == ("adamw", 1e-5, 0.0, 0.999)
         assert (o.weight_decay, o.clip) == (0.01, 10.0)
     assert (stage.batch, stage.iterations) == (8, 200)
-    assert tuple(stage.ema.values()) == (0.99, "generator", 50)
+    assert (stage.ema.decay, stage.ema.start, method.sampled.net) == (0.99, 50, "generator")
     assert (c.head.layers, c.head.ffn_dim) == ((21, 29), 2048)
     assert c.one_forcing.gan_generator_weight == c.one_forcing.gan_discriminator_weight == 0.03
     assert not c.one_forcing.relativistic
@@ -44,7 +46,7 @@ def test_framewise_is_table_4():
 
 def test_chunkwise_values():
     c = configs.load("configs/chunkwise.py")
-    assert build.layout(c) == (3,) * 7
+    assert Run.of(c).layout == (3,) * 7
     assert (c.head.layers, c.head.ffn_dim) == ((29,), 512)
     assert (c.one_forcing.r1.weight, c.one_forcing.r1.sigma, c.one_forcing.r1.form) == (
         1.0,
@@ -58,7 +60,12 @@ def test_chunkwise_values():
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])
 def test_every_config_builds(file, tmp_path):
-    main.run(file, tmp_path, dry_run=True)
+    init = configs.load(file).stages.one_forcing.init
+    unsaid = [f"--config.stages.one_forcing.init.{net}=random" for net in init if not init[net]]
+    main.run(file, tmp_path, unsaid, dry_run=True)
+    if unsaid:
+        with pytest.raises(ValueError, match=r"init.critic': expected 'random', .*say where this"):
+            main.run(file, tmp_path, dry_run=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -132,7 +139,14 @@ def test_the_base_install_suffices():
         "diffusers",
     )
     program = f"import sys; sys.modules |= dict.fromkeys({extras!r})\n"
-    for module in ("main", "train", "generate", "streaming", "data.encode", "toy.chain"):
+    for module in (
+        "main",
+        "training.train",
+        "generate",
+        "generation.streaming",
+        "data.encode",
+        "toy.encoders",
+    ):
         program += f"import oneforcing_jax.{module}\n"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
@@ -168,12 +182,18 @@ def test_a_preset_that_there_is_not(tmp_path):
     ],
 )
 def test_what_a_mesh_must_divide(mesh, message):
+    def made(config):
+        run = Run.of(config)
+        return train.trainer(
+            run, "one_forcing", train.trained(run)["one_forcing"], jax.devices()[:8]
+        )
+
     fields = {"fsdp": 1} | mesh
     overrides = [f"--config.mesh.{axis}={size}" for axis, size in fields.items()]
     config = configs.load("configs/framewise.py", overrides)
     with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
-        build.trainer(config, config.stages.one_forcing, jax.devices()[:8])
+        made(config)
     odd = configs.load("configs/framewise.py", [*overrides, "--config.latents.rows=62"])
     if not message and mesh["sequence"] * mesh["context"] == 8:
         with pytest.raises(ValueError, match="tokens of a frame to divide over 8 .*found 1612"):
-            build.trainer(odd, odd.stages.one_forcing, jax.devices()[:8])
+            made(odd)

@@ -13,17 +13,19 @@ import pytest
 from goldens import Golden, error
 from PIL import Image
 
-from oneforcing_jax import checkpoint, flow, generate
+from oneforcing_jax import checkpoint, flow, generate, methods
 from oneforcing_jax import config as configs
 from oneforcing_jax.causal import cache as kv
+from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.causal.rollout import Block, Draws
+from oneforcing_jax.causal.plan import Block, ClipDraws
 from oneforcing_jax.convert import sizes, to_orbax
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.generation import jobs, pretrained, samplers, streaming
 from oneforcing_jax.generation.student import Student, recorded, sample_keys, seeded
-from oneforcing_jax.models import attention, wan
+from oneforcing_jax.models import wan
+from oneforcing_jax.run import Run
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import text as texts
 
@@ -97,14 +99,14 @@ def test_long_stream_in_constant_memory(student):
     assert student._step._cache_size() - programs <= 2
 
     count = 12
-    groups = attention.teacher_forcing((1,) * count, 4, 1)
+    groups = structures.teacher_forcing((1,) * count, 4, 1)
     start = noise(0, Block(count, (1.0,))).start
     pair = jnp.concatenate([clip[:, :count], start], 1)
     sigma = jnp.repeat(jnp.array([[0.0, 1.0]]), count, axis=1)
 
     @jax.jit
     def again(params, pair, sigma, text):
-        numbers, attend = jnp.tile(jnp.arange(count), 2), wan.structured(groups)
+        numbers, attend = jnp.tile(jnp.arange(count), 2), structures.structured(groups)
         net = wan.WanDiT(CONFIG)
         return net.apply({"params": params}, pair, sigma, text, frames=numbers, attend=attend).flow
 
@@ -189,7 +191,7 @@ def test_the_next_block_is_queued_before_frames_are_read():
 
 
 def test_refusals_of_a_stream(student):
-    noise = Draws(normal(0, 1, 2, *SHAPE), normal(0, 1, 2, *SHAPE))
+    noise = ClipDraws(normal(0, 1, 2, *SHAPE), normal(0, 1, 2, *SHAPE))
     with pytest.raises(ValueError, match="without context noise, which training alone has"):
         student.clip(noise, prompt(), 2 * ONE_STEP)
     with pytest.raises(ValueError, match="at most size - sink = 3 frames, found a block of 4"):
@@ -271,7 +273,7 @@ def test_recorded_videos(name, weights, encoders):
     )
     noise, renoise = recorded_noise(golden, len(steps))
     more = jnp.asarray(renoise) if len(steps) > 1 else None
-    draws = recorded(Draws(jnp.asarray(noise), None, more), 0 if given is None else 1)
+    draws = recorded(ClipDraws(jnp.asarray(noise), None, more), 0 if given is None else 1)
     text, frames = golden.inputs["prompt_embeds"], []
     latents = []
     for block, shown in model.videos(draws, text, settings, given):
@@ -470,7 +472,7 @@ def test_file_names():
 
 def test_shards_share_all_videos():
     made = jobs.make([jobs.Prompt(words, words) for words in "abcde"], Path("out"), samples=2)
-    shares = [jobs.shard(made, f"{i}/3") for i in range(3)]
+    shares = [jobs.share_of(made, f"{i}/3") for i in range(3)]
     assert sorted(job.number for share in shares for job in share) == list(range(10))
     assert {len(share) for share in shares} == {3, 4}
 
@@ -515,7 +517,7 @@ def test_stages_of_a_run(tmp_path, random_params, encoders):
     sizes_of = [f"--config.generator.{f}={n}" for f, n in [("dim", 24), ("num_heads", 2)]]
     config = configs.load(ROOT / "configs" / "toy.py", sizes_of)
     (tmp_path / "config.json").write_text(config.to_json())
-    net = wan.WanDiT(pretrained.build.model(config, "generator"))
+    net = methods.make("one_forcing", Run.of(config)).nets["generator"].module
     params = random_params(net)
     for stage, nets in (("one_forcing", ("params", "ema")), ("ode", ("params",))):
         name = "generator" if stage == "one_forcing" else "model"

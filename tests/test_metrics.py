@@ -1,10 +1,11 @@
 """Rows, rates, alarms and the progress line of a run."""
 
 import json
+import types
 
 import pytest
 
-from oneforcing_jax.causal import flops
+from oneforcing_jax import chips
 from oneforcing_jax.training import metrics
 from oneforcing_jax.training.metrics import Log, Work
 
@@ -22,7 +23,7 @@ def critic(gap, loss=0.5):
 def test_rates_count_the_updates_that_ran(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(flops, "peak", lambda kind: 1e10)
+    monkeypatch.setattr(metrics.chips, "find", lambda kind: types.SimpleNamespace(peak=1e10))
     monkeypatch.setattr(metrics.jax, "device_count", lambda: 1)
     with Log(tmp_path, "run", 0, 4, 2, {}, WORK) as log:
         for done in range(1, 5):
@@ -77,5 +78,5 @@ def test_the_progress_line_says_what_matters(tmp_path, capsys):
     [("NVIDIA H200", 989e12), ("TPU v5", 459e12), ("TPU v5 lite", 197e12), ("TPU v6 lite", 918e12)],
 )
 def test_peaks_are_the_makers(kind, rate):
-    assert flops.peak(kind) == rate
-    assert flops.peak("cpu") is None
+    assert chips.find(kind).peak == rate
+    assert chips.find("cpu") is None

@@ -8,6 +8,7 @@ import pytest
 from goldens import Golden, error
 
 from oneforcing_jax import flow
+from oneforcing_jax.causal import structures
 from oneforcing_jax.models import attention, wan
 
 TOLERANCE = 2e-4
@@ -64,11 +65,11 @@ def test_causal_clip(name):
     frames, size = noisy.shape[1], golden.config["num_frame_per_block"]
     layout = (size,) * (frames // size)
 
-    attend = wan.structured(attention.block_causal(layout))
+    attend = structures.structured(structures.block_causal(layout))
     v = jax.jit(lambda x: apply(x, sigma, text, attend=attend).flow)(noisy)
     assert error(v, golden.outputs["flow_diffusion_forcing"]) < TOLERANCE
 
-    attend = wan.structured(attention.teacher_forcing(layout))
+    attend = structures.structured(structures.teacher_forcing(layout))
     both = jnp.tile(jnp.arange(frames), 2)
     pair, level = (
         jnp.concatenate([clean, noisy], 1),

@@ -9,11 +9,12 @@ import pytest
 from goldens import Golden, error
 
 from oneforcing_jax import flow
-from oneforcing_jax.causal import rollout
-from oneforcing_jax.causal.rollout import Draws
+from oneforcing_jax.causal.plan import ClipDraws, make_plan
+from oneforcing_jax.causal.sequential import sequential
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
-from oneforcing_jax.methods import one_forcing
+from oneforcing_jax.methods import own_rollout
+from oneforcing_jax.methods.own_rollout import Distillation, Settings
 from oneforcing_jax.models.wan import WanDiT
 
 TOLERANCE = 5e-3
@@ -29,23 +30,25 @@ def method(golden, **changes):
     penalties = {}
     if "r1_weight" in c:
         penalties = {
-            "r1": one_forcing.Penalty(c["r1_weight"], c["r1_sigma"], c["r1_loss_type"]),
-            "r2": one_forcing.Penalty(c["r2_weight"], c["r2_sigma"], "finite_difference"),
+            "r1": own_rollout.Penalty(c["r1_weight"], c["r1_sigma"], c["r1_loss_type"]),
+            "r2": own_rollout.Penalty(c["r2_weight"], c["r2_sigma"], "finite_difference"),
         }
-    made = one_forcing.OneForcing(
-        WanDiT(generator),
-        WanDiT(teacher),
-        critic,
-        rollout.make_plan(c["num_frames"], c["num_frame_per_block"], [1000], c["timestep_shift"]),
-        gradient_blocks=c["gradient_num_blocks"] or None,
+    settings = Settings(
+        gradient_blocks=c["gradient_num_blocks"] or 0,
         context_sigma=c["context_sigma"],
         guidance=c["guidance_scale"],
-        shift=c["timestep_shift"],
         gan_generator_weight=c["gan_g_weight"],
         gan_discriminator_weight=c["gan_d_weight"],
         **penalties,
     )
-    made = dataclasses.replace(made, **changes)
+    made = Distillation(
+        WanDiT(generator),
+        WanDiT(teacher),
+        critic,
+        make_plan(c["num_frames"], c["num_frame_per_block"], [1000], c["timestep_shift"]),
+        dataclasses.replace(settings, **changes),
+        c["timestep_shift"],
+    )
     return made, generator_params, critic_params, teacher_params
 
 
@@ -65,7 +68,7 @@ def draws_and_batch(golden):
         "negative": i["negative_prompt_embeds"],
         "latents": i["real_latent"],
     }
-    return i, sigma, Draws(i["rollout_noise"], jnp.concatenate(context, 1)), batch
+    return i, sigma, ClipDraws(i["rollout_noise"], jnp.concatenate(context, 1)), batch
 
 
 def recorded_gradients(golden, key_map, like):
@@ -90,10 +93,10 @@ def test_generator_update(name, monkeypatch):
     golden = Golden(name)
     m, params, critic, teacher = method(golden)
     i, sigma, noise, batch = draws_and_batch(golden)
-    draws = one_forcing.GeneratorDraws(
+    draws = own_rollout.GeneratorDraws(
         noise, sigma("dmd"), i["dmd_noise"], sigma("gan"), i["gan_fake_noise"]
     )
-    replayed, seen = rollout.differentiable, {}
+    replayed, seen = own_rollout.differentiable, {}
 
     def loss(params, change, critic, teacher):
         """The loss; its slope in `change`, which is 0, is that in the student's latents."""
@@ -102,8 +105,8 @@ def test_generator_update(name, monkeypatch):
             seen["latents"] = replayed(*arguments)
             return seen["latents"] + change
 
-        monkeypatch.setattr(rollout, "differentiable", changed)
-        value, metrics = one_forcing.generator_loss(m, params, critic, teacher, batch, draws)
+        monkeypatch.setattr(own_rollout, "differentiable", changed)
+        value, metrics = own_rollout.generator_loss(m, params, critic, teacher, batch, draws)
         return value, (metrics, seen.pop("latents"))
 
     update = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
@@ -113,20 +116,22 @@ def test_generator_update(name, monkeypatch):
     out = golden.outputs
     assert error(value, out["loss"]) < TOLERANCE
     assert error(metrics["dmd_loss"], out["dmd_loss"]) < TOLERANCE
-    assert error(metrics["gan_loss"] * m.gan_generator_weight, out["gan_g_loss"]) < TOLERANCE
+    assert (
+        error(metrics["gan_loss"] * m.settings.gan_generator_weight, out["gan_g_loss"]) < TOLERANCE
+    )
     assert error(metrics["fake_logit"], out["gan_fake_logit"][0, 0]) < TOLERANCE
     key_map = keys_wan.transformer(m.generator.config.num_layers, "model.")
     recorded = recorded_gradients(golden, key_map, params)
     assert_gradients(gradients, recorded)
 
     # Block by block: the same latents, hence the same losses, and the recorded gradients again.
-    first = rollout.first_of_window(m.plan, m.gradient_blocks)
+    mode = m.settings.context_gradient
 
     @jax.jit
     def block_by_block(params, slope):
         def latents(params):
             g = m.student(params)
-            return rollout.sequential(g, noise, batch["text"], m.plan, first, m.context_gradient)
+            return sequential(g, noise, batch["text"], m.plan, m.first, mode)
 
         again, pull = jax.vjp(latents, params)
         return again, pull(slope)[0]
@@ -141,11 +146,10 @@ def test_generator_update(name, monkeypatch):
 )
 def test_critic_update(name, clips):
     golden = Golden(name)
-    m, params, critic, _ = method(golden)
-    m = dataclasses.replace(m, critic_clips=clips)
+    m, params, critic, _ = method(golden, critic_clips=clips)
     i, sigma, noise, batch = draws_and_batch(golden)
     zero = jnp.zeros_like(i["critic_noise"])
-    draws = one_forcing.CriticDraws(
+    draws = own_rollout.CriticDraws(
         noise,
         sigma("critic"),
         i["critic_noise"],
@@ -156,17 +160,20 @@ def test_critic_update(name, clips):
     )
 
     def loss(critic, params):
-        return one_forcing.critic_loss(m, critic, params, batch, draws)
+        return own_rollout.critic_loss(m, critic, params, batch, draws)
 
     (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(critic, params)
     out = golden.outputs
     assert error(value, out["loss"]) < TOLERANCE
     assert error(metrics["denoise_loss"], out["denoising_loss"]) < TOLERANCE
-    assert error(metrics["gan_loss"] * m.gan_discriminator_weight, out["gan_d_loss"]) < TOLERANCE
+    assert (
+        error(metrics["gan_loss"] * m.settings.gan_discriminator_weight, out["gan_d_loss"])
+        < TOLERANCE
+    )
     for name in ("fake_logit", "real_logit"):
         assert error(metrics[name], out[f"gan_{name}"][0, 0]) < TOLERANCE
     # The recording reports the finite difference without the factor 0.5 that its total loss applies.
-    for name, penalty, factor in (("r1", m.r1, 1.0), ("r2", m.r2, 2.0)):
+    for name, penalty, factor in (("r1", m.settings.r1, 1.0), ("r2", m.settings.r2, 2.0)):
         if penalty.weight:
             assert error(factor * metrics[name] * penalty.weight, out[f"{name}_loss"]) < TOLERANCE
     key_map = keys_wan.critic(m.critic.config.num_layers, len(m.critic.head.layers))

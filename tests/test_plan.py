@@ -12,15 +12,19 @@ from pathlib import Path
 import jax
 import pytest
 
+from oneforcing_jax import chips, main, methods
 from oneforcing_jax import config as configs
-from oneforcing_jax import main
-from oneforcing_jax.causal import flops
-from oneforcing_jax.targets import chips, measure, programs, search, topology
-from oneforcing_jax.targets import forecast as plan
+from oneforcing_jax.run import Run
+from oneforcing_jax.targets import forecast, measure, programs, search, topology
 
 ROOT = Path(__file__).parents[1]
 PLAN = runpy.run_path(str(ROOT / "tools" / "plan.py"))
 NOISE = str(ROOT / "configs" / "noise.py")
+
+
+def run(*overrides):
+    """The run of a config of noise."""
+    return Run.of(configs.load(NOISE, overrides))
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +36,6 @@ def test_the_table_holds_for_every_chip():
     for name, chip in chips.CHIPS.items():
         assert chips.find(chip.kind) is chip, name
         assert chip.rate <= chip.peak and chip.memory > 1e10 and chip.link >= chip.network
-        assert flops.peak(chip.kind) == chip.peak
     assert chips.find("TPU v5 lite") is chips.CHIPS["v5e"]
     text = chips.gpu_config("h200")
     assert "core_count: 132" in text and "major: 9 minor: 0" in text and text.count("{") == 3
@@ -104,16 +107,15 @@ def test_odd_arguments_are_one_line(arguments, message):
 
 def test_a_program_that_does_not_compile_is_a_row(monkeypatch):
     target = topology.find("local")
-    config = configs.load(NOISE, [])
-    (program,) = programs.train(config, "teacher", target.devices)
+    (program,) = programs.train(run(), "teacher", target.devices)
 
     def broken(*arguments):
         raise NotImplementedError("no such kernel\nand more")
 
     program = program.__class__(**{**vars(program), "call": jax.jit(broken)})
-    made = plan.make("train", "mean iteration", target, [program], None)
+    made = forecast.make("train", "mean iteration", target, [program], None)
     assert not made.fits and "NotImplementedError: no such kernel" in made.costs[0].error
-    assert "does not compile: NotImplementedError" in plan.table(made)
+    assert "does not compile: NotImplementedError" in forecast.table(made)
     total = made.as_json()["total"]
     assert total["predicted_s"] is None and total["model_utilisation"] is None
 
@@ -129,19 +131,17 @@ def test_operations_of_a_program_are_those_of_the_shapes(remat):
         "text_dim=32",
         f"remat={remat}",
     )
-    config = configs.load(
-        NOISE,
-        [
-            *(f"--config.teacher.{size}" for size in sizes),
-            *("--config.latents.rows=16", "--config.latents.columns=16"),
-        ],
+    described = run(
+        *(f"--config.teacher.{size}" for size in sizes),
+        "--config.latents.rows=16",
+        "--config.latents.columns=16",
     )
     target = topology.find("local")
-    (program,) = programs.train(config, "teacher", target.devices)
+    (program,) = programs.train(described, "teacher", target.devices)
     (cost,) = measure.costs(program, target)
-    stage = config.stages.teacher
-    assert cost.model_flops == flops.update(config, stage, "model")
-    assert cost.hardware_flops == flops.update(config, stage, "model", recomputed=True)
+    work, batch = methods.make("teacher", described).updates[0].work, 8
+    assert cost.model_flops == batch * work.model
+    assert cost.hardware_flops == batch * work.hardware
     assert (cost.hardware_flops > cost.model_flops) == (remat == "full")
     assert cost.flops * len(target.devices) == pytest.approx(cost.hardware_flops, rel=0.03)
 
@@ -152,8 +152,7 @@ def test_a_search_prints_what_to_paste(capsys):
     assert "seconds" in printed[0] and len(printed) == 5
     pasted = printed[-1].split()
     assert printed[-2] == "fastest that fits:" and "--config.mesh.fsdp=1" in pasted
-    config = configs.load(NOISE, pasted)
-    assert programs.train(config, "teacher", topology.find("local").devices)
+    assert programs.train(run(*pasted), "teacher", topology.find("local").devices)
 
 
 def test_settings_of_a_search():
@@ -162,14 +161,14 @@ def test_settings_of_a_search():
         sizes = [tuple(mesh.values()) for mesh in search.meshes(devices)]
         assert len(set(sizes)) == len(sizes) and all(math.prod(s) == devices for s in sizes)
     target = topology.find("local")
-    found = search.promising(lambda more: configs.load(NOISE, more), "one_forcing", target)
+    found = search.promising(lambda more: run(*more), "one_forcing", target)
     seconds = [setting.seconds for setting in found]
     assert seconds == sorted(seconds) and found[0].fields["mesh.data"] == jax.device_count()
     kept = {setting.fields["generator.remat"] for setting in found}
     assert kept == {"none", "full", "attention", "offload"}
     tight = dataclasses.replace(target, chip=dataclasses.replace(target.chip, memory=1000))
     with pytest.raises(ValueError, match="expected a setting of stage 'teacher' that fits local"):
-        next(search.search(lambda more: configs.load(NOISE, more), "teacher", tight, 1))
+        next(search.search(lambda more: run(*more), "teacher", tight, 1))
 
 
 def test_a_dry_run_says_what_a_target_costs(capsys):

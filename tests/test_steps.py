@@ -16,8 +16,9 @@ from jax.flatten_util import ravel_pytree
 
 from oneforcing_jax import checkpoint, sharding
 from oneforcing_jax import config as configs
-from oneforcing_jax.causal import rollout
-from oneforcing_jax.methods import Method, Update, flow_matching, one_forcing
+from oneforcing_jax.causal.plan import make_plan
+from oneforcing_jax.methods import Method, Network, Sampled, Update, one_forcing, teacher_forcing
+from oneforcing_jax.methods.own_rollout import Distillation, Settings
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.training import steps
@@ -32,36 +33,38 @@ TENSOR = {"data": 2, "sequence": 2, "tensor": 2}
 
 
 def one_forcing_method(config=CONFIG):
-    return one_forcing.make(
-        one_forcing.OneForcing(
-            WanDiT(config),
-            WanDiT(config),
-            Critic(config, HeadConfig((0, 1), 32)),
-            rollout.make_plan(2, 1, [1000], 5.0),
-            context_sigma=0.1,
-        ),
-        generator_every=2,
+    made = Distillation(
+        WanDiT(config),
+        WanDiT(config),
+        Critic(config, HeadConfig((0, 1), 32)),
+        make_plan(2, 1, [1000], 5.0),
+        Settings(generator_every=2, context_sigma=0.1),
     )
+    nets, updates = one_forcing.networks(made), one_forcing.updates(made)
+    return Method(nets, updates, Sampled("generator", made.plan))
 
 
 def teacher_forcing_method(remat="none"):
     net = WanDiT(dataclasses.replace(CONFIG, remat=remat))
-    return flow_matching.teacher_forcing(net, (1, 1), 3.0, 0.5)
+    update = teacher_forcing.causal(net, (1, 1), 3.0, 0.5)
+    return Method(
+        {"model": Network(net)}, (update,), Sampled("model", make_plan(2, 1, [1000], 3.0))
+    )
 
 
 def make_trainer(method, sizes=None, **given):
     """`eps` is large, so that an update is smooth in its gradient."""
     rule = Optimiser(learning_rate=1e-3, eps=1e-2)
     mesh = sharding.make_mesh(sizes, jax.devices()[: 8 if sizes else 1])
-    ema = steps.Ema(method.trained[0], decay=0.5, start=1)
+    ema = steps.Ema(decay=0.5, start=1)
     rules = dict.fromkeys(method.trained, rule)
-    return steps.Trainer(method, rules, ema, mesh, seed=0, batch=BATCH, **given)
+    return steps.Trainer(method, rules, ema, mesh, seed=0, stage="train", batch=BATCH, **given)
 
 
 def begin(trainer, random_params):
     """State and frozen networks from the same parameters on every mesh."""
     nets = trainer.method.nets
-    params = {name: random_params(net, seed) for seed, (name, net) in enumerate(nets.items())}
+    params = {name: random_params(nets[name].module, seed) for seed, name in enumerate(nets)}
     _, frozen = trainer.abstract()
     place = functools.partial(jax.tree.map, lambda x, like: jax.device_put(x, like.sharding))
     return trainer.init_state(params), {n: place(params[n], like) for n, like in frozen.items()}
@@ -172,7 +175,7 @@ def one_forcing_run(random_params, iterations):
 @needs_eight
 def test_generator_update_is_the_same_on_a_mesh(random_params):
     whole = one_forcing_method()
-    method = whole._replace(updates=whole.updates[:1])
+    method = dataclasses.replace(whole, updates=whole.updates[:1])
     expected = trained(make_trainer(method), random_params, 1)
     trainer = make_trainer(method, {"fsdp": 2, "context": 2, "sequence": 2})
     assert_same(trained(trainer, random_params, 1), expected, 1e-3)
@@ -227,7 +230,7 @@ def test_resumed_run_is_the_unbroken_one(tmp_path, random_params):
         np.testing.assert_array_equal(a, b)
 
 
-def small_trainer(net=None, ema=None, start=0, sizes=None):
+def small_trainer(net=None, ema=False, start=0, sizes=None):
     """A trainer of a quadratic loss on a transformer's parameters: compiles in no time."""
     net = net or WanDiT(CONFIG)
 
@@ -235,15 +238,16 @@ def small_trainer(net=None, ema=None, start=0, sizes=None):
         value = 0.5 * optax.tree.norm(params, squared=True) * batch["latents"].mean()
         return value, {"loss": value}
 
-    method = Method({"model": net}, (Update("model", 1, lambda key, batch: (), loss),))
+    update = Update("model", 1, lambda key, batch: (), loss)
+    method = Method({"model": Network(net)}, (update,), Sampled("model", None))
     rule = Optimiser(learning_rate=0.1, clip=1e9)
     mesh = sharding.make_mesh(sizes or {}, jax.devices()[: 8 if sizes else 1])
-    ema = steps.Ema(ema or "", 0.5, start)
-    return steps.Trainer(method, {"model": rule}, ema, mesh, seed=1, batch=8)
+    average = steps.Ema(0.5 if ema else 0.0, start)
+    return steps.Trainer(method, {"model": rule}, average, mesh, seed=1, stage="train", batch=8)
 
 
 def test_ema_holds_every_key_and_starts_as_a_copy(random_params):
-    trainer = small_trainer(ema="model", start=2)
+    trainer = small_trainer(ema=True, start=2)
     data = {"latents": np.ones((1, 1), np.float32)}
     with jax.set_mesh(trainer.mesh):
         (step,) = trainer.steps()
@@ -264,7 +268,7 @@ def test_ema_holds_every_key_and_starts_as_a_copy(random_params):
 
 
 def test_checkpoints_of_another_model_are_refused(tmp_path):
-    trainer = small_trainer(ema="model")
+    trainer = small_trainer(ema=True)
     state = trainer.init_state({"model": trainer.init_net("model")})
     with checkpoint.manager(tmp_path) as manager:
         assert checkpoint.restore(manager, trainer.abstract()[0]) is None
@@ -277,9 +281,7 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
         ):
             np.testing.assert_array_equal(a, b)
 
-    narrow = small_trainer(WanDiT(WanConfig(16, 48, 4, 2, 2, 2, 8, 8, 8)), ema="model").abstract()[
-        0
-    ]
+    narrow = small_trainer(WanDiT(WanConfig(16, 48, 4, 2, 2, 2, 8, 8, 8)), ema=True).abstract()[0]
     with checkpoint.manager(tmp_path) as manager, pytest.raises(ValueError) as caught:
         checkpoint.restore(manager, narrow)
     assert "is of another model: blocks/" in str(caught.value)

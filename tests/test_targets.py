@@ -16,8 +16,10 @@ import pytest
 
 from oneforcing_jax import config as configs
 from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.run import Run
 from oneforcing_jax.targets import generation, kernels, measure, programs, topology
 from oneforcing_jax.training import tiny
+from oneforcing_jax.training.train import trained
 
 CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "base")
 MESHES = {
@@ -32,7 +34,7 @@ TRAINING = [
     )
     for mesh in MESHES
     for file in CONFIGS
-    for stage in programs.stages_of(configs.load(file))
+    for stage in trained(Run.of(configs.load(file)))
 ]  # fmt: skip
 TARGETS = {"tpu_compile": "tpu:v5e:2x2", "gpu_compile": "gpu:h100:4"}
 PACKAGES = {"tpu_compile": "libtpu", "gpu_compile": "jax_cuda12_plugin"}
@@ -82,7 +84,7 @@ def compiled(program, target):
 def load(name, mesh):
     """A tiny config in bfloat16, as accelerators compute."""
     half = [f"--config.{net}.dtype=bfloat16" for net in ("generator", "teacher", "critic")]
-    return configs.load(f"configs/{name}.py", [*MESHES[mesh], *half], tiny.shrink)
+    return Run.of(configs.load(f"configs/{name}.py", [*MESHES[mesh], *half], tiny.shrink))
 
 
 def assert_kernels(text, target):
@@ -108,8 +110,8 @@ def in_layers(text, program, kind):
 @pytest.mark.parametrize("target", ON)
 @pytest.mark.parametrize(("name", "stage", "mesh"), TRAINING)
 def test_training(name, stage, mesh, target):
-    target, config = find(target), load(name, mesh)
-    for program in programs.train(config, stage, target.devices):
+    target, run = find(target), load(name, mesh)
+    for program in programs.train(run, stage, target.devices):
         text = compiled(program, target)
         assert_kernels(text, target)
         exchanged = in_layers(text, program, "all-to-all")
@@ -123,7 +125,7 @@ def small_video(*more):
     model = ["dim=256", "ffn_dim=128", "num_heads=2", "num_layers=2", "text_dim=64", "text_len=16"]
     size = ["latents.rows=8", "latents.columns=8", "latents.frames=3", "mesh.sequence=2"]
     fields = (*size, *(f"generator.{field}" for field in model), *more)
-    return configs.load("configs/framewise.py", [f"--config.{field}" for field in fields])
+    return Run.of(configs.load("configs/framewise.py", [f"--config.{field}" for field in fields]))
 
 
 @pytest.mark.parametrize("target", ON)
@@ -152,8 +154,8 @@ def test_vae(target, monkeypatch):
         VAEConfig, width=8, blocks=1, multipliers=(1, 2), time_downsample=(True,)
     )
     monkeypatch.setattr(programs, "VAEConfig", narrow)
-    config = small_video("latents.columns=16")
-    steps = programs.decode(config, programs.video_mesh(config, target.devices))
-    for program in (*steps, programs.encode(config, target.devices)[0]):
+    run = small_video("latents.columns=16")
+    steps = programs.decode(run, programs.video_mesh(run, target.devices))
+    for program in (*steps, programs.encode(run, target.devices)[0]):
         sent = {k.sent.kind for k in kernels.read(compiled(program, target), 2).kernels if k.sent}
         assert ("collective-permute" in sent) == (program.mesh.size == 2)

@@ -18,11 +18,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax import build, shards
 from oneforcing_jax import config as configs
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import ending, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode, summary
+from oneforcing_jax.run import Run
+from oneforcing_jax.training.clips import clip
+from oneforcing_jax.training.train import student
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "framewise.py"
 
@@ -40,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
     given, overrides = parser.parse_known_args(arguments)
     with ending("the same command continues after what is finished"):
-        share = shards.parse(given.shard)
-        config = configs.load(given.config, overrides)
-        encoders = encoding.load(given.checkpoint, config.generator.text_len)
-        clip = build.clip(config, encoders.codec)
+        part = share(given.shard)
+        run = Run.of(configs.load(given.config, overrides))
+        encoders = encoding.load(given.checkpoint, student(run).config.text_len)
+        size = clip(run, encoders.codec)
         store = encode(
-            given.videos, given.captions, given.checkpoint, encoders, clip, given.out, share
+            given.videos, given.captions, given.checkpoint, encoders, size, given.out, part
         )
         print(summary(store))
 

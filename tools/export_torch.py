@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oneforcing_jax.command import ending
-from oneforcing_jax.convert import to_orbax, to_torch
+from oneforcing_jax.convert import to_torch
+from oneforcing_jax.dtypes import DTYPES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layout", choices=to_torch.LAYOUTS, default="original")
     parser.add_argument("--net", default="generator", help="generator, critic, teacher, ...")
     parser.add_argument("--ema", action="store_true", help="the moving average of its parameters")
-    parser.add_argument("--dtype", choices=sorted(to_orbax.DTYPES), help="default: as stored")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as stored")
     parser.add_argument("--num_heads", type=int, help="for config.json, if heads are not of 128")
     given = parser.parse_args(arguments)
     with ending("nothing was written"):

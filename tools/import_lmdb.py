@@ -13,8 +13,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax import shards
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import ending, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import summary
 from oneforcing_jax.data.lmdb_rows import import_lmdb
@@ -33,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
     given = parser.parse_args(arguments)
     with ending("the same command continues after what is finished"):
-        share = shards.parse(given.shard)
+        part = share(given.shard)
         encoders = encoding.load(given.checkpoint, given.text_len)
-        store = import_lmdb(given.lmdb, given.checkpoint, encoders, given.out, share)
+        store = import_lmdb(given.lmdb, given.checkpoint, encoders, given.out, part)
         print(summary(store))
 
 

@@ -26,10 +26,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from oneforcing_jax import build
+from oneforcing_jax import checkpoint, methods
 from oneforcing_jax import config as configs
+from oneforcing_jax.run import Run
 from oneforcing_jax.training import tiny
-from oneforcing_jax.training.loop import CHECKPOINTS
 from oneforcing_jax.training.metrics import RATES, read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -52,8 +52,8 @@ class Kill(NamedTuple):
 
 def make_store(folder: Path) -> None:
     """A store of noise in the shapes of the config."""
-    config = configs.load(CONFIG)
-    tiny.write_noise(folder, build.data_fields(config, config.stages[STAGES[0]]))
+    run = Run.of(configs.load(CONFIG))
+    tiny.write_noise(folder, methods.make(STAGES[0], run).fields)
 
 
 def command(workdir: Path, *overrides: str) -> list[str]:
@@ -75,7 +75,7 @@ def environment(compiled: Path) -> dict[str, str]:
 
 def checkpoints(folder: Path) -> tuple[list[Path], int]:
     """Whole checkpoints in order, and the number of directories that are none."""
-    entries = [p for p in (folder / CHECKPOINTS).glob("[0-9]*") if p.is_dir()]
+    entries = [p for p in (folder / checkpoint.FOLDER).glob("[0-9]*") if p.is_dir()]
     whole = sorted((p for p in entries if p.name.isdigit()), key=lambda p: int(p.name))
     return whole, len(entries) - len(whole)
 
@@ -197,11 +197,11 @@ def test(
         report.append(kill)
         if kill.checkpoint < last:
             wrong.append(f"kill {number}: checkpoint {last} was whole and is lost")
-        for checkpoint in checkpoints(killed)[0]:
+        for path in checkpoints(killed)[0]:
             try:
-                read(checkpoint)
+                read(path)
             except Exception as error:
-                wrong.append(f"kill {number}: {checkpoint} cannot be read: {error}")
+                wrong.append(f"kill {number}: {path} cannot be read: {error}")
     finish("killed", iterations)
     return report, wrong + differences(folder / "undisturbed" / stage, killed), times
 

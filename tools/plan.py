@@ -74,35 +74,38 @@ def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, 
     """Makes the plans, prints them, and returns what is written."""
     topology.prepare(given.target)  # before anything starts a backend
     from oneforcing_jax import config as configs
-    from oneforcing_jax.targets import forecast as plan
+    from oneforcing_jax.run import Run
+    from oneforcing_jax.targets import forecast
 
     target = topology.find(given.target)
-    config = configs.load(given.config, overrides)
+    run = Run.of(configs.load(given.config, overrides))
     if given.what == "train" and given.search is not None:
         return _search(given, overrides, target)
     if given.what == "train":
-        plans = plan.train(config, [given.stage] if given.stage else plan.stages(config), target)
+        plans = forecast.train(run, [given.stage] if given.stage else forecast.stages(run), target)
     else:
-        make = {"generate": plan.generate, "vae": plan.vae, "encode": plan.encode}[given.what]
-        plans = [make(config, target)]
+        make = {"generate": forecast.generate, "vae": forecast.vae, "encode": forecast.encode}[
+            given.what
+        ]
+        plans = [make(run, target)]
     for made in plans:
-        print(plan.table(made))
+        print(forecast.table(made))
     return [made.as_json() for made in plans]
 
 
 def _search(given: argparse.Namespace, overrides: Sequence[str], target: Any) -> list[Any]:
     """Searches for each stage, prints what was tried, and returns the plans of what fits best."""
     from oneforcing_jax import config as configs
-    from oneforcing_jax.targets import forecast as plan
-    from oneforcing_jax.targets import search
+    from oneforcing_jax.run import Run
+    from oneforcing_jax.targets import forecast, search
 
     def load(more: Sequence[str]) -> Any:
-        return configs.load(given.config, [*overrides, *more])
+        return Run.of(configs.load(given.config, [*overrides, *more]))
 
     if given.search < 1:
         raise ValueError(f"search: expected 1 compilation or more, found {given.search}")
     chosen = []
-    for stage in [given.stage] if given.stage else plan.stages(load(())):
+    for stage in [given.stage] if given.stage else forecast.stages(load(())):
         results: list[search.Result] = []
         try:
             for result in search.search(load, stage, target, given.search):
@@ -112,7 +115,7 @@ def _search(given: argparse.Namespace, overrides: Sequence[str], target: Any) ->
         print(search.table(results))
         if results:
             best = min(results, key=lambda result: result.seconds)
-            chosen.append(best.plan.as_json() | {"overrides": best.setting.overrides})
+            chosen.append(best.forecast.as_json() | {"overrides": best.setting.overrides})
     return chosen
 
 

@@ -87,10 +87,10 @@ def _compiles(device: Any, kernel: str, tile: tuple[int, ...]) -> bool:
     like = jax.ShapeDtypeStruct((BATCH, TOKENS, HEADS, HEAD), jnp.bfloat16, sharding=place)
 
     def forward(q: Any, k: Any, v: Any) -> Any:
-        return splash.attend(q, k, v, None, sizes)
+        return splash.softmax_attention(q, k, v, None, sizes)
 
     def prefix(q: Any, k: Any, v: Any, length: Any) -> Any:
-        return splash.attend(q, k, v, length, sizes)
+        return splash.softmax_attention(q, k, v, length, sizes)
 
     def both(q: Any, k: Any, v: Any) -> Any:
         out, back = jax.vjp(forward, q, k, v)

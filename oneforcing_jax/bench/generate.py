@@ -1,6 +1,6 @@
 """Time of a video with random weights, part by part.
 
-Latents with 16 channels are decoded by Wan's VAE, others by the toy's linear codec. Diffusion and decoding
+Latents with 16 channels are decoded by Wan's VAE; of others three channels are shown. Diffusion and decoding
 are run apart, each block waited for; "overlapped" is both as videos are really made.
 """
 
@@ -13,24 +13,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from flax.linen import meta
-from ml_collections import ConfigDict
 
-from oneforcing_jax import build, sharding
+from oneforcing_jax import chips, sharding
 from oneforcing_jax import config as configs
-from oneforcing_jax.causal import flops, rollout
+from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.causal.rollout import Plan
+from oneforcing_jax.causal.plan import Plan, make_plan
+from oneforcing_jax.command import numbers
 from oneforcing_jax.data.encoders import WanCodec
-from oneforcing_jax.generation import pretrained
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.streaming import decoded
 from oneforcing_jax.generation.student import FIRST_STEPS, Student, sample_keys, seeded
+from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models import vae
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT, unstacked
-from oneforcing_jax.toy import codec as codecs
-from oneforcing_jax.training import steps
+from oneforcing_jax.run import Latents, Run
+from oneforcing_jax.training.train import student
 
 # Blocks before the steady ones: the first, and the one that follows it.
 STARTING = 2
@@ -42,24 +43,30 @@ def random_student(config: WanConfig, window: Window) -> Student:
     """A student with random weights, in the dtypes that it is used with."""
 
     def init() -> Any:
-        params = meta.unbox(steps.init(WanDiT(config), 0))
+        params = meta.unbox(parameters.init(WanDiT(config), jax.random.key(0)))
         return jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract)
 
-    abstract = pretrained.abstract(config, sharding.make_mesh({"data": 1}, jax.devices()[:1]))
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    abstract = parameters.in_use(WanDiT(config), mesh)
     return Student(config, unstacked(jax.jit(init)()), window)
 
 
-def random_decoder(latents: ConfigDict, dtype: Any) -> Decoder:
-    """What `Codec.stream` is, with random weights."""
+def random_decoder(latents: Latents, dtype: Any) -> Decoder:
+    """What `Codec.stream` is, with random weights of Wan's VAE; other latents are shown as they are."""
     config = VAEConfig(dtype=dtype)
     if latents.channels != config.channels:
-        noise = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-        linear = jax.jit(codecs.fit(noise, latents.channels).decode)
-        return lambda: linear
+        return lambda: _pixels
     params = meta.unbox(vae.init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     return WanCodec(config, jax.device_put(params, sharding.named(mesh))).stream
+
+
+@jax.jit
+def _pixels(latents: jax.Array) -> jax.Array:
+    """Three channels of latents [b, f, c, y, x] as frames uint8 [b, f, y, x, 3]."""
+    shown = jnp.clip(127.5 * (jnp.moveaxis(latents[:, :, :3], 2, -1) + 1), 0, 255)
+    return shown.astype(jnp.uint8)
 
 
 def _clock(values: Any, each: Callable[[Any], Any] = lambda x: x) -> tuple[list[float], list[Any]]:
@@ -74,7 +81,7 @@ def _clock(values: Any, each: Callable[[Any], Any] = lambda x: x) -> tuple[list[
 
 
 def measure(
-    student: Student, decoder: Decoder, latents: ConfigDict, plan: Plan, batch: int, repeats: int
+    student: Student, decoder: Decoder, latents: Latents, plan: Plan, batch: int, repeats: int
 ) -> dict[str, Any]:
     """Medians over `repeats` videos, after one that compiles."""
     c = student.config
@@ -110,26 +117,26 @@ def measure(
     }
 
 
-def report(config: ConfigDict, args: argparse.Namespace) -> dict[str, Any]:
+def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     """All that is printed and written."""
-    size, blocks = config.latents, config.blocks
-    made = build.model(config, "generator")
-    plan = rollout.make_plan(
+    size, blocks = run.latents, run.blocks
+    made = student(run).config
+    plan = make_plan(
         size.frames,
         blocks.frames,
         args.steps,
-        config.shift,
+        run.shift,
         blocks.first_frames or None,
         args.first_steps,
     )
-    student = random_student(made, Window(args.window, args.sink))
+    streamed = random_student(made, Window(args.window, args.sink))
     decoder = random_decoder(size, made.dtype)
-    found = measure(student, decoder, size, plan, args.batch, args.repeats)
+    found = measure(streamed, decoder, size, plan, args.batch, args.repeats)
     # With exact lengths of keys, each block seeing all before it; a window makes it less.
     tokens = made.frame_tokens(size.rows, size.columns)
     work = args.batch * flops.generation(made, tokens, plan).forward
     device = jax.devices()[0]
-    ceiling = flops.peak(device.device_kind)
+    chip = chips.find(device.device_kind)
     rate = work / found["diffusion_s"]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
@@ -141,7 +148,7 @@ def report(config: ConfigDict, args: argparse.Namespace) -> dict[str, Any]:
         **found,
         "diffusion_flops": work,
         "diffusion_flops_per_s": rate,
-        "utilisation": rate / ceiling if ceiling and not args.window else None,
+        "utilisation": rate / chip.peak if chip and not args.window else None,
         "peak_memory_bytes": memory,
     }
 
@@ -174,24 +181,20 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Options of `run`."""
     add = parser.add_argument
     add("--config", required=True, help="a Python file with get_config()")
-    add("--steps", type=_numbers, default=(1000.0,), help="timesteps of every block")
-    add("--first_steps", type=_numbers, default=FIRST_STEPS, help="timesteps of the first block")
+    add("--steps", type=numbers, default=(1000.0,), help="timesteps of every block")
+    add("--first_steps", type=numbers, default=FIRST_STEPS, help="timesteps of the first block")
     add("--batch", type=int, default=1, help="videos side by side")
     add("--window", type=int, help="latent frames that a block sees; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible")
     add("--repeats", type=int, default=3, help="videos of which the median counts")
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
-
-
 def run(given: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """Times a video part by part; prints the parts and returns them."""
     for name in ("batch", "repeats"):
         if getattr(given, name) < 1:
-            raise ValueError(f"{name}: expected 1 or more, found {getattr(given, name)}")
-    made = report(configs.load(given.config, overrides), given)
+            raise InputError(f"{name}: expected 1 or more, found {getattr(given, name)}")
+    made = report(Run.of(configs.load(given.config, overrides)), given)
     print(f"{made['latent_frames']} latent frames, batch {made['batch']}, {made['device']}")
     print("\n".join(lines(made)))
     return made

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from oneforcing_jax.bench.setting import HEAD, WORKS, Record, Setting, random_batch
+from oneforcing_jax.bench.setting import WORKS, Record, Setting, random_batch
+from oneforcing_jax.published import HEAD_DIM
 
 CONFIGS = {"framewise": "config.yaml", "chunkwise": "chunkwise_config.yaml"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -116,10 +117,10 @@ def _resize(pipeline: Any, setting: Setting) -> None:
     """In place of the numbers of the 1.3B at 480x832 that the rollout's cache is written with."""
     pipeline.num_transformer_blocks = setting.layers
     pipeline.frame_seq_length = setting.frame_tokens
-    heads = setting.dim // HEAD
+    heads = setting.dim // HEAD_DIM
 
     def zeros(batch: int, tokens: int, **kind: Any) -> dict[str, Any]:
-        return {name: torch.zeros(batch, tokens, heads, HEAD, **kind) for name in ("k", "v")}
+        return {name: torch.zeros(batch, tokens, heads, HEAD_DIM, **kind) for name in ("k", "v")}
 
     def init_self(batch_size: int, dtype: Any, device: Any) -> None:
         index = {"global_end_index": 0, "local_end_index": 0}
@@ -155,7 +156,7 @@ def _arguments(folder: Path, setting: Setting) -> Any:
             "gan_feature_layers": list(setting.tapped()),
             "gan_num_registers": len(setting.tapped()),
             "gan_block_ffn_dim": setting.head_ffn(),
-            "gan_block_num_heads": setting.dim // HEAD,
+            "gan_block_num_heads": setting.dim // HEAD_DIM,
         }
     )
 

@@ -12,17 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import build, flow
 from oneforcing_jax import config as configs
+from oneforcing_jax import flow
 from oneforcing_jax.bench.setting import WORKS, Record, Setting, random_batch
-from oneforcing_jax.causal import flops, rollout
-from oneforcing_jax.causal.rollout import Draws
+from oneforcing_jax.causal.generate import generate
+from oneforcing_jax.causal.plan import ClipDraws, draw
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
+from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.main import keep_freed_memory
-from oneforcing_jax.methods import one_forcing
+from oneforcing_jax.methods import one_forcing, own_rollout
 from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.run import Run
+from oneforcing_jax.training.train import trained, trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -31,18 +34,18 @@ def configuration(setting: Setting) -> Any:
     """The published config of the layout, at the sizes of the comparison."""
     config = configs.load(CONFIGS / f"{setting.layout}.py")
     student, teacher = (
-        dataclasses.replace(WanConfig(), **sizes)  # type: ignore[arg-type]
+        dataclasses.replace(WanConfig(dtype=DTYPES[setting.dtype]), **sizes)  # type: ignore[arg-type]
         for sizes in (setting.student_sizes(), setting.teacher_sizes())
     )
     student = dataclasses.replace(student, remat="full")
-    config.generator.update(build.wan(student, dtype=setting.dtype))
-    config.critic.update(build.wan(student, dtype=setting.dtype))
-    config.teacher.update(build.wan(teacher, dtype=setting.dtype))
+    config.generator.update(configs.section(student))
+    config.critic.update(configs.section(student))
+    config.teacher.update(configs.section(teacher))
     config.head.update({"layers": setting.tapped(), "ffn_dim": setting.head_ffn()})
     config.latents.update({"rows": setting.rows, "columns": setting.columns})
     config.stages.one_forcing.batch = 1
     # The average over updates is left out on both sides.
-    config.stages.one_forcing.ema.net = ""
+    config.stages.one_forcing.ema.decay = 0.0
     return config
 
 
@@ -59,10 +62,12 @@ class Ours:
     """Generator update, critic update and rollout, with the original's weights."""
 
     def __init__(self, setting: Setting, weights: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        self.config = configuration(setting)
+        self.described = Run.of(configuration(setting))
         # One clip, one device.
-        self.trainer = build.trainer(self.config, self.config.stages.one_forcing, jax.devices()[:1])
-        self.plan = build.plan(self.config)
+        stage = trained(self.described)["one_forcing"]
+        self.trainer = trainer(self.described, "one_forcing", stage, jax.devices()[:1])
+        config = self.described.view(one_forcing.Config)
+        self.distillation = one_forcing.distillation(config, self.described)
         self.key_maps = key_maps(setting)
         state, frozen = self.trainer.abstract()
         abstract = state["params"] | frozen
@@ -79,11 +84,11 @@ class Ours:
         self.programs: dict[str, Any] = {}
 
     def _rollout(self, params: Any, text: jax.Array, iteration: jax.Array) -> jax.Array:
-        method = build.one_forcing(self.config)
+        d = self.distillation
         key = jax.random.fold_in(jax.random.key(0), iteration)
         shape = self.batch["latents"].shape
-        draws = rollout.draw(key, shape, method.plan, method.context_sigma)
-        return rollout.generate(method.student(params), draws, text, method.plan).latents
+        draws = draw(key, shape, d.plan, d.settings.context_sigma)
+        return generate(d.student(params), draws, text, d.plan).latents
 
     def _arguments(self, work: str) -> tuple[Any, ...]:
         if work == "rollout":
@@ -116,15 +121,9 @@ class Ours:
 
     def operations(self) -> dict[str, float]:
         """Floating-point operations of ours, counted from the shapes."""
-        stage, size = self.config.stages.one_forcing, self.config.latents
-        student = build.model(self.config, "generator")
-        tokens = student.frame_tokens(size.rows, size.columns)
-        made = flops.generation(student, tokens, self.plan)
-        return {
-            "generator": flops.update(self.config, stage, "generator"),
-            "critic": flops.update(self.config, stage, "critic"),
-            "rollout": made.forward,
-        }
+        size = self.described.latents
+        found = one_forcing.operations(self.distillation, size.rows, size.columns)
+        return {work: found[work] for work in WORKS}
 
     def check(self, work: str, record: Record) -> dict[str, float]:
         """Both losses of the same update, and the relative distance of its gradients."""
@@ -148,16 +147,16 @@ class Ours:
         }
 
     def _draws(self, work: str, record: Record) -> Any:
-        first, later, count = record.normals[0], record.normals[1:], len(self.plan)
+        first, later, count = record.normals[0], record.normals[1:], len(self.distillation.plan)
         blocks = [x.reshape(1, -1, *first.shape[2:]) for x in later[:count]]
-        roll = Draws(jnp.asarray(first), jnp.asarray(np.concatenate(blocks, 1)))
-        sigmas = [flow.critic_sigma(jnp.asarray(t), self.config.shift) for t in record.timesteps]
+        roll = ClipDraws(jnp.asarray(first), jnp.asarray(np.concatenate(blocks, 1)))
+        sigmas = [flow.critic_sigma(jnp.asarray(t), self.described.shift) for t in record.timesteps]
         noises = [jnp.asarray(x) for x in later[count:]]
         if work == "generator":
-            return one_forcing.GeneratorDraws(roll, sigmas[0], noises[0], sigmas[1], noises[1])
+            return own_rollout.GeneratorDraws(roll, sigmas[0], noises[0], sigmas[1], noises[1])
         # Penalties that the config leaves out draw nothing.
         noises += [jnp.zeros_like(noises[0])] * (4 - len(noises))
-        return one_forcing.CriticDraws(roll, sigmas[0], noises[0], sigmas[1], *noises[1:])
+        return own_rollout.CriticDraws(roll, sigmas[0], noises[0], sigmas[1], *noises[1:])
 
 
 def _norm(tree: Any) -> float:

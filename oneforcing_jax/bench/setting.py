@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Head size of every published Wan model; the original's rotary split is made for it.
-HEAD = 128
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.published import BLOCK_FRAMES, HEAD_DIM
+
 # Latent frames of a clip: the original's rollout has no fewer.
 FRAMES = 21
 CHANNELS = 16
-BLOCK_FRAMES = {"framewise": 1, "chunkwise": 3}
 WORKS = ("generator", "critic", "rollout")
 
 
@@ -39,12 +39,12 @@ class Setting:
     cores: int = 2
 
     def __post_init__(self) -> None:
-        if self.dim < HEAD or self.dim % HEAD:
-            raise ValueError(f"dim: expected a multiple of {HEAD}, found {self.dim}")
+        if self.dim < HEAD_DIM or self.dim % HEAD_DIM:
+            raise InputError(f"dim: expected a multiple of {HEAD_DIM}, found {self.dim}")
         if self.layers < 2:
-            raise ValueError(f"layers: expected 2 or more, found {self.layers}")
+            raise InputError(f"layers: expected 2 or more, found {self.layers}")
         if min(self.rows, self.columns) < 2 or self.rows % 2 or self.columns % 2:
-            raise ValueError(f"latent frame: expected even sides, found {self.rows}x{self.columns}")
+            raise InputError(f"latent frame: expected even sides, found {self.rows}x{self.columns}")
 
     @property
     def block_frames(self) -> int:
@@ -66,7 +66,7 @@ class Setting:
         return {
             "dim": self.dim,
             "ffn_dim": 6 * self.dim,
-            "num_heads": self.dim // HEAD,
+            "num_heads": self.dim // HEAD_DIM,
             "num_layers": self.layers,
             "text_len": max(8, round(512 / 1560 * self.frame_tokens)),
             "text_dim": 8 * (self.dim // 3),
@@ -78,7 +78,11 @@ class Setting:
         if self.teacher == "same":
             return sizes
         heads = round(sizes["num_heads"] * 40 / 12)
-        made = {"dim": heads * HEAD, "num_heads": heads, "num_layers": round(self.layers * 4 / 3)}
+        made = {
+            "dim": heads * HEAD_DIM,
+            "num_heads": heads,
+            "num_layers": round(self.layers * 4 / 3),
+        }
         return sizes | made | {"ffn_dim": round(2.7 * made["dim"])}
 
     def tapped(self) -> tuple[int, ...]:

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 
 
-def timed(program: Any, arguments: tuple, repeats: int) -> dict[str, Any]:
+def timed(program: Any, arguments: tuple[Any, ...], repeats: int) -> dict[str, Any]:
     """Compiles and runs a jitted function that donates nothing: see `compiled`, `summary`."""
     made, compile_s = compiled(program, arguments)
     seconds = [clocked(made, *arguments)[0] for _ in range(repeats + 1)]
     return summary(made, compile_s, seconds)
 
 
-def compiled(program: Any, arguments: tuple) -> tuple[Any, float]:
+def compiled(program: Any, arguments: tuple[Any, ...]) -> tuple[Any, float]:
     """A program, and the seconds that it took to trace and compile."""
     start = time.perf_counter()
     made = program.lower(*arguments).compile()

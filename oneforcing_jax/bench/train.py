@@ -9,56 +9,54 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from oneforcing_jax import build
+from oneforcing_jax import chips
 from oneforcing_jax import config as configs
 from oneforcing_jax.bench.timing import clocked, compiled, summary, timed
-from oneforcing_jax.causal import flops, rollout
 from oneforcing_jax.data.pipeline import batches
-from oneforcing_jax.methods import one_forcing
-from oneforcing_jax.methods.one_forcing import OneForcing
+from oneforcing_jax.data.store import NEGATIVE_TEXT
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.run import Run
 from oneforcing_jax.training import tiny
 from oneforcing_jax.training.steps import Trainer
+from oneforcing_jax.training.train import trained, trainer
 
 # Batches read to time the data.
 READ = 5
 
 
-def measure(config: ConfigDict, name: str, repeats: int, parts: bool) -> list[dict[str, Any]]:
+def measure(run: Run, name: str, repeats: int, parts: bool) -> list[dict[str, Any]]:
     """One row for each part of an iteration, whole updates first."""
-    stage = config.stages[name]
-    trainer = build.trainer(config, stage)
-    with jax.set_mesh(trainer.mesh):
-        data, batch = _data(config, stage, trainer)
-        state = trainer.init_state({net: trainer.init_net(net) for net in trainer.method.trained})
-        frozen = {net: trainer.init_net(net) for net in trainer.method.frozen}
+    made = trainer(run, name, trained(run)[name])
+    method = made.method
+    with jax.set_mesh(made.mesh):
+        data, batch = _data(made)
+        state = made.init_state({net: made.init_net(net) for net in method.trained})
+        frozen = {net: made.init_net(net) for net in method.frozen}
         rows = []
-        for update, step in zip(trainer.method.updates, trainer.steps(), strict=True):
+        for update, step in zip(method.updates, made.steps(), strict=True):
             times, state = _time_step(step, state, frozen, batch, repeats)
-            work = flops.update(config, stage, update.net)
+            work = made.batch * update.work.model
             rows.append(_row(f"{update.net} update", times, work) | {"every": update.every})
-        if parts and stage.method == "one_forcing":
-            nets = state["params"] | frozen
-            costs = {k: stage.batch * v for k, v in flops.one_forcing_parts(config).items()}
-            rows += list(_parts(build.one_forcing(config), nets, batch, costs, repeats))
+        if parts and method.parts:
+            for part in method.parts(state["params"] | frozen, batch):
+                times = timed(jax.jit(part.call), part.arguments, repeats)
+                rows.append(_row(f"  {part.name}", times, made.batch * part.work))
     return rows + data
 
 
-def _data(config: ConfigDict, stage: ConfigDict, trainer: Trainer) -> tuple[list[dict], Any]:
+def _data(trainer: Trainer) -> tuple[list[dict[str, Any]], Any]:
     """Rows of reading a batch and of bringing it to the devices, and the batch."""
-    fields = build.data_fields(config, stage)
     with tempfile.TemporaryDirectory() as folder:
-        store = tiny.write_noise(Path(folder) / "store", fields, stage.batch)
-        negative = store.read_shared(tiny.NEGATIVE_TEXT)
-        stream = batches(store, stage.batch, seed=0, start=0)
+        store = tiny.write_noise(Path(folder) / "store", trainer.method.fields, trainer.batch)
+        negative = store.read_shared(NEGATIVE_TEXT)
+        stream = batches(store, trainer.batch, seed=0, start=0)
         read, put = [], []
         for _ in range(READ):
             seconds, host = clocked(next, stream)
@@ -68,51 +66,6 @@ def _data(config: ConfigDict, stage: ConfigDict, trainer: Trainer) -> tuple[list
     rows = [_row(name, {"step_s": statistics.median(t)}, 0.0) for name, t in
             (("data: read a batch", read), ("host: batch to devices", put))]  # fmt: skip
     return rows, batch
-
-
-def _parts(
-    method: OneForcing, nets: Mapping[str, Any], batch: Any, work: Mapping[str, float], repeats: int
-) -> Iterator[dict[str, Any]]:
-    text, plan = batch["text"], method.plan
-    draws = one_forcing.draw_generator(method, jax.random.key(0), batch["latents"].shape)
-    first = rollout.first_of_window(plan, method.gradient_blocks)
-    x, sigma = draws.dmd_noise, draws.dmd_sigma
-
-    def made(params: Any) -> jax.Array:
-        return rollout.generate(method.student(params), draws.rollout, text, plan).latents
-
-    def scores(critic: Any, teacher: Any) -> Any:
-        fake: Any = method.critic.apply({"params": critic}, x, sigma, text, want_logit=False)
-        real = one_forcing.real_x0(method, teacher, x, sigma, text, batch["negative"])
-        return fake.flow, real
-
-    def adversarial(critic: Any) -> jax.Array:
-        def loss(latents: jax.Array) -> jax.Array:
-            return one_forcing.generator_adversarial(method, critic, latents, batch, draws)[0]
-
-        return jax.grad(loss)(x)
-
-    def gradient(form: Callable[..., jax.Array]) -> Callable[[Any], Any]:
-        mode = method.context_gradient
-
-        def weighted(params: Any) -> jax.Array:
-            clip = form(method.student(params), draws.rollout, text, plan, first, mode)
-            return jnp.vdot(x, clip)
-
-        return jax.grad(weighted)
-
-    generator, critic, teacher = (nets[name] for name in ("generator", "critic", "teacher"))
-    programs: dict[str, tuple[Callable[..., Any], tuple]] = {
-        "rollout": (made, (generator,)),
-        "scores": (scores, (critic, teacher)),
-        "adversarial": (adversarial, (critic,)),
-        "replay": (gradient(rollout.differentiable), (generator,)),
-        "sequential": (gradient(rollout.sequential), (generator,)),
-    }
-    if not method.gan_generator_weight:
-        del programs["adversarial"]
-    for name, (program, arguments) in programs.items():
-        yield _row(f"  {name}", timed(jax.jit(program), arguments, repeats), work[name])
 
 
 def _time_step(
@@ -147,21 +100,21 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def report(config: ConfigDict, name: str, repeats: int, parts: bool) -> dict[str, Any]:
+def report(run: Run, name: str, repeats: int, parts: bool) -> dict[str, Any]:
     """Rows of a stage, and the mean iteration that they make."""
-    rows = measure(config, name, repeats, parts)
+    rows = measure(run, name, repeats, parts)
     device = jax.devices()[0].device_kind
     seconds = sum(row["step_s"] / row["every"] for row in rows if "every" in row)
     work = sum(row["flops"] / row["every"] for row in rows if "every" in row)
-    peak = flops.peak(device)
+    chip = chips.find(device)
     return {
         "stage": name,
         "device": device,
         "devices": jax.device_count(),
-        "batch": config.stages[name].batch,
+        "batch": trained(run)[name].batch,
         "work": rows,
         "mean_iteration_s": seconds,
-        "flop_utilisation": work / seconds / (peak * jax.device_count()) if peak else None,
+        "flop_utilisation": work / seconds / (chip.peak * jax.device_count()) if chip else None,
     }
 
 
@@ -175,13 +128,13 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """Times a training stage; prints a table and returns what it says."""
-    config = configs.load(given.config, overrides)
-    stages = [name for name, stage in config.stages.items() if stage.kind == "train"]
+    described = Run.of(configs.load(given.config, overrides))
+    stages = list(trained(described))
     if given.stage not in stages:
-        raise ValueError(f"stage: expected one of {stages}, found {given.stage!r}")
+        raise InputError(f"stage: expected one of {stages}, found {given.stage!r}")
     if given.repeats < 1:
-        raise ValueError(f"repeats: expected 1 or more, found {given.repeats}")
-    made = report(config, given.stage, given.repeats, not given.no_parts)
+        raise InputError(f"repeats: expected 1 or more, found {given.repeats}")
+    made = report(described, given.stage, given.repeats, not given.no_parts)
     print(f"{made['stage']}, batch {made['batch']}, {made['devices']} x {made['device']}")
     print(table(made["work"]))
     used = made["flop_utilisation"]

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 from flax.linen import meta
 
 from oneforcing_jax.bench.timing import timed
+from oneforcing_jax.dtypes import DTYPES
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import vae
 from oneforcing_jax.models.vae import VAEConfig, WanVAE
 
-DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
-
-def measure(config: VAEConfig, frames: int, rows: int, columns: int, repeats: int) -> list[dict]:
+def measure(
+    config: VAEConfig, frames: int, rows: int, columns: int, repeats: int
+) -> list[dict[str, Any]]:
     """One row for each of encode, decode, and a steady step of a streamed decode.
 
     Args:
@@ -102,7 +104,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, unknown: Sequence[str]) -> dict[str, Any]:
     """Times encode and decode; prints a table and returns what it says."""
     if unknown:
-        raise ValueError(f"expected the options of `bench vae --help`, found {unknown[0]}")
+        raise InputError(f"expected the options of `bench vae --help`, found {unknown[0]}")
     config = VAEConfig(width=given.width, dtype=DTYPES[given.dtype])
     rows = measure(config, given.frames, given.rows, given.columns, given.repeats)
     device = jax.devices()[0].device_kind

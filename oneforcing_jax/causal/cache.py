@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import attention
 from oneforcing_jax.models.wan import Attend, KeyValue, WanConfig
 from oneforcing_jax.sharding import constrain
@@ -42,7 +43,7 @@ class Window:
 
     def __post_init__(self) -> None:
         if self.sink < 0 or (self.size is not None and self.sink >= self.size):
-            raise ValueError(
+            raise InputError(
                 f"window: expected 0 <= sink < size, found sink {self.sink} and size {self.size}"
             )
 
@@ -57,7 +58,7 @@ class Window:
     def check_block(self, frames: int) -> None:
         """Raises ValueError if a block of `frames` does not fit beside the sink."""
         if self.size is not None and frames > self.size - self.sink:
-            raise ValueError(
+            raise InputError(
                 f"window: expected blocks of at most size - sink = {self.size - self.sink} frames, "
                 f"found a block of {frames}"
             )
@@ -154,32 +155,11 @@ def cached(
             asked, done = q[:, frames], done + size
             length = jnp.minimum(start + done, all_slots) * frame_tokens
             keys, values = (attention.flat(x[:, :limit]) for x in stored)
-            out.append(attention.attend(attention.flat(asked), keys, values, length))
+            out.append(attention.softmax_attention(attention.flat(asked), keys, values, length))
             if in_place:
                 # What is read here is read before the next part is written, or it would be copied.
                 out[-1], stored = jax.lax.optimization_barrier((out[-1], stored))
         return jnp.concatenate(out, 1).reshape(q.shape), stored if in_place else new
-
-    return attend
-
-
-def context(straight_through: bool, groups: tuple[attention.Group, ...], first: int) -> Attend:
-    """An `attend` for the parallel replay of noisy blocks against a stored context.
-
-    Memory is one layer's clean keys and values of all frames, Cache [b, F, n, h, k]; the queries are the
-    noisy frames from number `first` on. With `straight_through` the context inside the replayed frames
-    is k_noisy + stop_gradient(k_clean - k_noisy): clean in value, noisy in gradient.
-    """
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Cache) -> tuple[jax.Array, None]:
-        def keys(clean: jax.Array, noisy: jax.Array) -> jax.Array:
-            clean = jax.lax.stop_gradient(clean)
-            if straight_through:
-                before, inside = jnp.split(clean, [first], axis=1)
-                clean = jnp.concatenate([before, noisy + jax.lax.stop_gradient(inside - noisy)], 1)
-            return jnp.concatenate([clean, noisy], 1)
-
-        return attention.attend_groups(q, keys(memory.k, k), keys(memory.v, v), groups), None
 
     return attend
 

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from oneforcing_jax.errors import InputError
+
 LAYOUTS = ("same", "linear", "conv")
 
 
@@ -135,7 +137,7 @@ def check(
     for text, names in misshapen.items():
         problems += [name + text for name in _grouped("", names)]
     if problems:
-        raise ValueError(
+        raise InputError(
             f"{source} does not fit the model: {'; '.join(problems)}. "
             "Check that the checkpoint and the model's config are of the same architecture."
         )

@@ -15,13 +15,15 @@ from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models import umt5, vae
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.published import HEAD_DIM
 from oneforcing_jax.sharding import unbox
-from oneforcing_jax.training import steps
 
 # Beside a converted model: which it is; and beside the text encoder's, its tokenizer.
 MODEL, TOKENIZER = "model.json", "tokenizer"
@@ -31,7 +33,6 @@ Config = WanConfig | VAEConfig | UMT5Config
 # Names of the token embedding in transformers' files, which may hold it under both.
 TIED = ("shared.weight", "encoder.embed_tokens.weight")
 # Head size of every published Wan model.
-HEAD_DIM = 128
 # Beginnings of names that the original files do not have.
 _DIFFUSERS = ("condition_embedder.", "encoder.conv_in.", "encoder.block.")
 _ARITHMETIC = {"dtype", "remat"}
@@ -46,7 +47,7 @@ _WAN_FIELDS = {
 
 def _unlike(source: str, kind: str, shapes: Shapes) -> ValueError:
     found = ", ".join(list(shapes)[:3]) + (", ..." if len(shapes) > 3 else "")
-    return ValueError(
+    return InputError(
         f"{source}: expected the tensors of {kind}, found {len(shapes)} tensors ({found}); give a "
         "checkpoint of Wan2.1 text-to-video or of a model distilled from it"
     )
@@ -113,7 +114,7 @@ def wan(
     given = {_WAN_FIELDS[k]: v for k, v in (settings or {}).items() if k in _WAN_FIELDS}
     for name in found.keys() & given.keys():
         if given[name] != found[name]:
-            raise ValueError(
+            raise InputError(
                 f"{source}: config.json says {name} {given[name]}, the tensors say {found[name]}; "
                 "put the model's own config.json beside its tensors"
             )
@@ -126,7 +127,7 @@ def wan(
 
 def _heads(dim: int, source: str) -> int:
     if dim % HEAD_DIM:
-        raise ValueError(
+        raise InputError(
             f"{source}: expected a config.json with the number of heads, or a width of heads of "
             f"{HEAD_DIM}, found none and width {dim}; pass --num_heads"
         )
@@ -212,7 +213,7 @@ def abstract(config: Config, head: HeadConfig | None = None) -> Any:
         make = lambda: umt5.init_params(config, jax.random.key(0))  # noqa: E731
     else:
         net = Critic(config, head) if head else WanDiT(config)
-        make = lambda: steps.init(net, 0)  # noqa: E731
+        make = lambda: parameters.init(net, jax.random.key(0))  # noqa: E731
     return unbox(jax.eval_shape(make))
 
 

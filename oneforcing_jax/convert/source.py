@@ -16,6 +16,7 @@ from typing import Any
 
 from oneforcing_jax.convert.keys import Tensors
 from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors
+from oneforcing_jax.errors import InputError
 
 PARTS = ("transformer", "vae", "text")
 _STEM = "diffusion_pytorch_model"
@@ -74,7 +75,7 @@ def locate(source: str, only: Sequence[str] = PARTS) -> Path:
     if path.exists():
         return path
     if not _REPOSITORY.fullmatch(source):
-        raise ValueError(
+        raise InputError(
             f"{source}: expected {EXPECTED}, or a Hugging Face repository OWNER/NAME[:FILE], found "
             "nothing of that name; check the path"
         )
@@ -85,18 +86,18 @@ def locate(source: str, only: Sequence[str] = PARTS) -> Path:
 
         folder = Path(snapshot_download(repository, allow_patterns=patterns))
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"{source}: not on disk, and downloading needs huggingface_hub, which is not "
             'installed; run pip install "oneforcing_jax[torch]" or download it by hand'
         ) from error
     except Exception as error:  # network, disk, repository, login: a dozen types
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise InputError(
             f"{source}: not on disk, and it could not be downloaded ({reason}); check the name and "
             "the connection, and run the same command again: what is there already is kept"
         ) from error
     if file and not (folder / file).is_file():
-        raise ValueError(f"{source}: the repository has no file {file}; check its list of files")
+        raise InputError(f"{source}: the repository has no file {file}; check its list of files")
     return folder / file
 
 
@@ -128,7 +129,7 @@ def parts(folder: Path, only: Sequence[str] | None = None) -> list[Part]:
         pt = [name for name in names if name.endswith(".pt")]
         advice = f"give the file {folder / pt[0]}" if pt else "give the folder that holds them"
         what = f"no {' and no '.join(missing)}" if missing else "no model"
-        raise ValueError(
+        raise InputError(
             f"{folder}: expected {EXPECTED}, found {what} among: {shown or 'nothing'}; {advice}"
         )
     return [found[name] for name in only or PARTS if name in found]
@@ -160,11 +161,11 @@ def _shards(folder: Path, stem: str) -> tuple[Path, ...]:
     if index.is_file():
         table = _json(index).get("weight_map")
         if not isinstance(table, dict) or not table:
-            raise ValueError(f"{index}: expected a weight_map, found none; download it again")
+            raise InputError(f"{index}: expected a weight_map, found none; download it again")
         files = tuple(folder / name for name in sorted(set(table.values())))
         missing = [path.name for path in files if not path.is_file()]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{index}: expected {len(files)} files beside it, found {', '.join(missing)} "
                 "missing; download them again"
             )
@@ -181,9 +182,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected JSON, found {error}; it is truncated or damaged: download it again"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object; download it again")
+        raise InputError(f"{path}: expected a JSON object; download it again")
     return content

@@ -28,11 +28,12 @@ from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
+from oneforcing_jax.dtypes import DTYPES
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import staged, write_whole
 from oneforcing_jax.models.critic import HeadConfig
 
 STEP = "0"
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jax.numpy.bfloat16)}
 # Networks of a .pt file and the items that they become.
 ITEMS = {
     "generator": "params_generator",
@@ -69,10 +70,10 @@ def convert(
         model that was being converted.
     """
     if dtype not in (None, *DTYPES):
-        raise ValueError(f"expected a dtype among {sorted(DTYPES)}, found {dtype!r}")
+        raise InputError(f"expected a dtype among {sorted(DTYPES)}, found {dtype!r}")
     unknown = [part for part in only or () if part not in source.PARTS]
     if unknown:
-        raise ValueError(f"expected parts among {', '.join(source.PARTS)}, found {unknown[0]!r}")
+        raise InputError(f"expected parts among {', '.join(source.PARTS)}, found {unknown[0]!r}")
     order = {"source": name, "dtype": dtype or "as stored"}
     path = source.locate(name, only or source.PARTS)
     if path.is_dir():
@@ -84,10 +85,10 @@ def convert(
             _convert_part(part, out / part.name, order, num_heads, report)
     elif path.suffix in (".pt", ".pth"):
         if only:
-            raise ValueError(f"{path}: --only is for folders, and this is one file; leave it out")
+            raise InputError(f"{path}: --only is for folders, and this is one file; leave it out")
         _convert_file(path, out, order, num_heads, report)
     else:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected {source.EXPECTED}, found another kind of file; "
             "give the folder that holds it"
         )
@@ -132,7 +133,7 @@ def _convert_file(
     nets = [net for net in ITEMS if net in names]
     if not nets:
         shown = ", ".join(str(name) for name in names[:3]) or type(content).__name__
-        raise ValueError(
+        raise InputError(
             f"{path}: expected networks among {', '.join(ITEMS)}, found {shown}; give a .pt file "
             "of One-Forcing, Causal Forcing or Self Forcing, or the folder of a Wan2.1 model"
         )
@@ -162,7 +163,7 @@ def _finished(target: Path, record: Path, order: Mapping[str, Any]) -> bool:
     if all(found.get(name) == value for name, value in order.items()):
         return True
     was = f"one of {found['source']} as {found['dtype']}" if found else "something else"
-    raise ValueError(
+    raise InputError(
         f"{target}: expected nothing or a conversion of {order['source']} ({order['dtype']}), "
         f"found {was}; choose another folder with --out, or delete this one"
     )
@@ -187,8 +188,8 @@ def _write(
     tree = keys.load(key_map, tensors, typed, str(where))
     tensors.close()
     save_item(folder, tree)
-    layout, dtype = sizes.layout(tensors.shapes), _main_dtype(tree)
-    return {**sizes.describe(config, head), "layout": layout, "dtype": dtype}
+    described = sizes.describe(config, head)
+    return {**described, "layout": sizes.layout(tensors.shapes), "dtype": _main_dtype(tree)}
 
 
 def _main_dtype(tree: Any) -> str:

@@ -13,12 +13,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from oneforcing_jax import checkpoint
-from oneforcing_jax.convert import keys, to_orbax
+from oneforcing_jax.convert import keys, sizes
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
-from oneforcing_jax.convert.sizes import HEAD_DIM
 from oneforcing_jax.convert.torch_io import import_torch, write_safetensors, write_torch
+from oneforcing_jax.dtypes import DTYPES
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import staged
+from oneforcing_jax.published import HEAD_DIM
 
 LAYOUTS = ("original", "diffusers")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -47,7 +49,7 @@ class Stored:
         found = sorted(path.name for path in step.iterdir() if path.is_dir())
         item = next((name for name in names if name in found), None)
         if item is None:
-            raise ValueError(
+            raise InputError(
                 f"{step}: expected an item {names[0]!r}, found {found}; choose another --net, or "
                 "add or leave out --ema"
             )
@@ -58,7 +60,7 @@ class Stored:
         self.critic = "registers" in self.tree
         self.backbone: Any = self.tree["model"] if self.critic else self.tree
         if "patch_embedding" not in self.backbone:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: expected a transformer or critic, found "
                 f"{sorted(self.backbone)[:4]}; only these can be exported"
             )
@@ -101,7 +103,7 @@ class Stored:
         patches, dim = tree["patch_embedding"]["kernel"].shape
         heads = num_heads or self._heads() or (dim // HEAD_DIM if dim % HEAD_DIM == 0 else 0)
         if not heads:
-            raise ValueError(f"{self.path}: width {dim} tells no number of heads; pass --num_heads")
+            raise InputError(f"{self.path}: width {dim} tells no number of heads; pass --num_heads")
         return {
             "_class_name": "WanTransformer3DModel",
             "patch_size": [1, _PATCH, _PATCH],
@@ -124,7 +126,7 @@ class Stored:
     def _heads(self) -> int | None:
         """The number of heads that a conversion wrote down."""
         step = self.path.parent
-        record = step.parent / to_orbax.MODEL
+        record = step.parent / sizes.MODEL
         if not record.is_file():
             return None
         net = json.loads(record.read_text())["nets"].get(self.path.name, {})
@@ -168,15 +170,15 @@ def export(
     Raises:
       ValueError: no such network, or a target that exists or does not fit the layout.
     """
-    if layout not in LAYOUTS or dtype not in (None, *to_orbax.DTYPES):
-        known = f"a layout among {LAYOUTS} and a dtype among {tuple(to_orbax.DTYPES)}"
-        raise ValueError(f"expected {known}, found {layout!r} and {dtype!r}")
+    if layout not in LAYOUTS or dtype not in (None, *DTYPES):
+        known = f"a layout among {LAYOUTS} and a dtype among {tuple(DTYPES)}"
+        raise InputError(f"expected {known}, found {layout!r} and {dtype!r}")
     suffixes = {"original": (".pt", ".pth"), "diffusers": (".safetensors", "")}[layout]
     if out.suffix not in suffixes:
         names = " or ".join(suffix or "a folder without a suffix" for suffix in suffixes)
-        raise ValueError(f"{out}: layout {layout!r} is written as {names}; choose another --out")
+        raise InputError(f"{out}: layout {layout!r} is written as {names}; choose another --out")
     if out.exists():
-        raise ValueError(f"{out}: exists already; choose another --out, or delete it")
+        raise InputError(f"{out}: exists already; choose another --out, or delete it")
     stored = Stored(checkpoint, net, ema)
     if layout == "diffusers":
         _diffusers(stored, out, dtype, num_heads)
@@ -196,7 +198,7 @@ def _tensors(
             leaf = key_map[name]
             array = keys.get(tree, leaf.path)
             found = keys.tensor(leaf, array, torch_shape(name, leaf, array.shape))
-            yield name, found.astype(to_orbax.DTYPES[dtype]) if dtype else found
+            yield name, found.astype(DTYPES[dtype]) if dtype else found
 
 
 def _original(stored: Stored, out: Path, net: str, ema: bool, dtype: str | None) -> None:
@@ -215,7 +217,7 @@ def _original(stored: Stored, out: Path, net: str, ema: bool, dtype: str | None)
 
 def _diffusers(stored: Stored, out: Path, dtype: str | None, num_heads: int | None) -> None:
     if stored.critic:
-        raise ValueError(
+        raise InputError(
             f"{stored.path}: a critic has an adversarial head, for which diffusers has no layout; "
             "export it with --layout original"
         )
@@ -225,7 +227,7 @@ def _diffusers(stored: Stored, out: Path, dtype: str | None, num_heads: int | No
     for name, leaf in key_map.items():
         metadata = keys.get(stored.tree, leaf.path)
         shapes[name] = torch_shape(name, leaf, tuple(metadata.shape))
-        dtypes[name] = to_orbax.DTYPES[dtype] if dtype else np.dtype(metadata.dtype)
+        dtypes[name] = DTYPES[dtype] if dtype else np.dtype(metadata.dtype)
     with staged(out) as temporary:
         weights = temporary
         if config is not None:

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from oneforcing_jax.convert.keys import Tensors
+from oneforcing_jax.errors import InputError
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -43,7 +44,7 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             "files of PyTorch (.pt, .pth) need PyTorch, which is not installed; run "
             'pip install "oneforcing_jax[torch]"'
         ) from error
@@ -59,7 +60,7 @@ def _broken(path: Path, kind: str, reason: object) -> ValueError:
     else:
         text = " ".join(str(reason).split()) or type(reason).__name__
         found = f"{path.stat().st_size} bytes that do not read as one ({text[:160]})"
-    return ValueError(
+    return InputError(
         f"{path}: expected a {kind} file, found {found}; it is truncated or damaged: "
         "download or copy it again"
     )
@@ -67,7 +68,7 @@ def _broken(path: Path, kind: str, reason: object) -> ValueError:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"{path}: expected a file, found none; download or copy it again")
+        raise InputError(f"{path}: expected a file, found none; download or copy it again")
 
 
 class SafeTensors(Tensors):
@@ -86,12 +87,12 @@ class SafeTensors(Tensors):
         for path in files:
             for name, (shape, dtype) in self._with(path, self._specs).items():
                 if name in self._file:
-                    raise ValueError(
+                    raise InputError(
                         f"{path}: expected the tensors of one model over its files, found {name} "
                         f"in {self._file[name].name} too; leave the files of one version only"
                     )
                 if dtype not in DTYPES:
-                    raise ValueError(
+                    raise InputError(
                         f"{path}: expected tensors of {sorted(DTYPES)}, found {name} of {dtype}; "
                         "use a checkpoint that is not quantised"
                     )
@@ -138,13 +139,13 @@ def load_torch(path: Path) -> Any:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is None:
             raise _broken(path, "PyTorch", error) from error
-        raise ValueError(
+        raise InputError(
             f"{path}: expected tensors only, found pickled code ({code.group(1)}), which is not "
             "run; save the state dict alone with torch.save and convert that"
         ) from error
     except Exception as error:  # torch has no common type for what a damaged file raises
         if "mmap can only be used" in str(error):
-            raise ValueError(
+            raise InputError(
                 f"{path}: expected the zip format of torch.save, found the one before PyTorch 1.6 "
                 "or a damaged file; download it again, or load and save it with torch once"
             ) from error
@@ -176,12 +177,12 @@ class TorchTensors(Tensors):
             where = f"{path}: {net + ': ' if net else ''}{stored}"
             if not isinstance(value, torch.Tensor) or value.dtype not in dtypes:
                 found = getattr(value, "dtype", type(value).__name__)
-                raise ValueError(
+                raise InputError(
                     f"{where}: expected a floating-point tensor, found {found}; give a file that "
                     "holds a state dict, or the networks 'generator', 'generator_ema', 'critic'"
                 )
             if name in self._name:
-                raise ValueError(
+                raise InputError(
                     f"{where}: expected each tensor once, found {self._name[name]} too; save the "
                     "state dict of one network"
                 )
@@ -192,7 +193,7 @@ class TorchTensors(Tensors):
         content = load_torch(self.path) if content is None else content
         state = content.get(self.net) if self.net and isinstance(content, Mapping) else content
         if not isinstance(state, Mapping):
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: expected a state dict{f' {self.net!r}' if self.net else ''}, found "
                 f"{type(state).__name__}; give a checkpoint of the model's weights"
             )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from oneforcing_jax.errors import InputError, MissingInput
+
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 
 
@@ -28,10 +30,10 @@ def read_captions(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no caption file at {path}; check the path")
+        raise MissingInput(f"no caption file at {path}; check the path")
     readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
     if path.suffix not in readers:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected a caption file ending in .jsonl or .csv, found {path.suffix!r}"
         )
     captions: dict[str, str] = {}
@@ -39,14 +41,14 @@ def read_captions(path: str | Path) -> dict[str, str]:
         for line, row in readers[path.suffix](path):
             video, caption = (_text(path, line, row, key) for key in ("video", "caption"))
             if video in captions:
-                raise ValueError(
+                raise InputError(
                     f"{path}:{line}: expected each video once, found {video!r} again; remove one"
                 )
             captions[video] = caption
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, found {error.reason}; convert it") from None
+        raise InputError(f"{path}: expected UTF-8 text, found {error.reason}; convert it") from None
     if not captions:
-        raise ValueError(f"{path}: expected captions, found none; add one line a video")
+        raise InputError(f"{path}: expected captions, found none; add one line a video")
     return captions
 
 
@@ -74,7 +76,7 @@ def pair(videos_dir: str | Path, captions_path: str | Path) -> list[Pair]:
     """
     folder = Path(videos_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of videos at {folder}; check the path")
+        raise MissingInput(f"no folder of videos at {folder}; check the path")
     captions = read_captions(captions_path)
     # Names that start with a dot are files that a writer has not finished.
     videos = {
@@ -83,7 +85,7 @@ def pair(videos_dir: str | Path, captions_path: str | Path) -> list[Pair]:
         if file.suffix.lower() in VIDEO_SUFFIXES and not file.name.startswith(".")
     }
     if not videos:
-        raise ValueError(
+        raise InputError(
             f"{folder}: expected videos ({' '.join(VIDEO_SUFFIXES)}), found none; check the folder"
         )
     names = sorted(videos.keys() | captions.keys())
@@ -98,12 +100,12 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(
+                raise InputError(
                     f"{path}:{number}: expected a JSON object, found bad JSON ({error.msg} at "
                     f"column {error.colno}); correct the line"
                 ) from None
             if not isinstance(row, dict):
-                raise ValueError(  # noqa: TRY004, bad input is a ValueError everywhere
+                raise InputError(  # noqa: TRY004, bad input is a ValueError everywhere
                     f"{path}:{number}: expected a JSON object, found {type(row).__name__}; write "
                     '{"video": ..., "caption": ...}'
                 )
@@ -116,12 +118,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
         reader = csv.DictReader(lines)
         header = list(reader.fieldnames or [])
         if not {"video", "caption"} <= set(header):
-            raise ValueError(
+            raise InputError(
                 f"{path}:1: expected the header video,caption, found {','.join(header)!r}; add it"
             )
         for row in reader:
             if None in row:
-                raise ValueError(
+                raise InputError(
                     f"{path}:{reader.line_num}: expected {len(header)} columns, found more; put "
                     "captions that hold commas in double quotes"
                 )
@@ -132,9 +134,9 @@ def _text(path: Path, line: int, row: dict, key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         found = "none" if value is None else f"{type(value).__name__} {value!r}"
-        raise ValueError(  # noqa: TRY004, bad input is a ValueError everywhere
+        raise InputError(  # noqa: TRY004, bad input is a ValueError everywhere
             f"{path}:{line}: expected a text {key!r}, found {found}; add it"
         )
     if not value.strip():
-        raise ValueError(f"{path}:{line}: expected a {key}, found an empty one; write one")
+        raise InputError(f"{path}:{line}: expected a {key}, found an empty one; write one")
     return value.strip()

@@ -20,6 +20,7 @@ from oneforcing_jax.data.encoders import Encoders, TextEncoder
 from oneforcing_jax.data.store import LEFT_OUT, NEGATIVE_TEXT, Store
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import Clip, read_clip
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 
 # In a store: the video and caption of each sample, a line each.
@@ -121,9 +122,9 @@ def _encode_group(
 
 def _read(sample: Pair, clip: Clip) -> np.ndarray:
     if sample.caption is None:
-        raise ValueError("expected a caption, found none; add a line to the caption file")
+        raise InputError("expected a caption, found none; add a line to the caption file")
     if sample.video is None:
-        raise ValueError("expected a video of this name, found only its caption; add the file")
+        raise InputError("expected a video of this name, found only its caption; add the file")
     return read_clip(sample.video, clip)
 
 
@@ -160,7 +161,7 @@ def _keep_samples(store: Store, samples: Sequence[Pair]) -> None:
         for index, line in enumerate(file.read_text().splitlines()):
             old, new = json.loads(line), samples[index]
             if old["video"] != new.name or (done[index] and old["caption"] != new.caption):
-                raise ValueError(
+                raise InputError(
                     f"{store.path} was begun with other videos or captions: sample {index} is "
                     f"{old['video']} ({old['caption']!r}) there, {new.name} ({new.caption!r}) now; "
                     "choose another folder or remove it"

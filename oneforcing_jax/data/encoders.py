@@ -1,4 +1,4 @@
-"""Between pixels and prompts and what the networks see: Wan's VAE and UMT5, or the toy's own.
+"""Between pixels and prompts and what the networks see: Wan's VAE and UMT5, or a folder's own kind.
 
 codec, text, negative = load("weights")          # what tools/convert_wan.py wrote
 latents = codec.encode(video)                     # uint8 [f, y, x, 3] -> [f, c, y, x]
@@ -22,18 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import checkpoint, sharding
+from oneforcing_jax import checkpoint, parts, sharding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.data import text
+from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.models import umt5, vae
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae import VAEConfig, WanVAE
-from oneforcing_jax.toy import codec as toy_codec
-from oneforcing_jax.toy import text as toy_text
 
-# In a store: where the encoders that filled it are.
+# In a store: the folder of the encoders that filled it. In a folder of encoders: their kind, the dotted path
+# of a module with a function `load` like the one here; without this file they are Wan's.
 ENCODERS = "encoders.json"
 
 
@@ -130,7 +130,7 @@ class WanCodec:
         """
         time, space = self.config.time_stride, self.config.space_stride
         if (frames - 1) % time or rows % space or columns % space:
-            raise ValueError(
+            raise InputError(
                 f"expected 1 + a multiple of {time} frames and sizes that {space} divides, found "
                 f"{frames} frames of {rows}x{columns}; choose the nearest"
             )
@@ -222,8 +222,8 @@ def load(
     """The encoders in a folder.
 
     Args:
-      folder: what tools/convert_wan.py wrote (`vae/` and `text/` in it); a toy's world; or a store,
-        which knows the encoders that filled it.
+      folder: what tools/convert_wan.py wrote (`vae/` and `text/` in it); encoders of another kind; or a
+        store, which knows the encoders that filled it.
       text_len: the most tokens of a prompt, where the encoder does not fix it.
       dtype: of the VAE's arithmetic; None: as its weights are stored.
       mesh: over which Wan's VAE splits videos and their columns; None: all devices, a video each.
@@ -232,17 +232,21 @@ def load(
       FileNotFoundError, ValueError: nothing of the kind there, or damaged.
     """
     folder = Path(folder)
-    if (folder / ENCODERS).is_file():
-        inner = json.loads((folder / ENCODERS).read_text())["folder"]
-        folder = Path(os.path.normpath(folder / inner))
-    if (folder / toy_codec.FILE).is_file():
-        return Encoders(
-            toy_codec.load(folder / toy_codec.FILE), toy_text.load(folder / toy_text.FOLDER), ""
-        )
+    said = _said(folder)
+    if "folder" in said:
+        folder = Path(os.path.normpath(folder / said["folder"]))
+        said = _said(folder)
+    if "kind" in said:
+        try:
+            kind = parts.find(said["kind"], __package__, "load")
+        except InputError as error:
+            raise InputError(f"{folder / ENCODERS}: {error}") from None
+        found: Encoders = kind(folder, text_len, dtype, mesh)
+        return found
     if not (folder / "vae" / MODEL).is_file() or not (folder / "text" / MODEL).is_file():
-        raise FileNotFoundError(
+        raise MissingInput(
             f"no encoders in {folder}: expected vae/ and text/ as tools/convert_wan.py writes them, "
-            f"or a toy's {toy_codec.FILE}; give the folder that holds them"
+            f"or an {ENCODERS} that says their kind; give the folder that holds them"
         )
     every = _mesh(json.loads((folder / "text" / MODEL).read_text())["nets"]["params_model"])
     config, params, fingerprint = _net(folder / "vae", mesh or every, vae.init_params, dtype)
@@ -251,6 +255,22 @@ def load(
     config, params, fingerprint = _net(folder / "text", every, umt5.init_params)
     encoder = WanText(config, params, tokenizer, text_len, fingerprint)
     return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
+
+
+def _said(folder: Path) -> dict[str, str]:
+    file = folder / ENCODERS
+    said: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    return said
+
+
+def are_in(folder: Path) -> bool:
+    """Whether a folder holds encoders, or is a store that knows its own."""
+    return (folder / ENCODERS).is_file() or (folder / "vae").exists()
+
+
+def say_kind(folder: str | Path, kind: str) -> None:
+    """Notes in a folder of encoders what kind they are: the dotted path of the module that loads them."""
+    write_whole(Path(folder) / ENCODERS, json.dumps({"kind": kind}).encode())
 
 
 def record(store: str | Path, folder: str | Path) -> None:

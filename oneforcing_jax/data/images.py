@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from oneforcing_jax.data.video import Clip, cover
+from oneforcing_jax.errors import InputError, MissingInput
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -18,12 +19,12 @@ def read_image(path: str | Path) -> np.ndarray:
       ValueError: it is no image.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no image file at {path}; check the path")
+        raise MissingInput(f"no image file at {path}; check the path")
     try:
         with Image.open(path) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
     except (UnidentifiedImageError, OSError, ValueError):
-        raise ValueError(f"{path}: expected an image, found another file; replace it") from None
+        raise InputError(f"{path}: expected an image, found another file; replace it") from None
 
 
 def fit(video: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import embed_padded, leave_out
 from oneforcing_jax.data.encoders import Encoders
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.errors import InputError, MissingPackage
 
 FILE = "data.mdb"
 
@@ -92,12 +93,12 @@ def _row(database: _Database, row: int, encoders: Encoders) -> dict[str, np.ndar
     prompt = _value(database, f"prompts_{row}_data").decode()
     content, shape = _value(database, f"latents_{row}_data"), database.shape[1:]
     if len(content) != 2 * math.prod(shape):
-        raise ValueError(
+        raise InputError(
             f"expected {2 * math.prod(shape)} bytes of float16 {list(shape)}, found {len(content)}"
         )
     latents = np.frombuffer(content, np.float16).reshape(shape)
     if not np.isfinite(latents).all():
-        raise ValueError("expected finite latents, found values that are not")
+        raise InputError("expected finite latents, found values that are not")
     sample = {"text": embed_padded(encoders.text, prompt)}
     if len(shape) == 4:
         return sample | {"latents": latents}
@@ -108,18 +109,18 @@ def _value(database: _Database, key: str) -> bytes:
     with database.rows.begin() as transaction:
         value = transaction.get(key.encode())
     if value is None:
-        raise ValueError(f"expected the key {key}, found none")
+        raise InputError(f"expected the key {key}, found none")
     return value
 
 
 def _open(source: Path) -> list[_Database]:
     folders = [file.parent for file in sorted(source.glob(f"**/{FILE}"))]
     if not folders:
-        raise ValueError(f"{source}: expected a folder with {FILE}, found none; check the path")
+        raise InputError(f"{source}: expected a folder with {FILE}, found none; check the path")
     databases = list(_databases(folders))
     shapes = {database.shape[1:] for database in databases}
     if len(shapes) > 1:
-        raise ValueError(f"{source}: expected rows of one shape, found {sorted(shapes)}")
+        raise InputError(f"{source}: expected rows of one shape, found {sorted(shapes)}")
     return databases
 
 
@@ -127,7 +128,7 @@ def _databases(folders: Sequence[Path]) -> Iterator[_Database]:
     try:
         lmdb = importlib.import_module("lmdb")
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             'reading an LMDB needs the package lmdb: pip install "oneforcing_jax[lmdb]"'
         ) from error
     for folder in folders:
@@ -136,11 +137,11 @@ def _databases(folders: Sequence[Path]) -> Iterator[_Database]:
             found = _value(_Database(folder, rows, ()), "latents_shape").decode()
             shape = tuple(int(size) for size in found.split())
         except (lmdb.Error, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{folder}: expected an LMDB of latents and prompts, found: {error}; copy it again"
             ) from error
         if len(shape) not in (5, 6) or min(shape) < 1:
-            raise ValueError(
+            raise InputError(
                 f"{folder}: expected latents_shape of 5 or 6 sizes, rows first, found {found!r}"
             )
         yield _Database(folder, rows, shape)

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 
 from oneforcing_jax.data.store import Store
+from oneforcing_jax.errors import InputError
 
 
 def batches(
@@ -45,18 +46,18 @@ def batches(
       ValueError: a bad argument, or a store that is not complete.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise ValueError(
+        raise InputError(
             f"expected a batch size that {process_count} processes divide, found {batch_size}; "
             "use a multiple"
         )
     if not 0 <= process_index < process_count:
-        raise ValueError(f"expected 0 <= process_index < {process_count}, found {process_index}")
+        raise InputError(f"expected 0 <= process_index < {process_count}, found {process_index}")
     if not 0 <= seed < 2**32:
-        raise ValueError(f"expected 0 <= seed < 2**32, found {seed}; choose another")
+        raise InputError(f"expected 0 <= seed < 2**32, found {seed}; choose another")
     if start < 0:
-        raise ValueError(f"expected a first batch number of 0 or more, found start={start}")
+        raise InputError(f"expected a first batch number of 0 or more, found start={start}")
     if num_threads < 1:
-        raise ValueError(f"expected 1 reading thread or more, found num_threads={num_threads}")
+        raise InputError(f"expected 1 reading thread or more, found num_threads={num_threads}")
     names = list(store.fields if fields is None else fields)
     store.check_fields(names)
     store.require_complete()
@@ -86,7 +87,7 @@ class _Samples:
         # The store refuses such values when it is filled; a file may be damaged later.
         for name, value in sample.items():
             if value.dtype.kind not in "iu" and not np.isfinite(value).all():
-                raise ValueError(
+                raise InputError(
                     f"{self._store.path}: expected finite {name} of sample {number}, found "
                     f"{int((~np.isfinite(value)).sum())} values that are not; make the store again"
                 )

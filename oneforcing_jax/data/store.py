@@ -23,6 +23,7 @@ import numpy as np
 import tensorstore as ts
 
 from oneforcing_jax.data import store_meta
+from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
 META = "meta.json"
@@ -89,7 +90,7 @@ class Store:
         if file.exists():
             difference = store_meta.difference(store_meta.read(file), meta)
             if difference:
-                raise ValueError(
+                raise InputError(
                     f"{path} holds another store: {difference}; choose another folder or remove it"
                 )
         else:
@@ -97,10 +98,10 @@ class Store:
                 path.mkdir(parents=True, exist_ok=True)
                 foreign = sorted(entry.name for entry in path.iterdir())
             except OSError as error:
-                raise ValueError(f"cannot make a store at {path}: {error.strerror}") from error
+                raise InputError(f"cannot make a store at {path}: {error.strerror}") from error
             # A hidden file may be the meta.json that another process is writing.
             if any(not name.startswith(".") and name != META for name in foreign):
-                raise ValueError(
+                raise InputError(
                     f"{path}: expected an empty folder or a store, found other files "
                     f"({foreign[0]}); choose another folder"
                 )
@@ -134,18 +135,18 @@ class Store:
         """
         self._check_index(index)
         if sample.keys() != self.fields.keys():
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: expected the fields {sorted(self.fields)}, found {sorted(sample)}"
             )
         for name, (shape, dtype) in self.fields.items():
             value = sample[name]
             if value.shape != shape or value.dtype.name != dtype:
-                raise ValueError(
+                raise InputError(
                     f"{self.path}, sample {index}: expected {name} {dtype} {list(shape)}, found "
                     f"{value.dtype.name} {list(value.shape)}; convert it first"
                 )
             if dtype not in ("int32", "uint8") and not np.isfinite(value).all():
-                raise ValueError(
+                raise InputError(
                     f"{self.path}, sample {index}: expected finite {name}, found "
                     f"{int((~np.isfinite(value)).sum())} values that are not; look at its source"
                 )
@@ -156,7 +157,7 @@ class Store:
             self._done[index].write(np.uint8(WRITTEN)).result()
             self._reason(index).unlink(missing_ok=True)
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: sample {index} was not written: {_first_line(error)}"
             ) from error
         self._seen_done[index] = True
@@ -172,7 +173,7 @@ class Store:
         try:
             self._done[index].write(np.uint8(OUT)).result()
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: cannot write done: {_first_line(error)}") from error
+            raise InputError(f"{self.path}: cannot write done: {_first_line(error)}") from error
 
     def left_out(self) -> dict[int, str]:
         """The samples that are left out, and why."""
@@ -191,7 +192,7 @@ class Store:
         try:
             return np.asarray(self._done.read().result())
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: cannot read done: {_first_line(error)}") from error
+            raise InputError(f"{self.path}: cannot read done: {_first_line(error)}") from error
 
     def read(self, index: int, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Reads one sample: all its fields, or the named ones.
@@ -203,7 +204,7 @@ class Store:
         names = list(self.fields) if fields is None else list(fields)
         self.check_fields(names)
         if not self._seen_done[index] and not self.done()[index]:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: sample {index} is left out or not written yet; run the command that "
                 "fills the store again"
             )
@@ -211,7 +212,7 @@ class Store:
             reads = [self._arrays[name][index].read() for name in names]
             return {name: read.result() for name, read in zip(names, reads, strict=True)}
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: cannot read sample {index}: {_first_line(error)}; the store is "
                 "damaged, make it again"
             ) from error
@@ -220,7 +221,7 @@ class Store:
         """Raises ValueError unless every name is a field."""
         unknown = sorted(set(names) - self.fields.keys())
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: expected fields of {sorted(self.fields)}, got {unknown}"
             )
 
@@ -229,12 +230,12 @@ class Store:
         states = self._states()
         missing = int((states == 0).sum())
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: expected {self._count} samples, {missing} are missing; run the "
                 "command that fills the store again, it continues where it stopped"
             )
         if not (states == WRITTEN).any():
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: expected a sample or more, found all {self._count} left out; "
                 f"{self.path / LEFT_OUT} says why"
             )
@@ -242,7 +243,7 @@ class Store:
     def write_shared(self, name: str, value: np.ndarray) -> None:
         """Writes an array that belongs to the whole store; replaces one of the same name."""
         if value.dtype.kind not in "fiub":
-            raise ValueError(f"expected {name} of a NumPy dtype, found {value.dtype}; use float32")
+            raise InputError(f"expected {name} of a NumPy dtype, found {value.dtype}; use float32")
         content = io.BytesIO()
         np.save(content, value)
         (self.path / "shared").mkdir(exist_ok=True)
@@ -257,17 +258,17 @@ class Store:
         """
         file = self.path / "shared" / f"{name}.npy"
         if not file.is_file():
-            raise FileNotFoundError(
+            raise MissingInput(
                 f"no {file}; run the command that fills the store again, it writes this file"
             )
         try:
             return np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{file}: expected an array, found a damaged file") from error
+            raise InputError(f"{file}: expected an array, found a damaged file") from error
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self._count:
-            raise ValueError(f"{self.path}: expected 0 <= sample < {self._count}, found {index}")
+            raise InputError(f"{self.path}: expected 0 <= sample < {self._count}, found {index}")
 
 
 def _open_array(
@@ -297,7 +298,7 @@ def _open_array(
     try:
         return ts.open(spec, open=True, create=create).result()
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected an array {name} {dtype} {[count, *shape]}, found: "
             f"{_first_line(error)}; run the command that fills the store again"
         ) from error

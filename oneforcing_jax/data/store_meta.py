@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from oneforcing_jax.errors import InputError, MissingInput
+
 VERSION = 1
 DTYPES = ("float32", "float16", "bfloat16", "int32", "uint8")
 
@@ -25,16 +27,16 @@ def describe(count: int, fields: Fields, attributes: Mapping[str, Any]) -> dict[
       ValueError: no sample, no field, a bad field, or attributes that JSON cannot hold.
     """
     if count < 1:
-        raise ValueError(f"expected a store of 1 sample or more, found count={count}")
+        raise InputError(f"expected a store of 1 sample or more, found count={count}")
     if not fields:
-        raise ValueError("expected a store of 1 field or more, found none")
+        raise InputError("expected a store of 1 field or more, found none")
     for name, (shape, dtype) in fields.items():
         if name == "done" or not name.isidentifier():
-            raise ValueError(f"expected a field name like a variable's, not 'done', found {name!r}")
+            raise InputError(f"expected a field name like a variable's, not 'done', found {name!r}")
         if dtype not in DTYPES:
-            raise ValueError(f"field {name}: expected a dtype of {DTYPES}, found {dtype!r}")
+            raise InputError(f"field {name}: expected a dtype of {DTYPES}, found {dtype!r}")
         if any(size < 1 for size in shape):
-            raise ValueError(f"field {name}: expected sizes of 1 or more, found {list(shape)}")
+            raise InputError(f"field {name}: expected sizes of 1 or more, found {list(shape)}")
     meta = {
         "version": VERSION,
         "count": int(count),
@@ -47,7 +49,7 @@ def describe(count: int, fields: Fields, attributes: Mapping[str, Any]) -> dict[
     try:
         return json.loads(json.dumps(meta, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"expected attributes that JSON can hold, found: {error}") from None
+        raise InputError(f"expected attributes that JSON can hold, found: {error}") from None
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def read(file: Path) -> dict[str, Any]:
       ValueError: it is damaged, or of another format version.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"no store at {file.parent}: no {file.name} in it; check the path")
+        raise MissingInput(f"no store at {file.parent}: no {file.name} in it; check the path")
     try:
         meta = json.loads(file.read_bytes())
         found = meta["version"]
@@ -68,12 +70,12 @@ def read(file: Path) -> dict[str, Any]:
             }
             describe(meta["count"], fields, meta["attributes"])
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(
+        raise InputError(
             f"{file}: expected the description of a store, found a damaged file; restore it from "
             "a copy, or fill a new folder"
         ) from None
     if found != VERSION:
-        raise ValueError(
+        raise InputError(
             f"{file}: expected format version {VERSION}, found {found!r}; fill a new folder"
         )
     return meta

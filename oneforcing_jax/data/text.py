@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 
 MAX_TOKENS = 512
@@ -42,7 +43,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             f"text prompts need the package {name}, which is not installed here: "
             'pip install "oneforcing_jax[wan]"'
         ) from error
@@ -67,7 +68,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
       ImportError: `transformers` is not installed.
     """
     if not os.path.isdir(folder):
-        raise ValueError(
+        raise InputError(
             f"no tokenizer folder at {os.fspath(folder)!r}; give the folder of the checkpoint that "
             "holds tokenizer.json (google/umt5-xxl in the Wan2.1 files, tokenizer in diffusers')."
         )
@@ -84,7 +85,7 @@ def _token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> list[list
     rows = tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > length:
-            raise ValueError(
+            raise InputError(
                 f"the prompt {prompt[:40]!r}... has {len(row)} tokens, more than the {length} that "
                 f"the model reads; shorten it by {len(row) - length} tokens or more."
             )
@@ -170,7 +171,7 @@ def pad_embeddings(embeddings: Sequence[np.ndarray], length: int = MAX_TOKENS) -
     """
     longest = max((len(embedding) for embedding in embeddings), default=0)
     if not embeddings or longest > length:
-        raise ValueError(
+        raise InputError(
             f"{len(embeddings)} embeddings, the longest of {longest} tokens, cannot be padded to "
             f"{length}; give at least one, and a length that holds the longest."
         )

@@ -18,6 +18,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from oneforcing_jax.errors import InputError, MissingInput
+
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
@@ -54,7 +56,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
         frames.append(_upright(converter.reformat(frame, format="rgb24").to_ndarray(), frame))
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected frames of one size, found {sorted(shapes)}; encode the video again"
         )
     return np.stack(frames), rate
@@ -89,7 +91,7 @@ def read_clip(path: str | Path, clip: Clip) -> np.ndarray:
     while shown and len(frames) < clip.frames and _at(frames, clip) < end + 1e-6:
         frames.append(_cover(converter, shown, clip))
     if len(frames) < clip.frames:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected {(clip.frames - 1) / clip.fps:.2f} s or more ({clip.frames} frames, "
             f"{clip.fps:g} a second), found {end:.2f} s; use a longer video"
         )
@@ -132,29 +134,29 @@ def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
     """Frames of a file, seconds since its first frame, and the average frame rate; at least one."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no video file at {path}; check the path")
+        raise MissingInput(f"no video file at {path}; check the path")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: expected a video, found zero bytes; copy or render it again")
+        raise InputError(f"{path}: expected a video, found zero bytes; copy or render it again")
     count, first = 0, None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError("no video stream")
+                raise InputError("no video stream")
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
             if not rate:
-                raise ValueError("no frame rate")
+                raise InputError("no frame rate")
             for frame in container.decode(stream):
                 if frame.is_corrupt:
-                    raise ValueError(f"damage in frame {count}")
+                    raise InputError(f"damage in frame {count}")
                 time = count / float(rate) if frame.time is None else frame.time
                 first = time if first is None else first
                 yield frame, time - first, float(rate)
                 count += 1
             if not count:
-                raise ValueError("no frame in it")
+                raise InputError("no frame in it")
     except (OSError, ValueError, av.FFmpegError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected a readable video, found: {_reason(error)}; replace or remove it"
         ) from error
 
@@ -182,9 +184,9 @@ class VideoWriter:
         self, path: str | Path, fps: float, *, crf: int = 18, full_chroma: bool = False
     ) -> None:
         if not 0.1 <= fps <= 1000:
-            raise ValueError(f"expected 0.1 to 1000 frames per second, found {fps}; correct fps")
+            raise InputError(f"expected 0.1 to 1000 frames per second, found {fps}; correct fps")
         if not 0 <= crf <= 51:
-            raise ValueError(f"expected a crf in 0..51, found {crf}; lower is better")
+            raise InputError(f"expected a crf in 0..51, found {crf}; lower is better")
         self._path = Path(path)
         self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         self._rate = Fraction(fps).limit_denominator(1001)
@@ -196,11 +198,11 @@ class VideoWriter:
 
     def __enter__(self) -> Self:
         if self._path.is_dir():
-            raise ValueError(f"cannot write {self._path}: it is a folder; name a file")
+            raise InputError(f"cannot write {self._path}: it is a folder; name a file")
         try:
             self._container = av.open(str(self._temporary), "w", format="mp4")
         except (OSError, av.FFmpegError) as error:
-            raise ValueError(
+            raise InputError(
                 f"cannot write {self._path}: {_reason(error)}; name a file in a folder that exists "
                 "and can be written"
             ) from error
@@ -214,9 +216,9 @@ class VideoWriter:
             disk that is full.
         """
         if self._container is None:
-            raise ValueError(f"{self._path}: write outside `with`; use `with VideoWriter(...)`")
+            raise InputError(f"{self._path}: write outside `with`; use `with VideoWriter(...)`")
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-            raise ValueError(
+            raise InputError(
                 f"{self._path}: expected frames uint8 [f, y, x, 3], found {frames.dtype} "
                 f"{list(frames.shape)}; convert them first"
             )
@@ -226,7 +228,7 @@ class VideoWriter:
         if self._size is None:
             self._open_stream(rows, columns)
         elif self._size != (rows, columns):
-            raise ValueError(
+            raise InputError(
                 f"{self._path}: expected frames of {self._size[0]}x{self._size[1]} as before, "
                 f"found {rows}x{columns}; write one size a file"
             )
@@ -235,13 +237,13 @@ class VideoWriter:
                 image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 self._encode(image)
         except (OSError, av.FFmpegError) as error:
-            raise ValueError(f"cannot write {self._path}: {_reason(error)}") from error
+            raise InputError(f"cannot write {self._path}: {_reason(error)}") from error
 
     def _open_stream(self, rows: int, columns: int) -> None:
         if rows < 2 or columns < 2:
-            raise ValueError(f"{self._path}: expected 2x2 pixels or more, found {rows}x{columns}")
+            raise InputError(f"{self._path}: expected 2x2 pixels or more, found {rows}x{columns}")
         if self._pixels == "yuv420p" and (rows % 2 or columns % 2):
-            raise ValueError(
+            raise InputError(
                 f"{self._path}: expected even sizes for yuv420p, found {rows}x{columns}; crop or "
                 "pad the frames, or pass full_chroma=True"
             )
@@ -268,13 +270,13 @@ class VideoWriter:
         try:
             if kind is None:
                 if self._stream is None:
-                    raise ValueError(f"{self._path}: expected frames, found none; write some first")
+                    raise InputError(f"{self._path}: expected frames, found none; write some first")
                 for packet in self._stream.encode(None):
                     container.mux(packet)
                 container.close()
                 os.replace(self._temporary, self._path)
         except (OSError, av.FFmpegError) as failure:
-            raise ValueError(f"cannot write {self._path}: {_reason(failure)}") from failure
+            raise InputError(f"cannot write {self._path}: {_reason(failure)}") from failure
         finally:
             if self._temporary.exists():
                 _close_quietly(container)

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax import shards
+from oneforcing_jax.command import share
+from oneforcing_jax.errors import InputError, MissingInput
 
 NAMINGS = ("vbench", "number")
 # As VBench's tools cut them; and in bytes, for a file name has 255 of them at most, of which a
@@ -70,7 +71,7 @@ def read_prompts(path: Path, rewritten: Path | None = None) -> list[Prompt]:
     if rewritten:
         texts = [words for words, _ in _read(rewritten)]
         if len(texts) != len(rows):
-            raise ValueError(
+            raise InputError(
                 f"{rewritten}: expected {len(rows)} prompts, one for each of {path}, found {len(texts)}"
             )
     return [Prompt(words, text, seed) for (words, seed), text in zip(rows, texts, strict=True)]
@@ -78,10 +79,10 @@ def read_prompts(path: Path, rewritten: Path | None = None) -> list[Prompt]:
 
 def _read(path: Path) -> list[tuple[str, int | None]]:
     if not path.is_file():
-        raise FileNotFoundError(f"prompts: expected a text file, found nothing at {path}")
+        raise MissingInput(f"prompts: expected a text file, found nothing at {path}")
     lines = path.read_text(encoding="utf-8").splitlines()
     if not any(line.strip() for line in lines):
-        raise ValueError(f"{path}: expected prompts, one a line, found none")
+        raise InputError(f"{path}: expected prompts, one a line, found none")
     return [_line(f"{path}, line {i}", line, path.suffix) for i, line in enumerate(lines, 1)]
 
 
@@ -92,13 +93,13 @@ def _line(where: str, line: str, suffix: str) -> tuple[str, int | None]:
             row = json.loads(line)
             words, seed = row["prompt"].strip(), row.get("seed")
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(
+            raise InputError(
                 f'{where}: expected JSON like {{"prompt": "a cat", "seed": 1}}, found {line[:60]!r}'
             ) from None
     if not words:
-        raise ValueError(f"{where}: expected a prompt, found none; write one or remove the line")
+        raise InputError(f"{where}: expected a prompt, found none; write one or remove the line")
     if seed is not None and type(seed) is not int:
-        raise ValueError(f"{where}: expected a whole number as seed, found {seed!r}")
+        raise InputError(f"{where}: expected a whole number as seed, found {seed!r}")
     return words, seed
 
 
@@ -126,10 +127,10 @@ def make(
       ValueError: no sample, two videos of one name, one file for several videos.
     """
     if samples < 1:
-        raise ValueError(f"samples: expected 1 or more, found {samples}")
+        raise InputError(f"samples: expected 1 or more, found {samples}")
     single = out.suffix == ".mp4"
     if single and len(prompts) * samples > 1:
-        raise ValueError(
+        raise InputError(
             f"out: expected a folder for {len(prompts) * samples} videos, found {out}; name one"
         )
     jobs: list[Job] = []
@@ -139,7 +140,7 @@ def make(
             stem = file_name(prompt.words) if naming == "vbench" else f"{line:05d}"
             path = out if single else out / f"{stem}-{k}.mp4"
             if path in seen:
-                raise ValueError(
+                raise InputError(
                     f"prompts {seen[path] + 1} and {line + 1} would both be named {path.name[:60]!r}; "
                     "remove one, or pass --naming=number"
                 )
@@ -149,11 +150,11 @@ def make(
     return jobs
 
 
-def shard(jobs: Sequence[Job], part: str) -> list[Job]:
+def share_of(jobs: Sequence[Job], part: str) -> list[Job]:
     """The share of one of several processes, "0/4" for the first of four.
 
     Raises:
       ValueError: another form, or a number that is too high.
     """
-    index, count = shards.parse(part)
+    index, count = share(part)
     return list(jobs)[index::count]

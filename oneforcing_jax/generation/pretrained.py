@@ -9,22 +9,21 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from oneforcing_jax import build, checkpoint, sharding
+from oneforcing_jax import checkpoint, methods, sharding
+from oneforcing_jax import config as configs
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
-from oneforcing_jax.data.encoders import ENCODERS
+from oneforcing_jax.data import encoders as encoding
+from oneforcing_jax.dtypes import DTYPES
+from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.toy import codec as toy_codec
-from oneforcing_jax.training import steps
-from oneforcing_jax.training.loop import CHECKPOINTS
+from oneforcing_jax.run import Run
 
-# What main.py leaves in a work directory.
-CONFIG = "config.json"
 EXPECTED = (
     "a folder of tools/convert_wan.py, a stage of a training run (WORKDIR/STAGE), or one of its "
-    f"checkpoints (WORKDIR/STAGE/{CHECKPOINTS}/NUMBER)"
+    f"checkpoints (WORKDIR/STAGE/{checkpoint.FOLDER}/NUMBER)"
 )
 
 
@@ -58,13 +57,8 @@ class Source:
     def params(self, mesh: Mesh | None = None) -> Any:
         """The parameters over a mesh, by default on the first device."""
         mesh = mesh or sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        return checkpoint.load_net(self.folder, self.net, abstract(self.config, mesh), self.ema)
-
-
-def abstract(config: WanConfig, mesh: Mesh) -> Any:
-    """Abstract parameters of a transformer in use."""
-    boxed = jax.eval_shape(lambda: steps.init(WanDiT(config), 0))
-    return steps.read_only(sharding.abstract(boxed, mesh), config)
+        abstract = parameters.in_use(WanDiT(self.config), mesh)
+        return checkpoint.load_net(self.folder, self.net, abstract, self.ema)
 
 
 def find(
@@ -84,7 +78,7 @@ def find(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"checkpoint: expected {EXPECTED}, found nothing at {folder}")
+        raise MissingInput(f"checkpoint: expected {EXPECTED}, found nothing at {folder}")
     source = _find(folder, ema, dtype)
     return dataclasses.replace(source, shift=shift or source.shift)
 
@@ -94,16 +88,16 @@ def _find(folder: Path, ema: bool, dtype: str | None) -> Source:
         if (place / MODEL).is_file():
             return _converted(place, ema, dtype or "bfloat16")
     stage = _stage(folder)
-    if (stage / CHECKPOINTS).is_dir() and (stage.parent / CONFIG).is_file():
+    if (stage / checkpoint.FOLDER).is_dir() and (stage.parent / checkpoint.CONFIG).is_file():
         made = _trained(stage, ema, dtype)
         return made if stage == folder else dataclasses.replace(made, folder=folder)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-    raise ValueError(f"checkpoint: expected {EXPECTED}, found {found} in {folder}")
+    raise InputError(f"checkpoint: expected {EXPECTED}, found {found} in {folder}")
 
 
 def _stage(folder: Path) -> Path:
     """The folder of a stage, where `folder` is one of its checkpoints; else `folder`."""
-    return folder.parents[1] if folder.parent.name == CHECKPOINTS else folder
+    return folder.parents[1] if folder.parent.name == checkpoint.FOLDER else folder
 
 
 def _converted(folder: Path, ema: bool, dtype: str) -> Source:
@@ -112,39 +106,39 @@ def _converted(folder: Path, ema: bool, dtype: str) -> Source:
     name = next((name for name in wanted if name in nets), None)
     if name is None or nets[name]["kind"] != WanConfig.__name__:
         kinds = {item: net["kind"] for item, net in nets.items()}
-        raise ValueError(
+        raise InputError(
             f"checkpoint {folder}: expected a transformer among {', '.join(wanted)}, found {kinds}; "
             "add or leave out --ema, or give another folder"
         )
-    config: Any = sizes.config_of(nets[name], build.DTYPES[dtype])
+    config: Any = sizes.config_of(nets[name], DTYPES[dtype])
     return Source(folder, name.split("_", 1)[1], ema, config)
 
 
 def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
-    config = _run(folder)
-    stage = config.stages[folder.name]
-    section = "teacher" if stage.method == "teacher" else "generator"
-    net = "generator" if stage.method == "one_forcing" else "model"
-    made = dataclasses.replace(build.model(config, section), remat="none")
+    run = _run(folder)
+    method = methods.make(str(run.stages[folder.name].get("method", "")), run)
+    if method.sampled is None:
+        raise InputError(f"checkpoint {folder}: expected a method that makes videos, found none")
+    made = dataclasses.replace(method.nets[method.sampled.net].config, remat="none")
     if dtype:
-        made = dataclasses.replace(made, dtype=build.DTYPES[dtype])
-    size, blocks = config.latents, config.blocks
+        made = dataclasses.replace(made, dtype=DTYPES[dtype])
+    size, blocks = run.latents, run.blocks
     return Source(
-        folder / CHECKPOINTS, net, ema, made, config.shift,
-        frames=size.frames, rows=size.rows, columns=size.columns, fps=config.fps,
+        folder / checkpoint.FOLDER, method.sampled.net, ema, made, run.shift,
+        frames=size.frames, rows=size.rows, columns=size.columns, fps=run.fps,
         block_frames=blocks.frames, first_frames=blocks.first_frames or None,
     )  # fmt: skip
 
 
-def _run(folder: Path) -> ConfigDict:
-    """The config of the run that a stage's folder belongs to."""
-    config = ConfigDict(json.loads((folder.parent / CONFIG).read_text()))
-    if folder.name not in config.stages:
-        raise ValueError(
-            f"{folder.parent / CONFIG}: expected a stage {folder.name!r} in it, found "
-            f"{list(config.stages)}; give a stage's folder"
+def _run(folder: Path) -> Run:
+    """The run that a stage's folder belongs to."""
+    file = folder.parent / checkpoint.CONFIG
+    run = Run.of(configs.of_json(file))
+    if folder.name not in run.stages:
+        raise InputError(
+            f"{file}: expected a stage {folder.name!r} in it, found {list(run.stages)}; give a stage's folder"
         )
-    return config
+    return run
 
 
 def find_encoders(folder: str | Path) -> Path:
@@ -158,18 +152,17 @@ def find_encoders(folder: str | Path) -> Path:
     """
     folder = _stage(Path(folder))
     places = [folder, folder.parent]
-    if (folder.parent / CONFIG).is_file():
-        config, stage = _run(folder), folder.name
+    if (folder.parent / checkpoint.CONFIG).is_file():
+        run, stage = _run(folder), folder.name
         # A store made from another (the pairs of an ODE) leads to that.
-        while "data" in config.stages[stage]:
-            places.append(folder.parent / config.stages[stage].data)
-            stage = Path(config.stages[stage].data).parts[0]
-            if stage not in config.stages:
-                break
+        while "data" in run.stages.get(stage, {}):
+            data = run.stages[stage]["data"]
+            places.append(folder.parent / data)
+            stage = Path(data).parts[0]
     for place in places:
-        if any((place / name).exists() for name in (ENCODERS, toy_codec.FILE, "vae")):
+        if encoding.are_in(place):
             return place
-    raise ValueError(
+    raise InputError(
         f"encoders: expected vae/ and text/ of tools/convert_wan.py, or a store with its codec, in one "
         f"of {', '.join(str(p) for p in places)}, found none; name their folder with --encoders"
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from oneforcing_jax.errors import InputError, MissingInput
+
 Shape = tuple[int, ...]
 
 
@@ -46,13 +48,11 @@ def read_embeddings(path: Path, shape: Shape) -> np.ndarray:
 
 def _read(path: Path, expected: dict[str, Shape]) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"expected a .npz file with {_list(expected)}, found nothing at {path}"
-        )
+        raise MissingInput(f"expected a .npz file with {_list(expected)}, found nothing at {path}")
     try:
         loaded = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        raise ValueError(f"{path}: expected a .npz file, found another kind") from None
+        raise InputError(f"{path}: expected a .npz file, found another kind") from None
     if isinstance(loaded, np.ndarray):
         arrays = dict.fromkeys(expected, loaded)
     else:
@@ -60,7 +60,7 @@ def _read(path: Path, expected: dict[str, Shape]) -> dict[str, np.ndarray]:
             arrays = {name: loaded[name] for name in loaded.files}
     found = {name: array.shape for name, array in arrays.items()}
     if found != expected:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected arrays {_list(expected)}, found {_list(found)}; record them with the "
             "videos, frames, size and steps of this command"
         )

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax import flow
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import WanDiT
 
 
@@ -50,7 +51,7 @@ def wan_grid(steps: int, shift: float) -> np.ndarray:
       ValueError: no step, or a shift that is not positive.
     """
     if steps < 1 or shift <= 0:
-        raise ValueError(
+        raise InputError(
             f"sampler: expected 1 step or more and a positive shift, found {steps} and {shift}"
         )
     u = np.linspace(1 - 1 / flow.TRAIN_STEPS, 0.0, steps + 1)
@@ -78,7 +79,7 @@ def unipc(sigmas: Sequence[float] | np.ndarray) -> Sampler:
     """
     s = np.asarray(sigmas, np.float64)
     if len(s) < 2 or not 0 < s[0] < 1 or s[-1] != 0 or (np.diff(s) >= 0).any():
-        raise ValueError(
+        raise InputError(
             f"unipc: expected noise levels that fall from below 1 to 0, found {s.tolist()}"
         )
     steps, alpha = len(s) - 1, 1 - s

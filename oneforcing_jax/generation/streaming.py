@@ -25,13 +25,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from oneforcing_jax import sharding
-from oneforcing_jax.causal import rollout
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.causal.rollout import Block, Plan
+from oneforcing_jax.causal.plan import Block, Plan, num_frames
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encoders import Encoders
 from oneforcing_jax.data.images import fit
 from oneforcing_jax.data.text import pad_embeddings
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation import pretrained, samplers
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.student import Noise, Settings, Student, Text, sample_keys, seeded
@@ -79,7 +79,7 @@ class VideoModel:
         c, codec = source.config, encoders.codec
         found, expected = (encoders.text.dim, codec.channels), (c.text_dim, c.in_dim)
         if found != expected:
-            raise ValueError(
+            raise InputError(
                 f"encoders: expected embeddings of width {expected[0]} and latents of {expected[1]} "
                 f"channels, as {source.folder} was trained with, found {found[0]} and {found[1]}; "
                 "name the encoders of this checkpoint"
@@ -121,7 +121,7 @@ class VideoModel:
           ValueError: an empty prompt, or one that the encoder refuses.
         """
         if any(not prompt.strip() for prompt in prompts):
-            raise ValueError("prompt: expected words, found an empty prompt; say what to show")
+            raise InputError("prompt: expected words, found an empty prompt; say what to show")
         rows = [self._encode(prompt) for prompt in prompts]
         return self.place(pad_embeddings(rows, self.source.config.text_len))
 
@@ -201,7 +201,7 @@ def _read(
     devices, split = jax.local_devices(), dict(split or {})
     each = math.prod(split.values())
     if not 0 < each <= len(devices):
-        raise ValueError(
+        raise InputError(
             f"mesh: expected {split} to take at most {len(devices)} devices, found {each}; change it"
         )
     data = math.gcd(batch, len(devices) // each)
@@ -277,8 +277,8 @@ def load_teacher(
 
     def blocks(noise: Noise, text: Text, plan: Plan, given: Any) -> Iterator[jax.Array]:
         if given is not None or callable(text):
-            raise ValueError("teacher: it makes whole clips, from one prompt and no given frames")
-        start = noise(0, Block(rollout.num_frames(plan), (1.0,))).start
+            raise InputError("teacher: it makes whole clips, from one prompt and no given frames")
+        start = noise(0, Block(num_frames(plan), (1.0,))).start
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             clip = samplers.sample(net, params, start, text, negative, table, guidance=guidance)
         # Frame by frame, so that decoding holds one at a time.

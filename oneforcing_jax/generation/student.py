@@ -14,9 +14,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from oneforcing_jax.causal import cache as kv
-from oneforcing_jax.causal import rollout
 from oneforcing_jax.causal.cache import Caches, Window
-from oneforcing_jax.causal.rollout import Block, BlockDraws, Draws, Generator, Plan
+from oneforcing_jax.causal.generate import Generator, clean_block, denoise_block
+from oneforcing_jax.causal.plan import (
+    Block,
+    BlockDraws,
+    ClipDraws,
+    Plan,
+    bucket,
+    make_plan,
+    num_frames,
+)
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
 
 # Noise of the block whose first frame has the given number.
@@ -54,12 +63,12 @@ class Settings:
         """
         frames = self.shape[0] - given
         if frames < 1:
-            raise ValueError(
+            raise InputError(
                 f"frames: expected more than the {given} given latent frames, found {self.shape[0]} "
                 "in all; ask for a longer video"
             )
         first = () if given else (self.first_frames, self.first_steps)
-        return rollout.make_plan(frames, self.block_frames, self.steps, shift, *first)
+        return make_plan(frames, self.block_frames, self.steps, shift, *first)
 
 
 def sample_keys(seeds: Sequence[int], numbers: Sequence[int]) -> jax.Array:
@@ -70,7 +79,7 @@ def sample_keys(seeds: Sequence[int], numbers: Sequence[int]) -> jax.Array:
     """
     wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
     if wrong:
-        raise ValueError(f"seed: expected a number from 0 to 2^32 - 1, found {wrong[0]}")
+        raise InputError(f"seed: expected a number from 0 to 2^32 - 1, found {wrong[0]}")
     return jnp.stack(
         [jax.random.fold_in(jax.random.key(s), n) for s, n in zip(seeds, numbers, strict=True)]
     )
@@ -98,10 +107,10 @@ def _frames(
     return BlockDraws(draws[0], jnp.stack(draws[1:], 1) if steps > 1 else None, None)
 
 
-def recorded(draws: Draws, first: int = 0) -> Noise:
+def recorded(draws: ClipDraws, first: int = 0) -> Noise:
     """Noise of a clip that was drawn whole, the first of its frames being number `first`."""
     if draws.context is not None:
-        raise ValueError("stream: expected draws without context noise, which training alone has")
+        raise InputError("stream: expected draws without context noise, which training alone has")
 
     def noise(start: int, block: Block) -> BlockDraws:
         frames = slice(start - first, start - first + block.frames)
@@ -148,14 +157,14 @@ class Student:
             limit: int,
         ) -> tuple[jax.Array, Caches]:
             g = generator(params)
-            x0, _, cache = rollout.denoise_block(g, cache, text, block, draws, before, start, limit)
+            x0, _, cache = denoise_block(g, cache, text, block, draws, before, start, limit)
             return x0, cache
 
         @functools.partial(jax.jit, static_argnames="limit", donate_argnames="cache")
         def context(
             params: Any, cache: Caches, text: KeyValue, x: jax.Array, start: Any, limit: int
         ) -> Caches:
-            return rollout.clean_block(generator(params), cache, text, x, start, limit)
+            return clean_block(generator(params), cache, text, x, start, limit)
 
         self._step, self._context = step, context
         self._text = jax.jit(lambda p, text: apply({"params": p}, text, method="text_key_value"))
@@ -167,7 +176,7 @@ class Student:
         return other
 
     def stream(
-        self, noise: Noise | Draws, text: Text, plan: Plan, given: jax.Array | None = None
+        self, noise: Noise | ClipDraws, text: Text, plan: Plan, given: jax.Array | None = None
     ) -> Iterator[jax.Array]:
         """Clean latents [b, frames of the block, c, y, x], block by block as they are asked for.
 
@@ -185,8 +194,8 @@ class Student:
         for block in plan:
             self.window.check_block(block.frames)
         start = 0 if given is None else given.shape[1]
-        draw = recorded(noise, start) if isinstance(noise, Draws) else noise
-        slots = self.window.slots(start + rollout.num_frames(plan))
+        draw = recorded(noise, start) if isinstance(noise, ClipDraws) else noise
+        slots = self.window.slots(start + num_frames(plan))
         cache: Any = None
         before: jax.Array | None = None
         prompt, text_kv = None, None
@@ -217,7 +226,7 @@ class Student:
             start += block.frames
             yield before
 
-    def clip(self, noise: Noise | Draws, text: Text, plan: Plan) -> jax.Array:
+    def clip(self, noise: Noise | ClipDraws, text: Text, plan: Plan) -> jax.Array:
         """The whole clip [b, f, c, y, x]."""
         return jnp.concatenate(list(self.stream(noise, text, plan)), 1)
 
@@ -239,7 +248,7 @@ class Student:
         where kernels skip what is not there yet, elsewhere there is one for each part of the cache."""
         slots = kv.num_slots(cache)
         with self._mesh():
-            part = rollout.bucket(slots)
+            part = bucket(slots)
         return min(slots, -(-frames // part) * part)
 
     def _empty(self, shape: tuple[int, ...], slots: int) -> Caches:

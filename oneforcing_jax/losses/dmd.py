@@ -9,7 +9,7 @@ import jax.numpy as jnp
 FLOOR = 1e-6
 
 
-def gradient(x: jax.Array, x0_fake: jax.Array, x0_real: jax.Array) -> jax.Array:
+def gradient(x: jax.Array, x0_fake: jax.Array, x0_real: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Normalised score difference (x0_fake - x0_real) / mean|x - x0_real|, the mean per sample.
 
     Args:
@@ -17,12 +17,15 @@ def gradient(x: jax.Array, x0_fake: jax.Array, x0_real: jax.Array) -> jax.Array:
       x0_fake, x0_real: clean latents as the fake and the (guided) real score see them.
 
     Returns:
-      [b, f, c, y, x] float32 without gradient; values that are not finite are 0.
+      [b, f, c, y, x] float32 without gradient, 0 where a score is not finite; and the share of such values,
+      which should be 0.
     """
     x, x0_fake, x0_real = (y.astype(jnp.float32) for y in (x, x0_fake, x0_real))
     residual = jnp.abs(x - x0_real).mean(range(1, x.ndim), keepdims=True)
     difference = (x0_fake - x0_real) / jnp.maximum(residual, FLOOR)
-    return jax.lax.stop_gradient(jnp.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0))
+    finite = jnp.isfinite(difference)
+    difference = jax.lax.stop_gradient(jnp.where(finite, difference, 0.0))
+    return difference, 1 - finite.mean()
 
 
 def loss(x: jax.Array, gradient: jax.Array, frames: int) -> jax.Array:

@@ -1,20 +1,70 @@
-"""Training methods: each is a record of pure functions, and the trainer knows only the record."""
+"""Training methods. Each is one file that says everything about itself; the trainer knows only its record.
+
+A method's file holds METHOD, a `Definition`: the sections of a config that it reads, and the function that
+makes its `Method`. A config names the file ("one_forcing"), or the dotted path of a module elsewhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
+from oneforcing_jax import parts
+from oneforcing_jax.causal.plan import Plan
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.models.critic import Critic
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.run import Run
+from oneforcing_jax.trees import Params, Path
+
 Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
 # draw(key, batch) -> all randomness of an update, a tree of arrays whose first axis is the batch's
 Draw = Callable[[jax.Array, Batch], Any]
 # loss(params of the updated network, parameters of all networks, batch, draws) -> (loss, metrics)
-Loss = Callable[[Any, Mapping[str, Any], Batch, Any], tuple[jax.Array, dict[str, jax.Array]]]
+Loss = Callable[[Params, Mapping[str, Params], Batch, Any], tuple[jax.Array, Metrics]]
 
 # What a batch holds once for all its samples; everything else in it has the batch axis first.
 SHARED = ("negative",)
+
+
+class Network(NamedTuple):
+    """A network of a method.
+
+    Attributes:
+      module: its Linen module.
+      section: of the config that holds its sizes.
+      backbone: name of the part of it that a plain transformer's parameters fill, where it starts from a
+        network of another name; the rest is then random. "": the whole.
+    """
+
+    module: WanDiT | Critic
+    section: str = ""
+    backbone: str = ""
+
+    @property
+    def config(self) -> WanConfig:
+        """Sizes of its transformer."""
+        return self.module.config
+
+
+class Work(NamedTuple):
+    """Operations of one update, of one sample. A multiply and an add are two.
+
+    Attributes:
+      model: of the method, nothing computed again.
+      hardware: with what the backward pass computes again to save memory.
+      keys_seen: share of the keys that attention reads, where their number is told at run time.
+      branches: how often conditionals take their dearest branch, by the name of their function.
+    """
+
+    model: float = 0.0
+    hardware: float = 0.0
+    keys_seen: float = 1.0
+    branches: Mapping[str, float] = {}
 
 
 class Update(NamedTuple):
@@ -26,24 +76,59 @@ class Update(NamedTuple):
       draw: draws for the whole batch, so that the parts of a batch draw what the whole would.
       loss: a pure function; loss and metrics are means over the samples, so that those of a batch are
         the means of those of its equal parts.
+      work: its operations.
+      trains: which parameters it trains, by their path in the tree; None: all. All others stay as they are
+        and have no optimiser state. Updates of one network train the same part.
     """
 
     net: str
     every: int
     draw: Draw
     loss: Loss
+    work: Work = Work()
+    trains: Callable[[Path], bool] | None = None
 
 
-class Method(NamedTuple):
-    """What the trainer needs to know.
+class Sampled(NamedTuple):
+    """The network of a method that makes videos: the one that is averaged, shown and served.
 
     Attributes:
-      nets: all networks (Linen modules) by name; those that no update trains are frozen.
-      updates: in the order in which they run within an iteration.
+      net: its name.
+      plan: blocks of a causal one; None: bidirectional, whole clips in many steps.
     """
 
-    nets: Mapping[str, Any]
+    net: str
+    plan: Plan | None
+
+
+class Part(NamedTuple):
+    """A piece of an update that can be timed by itself: a function, its arguments, and one sample's work."""
+
+    name: str
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    work: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What training, sampling, counting and planning need to know of a method.
+
+    Attributes:
+      nets: all networks by name; those that no update trains are frozen.
+      updates: in the order in which they run within an iteration.
+      sampled: the network that makes videos; None: there is none.
+      fields: of a batch, with the shape of one sample.
+      choices: settings that change time and memory, and no result: values by name in the config.
+      parts: pieces of an update to time, of the networks' parameters and a batch.
+    """
+
+    nets: Mapping[str, Network]
     updates: tuple[Update, ...]
+    sampled: Sampled | None = None
+    fields: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    choices: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    parts: Callable[[Mapping[str, Params], Batch], Iterator[Part]] | None = None
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -54,3 +139,43 @@ class Method(NamedTuple):
     def frozen(self) -> tuple[str, ...]:
         """Names of the networks that are only read."""
         return tuple(name for name in self.nets if name not in self.trained)
+
+
+class Definition(NamedTuple):
+    """What a method's file holds as METHOD.
+
+    Attributes:
+      config: a frozen dataclass with a field for each section of the config that the method reads.
+      make: the method of (such a record, the run).
+    """
+
+    config: type
+    make: Callable[[Any, Run], Method]
+
+
+def find(name: str) -> Definition:
+    """The definition of a method, by the name of its file or the dotted path of its module.
+
+    Raises:
+      InputError: there is none.
+    """
+    try:
+        definition: Definition = parts.find(name, __name__, "METHOD")
+    except InputError as error:
+        raise InputError(f"method: {error}") from None
+    return definition
+
+
+def make(name: str, run: Run) -> Method:
+    """The method of that name for a run.
+
+    Raises:
+      InputError: there is none, or its sections of the config are not what it needs.
+    """
+    definition = find(name)
+    return definition.make(run.view(definition.config), run)
+
+
+def sample_fields(run: Run, config: WanConfig) -> dict[str, tuple[int, ...]]:
+    """Fields of a batch that every method has: clips, and prompts as a transformer reads them."""
+    return {"latents": run.latents.shape, "text": (config.text_len, config.text_dim)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,14 +10,57 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax import flow
-from oneforcing_jax.methods import Method, Update
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.methods import (
+    Batch,
+    Definition,
+    Method,
+    Metrics,
+    Network,
+    Sampled,
+    Update,
+    Work,
+    flow_matching,
+    sample_fields,
+)
 from oneforcing_jax.methods.flow_matching import teacher_forced
-from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.run import Run
+from oneforcing_jax.trees import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Ode:
+    """Trajectories of the causal teacher.
+
+    Attributes:
+      steps: of the Euler solver.
+      kept: steps whose input is kept; the end point always is.
+      guidance: s in cond + s (cond - uncond).
+    """
+
+    steps: int
+    kept: tuple[int, ...]
+    guidance: float
+
+    def __post_init__(self) -> None:
+        if not self.kept or not 0 <= min(self.kept) <= max(self.kept) < self.steps:
+            raise InputError(
+                f"expected kept steps in [0, {self.steps}), found {list(self.kept)}; change ode.kept"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sections of a config."""
+
+    generator: WanConfig
+    ode: Ode
 
 
 def trajectory(
     model: WanDiT,
-    params: Any,
+    params: Params,
     clean: jax.Array,
     noise: jax.Array,
     text: jax.Array,
@@ -57,17 +101,19 @@ def trajectory(
     return jnp.moveaxis(jnp.concatenate([rows[jnp.array(kept)], end[None]]), 0, 1)
 
 
-def causal_ode(model: WanDiT, layout: tuple[int, ...], levels: tuple[float, ...]) -> Method:
+def regression(
+    model: WanDiT, layout: tuple[int, ...], levels: tuple[float, ...], work: Work = Work()
+) -> Update:
     """Regression of the end point from a random kept row, under teacher forcing.
 
     The batch holds "latents" [b, f, c, y, x] (the real clips) and "trajectory" of `trajectory`;
     `levels` are the noise levels of its kept rows.
     """
 
-    def draw(key: jax.Array, batch: Any) -> jax.Array:
+    def draw(key: jax.Array, batch: Batch) -> jax.Array:
         return jax.random.randint(key, batch["latents"].shape[:1], 0, len(levels))
 
-    def loss(params: Any, nets: Any, batch: Any, row: jax.Array) -> Any:
+    def loss(params: Params, nets: Any, batch: Batch, row: jax.Array) -> tuple[jax.Array, Metrics]:
         rows, clean = batch["trajectory"], batch["latents"]
         x = rows[jnp.arange(rows.shape[0]), row]
         sigma = jnp.broadcast_to(jnp.array(levels)[row][:, None], x.shape[:2])
@@ -75,4 +121,22 @@ def causal_ode(model: WanDiT, layout: tuple[int, ...], levels: tuple[float, ...]
         value = jnp.square(flow.x0_from_flow(x, v, sigma) - rows[:, -1]).mean()
         return value, {"loss": value}
 
-    return Method({"model": model}, (Update("model", 1, draw, loss),))
+    return Update("model", 1, draw, loss, work)
+
+
+def make(config: Config, run: Run) -> Method:
+    """The method."""
+    model, ode = WanDiT(config.generator), config.ode
+    grid = flow.grid(ode.steps, run.shift)
+    levels = tuple(float(grid[i]) for i in ode.kept)
+    work = flow_matching.work(config.generator, run)
+    fields = sample_fields(run, config.generator)
+    return Method(
+        nets={"model": Network(model, "generator")},
+        updates=(regression(model, run.layout, levels, work),),
+        sampled=Sampled("model", run.plan),
+        fields=fields | {"trajectory": (len(ode.kept) + 1, *run.latents.shape)},
+    )
+
+
+METHOD = Definition(Config, make)

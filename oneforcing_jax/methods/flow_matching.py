@@ -1,4 +1,4 @@
-"""Training by flow matching: a bidirectional teacher, or a causal model under teacher forcing (stage 1)."""
+"""Flow matching (paper, equation 4): what methods that train by it share."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from oneforcing_jax import flow
-from oneforcing_jax.losses import denoise
-from oneforcing_jax.methods import Method, Update
-from oneforcing_jax.models import attention
-from oneforcing_jax.models.wan import WanDiT, structured
+from oneforcing_jax.causal import flops
+from oneforcing_jax.causal.structures import structured, teacher_forcing
+from oneforcing_jax.methods import Batch, Work
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.run import Run
+from oneforcing_jax.trees import Params
 
 
-class Draws(NamedTuple):
+class FlowDraws(NamedTuple):
     """Randomness of an update.
 
     Attributes:
@@ -30,44 +32,29 @@ class Draws(NamedTuple):
 
 def draw(
     key: jax.Array, shape: tuple[int, ...], levels: int, shift: float, drop_rate: float
-) -> Draws:
+) -> FlowDraws:
     """Fresh randomness for latents of `shape`, with `levels` noise levels a clip."""
     level, noise, drop = jax.random.split(key, 3)
-    return Draws(
+    return FlowDraws(
         flow.warp(jax.random.uniform(level, (shape[0], levels)), shift),
         jax.random.normal(noise, shape),
         jax.random.bernoulli(drop, drop_rate, shape[:1]),
     )
 
 
-def _prompts(batch: Any, draws: Draws) -> jax.Array:
+def prompts(batch: Batch, draws: FlowDraws) -> jax.Array:
+    """Prompts [b, s, d], some of them replaced by the negative one."""
     return jnp.where(draws.drop[:, None, None], batch["negative"], batch["text"])
-
-
-def bidirectional(model: WanDiT, shift: float, drop_rate: float) -> Method:
-    """Flow matching of whole clips with one noise level each."""
-
-    def drawn(key: jax.Array, batch: Any) -> Draws:
-        return draw(key, batch["latents"].shape, 1, shift, drop_rate)
-
-    def loss(params: Any, nets: Any, batch: Any, draws: Draws) -> Any:
-        x0, sigma = batch["latents"], draws.sigma[:, 0]
-        noisy = flow.add_noise(x0, draws.noise, sigma)
-        out: Any = model.apply({"params": params}, noisy, sigma, _prompts(batch, draws))
-        value = denoise.loss(out.flow, x0, draws.noise)
-        return value, {"loss": value}
-
-    return Method({"model": model}, (Update("model", 1, drawn, loss),))
 
 
 def teacher_forced(
     model: WanDiT,
-    params: Any,
+    params: Params,
     clean: jax.Array,
     noisy: jax.Array,
     sigma: jax.Array,
-    text: Any,
-    layout: Any,
+    text: jax.Array,
+    layout: tuple[int, ...],
 ) -> jax.Array:
     """Flow of noisy blocks that each see the clean blocks before them.
 
@@ -83,26 +70,13 @@ def teacher_forced(
         jnp.concatenate([jnp.zeros_like(sigma), sigma], 1),
         text,
         frames=jnp.tile(jnp.arange(frames), 2),
-        attend=structured(attention.teacher_forcing(layout)),
+        attend=structured(teacher_forcing(layout)),
     )
     return out.flow[:, frames:]
 
 
-def teacher_forcing(
-    model: WanDiT, layout: tuple[int, ...], shift: float, drop_rate: float
-) -> Method:
-    """Autoregressive diffusion: one noise level a block, real clean context."""
-    sizes = jnp.array(layout)
-
-    def drawn(key: jax.Array, batch: Any) -> Draws:
-        return draw(key, batch["latents"].shape, len(layout), shift, drop_rate)
-
-    def loss(params: Any, nets: Any, batch: Any, draws: Draws) -> Any:
-        x0, text = batch["latents"], _prompts(batch, draws)
-        sigma = jnp.repeat(draws.sigma, sizes, axis=1, total_repeat_length=x0.shape[1])
-        noisy = flow.add_noise(x0, draws.noise, sigma)
-        v = teacher_forced(model, params, x0, noisy, sigma, text, layout)
-        value = denoise.loss(v, x0, draws.noise)
-        return value, {"loss": value}
-
-    return Method({"model": model}, (Update("model", 1, drawn, loss),))
+def work(config: WanConfig, run: Run) -> Work:
+    """Operations of an update under teacher forcing."""
+    tokens = config.frame_tokens(*run.latents.shape[2:])
+    passed = flops.structured(config, tokens, teacher_forcing(run.layout))
+    return Work(passed.train, passed.train + passed.again(config.remat))

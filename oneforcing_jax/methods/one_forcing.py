@@ -3,319 +3,202 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax import flow
-from oneforcing_jax.causal import rollout
-from oneforcing_jax.causal.rollout import Draws, Generator, Plan
-from oneforcing_jax.losses import denoise, dmd, gan
-from oneforcing_jax.methods import Method, Update
-from oneforcing_jax.models.critic import Critic
-from oneforcing_jax.models.wan import WanDiT
-
-Metrics = dict[str, jax.Array]
-CRITIC_CLIPS = ("together", "in_turn")
-
-
-@dataclasses.dataclass(frozen=True)
-class Penalty:
-    """A penalty on the slope of the discriminator; weight 0 leaves it out of the program.
-
-    Attributes:
-      weight: factor in the critic's loss.
-      sigma: size of the perturbation.
-      form: "apt" or "finite_difference".
-    """
-
-    weight: float = 0.0
-    sigma: float = 0.1
-    form: str = "apt"
-
-    def __post_init__(self) -> None:
-        if self.form not in ("apt", "finite_difference"):
-            raise ValueError(
-                f"penalty: expected form 'apt' or 'finite_difference', found {self.form!r}"
-            )
-
-    def __call__(self, logit: jax.Array, perturbed: jax.Array) -> jax.Array:
-        if self.form == "apt":
-            return gan.apt_penalty(logit, perturbed)
-        return gan.finite_difference_penalty(logit, perturbed, self.sigma)
+from oneforcing_jax.causal import flops
+from oneforcing_jax.causal.generate import generate
+from oneforcing_jax.causal.plan import Plan
+from oneforcing_jax.causal.replay import differentiable
+from oneforcing_jax.causal.sequential import sequential
+from oneforcing_jax.causal.structures import noisy_after_clean
+from oneforcing_jax.methods import (
+    Batch,
+    Definition,
+    Method,
+    Metrics,
+    Network,
+    Part,
+    Sampled,
+    Update,
+    Work,
+    own_rollout,
+    sample_fields,
+)
+from oneforcing_jax.methods.own_rollout import CRITIC_CLIPS, Distillation, Settings
+from oneforcing_jax.models.critic import Critic, HeadConfig
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.run import Run
+from oneforcing_jax.trees import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class OneForcing:
-    """Networks and settings of the method.
+class Config:
+    """Sections of a config: sizes of the networks and of the adversarial head, and the settings."""
 
-    Attributes:
-      generator, teacher, critic: the networks (parameters come with each call).
-      plan: blocks of a training clip.
-      gradient_blocks: the last blocks, which take gradients; None: all.
-      context_gradient: "straight_through", "stop" or "full".
-      context_sigma: noise level of finished blocks before their clean pass.
-      guidance: s in cond + s (cond - uncond) of the teacher.
-      shift: of the drawn noise levels.
-      gan_generator_weight, gan_discriminator_weight: lambda_G and lambda_D; 0 leaves the branch out.
-      relativistic: compare real and fake in pairs.
-      critic_clips: whether the clips of a critic update go through the backbone side by side
-        ("together") or one after the other ("in_turn": the same sums, the temporaries of one clip, and a
-        program as much longer).
-      r1, r2: penalties on real and generated samples.
-    """
-
-    generator: WanDiT
-    teacher: WanDiT
-    critic: Critic
-    plan: Plan
-    gradient_blocks: int | None = None
-    context_gradient: str = "straight_through"
-    context_sigma: float = 0.0
-    guidance: float = 5.0
-    shift: float = 5.0
-    gan_generator_weight: float = 0.03
-    gan_discriminator_weight: float = 0.03
-    relativistic: bool = False
-    critic_clips: str = "together"
-    r1: Penalty = Penalty()
-    r2: Penalty = Penalty()
-
-    def __post_init__(self) -> None:
-        if self.critic_clips not in CRITIC_CLIPS:
-            raise ValueError(
-                f"critic clips: expected one of {CRITIC_CLIPS}, found {self.critic_clips!r}"
-            )
-
-    def student(self, params: Any) -> Generator:
-        """The causal generator with the given parameters."""
-        apply = functools.partial(self.generator.apply, {"params": params})
-        return Generator(apply, self.generator.config, context_sigma=self.context_sigma)
+    generator: WanConfig
+    teacher: WanConfig
+    critic: WanConfig
+    head: HeadConfig
+    one_forcing: Settings
 
 
-class GeneratorDraws(NamedTuple):
-    """Randomness of a generator update: one noise level [b] a clip, and noise like the latents."""
-
-    rollout: Draws
-    dmd_sigma: jax.Array
-    dmd_noise: jax.Array
-    gan_sigma: jax.Array
-    gan_noise: jax.Array
-
-
-class CriticDraws(NamedTuple):
-    """Randomness of a critic update; `gan_noise` is shared by real and generated samples."""
-
-    rollout: Draws
-    denoise_sigma: jax.Array
-    denoise_noise: jax.Array
-    gan_sigma: jax.Array
-    gan_noise: jax.Array
-    r1_noise: jax.Array
-    r2_noise: jax.Array
-
-
-def draw_generator(method: OneForcing, key: jax.Array, shape: tuple[int, ...]) -> GeneratorDraws:
-    """Fresh randomness for latents of `shape`."""
-    roll, dmd_sigma, dmd_noise, gan_sigma, gan_noise = jax.random.split(key, 5)
-    return GeneratorDraws(
-        rollout.draw(roll, shape, method.plan, method.context_sigma),
-        flow.sample_critic_sigma(dmd_sigma, shape[0], method.shift),
-        jax.random.normal(dmd_noise, shape),
-        flow.sample_critic_sigma(gan_sigma, shape[0], method.shift),
-        jax.random.normal(gan_noise, shape),
+def distillation(config: Config, run: Run) -> Distillation:
+    """Networks, plan and settings of the losses."""
+    return Distillation(
+        WanDiT(config.generator),
+        WanDiT(config.teacher),
+        Critic(config.critic, config.head),
+        run.plan,
+        config.one_forcing,
+        run.shift,
     )
 
 
-def draw_critic(method: OneForcing, key: jax.Array, shape: tuple[int, ...]) -> CriticDraws:
-    """Fresh randomness for latents of `shape`."""
-    roll, sigma, noise, gan_sigma, gan_noise, r1, r2 = jax.random.split(key, 7)
-    return CriticDraws(
-        rollout.draw(roll, shape, method.plan, method.context_sigma),
-        flow.sample_critic_sigma(sigma, shape[0], method.shift),
-        jax.random.normal(noise, shape),
-        flow.sample_critic_sigma(gan_sigma, shape[0], method.shift),
-        *(jax.random.normal(k, shape) for k in (gan_noise, r1, r2)),
-    )
+def updates(d: Distillation, work: Mapping[str, Work] | None = None) -> tuple[Update, ...]:
+    """A generator update in every K iterations, and a critic update in each."""
+    work = work or dict.fromkeys(("generator", "critic"), Work())
 
+    def draw_generator(key: jax.Array, batch: Batch) -> own_rollout.GeneratorDraws:
+        return own_rollout.draw_generator(d, key, batch["latents"].shape)
 
-def real_x0(
-    method: OneForcing, params: Any, x_t: jax.Array, sigma: jax.Array, text: Any, negative: Any
-) -> jax.Array:
-    """Clean latents as the guided teacher sees them; both prompts in one forward."""
-    prompts = [text, jnp.broadcast_to(negative, text.shape)]
-    out: Any = method.teacher.apply(
-        {"params": params}, *(_side_by_side(x) for x in ([x_t, x_t], [sigma, sigma], prompts))
-    )
-    conditional, unconditional = out.flow[::2], out.flow[1::2]
-    return flow.x0_from_flow(x_t, flow.guide(conditional, unconditional, method.guidance), sigma)
+    def draw_critic(key: jax.Array, batch: Batch) -> own_rollout.CriticDraws:
+        return own_rollout.draw_critic(d, key, batch["latents"].shape)
 
+    def generator(
+        params: Params, nets: Mapping[str, Params], batch: Batch, draws: own_rollout.GeneratorDraws
+    ) -> tuple[jax.Array, Metrics]:
+        return own_rollout.generator_loss(d, params, nets["critic"], nets["teacher"], batch, draws)
 
-def generator_loss(
-    method: OneForcing,
-    params: Any,
-    critic: Any,
-    teacher: Any,
-    batch: dict[str, Any],
-    draws: GeneratorDraws,
-) -> tuple[jax.Array, Metrics]:
-    """L_G = L_DMD + lambda_G L_adv (equation 7) of the generator's parameters.
+    def critic(
+        params: Params, nets: Mapping[str, Params], batch: Batch, draws: own_rollout.CriticDraws
+    ) -> tuple[jax.Array, Metrics]:
+        return own_rollout.critic_loss(d, params, nets["generator"], batch, draws)
 
-    Args:
-      method: networks and settings.
-      params, critic, teacher: parameters; only `params` takes gradients.
-      batch: "text" [b, s, d], "negative" [s, d], and "latents" (read by the relativistic loss only).
-      draws: randomness.
-    """
-    text, plan = batch["text"], method.plan
-    first = rollout.first_of_window(plan, method.gradient_blocks)
-    x = rollout.differentiable(
-        method.student(params), draws.rollout, text, plan, first, method.context_gradient
-    )
-    clean = jax.lax.stop_gradient(x)
-
-    x_t = flow.add_noise(clean, draws.dmd_noise, draws.dmd_sigma)
-    fake: Any = method.critic.apply(
-        {"params": critic}, x_t, draws.dmd_sigma, text, want_logit=False
-    )
-    x0_fake = flow.x0_from_flow(x_t, fake.flow, draws.dmd_sigma)
-    x0_real = real_x0(method, teacher, x_t, draws.dmd_sigma, text, batch["negative"])
-    gradient = dmd.gradient(clean, x0_fake, x0_real)
-    frames = rollout.num_frames(plan[first:])
-    dmd_loss = dmd.loss(x, gradient, frames)
-    metrics = {"dmd_loss": dmd_loss, "dmd_gradient": jnp.abs(gradient[:, -frames:]).mean()}
-    if not method.gan_generator_weight:
-        return dmd_loss, metrics | {"loss": dmd_loss}
-
-    adversarial, logit = generator_adversarial(method, critic, x, batch, draws)
-    loss = dmd_loss + method.gan_generator_weight * adversarial
-    return loss, metrics | {"loss": loss, "gan_loss": adversarial, "fake_logit": logit.mean()}
-
-
-def generator_adversarial(
-    method: OneForcing, critic: Any, x: jax.Array, batch: dict[str, Any], draws: GeneratorDraws
-) -> tuple[jax.Array, jax.Array]:
-    """L_adv of generated latents x [b, f, c, y, x], and their logits [b]."""
-
-    def logit(latents: jax.Array) -> Any:
-        x_t = flow.add_noise(latents, draws.gan_noise, draws.gan_sigma)
-        scores: Any = method.critic.apply(
-            {"params": critic}, x_t, draws.gan_sigma, batch["text"], want_flow=False
-        )
-        return scores.logit
-
-    fake = logit(x)
-    if not method.relativistic:
-        return gan.generator(fake), fake
-    real = jax.lax.stop_gradient(logit(batch["latents"]))
-    return gan.relativistic_generator(real, fake), fake
-
-
-def critic_loss(
-    method: OneForcing, params: Any, generator: Any, batch: dict[str, Any], draws: CriticDraws
-) -> tuple[jax.Array, Metrics]:
-    """L_phi = L_fake + lambda_D L_adv (equation 8) of the critic's parameters.
-
-    The clip to denoise, the generated one and the real one go through the backbone as one batch, or in
-    turn (`critic_clips`).
-
-    Args:
-      method: networks and settings.
-      params, generator: parameters; only `params` takes gradients.
-      batch: "text" [b, s, d] and real "latents" [b, f, c, y, x].
-      draws: randomness.
-    """
-    text = batch["text"]
-    x = rollout.generate(method.student(generator), draws.rollout, text, method.plan).latents
-    x = jax.lax.stop_gradient(x)
-    clips = [flow.add_noise(x, draws.denoise_noise, draws.denoise_sigma)]
-    penalties: list[tuple[str, Penalty, int]] = []
-    if method.gan_discriminator_weight:
-        fake, real = (
-            flow.add_noise(y, draws.gan_noise, draws.gan_sigma) for y in (x, batch["latents"])
-        )
-        clips += [fake, real]
-        for name, penalty, clip, of, noise in (
-            ("r1", method.r1, real, 2, draws.r1_noise),
-            ("r2", method.r2, fake, 1, draws.r2_noise),
-        ):
-            if penalty.weight:
-                penalties.append((name, penalty, of))
-                clips.append(clip + penalty.sigma * noise)
-    sigmas = [draws.denoise_sigma, *[draws.gan_sigma] * (len(clips) - 1)]
-    flow_of_first, logits = _judged(method, params, clips, sigmas, text)
-    loss = denoise.loss(flow_of_first, x, draws.denoise_noise)
-    metrics = {"denoise_loss": loss}
-    if len(clips) > 1:
-        adversarial = _discriminator(method, *logits[1:3])
-        loss = loss + method.gan_discriminator_weight * adversarial
-        metrics |= {
-            "gan_loss": adversarial,
-            "fake_logit": logits[1].mean(),
-            "real_logit": logits[2].mean(),
-            "logit_gap": (logits[2] - logits[1]).mean(),
-        }
-        for i, (name, penalty, of) in enumerate(penalties):
-            metrics[name] = penalty(logits[of], logits[3 + i])
-            loss = loss + penalty.weight * metrics[name]
-    return loss, metrics | {"loss": loss}
-
-
-def _judged(
-    method: OneForcing,
-    params: Any,
-    clips: list[jax.Array],
-    sigmas: list[jax.Array],
-    text: jax.Array,
-) -> tuple[jax.Array, Any]:
-    """The flow of the first clip, and the logits [b] of each (of a single one there are none)."""
-
-    def scores(latents: jax.Array, sigma: jax.Array, text: jax.Array) -> Any:
-        return method.critic.apply(
-            {"params": params}, latents, sigma, text, want_logit=len(clips) > 1
-        )
-
-    count = len(clips)
-    if method.critic_clips == "in_turn" and count > 1:
-        # A loop of the program would keep all clips' layer inputs twice, in two layouts.
-        found = [scores(clip, sigma, text) for clip, sigma in zip(clips, sigmas, strict=True)]
-        return found[0].flow, jnp.stack([one.logit for one in found])
-    # Sample by sample, so that each device has all clips of its own samples.
-    found = scores(_side_by_side(clips), _side_by_side(sigmas), _side_by_side([text] * count))
-    flows = found.flow.reshape(-1, count, *found.flow.shape[1:])
-    return flows[:, 0], None if count == 1 else found.logit.reshape(-1, count).T
-
-
-def _side_by_side(parts: list[jax.Array]) -> jax.Array:
-    """Arrays [b, ...] as [b parts, ...], the parts of a sample next to each other."""
-    return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
-
-
-def _discriminator(method: OneForcing, fake: jax.Array, real: jax.Array) -> jax.Array:
+    every = d.settings.generator_every
     return (
-        gan.relativistic_discriminator(real, fake)
-        if method.relativistic
-        else gan.discriminator(real, fake)
+        Update("generator", every, draw_generator, generator, work["generator"]),
+        Update("critic", 1, draw_critic, critic, work["critic"]),
     )
 
 
-def make(method: OneForcing, generator_every: int) -> Method:
-    """The record for the trainer: a generator update in every K iterations, a critic update in each."""
+def networks(d: Distillation) -> dict[str, Network]:
+    """Networks by name; a critic may start from a plain transformer, with a random head."""
+    return {
+        "generator": Network(d.generator, "generator"),
+        "critic": Network(d.critic, "critic", backbone="model"),
+        "teacher": Network(d.teacher, "teacher"),
+    }
 
-    def for_generator(key: jax.Array, batch: Any) -> GeneratorDraws:
-        return draw_generator(method, key, batch["latents"].shape)
 
-    def for_critic(key: jax.Array, batch: Any) -> CriticDraws:
-        return draw_critic(method, key, batch["latents"].shape)
+def make(config: Config, run: Run) -> Method:
+    """The method."""
+    d = distillation(config, run)
+    size = run.latents
+    model = operations(d, size.rows, size.columns)
+    hardware = operations(d, size.rows, size.columns, recomputed=True)
+    seen = keys_seen(d.plan)
+    taps = {"_tap": len(config.head.layers) / config.critic.num_layers}
+    work = {
+        net: Work(model[net], hardware[net], keys_seen=seen, branches=taps)
+        for net in ("generator", "critic")
+    }
+    return Method(
+        nets=networks(d),
+        updates=updates(d, work),
+        sampled=Sampled("generator", d.plan),
+        fields=sample_fields(run, config.generator),
+        choices={"one_forcing.critic_clips": CRITIC_CLIPS},
+        parts=lambda nets, batch: parts(d, model, nets, batch),
+    )
 
-    def of_generator(params: Any, nets: Any, batch: Any, draws: GeneratorDraws) -> Any:
-        return generator_loss(method, params, nets["critic"], nets["teacher"], batch, draws)
 
-    def of_critic(params: Any, nets: Any, batch: Any, draws: CriticDraws) -> Any:
-        return critic_loss(method, params, nets["generator"], batch, draws)
+METHOD = Definition(Config, make)
 
-    nets = {"generator": method.generator, "critic": method.critic, "teacher": method.teacher}
-    generator = Update("generator", generator_every, for_generator, of_generator)
-    return Method(nets, (generator, Update("critic", 1, for_critic, of_critic)))
+
+def operations(
+    d: Distillation, rows: int, columns: int, recomputed: bool = False
+) -> dict[str, float]:
+    """One clip's share of an iteration, by parts and by updated network.
+
+    "replay" and "sequential" are gradients of the rollout and hold it. The adversarial head, less than a
+    percent, is not counted.
+
+    Args:
+      d: networks, plan and settings.
+      rows, columns: of a latent frame.
+      recomputed: count what the backward pass computes again.
+    """
+    generator, teacher, critic = d.generator.config, d.teacher.config, d.critic.config
+    settings, frames = d.settings, sum(block.frames for block in d.plan)
+    tokens = generator.frame_tokens(rows, columns)
+    made, judged = flops.generation(generator, tokens, d.plan), flops.clip(critic, tokens, frames)
+    before = flops.generation(generator, tokens, d.plan[: d.first])
+    groups = noisy_after_clean([block.frames for block in d.plan], first=d.first)
+    replayed = flops.structured(generator, tokens, groups)
+    again = recomputed * judged.again(critic.remat)
+    adversarial = judged.train_input + again + settings.relativistic * judged.forward
+    penalties = bool(settings.r1.weight) + bool(settings.r2.weight)
+    clips = 3 + penalties if settings.gan_discriminator_weight else 1
+    window = made.less(before)
+    sequential = window.train + recomputed * window.again(generator.remat)
+    found = {
+        "rollout": made.forward,
+        "scores": judged.forward + 2 * flops.clip(teacher, tokens, frames).forward,
+        "adversarial": bool(settings.gan_generator_weight) * adversarial,
+        "replay": made.forward + replayed.train + recomputed * replayed.again(generator.remat),
+        "sequential": before.forward + sequential,
+        "critic": made.forward + clips * (judged.train + again),
+    }
+    gradient = found["sequential" if settings.context_gradient == "full" else "replay"]
+    return found | {"generator": found["scores"] + found["adversarial"] + gradient}
+
+
+def keys_seen(plan: Plan) -> float:
+    """Mean share of a clip's keys that the passes of a rollout see."""
+    seen, asked, stop = 0, 0, 0
+    for number, block in enumerate(plan):
+        stop += block.frames
+        queries = block.frames * (len(block.sigmas) + (number < len(plan) - 1))
+        seen, asked = seen + queries * stop, asked + queries
+    return seen / (asked * stop)
+
+
+def parts(
+    d: Distillation, work: Mapping[str, float], nets: Mapping[str, Params], batch: Batch
+) -> Iterator[Part]:
+    """Pieces of the two updates as functions of their own, to be timed."""
+    text, mode = batch["text"], d.settings.context_gradient
+    draws = own_rollout.draw_generator(d, jax.random.key(0), batch["latents"].shape)
+    x, sigma = draws.dmd_noise, draws.dmd_sigma
+
+    def rollout(params: Params) -> jax.Array:
+        return generate(d.student(params), draws.rollout, text, d.plan).latents
+
+    def scores(critic: Params, teacher: Params) -> tuple[jax.Array, jax.Array]:
+        fake: Any = d.critic.apply({"params": critic}, x, sigma, text, want_logit=False)
+        return fake.flow, own_rollout.real_x0(d, teacher, x, sigma, text, batch["negative"])
+
+    def adversarial(critic: Params) -> jax.Array:
+        def loss(latents: jax.Array) -> jax.Array:
+            return own_rollout.generator_adversarial(d, critic, latents, batch, draws)[0]
+
+        return jax.grad(loss)(x)
+
+    def gradient(form: Callable[..., jax.Array]) -> Callable[[Params], Params]:
+        def weighted(params: Params) -> jax.Array:
+            clip = form(d.student(params), draws.rollout, text, d.plan, d.first, mode)
+            return jnp.vdot(x, clip)
+
+        return jax.grad(weighted)
+
+    generator, critic, teacher = (nets[name] for name in ("generator", "critic", "teacher"))
+    yield Part("rollout", rollout, (generator,), work["rollout"])
+    yield Part("scores", scores, (critic, teacher), work["scores"])
+    if d.settings.gan_generator_weight:
+        yield Part("adversarial", adversarial, (critic,), work["adversarial"])
+    yield Part("replay", gradient(differentiable), (generator,), work["replay"])
+    yield Part("sequential", gradient(sequential), (generator,), work["sequential"])

@@ -13,14 +13,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.layers import (
     Attention,
+    Dense,
     FeedForward,
     LayerNorm,
+    Product,
     RMSNorm,
-    dense,
     layer_norm,
     logical,
+    plain,
     stacked,
 )
 from oneforcing_jax.models.wan import WanConfig, WanDiT
@@ -51,50 +54,52 @@ class Reader(nn.Module):
 
     config: WanConfig
     ffn_dim: int
+    product: Product = plain
 
     @nn.compact
     def __call__(self, register: jax.Array, tokens: jax.Array) -> jax.Array:
         """register [b, d], tokens [b, f, n, d] -> [b, d]."""
         c = self.config
-        cross = Attention(c.dim, c.num_heads, c.dtype, name="cross_attn")
+        cross = Attention(c.dim, c.num_heads, c.dtype, product=self.product, name="cross_attn")
         x = register + cross.read(register, LayerNorm(c.dtype, name="norm3")(tokens))
-        return x + FeedForward(c.dim, self.ffn_dim, c.dtype, name="ffn")(
-            layer_norm(x).astype(c.dtype)
-        )
+        ffn = FeedForward(c.dim, self.ffn_dim, c.dtype, self.product, name="ffn")
+        return x + ffn(layer_norm(x).astype(c.dtype))
 
 
 class Classifier(nn.Module):
     """LayerNorm, linear, SiLU, linear to one logit, in float32."""
 
     width: int
+    product: Product = plain
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         x = LayerNorm(jnp.float32, eps=1e-5, name="0")(features.astype(jnp.float32))
-        x = nn.silu(dense(self.width, (None, "embed"), jnp.float32, name="1")(x))
-        return dense(1, ("embed", None), jnp.float32, name="3")(x)[..., 0]
+        x = nn.silu(Dense(self.width, (None, "embed"), jnp.float32, self.product, name="1")(x))
+        return Dense(1, ("embed", None), jnp.float32, self.product, name="3")(x)[..., 0]
 
 
 class Critic(nn.Module):
-    """Fake score and discriminator in one network."""
+    """Fake score and discriminator in one network; attributes as of `WanDiT`, and its head."""
 
     config: WanConfig
     head: HeadConfig
+    product: Product = plain
 
     def setup(self) -> None:
         c, layers = self.config, self.head.layers
         if not layers or any(not 0 <= i < c.num_layers for i in layers):
-            raise ValueError(
+            raise InputError(
                 f"critic: expected tapped layers in [0, {c.num_layers}), found {list(layers)}; "
                 "set critic.layers to layers that the model has"
             )
-        self.model = WanDiT(c)
+        self.model = WanDiT(c, self.product)
         init = logical(nn.initializers.normal(0.02), ("taps", "embed"))
         self.registers = self.param("registers", init, (len(layers), c.dim))
         self.register_norm = RMSNorm(jnp.float32)
-        self.reader = Reader(c, self.head.ffn_dim, parent=None)
+        self.reader = Reader(c, self.head.ffn_dim, self.product, parent=None)
         self.readers = stacked(self, "readers", self._init_readers)
-        self.classifier = Classifier(c.dim)
+        self.classifier = Classifier(c.dim, self.product)
 
     def _init_readers(self, key: jax.Array) -> Any:
         register = jnp.zeros((1, self.config.dim), self.config.dtype)

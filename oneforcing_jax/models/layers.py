@@ -6,6 +6,7 @@ Statistics of norms are float32; matrix products run in `dtype`; parameters stay
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from oneforcing_jax.models import attention
 from oneforcing_jax.sharding import by_tokens, constrain, gathered, sharded_tokens, target
 
 EPS = 1e-6
+Axes = tuple[str | None, str | None]
 Dtype = Any
 
 
@@ -24,37 +26,52 @@ def logical(init: Any, axes: tuple[str | None, ...]) -> Any:
     return nn.with_logical_partitioning(init, axes)
 
 
-def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **kwargs: Any) -> jax.Array:
-    """x [..., d] @ kernel [d, e] with one batch axis: XLA is twice as fast so on CPU."""
+# product(x [..., d], leaves, axes) -> [..., e]. `leaves` are the parameters of a linear layer without its
+# bias: "kernel" [d, e] with the logical axes (input, output), and whatever lies beside it in the tree, such
+# as low-rank adapters or the scales of a quantised kernel. All matrix products of the networks go through one.
+Product = Callable[[jax.Array, Mapping[str, Any], Axes], jax.Array]
+
+
+def plain(x: jax.Array, leaves: Mapping[str, Any], axes: Axes) -> jax.Array:
+    """x @ kernel in the dtype of x."""
+    return matmul(x, gathered(leaves["kernel"].astype(x.dtype), axes))
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., d] @ kernel [d, e]; on CPU with one batch axis, which is twice as fast there."""
     if target().platform != "cpu" or sharded_tokens():
-        return jax.lax.dot_general(x, kernel, dimensions, **kwargs)
-    flat = jax.lax.dot_general(
-        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs
-    )
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def dense(
-    features: int,
-    axes: tuple[str | None, str | None],
-    dtype: Dtype,
-    bias: float = 0.0,
-    **kwargs: Any,
-) -> nn.Dense:
-    """A linear layer whose kernel has the logical axes (input, output)."""
-    init = kwargs.pop("kernel_init", nn.initializers.xavier_uniform())
+class Dense(nn.Module):
+    """A linear layer.
 
-    def product(x: jax.Array, kernel: jax.Array, dimensions: Any, **kwargs: Any) -> jax.Array:
-        return _flat_dot_general(x, gathered(kernel, axes), dimensions, **kwargs)
+    Attributes:
+      features: of the result.
+      axes: logical axes of the kernel, (input, output).
+      dtype: of the product and the result.
+      product: multiplies.
+      bias: what the bias begins with.
+      kernel_init: initialiser of the kernel.
+    """
 
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        kernel_init=logical(init, axes),
-        bias_init=logical(nn.initializers.constant(bias), (axes[1],)),
-        dot_general=product,
-        **kwargs,
-    )
+    features: int
+    axes: Axes
+    dtype: Dtype
+    product: Product = plain
+    bias: float = 0.0
+    kernel_init: Any = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", logical(self.kernel_init, self.axes), shape)
+        init = logical(nn.initializers.constant(self.bias), self.axes[1:])
+        bias = self.param("bias", init, (self.features,))
+        beside = {k: v for k, v in self.variables["params"].items() if k != "bias"}
+        y = self.product(x.astype(self.dtype), beside | {"kernel": kernel}, self.axes)
+        return y + bias.astype(self.dtype)
 
 
 def stacked(module: nn.Module, name: str, init: Any) -> Any:
@@ -110,13 +127,14 @@ class Attention(nn.Module):
     num_heads: int
     dtype: Dtype
     qk_bias: float = 0.0
+    product: Product = plain
 
     def setup(self) -> None:
-        axes = ("embed", "heads")
-        self.q = dense(self.dim, axes, self.dtype, bias=self.qk_bias)
-        self.k = dense(self.dim, axes, self.dtype, bias=self.qk_bias)
-        self.v = dense(self.dim, axes, self.dtype)
-        self.o = dense(self.dim, ("heads", "embed"), self.dtype)
+        into, out = ("embed", "heads"), ("heads", "embed")
+        self.q = Dense(self.dim, into, self.dtype, self.product, self.qk_bias)
+        self.k = Dense(self.dim, into, self.dtype, self.product, self.qk_bias)
+        self.v = Dense(self.dim, into, self.dtype, self.product)
+        self.o = Dense(self.dim, out, self.dtype, self.product)
         self.norm_q, self.norm_k = RMSNorm(self.dtype), RMSNorm(self.dtype)
 
     def _heads(self, x: jax.Array) -> jax.Array:
@@ -138,7 +156,7 @@ class Attention(nn.Module):
         """Attention of tokens `x` [b, f, n, d] over keys and values [b, s, h, k] of a prompt."""
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention.attend(attention.flat(q), k, v).reshape(q.shape)
+            return attention.softmax_attention(attention.flat(q), k, v).reshape(q.shape)
 
         return self.out(by_tokens(attend, self.query(x), *key_value))
 
@@ -153,11 +171,12 @@ class FeedForward(nn.Module):
     dim: int
     hidden: int
     dtype: Dtype
+    product: Product = plain
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = dense(self.hidden, ("embed", "mlp"), self.dtype, name="0")(x)
-        return dense(self.dim, ("mlp", "embed"), self.dtype, name="2")(nn.gelu(x))
+        x = Dense(self.hidden, ("embed", "mlp"), self.dtype, self.product, name="0")(x)
+        return Dense(self.dim, ("mlp", "embed"), self.dtype, self.product, name="2")(nn.gelu(x))
 
 
 def sinusoid(t: jax.Array, size: int) -> jax.Array:

@@ -188,7 +188,7 @@ def _next_seen(seen: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(found, 1, axis)
 
 
-def attend(
+def softmax_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -209,7 +209,7 @@ def attend(
     return _run(q, k, v, functools.partial(_first_keys, length=length), tiles, interpret)
 
 
-def attend_run(
+def structured_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,

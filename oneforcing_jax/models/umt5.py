@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneforcing_jax.errors import InputError
+
 Array = jax.Array
 
 
@@ -48,12 +50,12 @@ class UMT5Config:
 
     def __post_init__(self) -> None:
         if self.attention_width % self.heads:
-            raise ValueError(
+            raise InputError(
                 f"UMT5Config.attention_width {self.attention_width} does not divide by "
                 f"{self.heads} heads; choose a multiple of the heads."
             )
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 4:
-            raise ValueError(
+            raise InputError(
                 f"UMT5Config.buckets {self.buckets} with max_distance {self.max_distance}; "
                 "buckets must divide by 4 and max_distance exceed a quarter of them."
             )
@@ -183,7 +185,7 @@ class UMT5Encoder(nn.Module):
           ValueError: the shapes differ, or are not [b, t].
         """
         if ids.ndim != 2 or ids.shape != mask.shape:
-            raise ValueError(
+            raise InputError(
                 f"ids have shape {ids.shape} and mask {mask.shape}; give both as [b, t]."
             )
         config = self.config

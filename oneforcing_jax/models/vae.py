@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.vae_layers import (
     Array,
     Cache,
@@ -241,18 +242,18 @@ def _over_chunks(
 
 def _check_pixels(config: VAEConfig, shape: tuple[int, ...]) -> None:
     if len(shape) != 5 or shape[2] != 3:
-        raise ValueError(
+        raise InputError(
             f"pixels have shape {shape}; expected [b, f, 3, y, x]. "
             "Add a batch or frame axis of 1, or move the colours to axis 2."
         )
     space, time = config.space_stride, config.time_stride
     if shape[3] % space or shape[4] % space:
-        raise ValueError(
+        raise InputError(
             f"frames of {shape[3]} x {shape[4]} pixels; rows and columns must divide by {space}. "
             f"Crop or resize to {shape[3] // space * space} x {shape[4] // space * space}."
         )
     if (shape[1] - 1) % time:
-        raise ValueError(
+        raise InputError(
             f"{shape[1]} pixel frames; a video must have 1 + {time}k frames. "
             f"Drop the last {(shape[1] - 1) % time}."
         )
@@ -260,7 +261,7 @@ def _check_pixels(config: VAEConfig, shape: tuple[int, ...]) -> None:
 
 def _check_latents(config: VAEConfig, shape: tuple[int, ...]) -> None:
     if len(shape) != 5 or shape[2] != config.channels or not shape[1]:
-        raise ValueError(
+        raise InputError(
             f"latents have shape {shape}; expected [b, f, {config.channels}, y, x] with f >= 1. "
             "Channels are axis 2, after the frames."
         )
@@ -359,7 +360,7 @@ def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array,
     _check_latents(config, latents.shape)
     found = (latents.shape[0], *latents.shape[3:])
     if found != state.size:
-        raise ValueError(
+        raise InputError(
             f"latents have batch, rows, columns {found}, but the stream was made for "
             f"{state.size}. Start a stream of the right size with init_stream."
         )
@@ -404,7 +405,7 @@ def decode_tiled(
     b, f, _, rows, columns = latents.shape
     ty, tx = min(tile[0], rows), min(tile[1], columns)
     if min(ty, tx) < 1 or not 0 <= overlap < min(ty, tx):
-        raise ValueError(
+        raise InputError(
             f"tiles of {ty} x {tx} latent positions with an overlap of {overlap}; "
             "choose an overlap of at least 0 that is smaller than the tile."
         )

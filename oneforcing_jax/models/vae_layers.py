@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from oneforcing_jax import sharding
+from oneforcing_jax.errors import InputError
 
 Array = jax.Array
 Cache = Any
@@ -58,12 +59,12 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         if len(self.time_downsample) != len(self.multipliers) - 1:
-            raise ValueError(
+            raise InputError(
                 f"VAEConfig.time_downsample has {len(self.time_downsample)} entries for "
                 f"{len(self.multipliers)} stages; give one entry between each two stages."
             )
         if len(self.mean) != len(self.std):
-            raise ValueError(
+            raise InputError(
                 f"VAEConfig.mean has {len(self.mean)} channels and std {len(self.std)}; "
                 "give one number of each for every latent channel."
             )

@@ -22,16 +22,20 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
 from oneforcing_jax import shapes
+from oneforcing_jax.dtypes import DTYPES, Dtype
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
 from oneforcing_jax.models import attention, rope
 from oneforcing_jax.models.layers import (
     Attention,
+    Dense,
     FeedForward,
     LayerNorm,
-    dense,
+    Product,
     layer_norm,
     logical,
     on_tokens,
+    plain,
     sinusoid,
     stacked,
 )
@@ -83,16 +87,16 @@ class WanConfig:
     patch: int = 2
     rope_theta: float = 10000.0
     qk_bias: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: Dtype = DTYPES["float32"]
     remat: str = "none"
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise ValueError(
+            raise InputError(
                 f"model: expected an even head size, found dim {self.dim} over {self.num_heads} heads"
             )
         if self.remat not in REMAT:
-            raise ValueError(f"model: expected remat among {REMAT}, found {self.remat!r}")
+            raise InputError(f"model: expected remat among {REMAT}, found {self.remat!r}")
 
     @property
     def head_dim(self) -> int:
@@ -105,7 +109,7 @@ class WanConfig:
           ValueError: a size that the patch does not divide.
         """
         if rows % self.patch or columns % self.patch:
-            raise ValueError(
+            raise InputError(
                 f"latent frame: expected a height and width that divide by the patch {self.patch}, found "
                 f"{rows}x{columns}; change the video's size"
             )
@@ -135,16 +139,7 @@ class Output(NamedTuple):
 def full(q: jax.Array, k: jax.Array, v: jax.Array, memory: Any) -> tuple[jax.Array, None]:
     """The bidirectional `attend`."""
     flat = attention.flat
-    return attention.attend(flat(q), flat(k), flat(v)).reshape(q.shape), None
-
-
-def structured(groups: tuple[attention.Group, ...]) -> Attend:
-    """An `attend` for a whole clip with the given structure."""
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Any) -> tuple[jax.Array, None]:
-        return attention.attend_groups(q, k, v, groups), None
-
-    return attend
+    return attention.softmax_attention(flat(q), flat(k), flat(v)).reshape(q.shape), None
 
 
 def compute_dtype(path: Any, config: WanConfig) -> Any:
@@ -181,19 +176,20 @@ def _over_layers(layer: Callable[..., Any], carry: Any, count: int, *per_layer: 
     return carry, tuple(new)
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     """One transformer layer."""
 
     config: WanConfig
+    product: Product = plain
 
     def setup(self) -> None:
         c = self.config
         init = logical(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
         self.modulation = self.param("modulation", init, (6, c.dim))
-        self.self_attn = Attention(c.dim, c.num_heads, c.dtype, c.qk_bias)
+        self.self_attn = Attention(c.dim, c.num_heads, c.dtype, c.qk_bias, self.product)
         self.norm3 = LayerNorm(c.dtype)
-        self.cross_attn = Attention(c.dim, c.num_heads, c.dtype)
-        self.ffn = FeedForward(c.dim, c.ffn_dim, c.dtype)
+        self.cross_attn = Attention(c.dim, c.num_heads, c.dtype, product=self.product)
+        self.ffn = FeedForward(c.dim, c.ffn_dim, c.dtype, self.product)
 
     def text_key_value(self, text: jax.Array) -> KeyValue:
         return self.cross_attn.key_value(text)
@@ -231,31 +227,37 @@ class Block(nn.Module):
 
 
 class WanDiT(nn.Module):
-    """The transformer: flow of noisy latents at given noise levels, conditioned on text."""
+    """The transformer: flow of noisy latents at given noise levels, conditioned on text.
+
+    Attributes:
+      config: its sizes.
+      product: multiplies with its matrices, see `layers.Product`.
+    """
 
     config: WanConfig
+    product: Product = plain
 
     def setup(self) -> None:
-        c = self.config
-        self.patch_embedding = dense(c.dim, (None, "embed"), c.dtype)
-        self.text_embedding_0 = dense(c.dim, (None, "embed"), c.dtype)
-        self.text_embedding_2 = dense(c.dim, ("embed", None), c.dtype)
-        self.time_embedding_0 = dense(c.dim, (None, "embed"), jnp.float32)
-        self.time_embedding_2 = dense(c.dim, ("embed", None), jnp.float32)
-        self.time_projection = dense(6 * c.dim, ("embed", None), jnp.float32)
-        self.block = Block(c, parent=None)
+        c, into, out = self.config, (None, "embed"), ("embed", None)
+        self.patch_embedding = Dense(c.dim, into, c.dtype, self.product)
+        self.text_embedding_0 = Dense(c.dim, into, c.dtype, self.product)
+        self.text_embedding_2 = Dense(c.dim, out, c.dtype, self.product)
+        self.time_embedding_0 = Dense(c.dim, into, jnp.float32, self.product)
+        self.time_embedding_2 = Dense(c.dim, out, jnp.float32, self.product)
+        self.time_projection = Dense(6 * c.dim, out, jnp.float32, self.product)
+        self.layer = Layer(c, self.product, parent=None)
         self.blocks = stacked(self, "blocks", self._init_blocks)
         init = logical(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
         self.head_modulation = self.param("head_modulation", init, (2, c.dim))
-        zeros = nn.initializers.zeros_init()
-        self.head = dense(c.out_dim * c.patch**2, ("embed", None), c.dtype, kernel_init=zeros)
+        zeros, patches = nn.initializers.zeros_init(), c.out_dim * c.patch**2
+        self.head = Dense(patches, out, c.dtype, self.product, kernel_init=zeros)
 
     def _init_blocks(self, key: jax.Array) -> Any:
         c = self.config
         x, text = jnp.zeros((1, 1, 1, c.dim), c.dtype), jnp.zeros((1, 1, c.dim), c.dtype)
         time, turn = jnp.zeros((1, 1, 6, c.dim)), rope.turns(jnp.zeros((1, 1, c.head_dim // 2)))
         keys = jax.random.split(key, c.num_layers)
-        stacked = jax.vmap(lambda k: self.block.init(k, x, time, turn, text, full, None)["params"])(
+        stacked = jax.vmap(lambda k: self.layer.init(k, x, time, turn, text, full, None)["params"])(
             keys
         )
         return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "layers"})
@@ -270,7 +272,7 @@ class WanDiT(nn.Module):
         embedded = self.embed_text(text)
 
         def layer(_: None, per_layer: Any) -> tuple[None, Any]:
-            apply = self.block.apply
+            apply = self.layer.apply
             return None, apply({"params": per_layer[0]}, embedded, method="text_key_value")
 
         return _over_layers(layer, None, self.config.num_layers, self.blocks)[1]
@@ -299,7 +301,7 @@ class WanDiT(nn.Module):
           text: prompt embeddings [b, text_len, text_dim], zero beyond the prompt's length, or the
             keys and values of `text_key_value`.
           frames: [f] frame numbers for the rotary embedding; None: 0, 1, 2, ...
-          attend: attention structure; `full`, `structured(...)`, or one that reads `memory`.
+          attend: attention structure; `full`, one of `causal/structures.py`, or one that reads `memory`.
           memory: a tree with a leading layer axis, or a tuple of each layer's where layers lie apart;
             handed to `attend` layer by layer.
           tap: called after every layer as tap(layer number, tokens [b, f, n, d], state) -> state.
@@ -327,7 +329,7 @@ class WanDiT(nn.Module):
             x = checkpoint_name(x, LAYER_INPUT)
             params, memory, key_value, index = per_layer
             prompt = embedded if key_value is None else key_value
-            x, new = self.block.apply(
+            x, new = self.layer.apply(
                 {"params": params}, x, modulation, turn, prompt, attend, memory
             )
             return (x, tapped if tap is None else tap(index, x, tapped)), new

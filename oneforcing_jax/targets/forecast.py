@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from oneforcing_jax.run import Run
 from oneforcing_jax.targets import generation, measure, programs
 from oneforcing_jax.targets.measure import Cost
 from oneforcing_jax.targets.topology import Target
+from oneforcing_jax.training.train import trained
 
 # Programs that were compiled before.
 CACHE = Path("build/plan")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Forecast:
     """The costs of the programs of one kind of work on a target.
 
     Attributes:
@@ -100,47 +101,47 @@ class Plan:
 
 def make(
     what: str, unit: str, target: Target, found: Iterable[Any], cache: Path | None = CACHE
-) -> Plan:
+) -> Forecast:
     """Compiles the programs, one after the other, behind a progress bar."""
     costs: list[Cost] = []
     with tqdm(list(found), desc=what, unit="program", leave=False, dynamic_ncols=True) as bar:
         for program in bar:
             bar.set_postfix_str(program.readings[0].name)
             costs += measure.costs(program, target, cache)
-    return Plan(what, unit, target, tuple(costs))
+    return Forecast(what, unit, target, tuple(costs))
 
 
-def stages(config: ConfigDict) -> list[str]:
+def stages(run: Run) -> list[str]:
     """The training stages that a config runs."""
-    return [name for name in config.run if name in programs.stages_of(config)]
+    return [name for name in run.run if name in trained(run)]
 
 
-def train(config: ConfigDict, stages: Sequence[str], target: Target) -> list[Plan]:
+def train(run: Run, stages: Sequence[str], target: Target) -> list[Forecast]:
     """A plan for each training stage.
 
     Raises:
       ValueError: not such a stage, or one that does not fit the devices.
     """
     return [
-        make("train", "mean iteration", target, programs.train(config, stage, target.devices))
+        make("train", "mean iteration", target, programs.train(run, stage, target.devices))
         for stage in stages
     ]
 
 
-def generate(config: ConfigDict, target: Target) -> Plan:
+def generate(run: Run, target: Target) -> Forecast:
     """One video, from its prompt's embedding to pixels."""
-    return make("generate", "video", target, generation.generate(config, target.devices))
+    return make("generate", "video", target, generation.generate(run, target.devices))
 
 
-def vae(config: ConfigDict, target: Target) -> Plan:
+def vae(run: Run, target: Target) -> Forecast:
     """Decoding of a video."""
-    mesh = programs.video_mesh(config, target.devices)
-    return make("vae", "video", target, programs.decode(config, mesh))
+    mesh = programs.video_mesh(run, target.devices)
+    return make("vae", "video", target, programs.decode(run, mesh))
 
 
-def encode(config: ConfigDict, target: Target) -> Plan:
+def encode(run: Run, target: Target) -> Forecast:
     """Encoding of a clip and its caption."""
-    return make("encode", "clip", target, programs.encode(config, target.devices))
+    return make("encode", "clip", target, programs.encode(run, target.devices))
 
 
 COLUMNS: tuple[tuple[str, str, Callable[[Cost], str]], ...] = (
@@ -160,17 +161,17 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.2f}" if size < 1e12 else f"{size / 1e9:.0f}"
 
 
-def table(plan: Plan) -> str:
+def table(forecast: Forecast) -> str:
     """The plan as text; sizes, operations and bytes are of each device."""
-    target, chip = plan.target, plan.target.chip
-    names = [cost.name for cost in plan.costs]
+    target, chip = forecast.target, forecast.target.chip
+    names = [cost.name for cost in forecast.costs]
     wide = max(map(len, [*names, "program"])) + 1
     head = "".join(f"{title:{form}}" for title, form, _ in COLUMNS)
     lines = [
         f"{target.name}: {len(target.devices)} x {chip.kind}, {_gb(chip.memory)} GB each",
         f"{'program':<{wide}}{head}  bound by",
     ]
-    for cost in plan.costs:
+    for cost in forecast.costs:
         if cost.error:
             lines.append(f"{cost.name:<{wide}} does not compile: {cost.error}")
             continue
@@ -178,37 +179,37 @@ def table(plan: Plan) -> str:
         fits = "" if cost.fits else "  does not fit"
         lines.append(f"{cost.name:<{wide}}{row}  {cost.bound}{fits}")
         lines += [f"{'':<{wide}} {note}" for note in cost.notes]
-    return "\n".join([*lines, *_sent(plan), _total(plan)])
+    return "\n".join([*lines, *_sent(forecast), _total(forecast)])
 
 
-def _sent(plan: Plan) -> list[str]:
+def _sent(forecast: Forecast) -> list[str]:
     """What is sent, by kind."""
     total: dict[str, float] = {}
-    for cost in plan.costs:
+    for cost in forecast.costs:
         for kind, size in cost.collectives.items():
             total[kind] = total.get(kind, 0.0) + cost.runs * size
     largest = sorted(total.items(), key=lambda item: -item[1])
     named = ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in largest if size > 1e6)
-    return [f"sent in a {plan.unit}, GB a device: {named}"] if named else []
+    return [f"sent in a {forecast.unit}, GB a device: {named}"] if named else []
 
 
-def _total(plan: Plan) -> str:
-    if any(cost.error for cost in plan.costs):
-        return f"a {plan.unit}: not known"
-    parts = [f"a {plan.unit}: {plan.mean('predicted_s'):.4g} s or more"]
-    if plan.what == "generate":
-        seconds = plan.video()
+def _total(forecast: Forecast) -> str:
+    if any(cost.error for cost in forecast.costs):
+        return f"a {forecast.unit}: not known"
+    parts = [f"a {forecast.unit}: {forecast.mean('predicted_s'):.4g} s or more"]
+    if forecast.what == "generate":
+        seconds = forecast.video()
         parts += [
             f"diffusion {seconds['diffusion_s']:.4g} s",
             f"VAE {seconds['vae_s']:.4g} s",
             f"a mean steady block {1000 * seconds['steady_block_s']:.4g} ms",
         ]
     for field, name in (("model_flops", "model"), ("hardware_flops", "hardware")):
-        used = plan.utilisation(field)
+        used = forecast.utilisation(field)
         if used is not None:
             parts.append(f"{name} utilisation {used:.0%} or less")
-    limit = plan.target.chip.memory
-    peak = max(cost.bytes["peak"] for cost in plan.costs)
-    verdict = "fits" if plan.fits else "does not fit"
+    limit = forecast.target.chip.memory
+    peak = max(cost.bytes["peak"] for cost in forecast.costs)
+    verdict = "fits" if forecast.fits else "does not fit"
     parts.append(f"{verdict} ({_gb(peak)} of {_gb(limit)} GB)")
     return "; ".join(parts)

@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
-from oneforcing_jax import build, sharding
+from oneforcing_jax import sharding
 from oneforcing_jax.causal import cache as kv
-from oneforcing_jax.causal import flops, rollout
-from oneforcing_jax.causal.rollout import Block, BlockDraws
-from oneforcing_jax.generation import pretrained, student
-from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.causal import flops
+from oneforcing_jax.causal.plan import Block, BlockDraws, num_frames
+from oneforcing_jax.generation.student import Settings, Student
+from oneforcing_jax.models import params as parameters
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.run import Latents, Run
 from oneforcing_jax.targets import programs
 from oneforcing_jax.targets.programs import Program, Reading
+from oneforcing_jax.training.train import student
 
 # Steady blocks are reported in so many groups of neighbours, by the number of frames that they see.
 GROUPS = 4
@@ -31,7 +32,7 @@ class _Shapes:
     """Abstract arrays of one video's stream, on a mesh."""
 
     config: WanConfig
-    latents: ConfigDict
+    latents: Latents
     mesh: Mesh
 
     def array(self, shape: Sequence[int], axes: tuple[str | None, ...] = ()) -> Any:
@@ -46,7 +47,7 @@ class _Shapes:
 
     def params(self) -> Any:
         """Parameters as they are used, layers apart."""
-        placed = pretrained.abstract(self.config, self.mesh)
+        placed = parameters.in_use(WanDiT(self.config), self.mesh)
         layers = range(self.config.num_layers)
 
         def one(leaf: Any) -> Any:
@@ -65,28 +66,20 @@ class _Shapes:
         return jax.tree.map(place, tree)
 
 
-def generate(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
+def generate(run: Run, devices: Sequence[Any]) -> list[Program]:
     """One video of the config's size by a one-step student with the paper's first block, and its decoding.
 
     Raises:
       ValueError: a mesh that does not fit, latents that are not those of Wan's VAE.
     """
-    made = build.model(config, "generator")
-    shapes = _Shapes(made, config.latents, programs.video_mesh(config, devices))
-    settings = student.Settings(
-        (
-            config.latents.frames,
-            config.latents.channels,
-            config.latents.rows,
-            config.latents.columns,
-        ),
-        config.blocks.frames,
-        first_frames=config.blocks.first_frames or None,
+    shapes = _Shapes(student(run).config, run.latents, programs.video_mesh(run, devices))
+    settings = Settings(
+        run.latents.shape, run.blocks.frames, first_frames=run.blocks.first_frames or None
     )
-    plan = settings.plan(config.shift)
+    plan = settings.plan(run.shift)
     with jax.set_mesh(shapes.mesh):
         found = _diffusion(shapes, plan)
-    decoded = programs.decode(config, shapes.mesh)
+    decoded = programs.decode(run, shapes.mesh)
     # Both lie in memory all the time.
     student_state, vae_state = found[-1].state, decoded[-1].state
     return [
@@ -98,7 +91,7 @@ def generate(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
 def _diffusion(shapes: _Shapes, plan: Sequence[Block]) -> list[Program]:
     c, params = shapes.config, shapes.params()
     size = shapes.latents
-    tokens, slots = c.frame_tokens(size.rows, size.columns), rollout.num_frames(tuple(plan))
+    tokens, slots = c.frame_tokens(size.rows, size.columns), num_frames(tuple(plan))
     streamed = Student(c, params, mesh=shapes.mesh)
     text = shapes.array((1, c.text_len, c.text_dim))
     text_kv = shapes.by_heads(jax.eval_shape(streamed._text, params, text), "heads")

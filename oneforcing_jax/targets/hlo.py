@@ -13,6 +13,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+from oneforcing_jax.errors import InputError
+
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?(\S+) = (.*?) ?([a-z][a-z0-9-]*)\(")
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) .*\{$")
 _OPERAND = re.compile(r"%([\w.\-]+)")
@@ -237,7 +239,7 @@ def parse(text: str) -> Module:
         elif body and last:  # an attribute that goes on
             body[last] = dataclasses.replace(body[last], rest=body[last].rest + line)
     if entry not in computations:
-        raise ValueError(
+        raise InputError(
             "program: expected the text of a compiled program with an ENTRY computation, found "
             f"{len(text)} characters without; pass compiled.as_text()"
         )

@@ -12,18 +12,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
-from oneforcing_jax import build, sharding
-from oneforcing_jax.causal import flops
-from oneforcing_jax.causal.rollout import Plan
+from oneforcing_jax import sharding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.data.encoders import WanCodec
 from oneforcing_jax.data.text import MAX_TOKENS
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.methods import Update
 from oneforcing_jax.models import umt5, vae
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.run import Run
 from oneforcing_jax.training import steps
+from oneforcing_jax.training.train import student, trained, trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,76 +78,63 @@ def bytes_per_device(tree: Any) -> int:
     )
 
 
-def stages_of(config: ConfigDict) -> list[str]:
-    """Stages that train."""
-    return [name for name, stage in config.stages.items() if stage.kind == "train"]
-
-
-def train(config: ConfigDict, name: str, devices: Sequence[Any]) -> list[Program]:
+def train(run: Run, name: str, devices: Sequence[Any]) -> list[Program]:
     """The updates of a training stage; a run of all of them, by `runs`, is the mean iteration.
 
     Raises:
-      ValueError: not such a stage, or one that does not fit the devices.
+      InputError: not such a stage, or one that does not fit the devices.
     """
-    if name not in stages_of(config):
-        raise ValueError(
-            f"stage: expected one of {stages_of(config)}, found {name!r}; choose one that trains"
+    known = trained(run)
+    if name not in known:
+        raise InputError(
+            f"stage: expected one of {list(known)}, found {name!r}; choose one that trains"
         )
-    stage = config.stages[name]
-    trainer = build.trainer(config, stage, devices)
-    with jax.set_mesh(trainer.mesh):
-        state, frozen = trainer.abstract()
-        functions = trainer.steps()
-    rows = NamedSharding(trainer.mesh, sharding.spec(("batch",)))
-    fields = build.data_fields(config, stage)
+    made = trainer(run, name, known[name], devices)
+    with jax.set_mesh(made.mesh):
+        state, frozen = made.abstract()
+        functions = made.steps()
+    rows = NamedSharding(made.mesh, sharding.spec(("batch",)))
     batch = {
-        field: jax.ShapeDtypeStruct((stage.batch, *shape), jnp.float32, sharding=rows)
-        for field, shape in fields.items()
+        field: jax.ShapeDtypeStruct((made.batch, *shape), jnp.float32, sharding=rows)
+        for field, shape in made.method.fields.items()
     }
-    everywhere = NamedSharding(trainer.mesh, P())
-    batch["negative"] = jax.ShapeDtypeStruct(fields["text"], jnp.float32, sharding=everywhere)
+    everywhere = NamedSharding(made.mesh, P())
+    batch["negative"] = jax.ShapeDtypeStruct(
+        made.method.fields["text"], jnp.float32, sharding=everywhere
+    )
     iteration = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     return [
         Program(
-            (_update(config, stage, f"{name}/{update.net}", update),),
+            (_update(f"{name}/{update.net}", update, made.batch),),
             step,
             (state, frozen, batch, iteration),
-            trainer.mesh,
+            made.mesh,
             state,
             frozen,
-            {"_tap": len(config.head.layers) / config.critic.num_layers},
+            update.work.branches,
         )
-        for update, step in zip(trainer.method.updates, functions, strict=True)
+        for update, step in zip(made.method.updates, functions, strict=True)
     ]
 
 
-def _update(config: ConfigDict, stage: ConfigDict, name: str, update: Any) -> Reading:
-    model, hardware = (flops.update(config, stage, update.net, again) for again in (False, True))
-    keys = _seen(build.plan(config)) if stage.method == "one_forcing" else 1.0
-    return Reading(name, 1 / update.every, model, hardware, keys)
+def _update(name: str, update: Update, batch: int) -> Reading:
+    work = update.work
+    return Reading(
+        name, 1 / update.every, batch * work.model, batch * work.hardware, work.keys_seen
+    )
 
 
-def _seen(plan: Plan) -> float:
-    """Mean share of a clip's keys that the passes of a rollout see."""
-    seen, asked, stop = 0, 0, 0
-    for number, block in enumerate(plan):
-        stop += block.frames
-        queries = block.frames * (len(block.sigmas) + (number < len(plan) - 1))
-        seen, asked = seen + queries * stop, asked + queries
-    return seen / (asked * stop)
-
-
-def _codec(config: ConfigDict) -> tuple[VAEConfig, WanCodec]:
+def _codec(run: Run) -> tuple[VAEConfig, WanCodec]:
     """Wan's VAE at the size of a config's latents, without parameters.
 
     Raises:
       ValueError: latents of another codec.
     """
-    made = VAEConfig(dtype=build.model(config, "generator").dtype)
-    if config.latents.channels != made.channels:
-        raise ValueError(
+    made = VAEConfig(dtype=student(run).config.dtype)
+    if run.latents.channels != made.channels:
+        raise InputError(
             f"config: field 'latents.channels': expected the {made.channels} of Wan's VAE, found "
-            f"{config.latents.channels}; plan it with configs/framewise.py"
+            f"{run.latents.channels}; plan it with configs/framewise.py"
         )
     return made, WanCodec(made, None)
 
@@ -162,24 +150,24 @@ def _alone(devices: Sequence[Any]) -> tuple[Mesh, NamedSharding]:
     return mesh, NamedSharding(mesh, P())
 
 
-def video_mesh(config: ConfigDict, devices: Sequence[Any]) -> Mesh:
+def video_mesh(run: Run, devices: Sequence[Any]) -> Mesh:
     """The mesh of one video: the axes of the config's that split tokens, heads and matrices.
 
     Raises:
       ValueError: fewer devices than they take.
     """
-    sizes = {axis: config.mesh[axis] for axis in ("context", "sequence", "tensor")}
+    sizes = {axis: run.mesh[axis] for axis in ("context", "sequence", "tensor")}
     return sharding.make_mesh(sizes, devices[: math.prod(sizes.values())])
 
 
-def decode(config: ConfigDict, mesh: Mesh) -> list[Program]:
+def decode(run: Run, mesh: Mesh) -> list[Program]:
     """Decoding of a clip as a stream over a mesh, a latent frame a step; the first step and the others.
 
     Raises:
       ValueError: the config's latents are not those of Wan's VAE.
     """
-    made, codec = _codec(config)
-    place, size = NamedSharding(mesh, P()), config.latents
+    made, codec = _codec(run)
+    place, size = NamedSharding(mesh, P()), run.latents
     params = _placed(sizes.abstract(made), place, made.dtype)
     shape, axes = (
         (1, 1, size.channels, size.rows, size.columns),
@@ -205,15 +193,15 @@ def _kept(mesh: Mesh, leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.named(mesh, axes))
 
 
-def encode(config: ConfigDict, devices: Sequence[Any]) -> list[Program]:
+def encode(run: Run, devices: Sequence[Any]) -> list[Program]:
     """Encoding of one clip on one device, and of one prompt by UMT5-XXL over all devices.
 
     Raises:
       ValueError: the config's latents are not those of Wan's VAE.
     """
-    made, codec = _codec(config)
+    made, codec = _codec(run)
     mesh, place = _alone(devices)
-    size = config.latents
+    size = run.latents
     params = _placed(sizes.abstract(made), place, made.dtype)
     shape = codec.video_shape(size.frames, size.rows, size.columns)
     video = jax.ShapeDtypeStruct((1, *shape, 3), jnp.uint8, sharding=place)

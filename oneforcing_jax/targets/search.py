@@ -15,17 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from oneforcing_jax import build
+from oneforcing_jax import methods
 from oneforcing_jax.causal import flops
 from oneforcing_jax.config import PREFIX
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.run import Run
 from oneforcing_jax.targets import programs, roofline
-from oneforcing_jax.targets.forecast import Plan, make
+from oneforcing_jax.targets.forecast import Forecast, make
 from oneforcing_jax.targets.programs import bytes_per_device
 from oneforcing_jax.targets.topology import Target
 from oneforcing_jax.training import steps
+from oneforcing_jax.training.train import trained
 
 # Arrays of the size of a layer's input that its backward pass finds in memory; of "none" as compiled programs
 # of the 1.3B model have it.
@@ -34,7 +36,7 @@ KEPT = {"attention": 2, "full": 1, "offload": 0, "none": 110}
 WITHIN = 8
 INSIDE = ("context", "sequence", "tensor")
 
-Load = Callable[[Sequence[str]], ConfigDict]
+Load = Callable[[Sequence[str]], Run]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +69,17 @@ class Result:
     """A setting and what compiling it said."""
 
     setting: Setting
-    plan: Plan
+    forecast: Forecast
 
     @property
     def seconds(self) -> float:
         """Predicted, of a mean iteration; infinite where it does not fit."""
-        return self.plan.mean("predicted_s") if self.plan.fits else math.inf
+        return self.forecast.mean("predicted_s") if self.forecast.fits else math.inf
 
     @property
     def peak(self) -> int:
         """Bytes of a device; 0 where a program does not compile."""
-        costs = self.plan.costs
+        costs = self.forecast.costs
         return 0 if any(c.error for c in costs) else max(c.bytes["peak"] for c in costs)
 
 
@@ -95,7 +97,7 @@ def search(load: Load, name: str, target: Target, compilations: int) -> Iterator
     """
     settings = promising(load, name, target)
     if not settings:
-        raise ValueError(
+        raise InputError(
             f"search: expected a setting of stage {name!r} that fits {target.name}, found that the state of "
             "each exceeds the memory or does not divide; take more devices or another batch"
         )
@@ -124,11 +126,11 @@ def promising(load: Load, name: str, target: Target) -> list[Setting]:
     for mesh in meshes(len(target.devices)):
         fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
         try:
-            config = load([f"{PREFIX}{field}={size}" for field, size in fields.items()])
-            state = _State.of(config, name, target)
+            run = load([f"{PREFIX}{field}={size}" for field, size in fields.items()])
+            state = _State.of(run, name, target)
         except ValueError:  # sizes that do not divide the model's or the batch
             continue
-        for more in _variants(config, name, mesh["data"] * mesh["fsdp"], has_host):
+        for more in _variants(run, name, mesh["data"] * mesh["fsdp"], has_host):
             changed = load([f"{PREFIX}{field}={value}" for field, value in (fields | more).items()])
             found.append(_weighed(changed, name, target, mesh, state, fields | more))
     fitting = [setting for setting in found if setting.bytes <= target.chip.memory]
@@ -145,21 +147,20 @@ def meshes(devices: int) -> Iterator[dict[str, int]]:
             yield outside | dict(zip(INSIDE, inside, strict=True))
 
 
-def _variants(
-    config: ConfigDict, name: str, shares: int, has_host: bool
-) -> Iterator[dict[str, Any]]:
+def _variants(run: Run, name: str, shares: int, has_host: bool) -> Iterator[dict[str, Any]]:
     """What can be changed on one mesh."""
-    stage = config.stages[name]
-    batch = stage.batch
-    nets = {"one_forcing": ("generator", "critic"), "teacher": ("teacher",)}
-    trained = nets.get(stage.method, ("generator",))
-    clips = ("together", "in_turn") if stage.method == "one_forcing" else (None,)
-    parts = [n for n in (1, 2, 4, 8) if batch % (n * shares) == 0]
+    stage = trained(run)[name]
+    method = methods.make(stage.method, run)
+    parts = [n for n in (1, 2, 4, 8) if stage.batch % (n * shares) == 0]
     host = (False, True) if has_host else (False,)
-    for part, remat, clip, away in itertools.product(parts, KEPT, clips, host):
-        fields: dict[str, Any] = {f"stages.{name}.microbatch": batch // part if part > 1 else 0}
-        fields |= {f"{net}.remat": remat for net in trained}
-        fields |= {"one_forcing.critic_clips": clip} if clip else {}
+    for part, remat, away, *chosen in itertools.product(
+        parts, KEPT, host, *method.choices.values()
+    ):
+        fields: dict[str, Any] = {
+            f"stages.{name}.microbatch": stage.batch // part if part > 1 else 0
+        }
+        fields |= {f"{method.nets[net].section}.remat": remat for net in method.trained}
+        fields |= dict(zip(method.choices, chosen, strict=True))
         yield fields | {f"stages.{name}.offload_optimiser": away}
 
 
@@ -174,8 +175,8 @@ class _State:
     share: int
 
     @classmethod
-    def of(cls, config: ConfigDict, name: str, target: Target) -> _State:
-        found = programs.train(config, name, target.devices)[0]
+    def of(cls, run: Run, name: str, target: Target) -> _State:
+        found = programs.train(run, name, target.devices)[0]
         nets = found.state["params"].values()
         sizes = [sum(leaf.size for leaf in jax.tree.leaves(net)) for net in nets]
         shares = [bytes_per_device(net) // 4 for net in nets]
@@ -184,7 +185,7 @@ class _State:
 
 
 def _weighed(
-    config: ConfigDict,
+    run: Run,
     name: str,
     target: Target,
     mesh: Mapping[str, int],
@@ -192,39 +193,29 @@ def _weighed(
     fields: Mapping[str, Any],
 ) -> Setting:
     """A setting with the least time and memory that arithmetic gives it."""
-    stage, chip = config.stages[name], target.chip
-    net = build.model(config, "teacher" if stage.method == "teacher" else "generator")
-    one_forcing = stage.method == "one_forcing"
+    stage, chip = trained(run)[name], target.chip
+    method = methods.make(stage.method, run)
+    net, size = method.nets[method.trained[0]].config, run.latents
+    tokens = stage.batch * size.frames * net.frame_tokens(size.rows, size.columns)
     # In turn, the clips of a critic update leave what their layers keep all the same.
-    three = one_forcing and (config.one_forcing.critic_clips == "together" or net.remat == "none")
+    own_rollout = len(method.trained) > 1
+    in_turn = "in_turn" in fields.values() and net.remat != "none"
     parts = stage.batch // (stage.microbatch or stage.batch)
     # Bytes of one array of a device's tokens, and of the inputs of all layers.
-    width = 2 * net.dim * flops.tokens(config, stage) * mesh["tensor"] / len(target.devices)
-    inputs = net.num_layers * (3 if three else 1) * width
+    width = 2 * net.dim * tokens * mesh["tensor"] / len(target.devices)
+    inputs = net.num_layers * (3 if own_rollout and not in_turn else 1) * width
     away = state.optimisers * stage.offload_optimiser
     memory = state.bytes + 4 * state.share - away + KEPT[net.remat] * inputs / parts
     to_host = 2 * away + 2 * inputs * (net.remat == "offload")
 
-    work = _work(config, stage)
+    work = sum(update.work.hardware / update.every for update in method.updates)
     # Weights are gathered in two bytes for each pass, and for each block of a rollout.
-    gathers = parts * (4 + one_forcing * len(build.plan(config)))
+    gathers = parts * (4 + own_rollout * len(run.plan))
     sent = gathers * 2 * state.parameters / mesh["tensor"] * (1 - 1 / mesh["fsdp"])
-    sent += _passes(config, net, work / stage.batch) * net.num_layers * _exchanged(mesh) * width
-    seconds = work / len(target.devices) / chip.rate + sent / chip.link + to_host / roofline.HOST
-    return Setting(fields, seconds, memory)
-
-
-def _work(config: ConfigDict, stage: ConfigDict) -> float:
-    """Operations of a mean iteration."""
-    updates = build.METHODS[stage.method](config).updates
-    return sum(flops.update(config, stage, u.net, recomputed=True) / u.every for u in updates)
-
-
-def _passes(config: ConfigDict, net: Any, work: float) -> float:
-    """How many forwards of a clip a sample's operations are."""
-    size = config.latents
-    tokens = net.frame_tokens(size.rows, size.columns)
-    return work / flops.clip(net, tokens, size.frames).forward
+    passes = work / flops.clip(net, tokens // (stage.batch * size.frames), size.frames).forward
+    sent += passes * net.num_layers * _exchanged(mesh) * width
+    seconds = stage.batch * work / len(target.devices) / chip.rate + sent / chip.link
+    return Setting(fields, seconds + to_host / roofline.HOST, memory)
 
 
 def _exchanged(mesh: Mapping[str, int]) -> float:
@@ -249,7 +240,7 @@ def table(results: Sequence[Result]) -> str:
     """What was tried, the fastest that fits first, and the overrides of that one to paste."""
     lines = [f"{'seconds':>9}{'peak GB':>9}  setting"]
     for result in sorted(results, key=lambda r: r.seconds):
-        plan, setting = result.plan, " ".join(named(result.setting))
+        plan, setting = result.forecast, " ".join(named(result.setting))
         error = next((cost.error for cost in plan.costs if cost.error), "")
         if error:
             lines.append(f"{'-':>9}{'-':>9}  {setting}: does not compile: {error[:120]}")

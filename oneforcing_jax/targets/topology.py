@@ -13,8 +13,9 @@ import os
 import re
 from typing import Any
 
-from oneforcing_jax.targets import chips
-from oneforcing_jax.targets.chips import Chip
+from oneforcing_jax import chips
+from oneforcing_jax.chips import Chip
+from oneforcing_jax.errors import InputError, MissingPackage
 
 FORMS = "tpu:v5p:2x2x4, tpu:v5p:2x2x4*2, gpu:h200:8 or local"
 GPUS_A_HOST = 8
@@ -53,7 +54,7 @@ def parse(name: str) -> _Name:
     """
     match = re.fullmatch(r"(tpu|gpu):(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name)
     if not match and name != "local":
-        raise ValueError(
+        raise InputError(
             f"target: expected {FORMS}, found {name!r}; write it in one of these forms"
         )
     if not match:
@@ -61,12 +62,12 @@ def parse(name: str) -> _Name:
     kind, chip, shape, slices = match.groups()
     known = [n for n, c in chips.CHIPS.items() if (kind == "gpu") == (c.cuda is not None)]
     if chip not in known:
-        raise ValueError(
+        raise InputError(
             f"target: expected a {kind} among {known}, found {chip!r}; choose one of them"
         )
     sizes = tuple(int(size) for size in shape.split("x"))
     if min(sizes) < 1 or int(slices or 1) < 1 or (kind == "gpu" and (len(sizes) > 1 or slices)):
-        raise ValueError(f"target: expected {FORMS}, found {name!r}; give sizes of 1 or more")
+        raise InputError(f"target: expected {FORMS}, found {name!r}; give sizes of 1 or more")
     return _Name(kind, chip, sizes, int(slices or 1))
 
 
@@ -85,7 +86,7 @@ def prepare(name: str) -> None:
         "gpu": ("jax_cuda12_plugin", "plan-gpu"),
     }[platform]
     if not importlib.util.find_spec(package):
-        raise ImportError(
+        raise MissingPackage(
             f"target {name}: expected its compiler, the package {package}, found none; "
             f'pip install "oneforcing_jax[{extra}]"'
         )
@@ -121,7 +122,7 @@ def find(name: str) -> Target:
         devices = make(parsed)
     except Exception as error:  # what compilers raise for a bad topology has no type of its own
         said = str(error).splitlines()[0]
-        raise ValueError(
+        raise InputError(
             f"target {name}: expected a topology that {parsed.chip} has, found {said}; choose another"
         ) from None
     platform = "cuda" if parsed.platform == "gpu" else "tpu"
@@ -163,7 +164,7 @@ def _gpus(name: _Name) -> tuple[Any, ...]:
     count = name.shape[0]
     each = min(count, GPUS_A_HOST)
     if count % each:
-        raise ValueError(f"{count} GPUs, not a multiple of the {GPUS_A_HOST} of a host")
+        raise InputError(f"{count} GPUs, not a multiple of the {GPUS_A_HOST} of a host")
     found = topologies.get_topology_desc(
         name.chip,
         platform="cuda",

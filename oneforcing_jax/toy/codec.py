@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
 # The fewest channels with which the default world keeps its shapes; see tests/test_toy_world.py.
@@ -78,7 +79,7 @@ class Codec:
           ValueError: another shape or dtype, or sizes that the patch does not divide.
         """
         if video.dtype != jnp.uint8 or video.ndim < 4 or video.shape[-1] != 3:
-            raise ValueError(
+            raise InputError(
                 f"expected a video uint8 [..., f, y, x, 3], found {video.dtype} {list(video.shape)}"
             )
         patches = _to_patches(jnp.asarray(video).astype(jnp.float32) / 255, self.patch)
@@ -92,7 +93,7 @@ class Codec:
           ValueError: another rank or number of channels.
         """
         if latents.ndim < 4 or latents.shape[-3] != self.channels:
-            raise ValueError(
+            raise InputError(
                 f"expected latents [..., f, c={self.channels}, y, x], found {list(latents.shape)}"
             )
         values = jnp.moveaxis(jnp.asarray(latents).astype(jnp.float32), -3, -1)
@@ -136,12 +137,12 @@ def load(path: str | Path) -> Codec:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no codec at {path}; check the path")
+        raise MissingInput(f"no codec at {path}; check the path")
     try:
         with np.load(path, allow_pickle=False) as file:
             return Codec(file["mean"], file["analysis"], file["synthesis"], int(file["patch"]))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-        raise ValueError(
+        raise InputError(
             f"{path}: expected a codec (.npz), found another file; fit it again"
         ) from (None)
 
@@ -159,12 +160,12 @@ def fit(frames: np.ndarray, channels: int = CHANNELS, patch: int = PATCH) -> Cod
         less variety than `channels` directions.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise ValueError(
+        raise InputError(
             f"expected frames uint8 [n, y, x, 3], found {frames.dtype} {list(frames.shape)}"
         )
     size = patch * patch * 3
     if not 1 <= channels <= size:
-        raise ValueError(f"expected 1..{size} channels for patches of {patch}, found {channels}")
+        raise InputError(f"expected 1..{size} channels for patches of {patch}, found {channels}")
     _check_size(frames.shape[1], frames.shape[2], patch)
     patches = np.asarray(_to_patches(jnp.asarray(frames, jnp.float32) / 255, patch), np.float64)
     patches = patches.reshape(-1, size)
@@ -176,7 +177,7 @@ def fit(frames: np.ndarray, channels: int = CHANNELS, patch: int = PATCH) -> Cod
     deviations = np.sqrt(np.maximum(variances[::-1][:channels], 0))
     if deviations[-1] < LEAST_DEVIATION:
         varied = int((deviations >= LEAST_DEVIATION).sum())
-        raise ValueError(
+        raise InputError(
             f"expected frames that vary in {channels} directions, found {varied}; pass more varied "
             "frames or fewer channels"
         )
@@ -193,7 +194,7 @@ def fit(frames: np.ndarray, channels: int = CHANNELS, patch: int = PATCH) -> Cod
 
 def _check_size(rows: int, columns: int, patch: int) -> None:
     if rows % patch or columns % patch or not rows or not columns:
-        raise ValueError(
+        raise InputError(
             f"expected frames whose sizes {patch} divides, found {rows}x{columns}; resize or crop"
         )
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.toy import world as toy
 from oneforcing_jax.toy.world import WORLD, World
 
@@ -62,7 +63,7 @@ def scores(videos: np.ndarray, captions: Sequence[str], world: World = WORLD) ->
     """
     _check(videos, world)
     if len(captions) != len(videos):
-        raise ValueError(f"expected {len(videos)} captions, found {len(captions)}; one a video")
+        raise InputError(f"expected {len(videos)} captions, found {len(captions)}; one a video")
     said = [world.parse(caption) for caption in captions]
     readings = read_attributes(videos, world)
     right = {
@@ -127,7 +128,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, world: World = WORLD) -> floa
       ValueError: another shape or dtype, or fewer than two videos.
     """
     if a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 2:
-        raise ValueError(
+        raise InputError(
             f"expected two sets of 2 or more videos of one size, found {list(a.shape)} and "
             f"{list(b.shape)}"
         )
@@ -153,7 +154,7 @@ def embed(videos: np.ndarray, world: World = WORLD) -> np.ndarray:
     """
     _check(videos, world)
     if world.size % POOL:
-        raise ValueError(f"expected a size that {POOL} divides, found {world.size}")
+        raise InputError(f"expected a size that {POOL} divides, found {world.size}")
     mean, deviation = _real_moments(world, videos.shape[1])
     return (_raw_features(videos) - mean) / deviation
 
@@ -161,7 +162,7 @@ def embed(videos: np.ndarray, world: World = WORLD) -> np.ndarray:
 def _check(videos: np.ndarray, world: World) -> None:
     size = (world.size, world.size, 3)
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[2:] != size or not videos.size:
-        raise ValueError(
+        raise InputError(
             f"expected videos uint8 [n, f, {world.size}, {world.size}, 3], found {videos.dtype} "
             f"{list(videos.shape)}"
         )

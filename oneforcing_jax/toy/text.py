@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
 DIM = 32
@@ -63,9 +64,9 @@ class TextEncoder:
           ValueError: no words, an odd or tiny dim, or a caption of more than `length` words.
         """
         if dim < 2 or dim % 2:
-            raise ValueError(f"expected an even dim of 2 or more, found {dim}")
+            raise InputError(f"expected an even dim of 2 or more, found {dim}")
         if length < 1:
-            raise ValueError(f"expected a length of 1 or more, found {length}")
+            raise InputError(f"expected a length of 1 or more, found {length}")
         tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -73,7 +74,7 @@ class TextEncoder:
         tokenizer.train_from_iterator(captions, trainer)
         count = tokenizer.get_vocab_size()
         if count < 2:
-            raise ValueError("expected captions with words, found none; pass the captions")
+            raise InputError("expected captions with words, found none; pass the captions")
         encoder = cls(tokenizer, _directions(count, dim, seed), _positions(length, dim))
         for caption in captions:
             encoder.encode(caption)
@@ -88,7 +89,7 @@ class TextEncoder:
           ValueError: nothing but white space, an unknown word, or more than `length` tokens.
         """
         if caption and not caption.strip():
-            raise ValueError(
+            raise InputError(
                 f"expected words, found white space {caption!r}; the negative prompt is ''"
             )
         tokens = self.tokenizer.encode(caption)
@@ -99,9 +100,9 @@ class TextEncoder:
         ]
         if unknown:
             known = sorted(self.tokenizer.get_vocab().keys() - {UNKNOWN})
-            raise ValueError(f"{caption!r}: expected words of {known}, found {unknown}")
+            raise InputError(f"{caption!r}: expected words of {known}, found {unknown}")
         if len(tokens.ids) > self.length:
-            raise ValueError(
+            raise InputError(
                 f"{caption!r}: expected {self.length} tokens or fewer, found {len(tokens.ids)}; "
                 "shorten it"
             )
@@ -134,7 +135,7 @@ class TextEncoder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"cannot make {folder}: {error.strerror}; choose another") from error
+            raise InputError(f"cannot make {folder}: {error.strerror}; choose another") from error
         content = io.BytesIO()
         np.savez(content, words=self.words, positions=self.positions)
         write_whole(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True).encode())
@@ -151,22 +152,22 @@ def load(folder: str | Path) -> TextEncoder:
     folder = Path(folder)
     for name in ("tokenizer.json", "embeddings.npz"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"no text encoder in {folder}: {name} is missing")
+            raise MissingInput(f"no text encoder in {folder}: {name} is missing")
     try:
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except Exception:  # noqa: BLE001, the library raises it bare for whatever it cannot parse
-        raise ValueError(
+        raise InputError(
             f"{folder / 'tokenizer.json'}: expected a tokenizer, found another file; train it again"
         ) from None
     try:
         with np.load(folder / "embeddings.npz", allow_pickle=False) as file:
             words, positions = file["words"], file["positions"]
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-        raise ValueError(
+        raise InputError(
             f"{folder / 'embeddings.npz'}: expected embeddings, found another file; train it again"
         ) from None
     if len(words) != tokenizer.get_vocab_size():
-        raise ValueError(
+        raise InputError(
             f"{folder}: expected {tokenizer.get_vocab_size()} word vectors, found {len(words)}; "
             "train it again"
         )

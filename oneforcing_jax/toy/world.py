@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from oneforcing_jax.data.video import write_video
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 
 COLOURS = {
@@ -92,13 +93,13 @@ class World:
         ):
             words = getattr(self, name)
             if not words or len(set(words)) < len(words) or not set(words) <= set(known):
-                raise ValueError(f"expected {name} out of {list(known)}, found {list(words)}")
+                raise InputError(f"expected {name} out of {list(known)}, found {list(words)}")
         if self.frames < 2:
-            raise ValueError(f"expected 2 frames or more to show motion, found {self.frames}")
+            raise InputError(f"expected 2 frames or more to show motion, found {self.frames}")
         path = self.speed * (self.frames - 1) / 2
         reach = self.radius + max(path + self.jitter_along, self.jitter_across)
         if reach > self.size / 2:
-            raise ValueError(
+            raise InputError(
                 f"expected shapes that stay in the frame, found {reach} pixels of reach from the "
                 f"centre of {self.size}; lower radius, speed, frames or jitter"
             )
@@ -125,7 +126,7 @@ class World:
             attributes = Attributes(words[1], words[2], words[4])
             if attributes.caption == caption and attributes in self.attributes():
                 return attributes
-        raise ValueError(
+        raise InputError(
             f"expected a caption like {self.captions()[0]!r} with {list(self.colours)}, "
             f"{list(self.shapes)}, {list(self.directions)}, found {caption!r}"
         )
@@ -217,12 +218,12 @@ def write_dataset(
         one, or a folder that cannot be written. Files that exist are kept.
     """
     if count < 1:
-        raise ValueError(f"expected 1 video or more, found count={count}")
+        raise InputError(f"expected 1 video or more, found count={count}")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot make {folder}: {error.strerror}; choose another") from error
+        raise InputError(f"cannot make {folder}: {error.strerror}; choose another") from error
     _claim(folder, count, seed, world)
     pairs = []
     for index in tqdm(range(count), desc=f"render {folder}", unit="video", mininterval=1.0):
@@ -247,16 +248,16 @@ def _claim(folder: Path, count: int, seed: int, world: World) -> None:
         except ValueError:
             found = None
         if found != wanted:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds a dataset of another seed or world; choose another folder"
             )
     elif any(name.endswith(".mp4") for name in os.listdir(folder)):
-        raise ValueError(f"{folder} holds videos that are not of this world; choose another folder")
+        raise InputError(f"{folder} holds videos that are not of this world; choose another folder")
     else:
         write_whole(file, json.dumps(wanted, indent=1).encode())
     beyond = [name for name in os.listdir(folder) if name[:6].isdigit() and int(name[:6]) >= count]
     if beyond:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds {count + len(beyond)} videos, more than count={count}; ask for that "
             "many or choose another folder"
         )

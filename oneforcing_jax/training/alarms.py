@@ -46,9 +46,20 @@ def motion_vanishing(motions: Sequence[float]) -> str:
     return f"motion of the samples vanishes: {motions[-1]:.3g} (it was {motions[0]:.3g})"
 
 
+def score_not_finite(shares: Sequence[float]) -> str:
+    """The teacher or the critic gave values that are not finite, which distribution matching left out."""
+    if not shares or not shares[-1]:
+        return ""
+    return (
+        f"{shares[-1]:.3g} of the values of a score are not finite and were left out: the teacher's weights "
+        "or its dtype do not fit"
+    )
+
+
 ALARMS: Mapping[str, Callable[[Sequence[float]], str]] = {
     "critic/logit_gap": gap_collapsed,
     "critic/denoise_loss": critic_lagging,
+    "generator/dmd_replaced": score_not_finite,
     "samples/motion": motion_vanishing,
     "samples/motion_ema": motion_vanishing,
 }

@@ -3,96 +3,172 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from oneforcing_jax import build, checkpoint
-from oneforcing_jax.causal import flops
+from oneforcing_jax import checkpoint, randomness
 from oneforcing_jax.command import Stopped
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
-from oneforcing_jax.models.critic import Critic
+from oneforcing_jax.errors import InputError, NotFinite
+from oneforcing_jax.run import Run
+from oneforcing_jax.training import sources
 from oneforcing_jax.training.interrupt import Interrupt
 from oneforcing_jax.training.metrics import Log, Work
-from oneforcing_jax.training.samples import Samples
-from oneforcing_jax.training.steps import Trainer
+from oneforcing_jax.training.optim import Optimiser
+from oneforcing_jax.training.samples import Samples, SampleSettings
+from oneforcing_jax.training.steps import Ema, State, Trainer
+from oneforcing_jax.trees import Params
 
-CHECKPOINTS = "checkpoints"
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Which checkpoint is kept beside the newest: the one whose metric is least ("min") or greatest ("max").
+
+    A metric is one of an update, such as "generator/loss", or of the samples, such as "samples/motion"; "":
+    none is kept.
+    """
+
+    metric: str = ""
+    mode: str = "min"
+
+    def __post_init__(self) -> None:
+        if self.mode not in checkpoint.MODES:
+            raise InputError(f"expected a mode among {checkpoint.MODES}, found {self.mode!r}")
 
 
-def run(config: ConfigDict, name: str, workdir: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Fields of a stage that trains; `configs/base.py` explains them."""
+
+    method: str
+    data: str
+    iterations: int
+    batch: int
+    microbatch: int
+    offload_optimiser: bool
+    optimisers: Mapping[str, Optimiser]
+    ema: Ema
+    init: Mapping[str, str]
+    log_every: int
+    samples: SampleSettings
+    checkpoint_every: int
+    keep: int
+    best: Best
+
+
+def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> None:
     """Runs one training stage to its end, from its last checkpoint if it has one.
 
     Raises:
       Stopped: SIGTERM or SIGINT came; the state is saved.
-      FloatingPointError: a metric is not finite; nothing was saved since.
-      ValueError, OSError: data or checkpoints that do not fit, or that cannot be read or written.
+      NotFinite: a metric is not finite; nothing was saved since.
+      InputError, OSError: data or checkpoints that do not fit, or that cannot be read or written.
     """
-    stage, folder = config.stages[name], workdir / name
-    trainer = build.trainer(config, stage)
-    store = Store.open(workdir / stage.data)
-    store.require_complete()
-    fields = build.data_fields(config, stage)
-    for field, shape in fields.items():
-        store.check_fields([field])
-        if store.fields[field][0] != shape:
-            raise ValueError(
-                f"{store.path}: expected {field} {list(shape)} as in the config, found "
-                f"{list(store.fields[field][0])}; change the config, or make the store again"
-            )
+    folder = workdir / name
+    store = _store(workdir / stage.data, trainer.method.fields)
     with (
         jax.set_mesh(trainer.mesh),
-        checkpoint.manager(folder / CHECKPOINTS, stage.keep, **stage.best) as manager,
+        checkpoint.manager(
+            folder / checkpoint.FOLDER, stage.keep, stage.best.metric, stage.best.mode
+        ) as manager,
     ):
         if (manager.latest_step() or 0) >= stage.iterations:
             return
         described = hashlib.sha256((store.path / META).read_bytes()).hexdigest()[:16]
         checkpoint.claim(
             manager,
-            {"method": stage.method, "seed": config.seed, "batch": stage.batch, "data": described},
+            {"method": stage.method, "seed": run.seed, "batch": stage.batch, "data": described},
         )
-        abstract, abstract_frozen = trainer.abstract()
-        frozen = {
-            net: _initial(trainer, config, stage, net, abstract_frozen[net], workdir)
-            for net in abstract_frozen
-        }
-        start, state, latest = checkpoint.restore(manager, abstract) or (0, None, {})
-        if state is None:
-            nets = abstract["params"]
-            state = trainer.init_state(
-                {net: _initial(trainer, config, stage, net, nets[net], workdir) for net in nets}
-            )
-        streams = _streams(trainer, store, list(fields), start)
-        samples = (
-            Samples(config, stage, store.path, folder, trainer.mesh)
-            if stage.samples.every
-            else None
-        )
-        work = Work(
-            flops.tokens(config, stage), flops.updates(config, stage, trainer.method.trained)
-        )
+        start, state, frozen, latest = _begin(run, stage, trainer, workdir, manager)
+        samples = None
+        if stage.samples.every:
+            samples = Samples(run, name, stage.samples, trainer, store.path, folder)
         log = Log(
-            folder, name, start, stage.iterations, stage.log_every, latest, work, config.wandb
+            folder,
+            name,
+            start,
+            stage.iterations,
+            stage.log_every,
+            latest,
+            _work(run, trainer),
+            run.wandb,
         )
-        with log, _trace(folder, config.profile, log.check) as trace:
+        streams = _streams(trainer, store, start)
+        with log, _trace(folder, run.profile, log.check) as trace:
             try:
                 _loop(trainer, stage, log, streams, manager, start, state, frozen, samples, trace)
-            except FloatingPointError as error:
-                raise FloatingPointError(
+            except NotFinite as error:
+                raise NotFinite(
                     f"{error}; {checkpoint.last(manager)}: lower the learning rate or the clipping norm, "
                     "and the same command continues from it"
                 ) from None
 
 
-def _streams(trainer: Trainer, store: Store, fields: list[str], start: int) -> list[Any]:
+def _store(path: Path, fields: Mapping[str, tuple[int, ...]]) -> Store:
+    """The store of a stage's data, whole and with the fields that its method reads."""
+    store = Store.open(path)
+    store.require_complete()
+    for field, shape in fields.items():
+        store.check_fields([field])
+        if store.fields[field][0] != shape:
+            raise InputError(
+                f"{store.path}: expected {field} {list(shape)} as in the config, found "
+                f"{list(store.fields[field][0])}; change the config, or make the store again"
+            )
+    return store
+
+
+def _begin(
+    run: Run, stage: Train, trainer: Trainer, workdir: Path, manager: Any
+) -> tuple[int, State, dict[str, Params], dict[str, float]]:
+    """The iteration to go on from, the state there, the frozen networks, and the last metrics."""
+    abstract, abstract_frozen = trainer.abstract()
+
+    def initial(nets: Mapping[str, Any]) -> dict[str, Params]:
+        return {
+            net: _initial(run, trainer, stage.init[net], net, nets[net], workdir) for net in nets
+        }
+
+    frozen = initial(abstract_frozen)
+    restored = checkpoint.restore(manager, abstract)
+    if restored is None:
+        return 0, trainer.init_state(initial(abstract["params"])), frozen, {}
+    start, state, latest = restored
+    return start, state, frozen, latest
+
+
+def _initial(
+    run: Run, trainer: Trainer, source: str, net: str, abstract: Any, workdir: Path
+) -> Params:
+    """Parameters that a network begins with."""
+    backbone = trainer.method.nets[net].backbone
+    if source == sources.RANDOM:
+        return trainer.init_net(net)
+    if backbone and sources.place(run, workdir, source)[1] != net:
+        part = sources.load(run, workdir, source, abstract[backbone])
+        return {**trainer.init_net(net), backbone: part}
+    return sources.load(run, workdir, source, abstract)
+
+
+def _work(run: Run, trainer: Trainer) -> Work:
+    """Tokens of a batch's clips, and operations of one update of each network."""
+    method = trainer.method
+    config = method.nets[method.trained[0]].config
+    tokens = config.frame_tokens(run.latents.rows, run.latents.columns) * run.latents.frames
+    flops = {update.net: trainer.batch * update.work.model for update in method.updates}
+    return Work(trainer.batch * tokens, flops)
+
+
+def _streams(trainer: Trainer, store: Store, start: int) -> list[Iterator[Any]]:
     """Each update draws batches of its own; number i of a stream does not depend on where it began."""
     index, count = trainer.share
     negative = store.read_shared(NEGATIVE_TEXT)
@@ -100,26 +176,26 @@ def _streams(trainer: Trainer, store: Store, fields: list[str], start: int) -> l
         batches(
             store,
             trainer.batch,
-            seed=trainer.seed + number,
+            seed=randomness.number(trainer.seed, trainer.stage, update.net, "data"),
             start=-(-start // update.every),
             process_index=index,
             process_count=count,
-            fields=fields,
+            fields=list(trainer.method.fields),
         )
-        for number, update in enumerate(trainer.method.updates)
+        for update in trainer.method.updates
     ]
     return [(trainer.put(batch | {"negative": negative}) for batch in s) for s in streams]
 
 
 def _loop(
     trainer: Trainer,
-    stage: ConfigDict,
+    stage: Train,
     log: Log,
-    streams: list[Any],
+    streams: list[Iterator[Any]],
     manager: Any,
     start: int,
-    state: Any,
-    frozen: Any,
+    state: State,
+    frozen: Mapping[str, Params],
     samples: Samples | None,
     trace: Callable[[int], None],
 ) -> None:
@@ -131,15 +207,14 @@ def _loop(
                 if iteration % update.every == 0:
                     state, new = step(state, frozen, next(stream), np.int32(iteration))
                     metrics |= {f"{update.net}/{key}": value for key, value in new.items()}
-            if iteration == start and stage.best.metric not in {"", *log.latest, *metrics}:
-                raise ValueError(
-                    f"config: field 'best.metric': expected one of {sorted(log.latest | metrics)}, found "
-                    f"{stage.best.metric!r}"
+            if iteration == start:
+                _check_best(
+                    stage.best, {*log.latest, *metrics, *(samples.names if samples else ())}
                 )
             done = iteration + 1
             if samples and (done % stage.samples.every == 0 or done == stage.iterations):
                 with log.aside():
-                    metrics |= samples.make(done, _students(trainer, state))
+                    metrics |= samples.make(done, trainer.sampled(state))
             log.step(done, metrics)
             trace(done - start)
             asked = interrupt.asked(done)
@@ -154,11 +229,11 @@ def _loop(
                 )
 
 
-def _students(trainer: Trainer, state: Any) -> dict[str, Any]:
-    """The generator's parameters, and its average."""
-    net = trainer.method.trained[0]
-    nets = {"": state["params"][net]}
-    return nets | ({"ema": state["ema"][net]} if trainer.ema.net == net else {})
+def _check_best(best: Best, known: set[str]) -> None:
+    if best.metric not in {"", *known}:
+        raise InputError(
+            f"config: field 'best.metric': expected one of {sorted(known)}, found {best.metric!r}"
+        )
 
 
 @contextlib.contextmanager
@@ -187,18 +262,3 @@ def _trace(folder: Path, count: int, wait: Callable[[], Any]) -> Iterator[Callab
         yield step
     finally:
         stop()
-
-
-def _initial(
-    trainer: Trainer, config: ConfigDict, stage: ConfigDict, net: str, abstract: Any, workdir: Path
-) -> Any:
-    """Parameters that a network begins with: "" random, or "STAGE:NET" or "DIRECTORY:NET"."""
-    source = stage.init.get(net, "")
-    if not source:
-        return trainer.init_net(net)
-    place, _, other = source.rpartition(":")
-    folder = workdir / place / CHECKPOINTS if place in config.stages else Path(place)
-    if isinstance(trainer.method.nets[net], Critic) and other != "critic":
-        backbone = checkpoint.load_net(folder, other, abstract["model"])
-        return trainer.init_net(net) | {"model": backbone}
-    return checkpoint.load_net(folder, other, abstract)

@@ -18,7 +18,8 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from oneforcing_jax.causal import flops
+from oneforcing_jax import chips
+from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.training.alarms import Watch
 
@@ -40,7 +41,7 @@ class Work(NamedTuple):
 
     Attributes:
       tokens: of the clips of a batch, as the transformer sees them.
-      flops: operations of one update of each trained network.
+      flops: operations of one update of each trained network, nothing computed again.
     """
 
     tokens: int
@@ -148,7 +149,7 @@ class Log:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
             if bad:
-                raise FloatingPointError(
+                raise NotFinite(
                     f"training: expected finite values, found {', '.join(bad)} at iteration {done}"
                 )
             self.latest |= values
@@ -167,9 +168,9 @@ class Log:
             "tflops_per_second": operations / seconds / 1e12,
             "memory_gb": _memory(device) / 1e9,
         }
-        peak = flops.peak(device.device_kind)
-        if peak:
-            rates["flop_utilisation"] = operations / seconds / (peak * jax.device_count())
+        chip = chips.find(device.device_kind)
+        if chip:
+            rates["flop_utilisation"] = operations / seconds / (chip.peak * jax.device_count())
         return {f"{RATES}{name}": float(f"{value:.4g}") for name, value in rates.items()}
 
     def _write(self, done: int, rates: Mapping[str, float], values: Mapping[str, float]) -> None:
@@ -210,7 +211,7 @@ def _begin_wandb(project: str, folder: Path, name: str) -> Any:
     try:
         wandb = importlib.import_module("wandb")
     except ImportError:
-        raise ValueError(
+        raise InputError(
             'config: field "wandb": expected the package wandb; pip install "oneforcing_jax[wandb]", or '
             "leave the field empty"
         ) from None

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import optax
 
+from oneforcing_jax.errors import InputError
+
 OPTIMISERS = ("adamw", "muon")
 
 
@@ -62,7 +64,7 @@ class Optimiser:
                 consistent_rms=0.2,
             )
         if self.name != "adamw":
-            raise ValueError(f"optimiser: expected one of {OPTIMISERS}, found {self.name!r}")
+            raise InputError(f"optimiser: expected one of {OPTIMISERS}, found {self.name!r}")
         if self.beta1:
             scale = optax.scale_by_adam(self.beta1, self.beta2, self.eps)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,63 +11,85 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from oneforcing_jax import build, sharding
-from oneforcing_jax.causal import rollout
+from oneforcing_jax import randomness, sharding
+from oneforcing_jax.causal.plan import draw
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import write_video
+from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation.student import Student
+from oneforcing_jax.run import Run
+from oneforcing_jax.training.steps import Trainer
 
-FOLDER = "samples"
+FOLDER, MOTION = "samples", "samples/motion"
 # H.264 quality of the grid of videos.
 _CRF = 18
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """Sample videos: in every so many iterations (0: none), of these prompts."""
+
+    every: int = 0
+    prompts: tuple[str, ...] = ()
 
 
 class Samples:
     """Makes them.
 
     Args:
-      config, stage: of the run.
+      run, name, settings: the run, the stage and its samples.
+      trainer: of the stage.
       store: folder of the training data, which knows its encoders; the text encoder is let go after
         the prompts are embedded.
       folder: of the stage; videos go to `samples/` in it.
-      mesh: of the run.
 
     Raises:
-      FileNotFoundError, ValueError: no encoders, or a prompt that they cannot read.
+      MissingInput, InputError: no encoders, or a prompt that they cannot read.
     """
 
     def __init__(
-        self, config: ConfigDict, stage: ConfigDict, store: Path, folder: Path, mesh: Mesh
+        self,
+        run: Run,
+        name: str,
+        settings: SampleSettings,
+        trainer: Trainer,
+        store: Path,
+        folder: Path,
     ) -> None:
-        if stage.method == "teacher" or not stage.samples.prompts:
-            raise ValueError(
-                "samples: expected a causal student and at least one prompt, found method "
-                f"{stage.method!r} and {len(stage.samples.prompts)} prompts; set samples.every to 0"
+        sampled = trainer.method.sampled
+        if sampled is None or sampled.plan is None or not settings.prompts:
+            found = "none" if sampled is None else "no blocks" if sampled.plan is None else "blocks"
+            raise InputError(
+                "samples: expected a causal student and at least one prompt, found a method with "
+                f"{found} and {len(settings.prompts)} prompts; set stages.{name}.samples.every to 0"
             )
-        self._folder, self._fps = folder / FOLDER, config.fps
-        model, latents = build.model(config, "generator"), config.latents
+        self._folder, self._fps, self._plan = folder / FOLDER, run.fps, sampled.plan
+        model, mesh = trainer.method.nets[sampled.net].config, trainer.mesh
         try:
             self._codec, text, _ = encoding.load(store, model.text_len)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
+            raise MissingInput(
                 f"samples: {error}; or set the stage's samples.every to 0 to train without"
             ) from None
-        self._prompts = len(stage.samples.prompts)
-        embedded = [pad(text.encode(p), text.length) for p in stage.samples.prompts]
+        self._prompts = len(settings.prompts)
+        embedded = [pad(text.encode(p), text.length) for p in settings.prompts]
         # As many as the mesh splits evenly; the surplus is not shown.
         parts = mesh.shape["data"] * mesh.shape["fsdp"]
         count = -(-self._prompts // parts) * parts
-        self._plan = build.plan(config)
-        shape = (count, latents.frames, latents.channels, latents.rows, latents.columns)
-        draws = rollout.draw(jax.random.key(config.seed + 1), shape, self._plan, 0.0)
+        key = randomness.key(run.seed, name, "samples")
+        draws = draw(key, (count, *run.latents.shape), self._plan, 0.0)
         prompts = np.stack(embedded * count)[:count]
         place = sharding.named(mesh, ("batch",))
         self._draws, self._text = jax.device_put((draws, prompts), place)
         self._student = Student(model, None, mesh=mesh)
+        self._averaged = bool(trainer.averaged)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the metrics that `make` returns."""
+        return (MOTION, f"{MOTION}_ema") if self._averaged else (MOTION,)
 
     def make(self, iteration: int, nets: Mapping[str, Any]) -> dict[str, float]:
         """Writes one video, a row of prompts for each network, and returns how much each moves.
@@ -84,7 +107,7 @@ class Samples:
             video = self._video(params)
             if jax.process_index() == 0:
                 motion = np.abs(np.diff(video.astype(np.float32), axis=1)).mean() / 255
-                motions["samples/motion" + (f"_{name}" if name else "")] = float(motion)
+                motions[MOTION + (f"_{name}" if name else "")] = float(motion)
                 grid.append(np.concatenate(list(video), axis=2))
         if grid:
             self._folder.mkdir(exist_ok=True)

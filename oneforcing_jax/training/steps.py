@@ -18,10 +18,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from oneforcing_jax import sharding
-from oneforcing_jax.methods import SHARED, Batch, Method, Update
-from oneforcing_jax.models.wan import WanConfig, compute_dtype, in_compute_dtype
+from oneforcing_jax import randomness, sharding, trees
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.methods import SHARED, Batch, Method, Metrics, Update
+from oneforcing_jax.models import params as parameters
+from oneforcing_jax.models.wan import in_compute_dtype
 from oneforcing_jax.training.optim import Optimiser
+from oneforcing_jax.trees import Params
 
 State = dict[str, Any]
 HOST = "pinned_host"  # the memory kind
@@ -30,17 +33,19 @@ Step = Callable[[State, Any, Any, Any], tuple[State, dict[str, jax.Array]]]
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-    """Moving average of one network's parameters.
+    """Moving average of the parameters of the network that a method samples from.
 
     Attributes:
-      net: the network; "" for none.
-      decay: per update of that network.
+      decay: per update of that network; 0: there is no average.
       start: iteration from which it averages; before, it is a copy.
     """
 
-    net: str = ""
-    decay: float = 0.99
+    decay: float = 0.0
     start: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise InputError(f"ema: expected a decay in [0, 1), found {self.decay}; change it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Trainer:
       ema: what is averaged.
       mesh: devices.
       seed: root of all randomness.
+      stage: name of the stage, of which the randomness is.
       batch: samples of an iteration, over all devices.
       microbatch: samples of one forward and backward, over all devices; 0: the whole batch. Results do
         not depend on it, memory does.
@@ -67,6 +73,7 @@ class Trainer:
     ema: Ema
     mesh: Mesh
     seed: int
+    stage: str
     batch: int
     microbatch: int = 0
     offload_optimiser: bool = False
@@ -74,16 +81,20 @@ class Trainer:
     def __post_init__(self) -> None:
         size = self.microbatch or self.batch
         if self.batch < 1 or size < 0 or self.batch % size:
-            raise ValueError(
+            raise InputError(
                 f"train: expected a batch >= 1 that the microbatch divides (0: one part), found batch "
                 f"{self.batch} and microbatch {self.microbatch}; change one of them"
             )
         shares = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
         if size % shares:
-            raise ValueError(
+            raise InputError(
                 f"train: expected {'a microbatch' if self.microbatch else 'a batch'} that divides over "
                 f"{shares} devices of the mesh axes data and fsdp, found {size}; change it or the mesh"
             )
+        masks: dict[str, Any] = {}
+        for update in self.method.updates:
+            if masks.setdefault(update.net, update.trains) is not update.trains:
+                raise ValueError(f"updates of {update.net} train different parts of it")
         for name, net in self.method.nets.items():
             sharding.check(f"heads of {name}", net.config.num_heads, "whole_heads", self.mesh)
 
@@ -94,11 +105,21 @@ class Trainer:
 
     def _boxed(self, params: Mapping[str, Any]) -> State:
         trained = {name: params[name] for name in self.method.trained}
+        chosen = {
+            update.net: trees.select(trained[update.net], update.trains)
+            for update in self.method.updates
+        }
         state = {
             "params": trained,
-            "opt": {name: self.optimisers[name].make().init(p) for name, p in trained.items()},
+            "opt": {name: self.optimisers[name].make().init(p) for name, p in chosen.items()},
         }
-        return state | ({"ema": {self.ema.net: trained[self.ema.net]}} if self.ema.net else {})
+        return state | ({"ema": {self.averaged: trained[self.averaged]}} if self.averaged else {})
+
+    @property
+    def averaged(self) -> str:
+        """Name of the network that has a moving average; "" if none has."""
+        sampled = self.method.sampled
+        return sampled.net if self.ema.decay and sampled else ""
 
     def abstract(self) -> tuple[State, dict[str, Any]]:
         """Shapes, dtypes and shardings of the state and of the frozen networks."""
@@ -107,11 +128,10 @@ class Trainer:
     @functools.cached_property
     def _abstract(self) -> tuple[State, dict[str, Any]]:
         nets = self.method.nets
-        boxed = {name: _shapes(net) for name, net in nets.items()}
+        boxed = {name: parameters.shapes(net.module) for name, net in nets.items()}
         state = sharding.abstract(jax.eval_shape(lambda p: self._boxed(p), boxed), self.mesh)
         frozen = {
-            name: read_only(sharding.abstract(boxed[name], self.mesh), nets[name].config)
-            for name in self.method.frozen
+            name: parameters.in_use(nets[name].module, self.mesh) for name in self.method.frozen
         }
         return state | {"opt": self._at_rest(state["opt"])}, frozen
 
@@ -120,7 +140,7 @@ class Trainer:
         if not self.offload_optimiser:
             return opt
         if HOST not in {memory.kind for memory in self.mesh.devices.flat[0].addressable_memories()}:
-            raise ValueError(
+            raise InputError(
                 f"train: expected devices with {HOST} memory for offload_optimiser, found "
                 f"{self.mesh.devices.flat[0].device_kind!r} without; set offload_optimiser=False"
             )
@@ -133,13 +153,16 @@ class Trainer:
 
     def init_net(self, name: str) -> Any:
         """Random parameters of one network, born sharded."""
-        net, seed = self.method.nets[name], self.seed + sum(map(ord, name))
+        module = self.method.nets[name].module
+        key = randomness.key(self.seed, self.stage, name, "init")
         state, frozen = self.abstract()
         like = (state["params"] | frozen)[name]
 
         def make() -> Any:
             return jax.tree.map(
-                lambda x, kept: x.astype(kept.dtype), sharding.unbox(init(net, seed)), like
+                lambda x, kept: x.astype(kept.dtype),
+                sharding.unbox(parameters.init(module, key)),
+                like,
             )
 
         return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
@@ -152,6 +175,15 @@ class Trainer:
         return jax.jit(copy, out_shardings=shardings)(
             {name: params[name] for name in self.method.trained}
         )
+
+    def sampled(self, state: State) -> dict[str, Params]:
+        """Parameters of the network that makes videos: "" the raw ones, and if there is one "ema" their
+        average."""
+        if self.method.sampled is None:
+            return {}
+        net = self.method.sampled.net
+        nets = {"": state["params"][net]}
+        return nets | ({"ema": state["ema"][net]} if self.averaged else {})
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch on the devices, split over the batch axis (what is shared has none)."""
@@ -181,7 +213,7 @@ class Trainer:
         rows = {r for s in ranges if s for r in range(*s[0].indices(self.batch))}
         first, size = min(rows), len(rows)
         if max(rows) - first + 1 != size or first % size or self.batch % size:
-            raise ValueError(
+            raise InputError(
                 f"mesh: expected each process to hold one of the equal parts of a batch, found "
                 f"rows {sorted(rows)} of {self.batch} at process {jax.process_index()}; order "
                 "the mesh by processes"
@@ -216,17 +248,19 @@ class Trainer:
 
         def step(state: State, frozen: Any, batch: Any, iteration: jax.Array) -> Any:
             key = jax.random.fold_in(
-                jax.random.fold_in(jax.random.key(self.seed), iteration), number
+                randomness.key(self.seed, self.stage, net, "update"), iteration
             )
-            params = state["params"][net]
             nets = state["params"] | frozen
-            gradients, metrics = self._gradients(update, params, nets, batch, key)
-            updates, opt = transform.update(gradients, fetch(state["opt"][net]), params)
-            params = optax.apply_updates(params, updates)
+            whole = state["params"][net]
+            part = trees.select(whole, update.trains)
+            gradients, metrics = self._gradients(update, part, nets, batch, key)
+            with jax.named_scope("optimiser"):
+                updates, opt = transform.update(gradients, fetch(state["opt"][net]), part)
+                params = trees.merge(optax.apply_updates(part, updates), whole)
             new = dict(state)
             new["params"] = state["params"] | {net: params}
             new["opt"] = state["opt"] | {net: opt}
-            if net == self.ema.net:
+            if net == self.averaged:
                 new["ema"] = {net: self._average(state["ema"][net], params, iteration)}
             norms = {
                 "gradient_norm": optax.global_norm(gradients),
@@ -238,9 +272,9 @@ class Trainer:
         return step
 
     def _gradients(
-        self, update: Update, params: Any, nets: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, dict[str, jax.Array]]:
-        """Gradients and metrics of the batch: the means over its microbatches.
+        self, update: Update, part: Params, nets: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Params, Metrics]:
+        """Gradients of the trained part, and metrics, of the batch: the means over its microbatches.
 
         Matrices are cast to the dtype of their products once, before all forwards: a rollout has one a
         block, and what is exchanged between devices is then cast already.
@@ -251,11 +285,14 @@ class Trainer:
 
         others = {name: cast(name, other) for name, other in nets.items()}
 
-        def one(batch: Batch, draws: Any) -> tuple[Any, dict[str, jax.Array]]:
-            def loss(params: Any) -> Any:
-                return update.loss(cast(update.net, params), others, batch, draws)
+        whole = nets[update.net]
 
-            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        def one(batch: Batch, draws: Any) -> tuple[Params, Metrics]:
+            def loss(part: Params) -> tuple[jax.Array, Metrics]:
+                params = cast(update.net, trees.merge(part, whole))
+                return update.loss(params, others, batch, draws)
+
+            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(part)
             return gradients, metrics
 
         shared = {name: x for name, x in batch.items() if name in SHARED}
@@ -269,13 +306,13 @@ class Trainer:
             rows = x.reshape(-1, self.parts, *x.shape[1:]).swapaxes(0, 1)
             return sharding.constrain(rows, None, "batch")
 
-        def add(total: Any, part: tuple[Any, Any]) -> tuple[Any, None]:
-            found = one(part[0] | shared, part[1])
+        def add(total: Any, rows: tuple[Any, Any]) -> tuple[Any, None]:
+            found = one(rows[0] | shared, rows[1])
             return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, found), None
 
         cuts = jax.tree.map(cut, (samples, draws))
         first = jax.tree.map(lambda x: x[0], cuts)
-        like = jax.eval_shape(lambda part: one(part[0] | shared, part[1]), first)
+        like = jax.eval_shape(lambda rows: one(rows[0] | shared, rows[1]), first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
         total, _ = jax.lax.scan(add, zeros, cuts)
         return jax.tree.map(lambda x: x / self.parts, total)
@@ -283,27 +320,3 @@ class Trainer:
     def _average(self, ema: Any, params: Any, iteration: jax.Array) -> Any:
         decay = jnp.where(iteration < self.ema.start, 0.0, self.ema.decay)
         return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, params)
-
-
-@functools.cache
-def _shapes(net: Any) -> Any:
-    return jax.eval_shape(lambda: init(net, 0))
-
-
-def init(net: Any, seed: int) -> Any:
-    """Random parameters of a transformer or critic, with their logical axes.
-
-    They are made with one clip of one token, which no mesh could split: none is in use here.
-    """
-    c = net.config
-    latents = jnp.zeros((1, 1, c.in_dim, c.patch, c.patch))
-    text = jnp.zeros((1, c.text_len, c.text_dim))
-    with sharding.no_mesh():
-        return net.init(jax.random.key(seed), latents, jnp.zeros(1), text)["params"]
-
-
-def read_only(abstract: Any, config: WanConfig) -> Any:
-    """Abstract parameters of a transformer that no update changes, in the dtypes they are used in."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, like: like.update(dtype=compute_dtype(path, config)), abstract
-    )

@@ -9,8 +9,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from oneforcing_jax import build
+from oneforcing_jax import methods
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.run import Run
+from oneforcing_jax.training.sources import RANDOM
+from oneforcing_jax.training.train import trained
 
 # The store of noise in the work directory.
 STORE = "noise"
@@ -20,17 +23,24 @@ ITERATIONS = 2
 def shrink(config: ConfigDict) -> None:
     """Makes networks, clips and stages tiny, in place; what does not cost anything stays as it is.
 
-    Training stages alone are left, each on noise and from random networks.
+    Sections are known by their fields: a transformer has `num_heads`, a head `layers`. Training stages alone
+    are left, each on noise and from random networks.
     """
-    blocks, head = config.blocks, config.head
+    blocks = config.blocks
     frames = (blocks.first_frames or blocks.frames) + blocks.frames
     config.latents.update({"frames": frames, "channels": 2, "rows": 4, "columns": 4})
-    head.update({"layers": tuple(range(len(head.layers))), "ffn_dim": 16})
-    size = {"dim": 16, "ffn_dim": 16, "num_heads": 2, "num_layers": len(head.layers)}
+    sections = [value for value in config.values() if isinstance(value, ConfigDict)]
+    heads = [section for section in sections if "layers" in section]
+    layers = max((len(head.layers) for head in heads), default=1)
+    for head in heads:
+        head.update({"layers": tuple(range(len(head.layers))), "ffn_dim": 16})
+    size = {"dim": 16, "ffn_dim": 16, "num_heads": 2, "num_layers": layers}
     size |= {"in_dim": 2, "out_dim": 2, "text_dim": 8, "text_len": 8, "freq_dim": 8}
-    for net in ("generator", "teacher", "critic"):
-        config[net].update(size)
-    config.one_forcing.gradient_blocks = min(config.one_forcing.gradient_blocks, 1)
+    for section in sections:
+        if "num_heads" in section:
+            section.update(size)
+        if "gradient_blocks" in section:
+            section.gradient_blocks = min(section.gradient_blocks, 1)
     config.run = tuple(name for name in config.run if config.stages[name].kind == "train")
     for name in config.run:
         stage = config.stages[name]
@@ -38,7 +48,7 @@ def shrink(config: ConfigDict) -> None:
         stage.microbatch = jax.device_count() if stage.microbatch else 0
         stage.update({"data": STORE, "iterations": ITERATIONS})
         stage.update({"batch": parts * jax.device_count()})
-        stage.init.update(dict.fromkeys(stage.init, ""))
+        stage.init.update(dict.fromkeys(stage.init, RANDOM))
         stage.samples.every = 0
 
 
@@ -54,9 +64,10 @@ def write_noise(folder: Path, fields: Mapping[str, tuple[int, ...]], count: int 
     return store
 
 
-def write_data(config: ConfigDict, workdir: Path) -> None:
+def write_data(run: Run, workdir: Path) -> None:
     """The store that all stages of a shrunk config read."""
     fields: dict[str, tuple[int, ...]] = {}
-    for name in config.run:
-        fields |= build.data_fields(config, config.stages[name])
+    for name, stage in trained(run).items():
+        if name in run.run:
+            fields |= methods.make(stage.method, run).fields
     write_noise(workdir / STORE, fields)

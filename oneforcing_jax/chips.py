@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from oneforcing_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Cuda:
@@ -101,9 +103,7 @@ def gpu_config(name: str) -> str:
     chip = CHIPS[name]
     cuda = chip.cuda
     if cuda is None:
-        raise ValueError(
-            f"chip: expected a GPU, found {name!r}; see oneforcing_jax/targets/chips.py"
-        )
+        raise InputError(f"chip: expected a GPU, found {name!r}; see oneforcing_jax/chips.py")
     info = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,

@@ -1,0 +1,249 @@
+"""Causal generation without gradient: one scan over autoregressive blocks.
+
+A block takes two kinds of pass. A noisy pass denoises it. A clean pass at noise level 0 leaves its keys
+and values, which are the context of later blocks. The clean pass of a block shares a forward with the first
+noisy pass of the next block. The last block has no clean pass. Three blocks of one step take three forwards:
+
+    forward            1          2                  3
+    clean pass of      -          block 0            block 1
+    noisy pass of      block 0    block 1            block 2
+    the noisy sees     itself     block 0, itself    blocks 0 and 1, itself
+    the cache gets     -          block 0            block 1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from oneforcing_jax import flow, shapes
+from oneforcing_jax.causal import cache as kv
+from oneforcing_jax.causal.cache import Cache, Caches, Window
+from oneforcing_jax.causal.plan import (
+    Block,
+    BlockDraws,
+    ClipDraws,
+    Plan,
+    cut,
+    join,
+    num_frames,
+    pieces,
+)
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.models.wan import KeyValue, WanConfig
+
+Apply = Callable[..., Any]
+
+
+class Rollout(NamedTuple):
+    """What a rollout leaves.
+
+    Attributes:
+      latents: [b, f, c, y, x], generated (without the given first frames).
+      inputs: [b, f, c, y, x], what the last denoising step of each block saw.
+      cache: keys and values of the clean frames; the last block's are not in it.
+    """
+
+    latents: jax.Array
+    inputs: jax.Array
+    cache: Cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A causal model and how it is rolled out.
+
+    Attributes:
+      apply: `functools.partial(WanDiT(config).apply, {"params": params})`.
+      config: of the model.
+      window: how far back a block sees.
+      context_sigma: noise level that a finished block gets before its clean pass; the network is told 0.
+    """
+
+    apply: Apply
+    config: WanConfig
+    window: Window = Window()
+    context_sigma: float = 0.0
+
+    def frame_tokens(self, latents: jax.Array) -> int:
+        """Tokens of one of the given latent frames."""
+        return self.config.frame_tokens(*latents.shape[-2:])
+
+    def text(self, text: jax.Array | KeyValue) -> KeyValue:
+        """Keys and values of the prompt, computed once."""
+        return text if isinstance(text, tuple) else self.apply(text, method="text_key_value")
+
+
+def forward(
+    g: Generator,
+    cache: Caches,
+    text: KeyValue,
+    parts: Sequence[tuple[jax.Array, float]],
+    start: Any,
+    limit: int,
+) -> tuple[jax.Array, Any]:
+    """One forward of consecutive blocks (latents, sigma), the first beginning at frame `start`.
+
+    Returns the flow of the last block and what `kv.cached` gives back: for `kept`.
+    """
+    latents = jnp.concatenate([x for x, _ in parts], 1)
+    sizes = tuple(x.shape[1] for x, _ in parts)
+    sigma = jnp.repeat(
+        jnp.array([s for _, s in parts]), jnp.array(sizes), total_repeat_length=sum(sizes)
+    )
+    attend = kv.cached(sizes, start, g.window, limit, in_place=not isinstance(cache, Cache))
+    out = g.apply(
+        latents,
+        jnp.broadcast_to(sigma, latents.shape[:2]),
+        text,
+        frames=start + jnp.arange(sum(sizes)),
+        attend=attend,
+        memory=cache,
+    )
+    return out.flow[:, -sizes[-1] :], out.new
+
+
+def kept(g: Generator, cache: Caches, new: Any, frames: int, start: Any) -> Caches:
+    """The cache after a forward of which the first `frames` frames are clean; it began at `start`."""
+    if not isinstance(cache, Cache):
+        return new
+    return kv.write(cache, kv.frames(new, 0, frames), start, g.window) if frames else cache
+
+
+def denoise_block(
+    g: Generator,
+    cache: Caches,
+    text: KeyValue,
+    block: Block,
+    step: BlockDraws,
+    before: jax.Array | None,
+    start: Any,
+    limit: int,
+) -> tuple[jax.Array, jax.Array, Caches]:
+    """All steps of one block; the first also passes over the clean block `before`, if there is one.
+
+    Returns the block's clean latents, the input of its last step, and the cache with `before` in it.
+    """
+    x, parts = step.start, [(step.start, block.sigmas[0])]
+    clean = 0 if before is None else before.shape[1]
+    if before is not None:
+        noised = (
+            before
+            if step.context is None
+            else flow.add_noise(before, step.context, g.context_sigma)
+        )
+        parts.insert(0, (noised, 0.0))
+    v, new = forward(g, cache, text, parts, start - clean, limit)
+    cache = kept(g, cache, new, clean, start - clean)
+    x0 = flow.x0_from_flow(x, v, block.sigmas[0])
+
+    def again(carry: Any, xs: Any) -> tuple[Any, None]:
+        (sigma, noise), (_, x0, cache) = xs, carry
+        x = flow.add_noise(x0, noise, sigma)
+        v, new = forward(g, cache, text, [(x, sigma)], start, limit)
+        return (x, flow.x0_from_flow(x, v, sigma), kept(g, cache, new, 0, start)), None
+
+    if len(block.sigmas) > 1:
+        if step.renoise is None:
+            raise InputError(
+                f"rollout: expected renoise for a block of {len(block.sigmas)} steps, found None"
+            )
+        noises = jnp.moveaxis(step.renoise[:, : len(block.sigmas) - 1], 1, 0)
+        steps = (jnp.array(block.sigmas[1:]), noises)
+        (x, x0, cache), _ = jax.lax.scan(again, (x, x0, cache), steps)
+    return x0, x, cache
+
+
+def scan(body: Callable[..., Any], carry: Any, xs: Any, count: int) -> tuple[Any, Any]:
+    """`lax.scan`, without a loop around a single step."""
+    if count > 1:
+        return jax.lax.scan(body, carry, xs)
+    carry, out = body(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda x: x[None], out)
+
+
+def clean_block(
+    g: Generator, cache: Caches, text: KeyValue, x: jax.Array, start: Any, limit: int
+) -> Caches:
+    """The clean pass of a block alone: the cache with its frames, the first of them number `start`."""
+    _, new = forward(g, cache, text, [(x, 0.0)], start, limit)
+    return kept(g, cache, new, x.shape[1], start)
+
+
+def _prefill(
+    g: Generator, cache: Caches, text: KeyValue, given: jax.Array, size: int
+) -> tuple[Caches, jax.Array]:
+    """Clean passes of given latents in blocks of `size`; the last block, of up to `size` frames, is left
+    for the forward that it shares with the first noisy block."""
+    count = (given.shape[1] - 1) // size
+
+    def body(carry: Any, x: jax.Array) -> tuple[Any, None]:
+        cache, start = carry
+        return (clean_block(g, cache, text, x, start, count * size), start + size), None
+
+    if count:
+        (cache, _), _ = scan(body, (cache, jnp.int32(0)), cut(given, 0, count, size), count)
+    return cache, given[:, count * size :]
+
+
+def generate(
+    g: Generator,
+    draws: ClipDraws,
+    text: jax.Array | KeyValue,
+    plan: Plan,
+    given: jax.Array | None = None,
+) -> Rollout:
+    """Generates a clip block by block, without gradient.
+
+    Args:
+      g: the model.
+      draws: noise for the frames of the plan.
+      text: prompt embeddings [b, s, d], or their keys and values.
+      plan: blocks and their steps.
+      given: [b, f0, c, y, x] clean latents that the clip continues (image to video: one frame). They
+        are taken in blocks of the size of the plan's last.
+
+    Raises:
+      ValueError: shapes that do not agree with the plan or with each other.
+    """
+    total, size = num_frames(plan), draws.start.shape
+    shapes.check("draws.start", draws.start, "b f c y x", f=total, c=g.config.in_dim)
+    offset = 0
+    if given is not None:
+        offset = shapes.check(
+            "given", given, "b f c y x", b=size[0], c=size[2], y=size[3], x=size[4]
+        )["f"]
+    for block in plan:
+        g.window.check_block(block.frames)
+    text, tokens = g.text(text), g.frame_tokens(draws.start)
+    cache: Any = kv.init(g.config, size[0], g.window.slots(offset + total), tokens)
+    before, done, latents, inputs = None, 0, [], []
+    if given is not None:
+        cache, before = _prefill(g, cache, text, given, plan[-1].frames)
+    for i, j in pieces(plan):
+        block, last = plan[i], plan[i - 1].frames if i else 0
+        steps = BlockDraws(
+            cut(draws.start, done, j - i, block.frames),
+            cut(draws.renoise, done, j - i, block.frames) if len(block.sigmas) > 1 else None,
+            cut(draws.context, done - last, j - i, last) if i else None,
+        )
+        limit = offset + done + (j - i) * block.frames
+
+        def body(
+            carry: Any, step: BlockDraws, block: Block = block, limit: int = limit
+        ) -> tuple[Any, Any]:
+            cache, before, start = carry
+            x0, x, cache = denoise_block(g, cache, text, block, step, before, start, limit)
+            return (cache, x0, start + block.frames), (x0, x)
+
+        (cache, before, _), (x0, x) = scan(
+            body, (cache, before, jnp.int32(offset + done)), steps, j - i
+        )
+        latents.append(join(x0))
+        inputs.append(join(x))
+        done += (j - i) * block.frames
+    return Rollout(jnp.concatenate(latents, 1), jnp.concatenate(inputs, 1), cache)

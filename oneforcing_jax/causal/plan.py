@@ -1,0 +1,151 @@
+"""Plans of a causal clip: its blocks, their denoising steps, and the noise that each of them takes.
+
+A block is the frames that are made together. `pieces` groups equal blocks into runs that one scan can make.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from oneforcing_jax import flow
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.models import attention
+
+# Where hidden keys cost time, a growing cache is read in this many static lengths, so that short prefixes
+# cost less; each costs a compilation of the layer, so short clips have fewer.
+BUCKETS, BUCKET_FRAMES = 4, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """An autoregressive block: its frames, and the noise levels of its denoising steps."""
+
+    frames: int
+    sigmas: tuple[float, ...]
+
+
+Plan = tuple[Block, ...]
+
+
+def make_plan(
+    num_frames: int,
+    frames_per_block: int,
+    steps: Sequence[float],
+    shift: float,
+    first_block_frames: int | None = None,
+    first_block_steps: Sequence[float] | None = None,
+) -> Plan:
+    """The layout of a clip's blocks.
+
+    Args:
+      num_frames: latent frames to generate.
+      frames_per_block: frames of every block.
+      steps: unwarped timesteps of every block, [1000] for one step.
+      shift: of the schedule.
+      first_block_frames, first_block_steps: the same for the first block; None: as the others.
+
+    Raises:
+      ValueError: frames that the blocks do not fill.
+    """
+    first = first_block_frames or frames_per_block
+    rest, left = divmod(num_frames - first, frames_per_block)
+    if left or rest < 0:
+        raise InputError(
+            f"blocks: expected {num_frames} frames = {first} (first block) + a multiple of "
+            f"{frames_per_block}, found {num_frames - first} left over; change num_frames, "
+            "frames_per_block or first_block_frames"
+        )
+    sigmas = flow.warp_steps(steps, shift)
+    head = sigmas if first_block_steps is None else flow.warp_steps(first_block_steps, shift)
+    return (Block(first, head), *(Block(frames_per_block, sigmas) for _ in range(rest)))
+
+
+def num_frames(plan: Plan) -> int:
+    """Latent frames of a plan."""
+    return sum(block.frames for block in plan)
+
+
+class ClipDraws(NamedTuple):
+    """The noise of a rollout, drawn by the caller; samples first, so that a batch can be cut.
+
+    Attributes:
+      start: [b, f, c, y, x], what each block starts from.
+      context: [b, f, c, y, x], added before the clean pass; None where context_sigma is 0.
+      renoise: [b, steps - 1, f, c, y, x], added between steps; None where no block has a second step.
+    """
+
+    start: jax.Array
+    context: jax.Array | None = None
+    renoise: jax.Array | None = None
+
+
+def draw(key: jax.Array, shape: tuple[int, ...], plan: Plan, context_sigma: float) -> ClipDraws:
+    """Fresh noise for latents of `shape`."""
+    start, context, renoise = jax.random.split(key, 3)
+    extra = max(len(block.sigmas) for block in plan) - 1
+    return ClipDraws(
+        jax.random.normal(start, shape),
+        jax.random.normal(context, shape) if context_sigma else None,
+        jax.random.normal(renoise, (shape[0], extra, *shape[1:])) if extra else None,
+    )
+
+
+class BlockDraws(NamedTuple):
+    """`ClipDraws` of one block; `context` is for the block before it, or in `sequential` for itself."""
+
+    start: jax.Array
+    renoise: jax.Array | None
+    context: jax.Array | None
+
+
+def first_of_window(plan: Plan, blocks: int | None) -> int:
+    """Number of the first block that takes gradients when the last `blocks` do; None: all."""
+    if blocks is not None and blocks < 1:
+        raise InputError(
+            f"gradient window: expected a positive number of blocks or None, found {blocks}"
+        )
+    return 0 if blocks is None else max(0, len(plan) - blocks)
+
+
+def bucket(frames: int) -> int:
+    """Frames by which the static length of a growing cache grows, in a clip of so many."""
+    if attention.skips_hidden_keys():
+        return frames + 1
+    return max(-(-frames // BUCKETS), BUCKET_FRAMES)
+
+
+def pieces(plan: Plan, cut: int = 0) -> list[tuple[int, int]]:
+    """Ranges [i, j) of blocks that one scan can run.
+
+    Its blocks are equal, follow blocks of one size, and lie in one bucket of prefix lengths; nothing
+    but the very first block stands in the first piece, and none crosses block number `cut`.
+    """
+    starts = list(itertools.accumulate((b.frames for b in plan), initial=0))
+    per_bucket = bucket(starts[-1])
+
+    def kind(i: int) -> Any:
+        return plan[i], plan[i - 1].frames if i else None, starts[i] // per_bucket, i >= cut
+
+    groups = itertools.groupby(range(len(plan)), kind)
+    members = [list(group) for _, group in groups]
+    return [(m[0], m[-1] + 1) for m in members]
+
+
+def cut(x: Any, start: int, count: int, size: int) -> Any:
+    """`count` blocks of `size` frames from frame `start`, stacked on a leading axis."""
+    if x is None:
+        return None
+    frames = jax.lax.slice_in_dim(x, start, start + count * size, axis=x.ndim - 4)
+    blocks = frames.reshape(*x.shape[:-4], count, size, *x.shape[-3:])
+    return jnp.moveaxis(blocks, -5, 0)
+
+
+def join(blocks: jax.Array) -> jax.Array:
+    """[blocks, b, f, c, y, x] -> [b, blocks f, c, y, x]."""
+    return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1, *blocks.shape[3:])

@@ -1,0 +1,105 @@
+"""The plain form of a rollout with gradient: block by block, a noisy and then a clean pass each.
+
+It is the oracle of `generate` and `replay`, and the only form with true back-propagation through the context.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from oneforcing_jax import flow
+from oneforcing_jax.causal import cache as kv
+from oneforcing_jax.causal.cache import Cache
+from oneforcing_jax.causal.generate import Generator, forward, scan
+from oneforcing_jax.causal.plan import (
+    Block,
+    BlockDraws,
+    ClipDraws,
+    Plan,
+    cut,
+    join,
+    num_frames,
+    pieces,
+)
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.models.wan import KeyValue
+
+CONTEXT_GRADIENTS = ("straight_through", "stop", "full")
+
+
+def _both_passes(
+    g: Generator,
+    cache: Cache,
+    text: KeyValue,
+    block: Block,
+    step: BlockDraws,
+    start: Any,
+    limit: int,
+    context_gradient: str,
+) -> tuple[jax.Array, Cache]:
+    """Noisy passes and the clean pass of one block: its latents, and the keys and values to store."""
+    stop = jax.lax.stop_gradient
+    x, noises = step.start, () if step.renoise is None else jnp.moveaxis(step.renoise, 1, 0)
+    v, noisy = forward(g, cache, text, [(x, block.sigmas[0])], start, limit)
+    x0 = flow.x0_from_flow(x, v, block.sigmas[0])
+    for sigma, noise in zip(block.sigmas[1:], noises, strict=False):
+        x = flow.add_noise(stop(x0), noise, sigma)
+        v, noisy = forward(g, cache, text, [(x, sigma)], start, limit)
+        x0 = flow.x0_from_flow(x, v, sigma)
+    clean = x0 if step.context is None else flow.add_noise(x0, step.context, g.context_sigma)
+    _, new = forward(g, cache, text, [(clean, 0.0)], start, limit)
+    if context_gradient == "straight_through":
+        new = Cache(*(n + stop(c - n) for n, c in zip(noisy, new, strict=True)))
+    return x0, stop(new) if context_gradient == "stop" else new
+
+
+def sequential(
+    g: Generator,
+    draws: ClipDraws,
+    text: jax.Array | KeyValue,
+    plan: Plan,
+    first: int,
+    context_gradient: str,
+) -> jax.Array:
+    """Block by block, a noisy and then a clean pass each, with gradient from block `first` on.
+
+    Args:
+      context_gradient: "straight_through" and "stop" as in `replay`; "full": true back-propagation
+        through the clean pass. Of a block's steps only the last takes gradients.
+
+    Returns:
+      [b, f, c, y, x].
+    """
+    if context_gradient not in CONTEXT_GRADIENTS:
+        raise InputError(
+            f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}"
+        )
+    total = num_frames(plan)
+    text, tokens = g.text(text), g.frame_tokens(draws.start)
+    cache = kv.init(g.config, draws.start.shape[0], g.window.slots(total), tokens)
+    done, latents = 0, []
+    for i, j in pieces(plan, first):
+        block = plan[i]
+        steps = BlockDraws(
+            *(
+                cut(x, done, j - i, block.frames)
+                for x in (draws.start, draws.renoise, draws.context)
+            )
+        )
+        limit = done + (j - i) * block.frames
+
+        def body(
+            carry: Any, step: BlockDraws, block: Block = block, limit: int = limit
+        ) -> tuple[Any, jax.Array]:
+            cache, start = carry
+            x0, new = _both_passes(g, cache, text, block, step, start, limit, context_gradient)
+            return (kv.write(cache, new, start, g.window), start + block.frames), x0
+
+        carry, x0 = scan(jax.checkpoint(body), (cache, jnp.int32(done)), steps, j - i)
+        cache, x0 = (carry[0], x0) if i >= first else jax.lax.stop_gradient((carry[0], x0))
+        latents.append(join(x0))
+        done += (j - i) * block.frames
+    return jnp.concatenate(latents, 1)

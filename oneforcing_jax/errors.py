@@ -1,0 +1,22 @@
+"""Errors of what a command was given. A command line shows them as one line; all others keep their traceback.
+
+Each says what was expected, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """An option, a config, a file or an array that cannot be used as it is."""
+
+
+class MissingInput(InputError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+class MissingPackage(InputError, ImportError):
+    """A package that an extra brings."""
+
+
+class NotFinite(InputError, FloatingPointError):
+    """Values that are not finite, where they would be kept."""

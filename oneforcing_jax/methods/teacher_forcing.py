@@ -1,0 +1,73 @@
+"""Autoregressive diffusion by teacher forcing (stage 1): one noise level a block, real clean context."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from oneforcing_jax import flow
+from oneforcing_jax.losses import denoise
+from oneforcing_jax.methods import (
+    Batch,
+    Definition,
+    Method,
+    Metrics,
+    Network,
+    Sampled,
+    Update,
+    Work,
+    flow_matching,
+    sample_fields,
+)
+from oneforcing_jax.methods.flow_matching import FlowDraws
+from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.run import Run
+from oneforcing_jax.trees import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sections of a config: sizes, and the share of prompts that the negative one replaces."""
+
+    generator: WanConfig
+    prompt_drop_rate: float
+
+
+def causal(
+    model: WanDiT, layout: tuple[int, ...], shift: float, drop_rate: float, work: Work = Work()
+) -> Update:
+    """The update of a causal model whose blocks have `layout` frames."""
+
+    def draw(key: jax.Array, batch: Batch) -> FlowDraws:
+        return flow_matching.draw(key, batch["latents"].shape, len(layout), shift, drop_rate)
+
+    def loss(
+        params: Params, nets: Any, batch: Batch, draws: FlowDraws
+    ) -> tuple[jax.Array, Metrics]:
+        x0, text = batch["latents"], flow_matching.prompts(batch, draws)
+        sizes = jnp.array(layout)
+        sigma = jnp.repeat(draws.sigma, sizes, axis=1, total_repeat_length=x0.shape[1])
+        noisy = flow.add_noise(x0, draws.noise, sigma)
+        v = flow_matching.teacher_forced(model, params, x0, noisy, sigma, text, layout)
+        value = denoise.loss(v, x0, draws.noise)
+        return value, {"loss": value}
+
+    return Update("model", 1, draw, loss, work)
+
+
+def make(config: Config, run: Run) -> Method:
+    """The method."""
+    model = WanDiT(config.generator)
+    work = flow_matching.work(config.generator, run)
+    return Method(
+        nets={"model": Network(model, "generator")},
+        updates=(causal(model, run.layout, run.shift, config.prompt_drop_rate, work),),
+        sampled=Sampled("model", run.plan),
+        fields=sample_fields(run, config.generator),
+    )
+
+
+METHOD = Definition(Config, make)

@@ -1,0 +1,142 @@
+"""A run as its config describes it, read once into typed records.
+
+The fields that every run has are here. A training method and a kind of stage declare a record of the sections
+that they read themselves: `view` makes it. A section that nobody declares is a misspelt one, and refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from oneforcing_jax import config as configs
+from oneforcing_jax.causal.plan import Plan, make_plan
+from oneforcing_jax.errors import InputError
+
+Sections = TypeVar("Sections")
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Size of a training clip's latents."""
+
+    frames: int
+    channels: int
+    rows: int
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(f, c, y, x)."""
+        return self.frames, self.channels, self.rows, self.columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Autoregressive blocks of a training clip.
+
+    Attributes:
+      frames, steps: of every block; steps are unwarped timesteps.
+      first_frames, first_steps: of the first block; 0 and (): as the others.
+    """
+
+    frames: int
+    steps: tuple[float, ...]
+    first_frames: int = 0
+    first_steps: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a run share.
+
+    Attributes:
+      seed: root of all randomness.
+      wandb: a project of Weights & Biases; "" for none.
+      profile: iterations to trace; 0 for none.
+      mesh: devices along each axis.
+      latents: of a training clip.
+      fps: frames of video a second.
+      shift: of the noise schedule.
+      blocks: of a training clip.
+      run: stages to run, in order.
+      stages: fields of each stage, as its kind will read them.
+      sections: all other sections, as methods and kinds will read them.
+    """
+
+    seed: int
+    wandb: str
+    profile: int
+    mesh: Mapping[str, int]
+    latents: Latents
+    fps: float
+    shift: float
+    blocks: Blocks
+    run: tuple[str, ...]
+    stages: Mapping[str, Mapping[str, Any]]
+    sections: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> Run:
+        """Reads the fields of a config that all runs have.
+
+        Raises:
+          InputError: one of them is missing or not what it must be.
+        """
+        own = {field.name for field in dataclasses.fields(cls)} - {"sections"}
+        values = dict(config.items())
+        sections = {name: value for name, value in values.items() if name not in own}
+        made = {name: value for name, value in values.items() if name in own}
+        run = configs.read(cls, made | {"sections": sections})
+        for name in run.run:
+            if name not in run.stages:
+                known = list(run.stages)
+                raise InputError(
+                    f"config: field 'run': expected stages among {known}, found {name!r}; name one of them"
+                )
+        return run
+
+    @property
+    def plan(self) -> Plan:
+        """Blocks of a training clip, with their noise levels."""
+        blocks = self.blocks
+        return make_plan(
+            self.latents.frames,
+            blocks.frames,
+            blocks.steps,
+            self.shift,
+            blocks.first_frames or None,
+            blocks.first_steps or None,
+        )
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """Frames of each block of a training clip."""
+        return tuple(block.frames for block in self.plan)
+
+    def view(self, sections: type[Sections]) -> Sections:
+        """The sections that a record has fields for.
+
+        Raises:
+          InputError: one is missing or not what it must be.
+        """
+        names = [field.name for field in dataclasses.fields(sections)]  # type: ignore[arg-type]
+        return configs.read(sections, {n: self.sections[n] for n in names if n in self.sections})
+
+    def check_sections(self, views: Iterable[type]) -> None:
+        """Refuses sections that no record of `views` has a field for.
+
+        Raises:
+          InputError: names the section, and the nearest that is read.
+        """
+        read = {field.name for view in views for field in dataclasses.fields(view)}
+        for name in self.sections:
+            if name not in read:
+                own = {field.name for field in dataclasses.fields(self)} - {"sections"}
+                raise InputError(
+                    f"config: no stage of it reads a section {name!r}; did you mean "
+                    f"{configs.nearest(name, read | own)!r}? Otherwise remove it"
+                )

@@ -1,0 +1,60 @@
+"""The teacher's exam: nothing is distilled from a teacher that fails it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.files import write_whole
+from oneforcing_jax.run import Run
+from oneforcing_jax.stages import Kind, Stage
+from oneforcing_jax.toy.gallery import Config, Gallery
+from oneforcing_jax.training import sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Fields of the stage: the world, the teacher "STAGE:NET", and the least scores that it must reach."""
+
+    world: str
+    source: str
+    least: Mapping[str, float]
+
+
+def examine(run: Run, name: str, fields: Fields, workdir: Path) -> None:
+    """Scores the teacher.
+
+    Raises:
+      InputError: a score below what the stage asks for.
+    """
+    file = workdir / name / "scores.json"
+    if not file.exists():
+        gallery = Gallery(run, workdir, fields.world)
+        found = gallery.score(gallery.teacher(fields.source), gallery.captions)
+        write_whole(file, json.dumps(found, indent=1).encode())
+    found = json.loads(file.read_text())
+    tqdm.write(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
+    low = [key for key, least in fields.least.items() if found[key] < least]
+    if low:
+        file.unlink()
+        raise InputError(
+            f"{name}: expected of the teacher at least {dict(fields.least)}, found "
+            f"{ {key: round(found[key], 2) for key in low} }; train it longer "
+            "(--config.stages.teacher.iterations) in a new work directory"
+        )
+
+
+def prepare(run: Run, name: str, fields: Fields) -> Stage:
+    """Checks the stage."""
+    run.view(Config)
+    sources.network(run, fields.source)
+    return Stage(name, functools.partial(examine, run, name, fields))
+
+
+KIND = Kind(Fields, lambda fields: (Config,), prepare)

@@ -1,0 +1,106 @@
+"""The toy's last stage: scores of every model, streamed videos, a contact sheet and a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from oneforcing_jax.data.video import VideoWriter
+from oneforcing_jax.files import write_whole
+from oneforcing_jax.generation.student import Student
+from oneforcing_jax.run import Run
+from oneforcing_jax.stages import Kind, Stage
+from oneforcing_jax.toy import world as worlds
+from oneforcing_jax.toy.gallery import Config, Gallery, load
+from oneforcing_jax.toy.sheet import contact_sheet, spread
+from oneforcing_jax.training import sources
+
+AVERAGE, RANDOM = "ema ", "random "
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Fields of the stage.
+
+    Attributes:
+      world: stage of the world.
+      teacher: "STAGE:NET".
+      students: rows of the table: a name, and "STAGE:NET"; "ema STAGE:NET" is its average, and
+        "random STAGE:NET" such a network before any training.
+      videos: that the last student streams.
+    """
+
+    world: str
+    teacher: str
+    students: tuple[tuple[str, str], ...]
+    videos: int
+
+
+def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
+    """Makes and prints the report; a finished one is printed again."""
+    folder = workdir / name
+    if (folder / "scores.json").exists():
+        print((folder / "table.txt").read_text())
+        return
+    gallery = Gallery(run, workdir, fields.world)
+    videos = {"real": gallery.real, "real through the codec": gallery.seen}
+    results = {row: gallery.score(shown, gallery.real_captions) for row, shown in videos.items()}
+    videos["teacher"] = gallery.teacher(fields.teacher)
+    student = Student(sources.network(run, _plain(fields.students[-1][1])).config, None)
+    for row, source in tqdm(fields.students, desc=name, unit="student"):
+        average = source.startswith(AVERAGE)
+        student = student.of(load(run, workdir, source.removeprefix(AVERAGE), average))
+        videos[row] = gallery.decode(
+            student.clip(gallery.draws, jnp.asarray(gallery.text), gallery.plan)
+        )
+    for row in ("teacher", *dict(fields.students)):
+        results[row] = gallery.score(videos[row], gallery.captions)
+    _stream(gallery, student, folder / "videos", fields.videos)
+    contact_sheet(folder / "sheet.png", videos, results, gallery.captions, gallery.real_captions)
+    table = _table(results)
+    write_whole(folder / "table.txt", table.encode())
+    write_whole(folder / "scores.json", json.dumps(results, indent=1).encode())
+    print(f"{table}\nVideos: {folder / 'videos'}\nContact sheet: {folder / 'sheet.png'}")
+
+
+def _stream(gallery: Gallery, student: Student, folder: Path, count: int) -> None:
+    """Writes videos of the last student as they are made, block by block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in tqdm(spread(len(gallery.world.captions()), count), desc="stream", unit="video"):
+        draws = jax.tree.map(lambda x, i=i: x[i : i + 1], gallery.draws)
+        path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
+        with VideoWriter(path, worlds.FPS, crf=worlds.CRF, full_chroma=True) as writer:
+            for block in student.stream(draws, jnp.asarray(gallery.text[i : i + 1]), gallery.plan):
+                writer.write(gallery.decode(block)[0])
+
+
+def _table(results: dict[str, dict[str, float]]) -> str:
+    columns = ("colour", "shape", "direction", "joint", "sharpness", "motion", "frechet")
+    width = max(map(len, results))
+    head = " " * width + "".join(f"{c:>11}" for c in columns)
+    rows = [
+        f"{row:<{width}}" + "".join(f"{found[c]:11.2f}" for c in columns)
+        for row, found in results.items()
+    ]
+    return "\n".join([head, *rows])
+
+
+def _plain(source: str) -> str:
+    return source.removeprefix(AVERAGE).removeprefix(RANDOM)
+
+
+def prepare(run: Run, name: str, fields: Fields) -> Stage:
+    """Checks the stage."""
+    run.view(Config)
+    for source in (fields.teacher, *(source for _, source in fields.students)):
+        sources.network(run, _plain(source))
+    return Stage(name, functools.partial(report, run, name, fields))
+
+
+KIND = Kind(Fields, lambda fields: (Config,), prepare)

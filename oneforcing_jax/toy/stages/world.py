@@ -1,0 +1,63 @@
+"""The toy's first stage: renders captioned mp4 files, fits codec and text encoder, encodes into a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from oneforcing_jax.data import encoders as encoding
+from oneforcing_jax.data.encode import encode
+from oneforcing_jax.data.video import read_video
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.run import Run
+from oneforcing_jax.stages import Kind, Stage
+from oneforcing_jax.toy import codec as codecs
+from oneforcing_jax.toy import encoders as folders
+from oneforcing_jax.toy import text, world
+from oneforcing_jax.training.clips import clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Fields of the stage: videos, and how many of them the codec is fitted on."""
+
+    count: int
+    codec_videos: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sections of a config: the world, and who reads the prompts."""
+
+    world: world.World
+    generator: WanConfig
+
+
+def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
+    """Does the stage; what is there already is kept."""
+    folder, config = workdir / name, run.view(Config)
+    videos = folder / "videos"
+    pairs = world.write_dataset(videos, fields.count, run.seed, config.world)
+    if not (folder / encoding.ENCODERS).exists():
+        frames = np.concatenate([read_video(path)[0] for path, _ in pairs[: fields.codec_videos]])
+        width, length = config.generator.text_dim, config.generator.text_len
+        words = text.TextEncoder.train(config.world.captions(), width, length, run.seed)
+        folders.save(folder, codecs.fit(frames, run.latents.channels), words)
+    encoders = encoding.load(folder)
+    captions = videos / "captions.jsonl"
+    made = encode(videos, captions, folder, encoders, clip(run, encoders.codec), folder / "store")
+    if left_out := made.left_out():
+        raise InputError(f"{name}: {next(iter(left_out.values()))}; remove it and run again")
+
+
+def prepare(run: Run, name: str, fields: Fields) -> Stage:
+    """Checks the stage."""
+    run.view(Config)
+    return Stage(name, functools.partial(make, run, name, fields))
+
+
+KIND = Kind(Fields, lambda fields: (Config,), prepare)

@@ -1,0 +1,100 @@
+"""Stages that train: their fields in a config, and the trainer that they make."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from oneforcing_jax import methods, sharding
+from oneforcing_jax import stages as kinds
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.methods import Network
+from oneforcing_jax.run import Run
+from oneforcing_jax.stages import Kind, Stage
+from oneforcing_jax.training import loop, sources
+from oneforcing_jax.training.loop import Train
+from oneforcing_jax.training.steps import Trainer
+
+
+def trainer(run: Run, name: str, stage: Train, devices: Any = None) -> Trainer:
+    """The trainer of a stage.
+
+    Args:
+      run: the whole.
+      name: of the stage.
+      stage: its fields.
+      devices: of the mesh; None: all.
+
+    Raises:
+      InputError: an unknown method, a network without an optimiser, sizes that do not fit the mesh.
+    """
+    try:
+        method = methods.make(stage.method, run)
+    except InputError as error:
+        raise InputError(f"config: stage {name!r}: {error}") from None
+    _same_names(f"stages.{name}.optimisers", stage.optimisers, method.trained)
+    mesh = sharding.make_mesh(run.mesh, devices)
+    for network in method.nets.values():
+        tokens = network.config.frame_tokens(run.latents.rows, run.latents.columns)
+        sharding.check("the tokens of a frame", tokens, "tokens", mesh)
+    return Trainer(
+        method,
+        stage.optimisers,
+        stage.ema,
+        mesh,
+        run.seed,
+        name,
+        stage.batch,
+        stage.microbatch,
+        stage.offload_optimiser,
+    )
+
+
+def _same_names(field: str, given: Mapping[str, Any], nets: tuple[str, ...]) -> None:
+    if set(given) != set(nets):
+        raise InputError(
+            f"config: field {field!r}: expected an entry for each of {sorted(nets)}, found "
+            f"{sorted(given)}; add or remove entries"
+        )
+
+
+def trained(run: Run) -> dict[str, Train]:
+    """The stages of a run that train, with their fields."""
+    found = {name: kinds.read(run, name) for name in run.stages}
+    return {name: fields for name, (kind, fields) in found.items() if kind is KIND}
+
+
+def student(run: Run) -> Network:
+    """The network that makes videos after the last of the run's stages that train.
+
+    Raises:
+      InputError: none of them makes one.
+    """
+    known = trained(run)
+    for name in reversed([name for name in run.run if name in known]):
+        method = methods.make(known[name].method, run)
+        if method.sampled:
+            return method.nets[method.sampled.net]
+    raise InputError(
+        f"config: expected in 'run' a stage that trains a network for videos, found {list(run.run)}; add one"
+    )
+
+
+def prepare(run: Run, name: str, stage: Train) -> Stage:
+    """Checks a stage; it begins with its networks' sources."""
+    made = trainer(run, name, stage)
+    made.abstract()
+    _same_names(f"stages.{name}.init", stage.init, tuple(made.method.nets))
+    for net, source in stage.init.items():
+        sources.check(f"stages.{name}.init.{net}", source, run)
+    work = functools.partial(loop.run, run, name, stage, made)
+    return Stage(name, work, several_processes=True)
+
+
+def views(stage: Train) -> tuple[type, ...]:
+    """The method's sections of the config."""
+    return (methods.find(stage.method).config,)
+
+
+KIND = Kind(Train, views, prepare)
