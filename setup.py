@@ -8,9 +8,12 @@ LMDB = ["lmdb>=1.4"]
 
 setup(
     name="oneforcing_jax",
-    version="0.1.0",
+    version="0.2.0.dev0",
     description="One-step causal video generation (One-Forcing) in JAX",
     packages=find_packages(include=["oneforcing_jax", "oneforcing_jax.*"]),
+    package_data={"oneforcing_jax": ["py.typed"]},
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     install_requires=[
         "av>=16",

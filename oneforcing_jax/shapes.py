@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from oneforcing_jax.errors import InputError
 
 
@@ -32,3 +34,8 @@ def check(name: str, array: Any, axes: str, **known: int) -> dict[str, int]:
     if wrong:
         raise InputError(f"{name}: expected {', '.join(wrong)} in [{axes}], found shape {shape}")
     return sizes
+
+
+def trailing(leaf: jax.Array, x: jax.Array) -> jax.Array:
+    """A leaf over the last axes of `x`, with axes of size 1 before them: what broadcasting does unsaid."""
+    return leaf.reshape((1,) * (x.ndim - leaf.ndim) + leaf.shape)

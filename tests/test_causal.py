@@ -20,6 +20,7 @@ from oneforcing_jax.causal.plan import Block, ClipDraws, first_of_window, make_p
 from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
 from oneforcing_jax.generation.student import Student
+from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models import wan
 
 CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
@@ -419,6 +420,6 @@ def test_layers_apart_stream_the_same(window, random_params):
     params, text = random_params(NET), prompt(1)
     plan = make_plan(8, 1, [1000], 5.0, first_block_steps=[1000, 500])
     stacked = Student(CONFIG, params, window).clip(draws(1, plan), text, plan)
-    apart = Student(CONFIG, wan.unstacked(params), window).clip(draws(1, plan), text, plan)
+    apart = Student(CONFIG, parameters.unstacked(params), window).clip(draws(1, plan), text, plan)
     assert error(apart, stacked) < 1e-6
     assert error(stacked[:, 7:], stacked[:, 6:7]) > 1e-2

@@ -17,7 +17,16 @@ from jax.flatten_util import ravel_pytree
 from oneforcing_jax import checkpoint, sharding
 from oneforcing_jax import config as configs
 from oneforcing_jax.causal.plan import make_plan
-from oneforcing_jax.methods import Method, Network, Sampled, Update, one_forcing, teacher_forcing
+from oneforcing_jax.methods import (
+    Method,
+    Network,
+    Sampled,
+    Update,
+    causal_ode,
+    one_forcing,
+    teacher,
+    teacher_forcing,
+)
 from oneforcing_jax.methods.own_rollout import Distillation, Settings
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
@@ -396,3 +405,44 @@ def _best_of_two(run, depth):
     seconds, sizes = zip(*(run(depth) for _ in range(2)), strict=True)
     assert sizes[0] == sizes[1]
     return min(seconds), sizes[0]
+
+
+def causal_ode_method():
+    update = causal_ode.regression(WanDiT(CONFIG), (1, 1), (1.0, 0.5))
+    return Method({"model": Network(WanDiT(CONFIG))}, (update,))
+
+
+def teacher_method():
+    return Method(
+        {"model": Network(WanDiT(CONFIG))}, (teacher.bidirectional(WanDiT(CONFIG), 3.0, 0.5),)
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [one_forcing_method, teacher_forcing_method, causal_ode_method, teacher_method]
+)
+def test_updates_reuse_no_key_and_promote_no_rank(make):
+    trainer = make_trainer(make())
+    fields = batch(0) | {"trajectory": np.zeros((BATCH, 3, 2, 2, 4, 4), np.float32)}
+    data = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in fields.items()}
+    iteration = jax.ShapeDtypeStruct((), np.int32)
+    with (
+        jax.set_mesh(trainer.mesh),
+        jax.numpy_rank_promotion("raise"),
+        jax.debug_key_reuse(True),
+    ):
+        state, frozen = trainer.abstract()
+        for step in trainer.steps():
+            assert step.trace(state, frozen, data, iteration).jaxpr.eqns
+
+
+def test_a_step_moves_nothing_to_or_from_the_host(random_params):
+    trainer = make_trainer(teacher_forcing_method())
+    with jax.set_mesh(trainer.mesh):
+        state, frozen = begin(trainer, random_params)
+        data, (step,) = trainer.put(batch(0)), trainer.steps()
+        iterations = jax.device_put([np.int32(0), np.int32(1)], data["negative"].sharding)
+        with jax.transfer_guard("disallow"):
+            for iteration in iterations:
+                state, metrics = step(state, frozen, data, iteration)
+    assert np.isfinite(metrics["loss"])

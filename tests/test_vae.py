@@ -21,7 +21,7 @@ from oneforcing_jax import sharding
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import vae as keys_vae
 from oneforcing_jax.data.encoders import WanCodec
-from oneforcing_jax.models import vae, vae_layers
+from oneforcing_jax.models import vae, vae_layers, vae_stream
 
 SMALL = vae.VAEConfig(
     width=4,
@@ -105,11 +105,11 @@ def test_decode_equals_recorded(golden: Golden, config: Any, params: Any, prefix
 
 def test_stream_equals_recorded(golden: Golden, config: Any, params: Any) -> None:
     latents = swap(golden.inputs["latents"])
-    state = vae.init_stream(config, 1, *latents.shape[3:])
+    state = vae_stream.init_stream(config, 1, *latents.shape[3:])
     start = 0
     for i, count in enumerate(golden.inputs["stream_chunks"].tolist()):
         chunk = latents[:, start : start + count]
-        pixels, state = jit(vae.decode_step)(params, state, chunk)
+        pixels, state = jit(vae_stream.decode_step)(params, state, chunk)
         assert error(swap(pixels), golden.outputs[f"stream_pixels_{i}"]) < 1e-5
         start += count
 
@@ -200,14 +200,14 @@ def _stream() -> tuple[Any, np.ndarray, np.ndarray]:
     return params, latents, np.asarray(program(SMALL, "decode")(params, latents))
 
 
-_step = jit(vae.decode_step)
+_step = jit(vae_stream.decode_step)
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.sampled_from([1, 2]), min_size=1, max_size=6).filter(lambda cut: sum(cut) <= 6))
 def test_stream_equals_whole_however_it_is_cut(cut: list[int]) -> None:
     params, latents, whole = _stream()
-    state = vae.init_stream(SMALL, 2, 2, 3)
+    state = vae_stream.init_stream(SMALL, 2, 2, 3)
     parts, start = [], 0
     for count in cut:
         part, state = _step(params, state, latents[:, start : start + count])
@@ -228,10 +228,10 @@ def test_future_frames_do_not_change_the_past() -> None:
 
 
 def test_stream_is_two_programs(small: Any) -> None:
-    states = [vae.init_stream(SMALL, 1, 2, 3)]
+    states = [vae_stream.init_stream(SMALL, 1, 2, 3)]
     for _ in range(3):
         latents = jax.ShapeDtypeStruct((1, 1, 3, 2, 3), jnp.float32)
-        states.append(jax.eval_shape(vae.decode_step, small, states[-1], latents)[1])
+        states.append(jax.eval_shape(vae_stream.decode_step, small, states[-1], latents)[1])
     kinds = [jax.tree.structure(state) for state in states]
     assert kinds[0] != kinds[1] == kinds[2] == kinds[3]
     sizes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] for state in states]
@@ -293,7 +293,7 @@ def test_working_memory_does_not_grow_with_length(method: str) -> None:
 
 def test_half_precision_stays_close() -> None:
     params, latents, whole = _stream()
-    state = vae.init_stream(SMALL, 2, 2, 3, dtype=jnp.bfloat16)
+    state = vae_stream.init_stream(SMALL, 2, 2, 3, dtype=jnp.bfloat16)
     pixels, state = _step(params, state, latents[:, :2])
     assert pixels.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(state.cache)} == {jnp.dtype(jnp.bfloat16)}
@@ -326,15 +326,15 @@ def test_columns_are_split_in_the_program(small: Any) -> None:
     )
     place = sharding.named(mesh, (None, None, None, None, "columns"))
     latents = jax.ShapeDtypeStruct((1, 1, 3, 4, 16), jnp.float32, sharding=place)
-    state = vae.init_stream(SMALL, 1, 4, 16)
+    state = vae_stream.init_stream(SMALL, 1, 4, 16)
     with jax.set_mesh(mesh):
-        first = jax.jit(vae.decode_step).lower(params, state, latents).compile()
+        first = jax.jit(vae_stream.decode_step).lower(params, state, latents).compile()
         state = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            jax.eval_shape(vae.decode_step, params, state, latents)[1],
+            jax.eval_shape(vae_stream.decode_step, params, state, latents)[1],
             first.output_shardings[1],
         )
-        step = jax.jit(vae.decode_step).lower(params, state, latents).compile()
+        step = jax.jit(vae_stream.decode_step).lower(params, state, latents).compile()
     for place in jax.tree.leaves(first.output_shardings[1]):
         assert place.shard_shape((1, 4, 16, 8))[2] == 4
     text = step.as_text()
@@ -342,40 +342,6 @@ def test_columns_are_split_in_the_program(small: Any) -> None:
     gathered = re.findall(r"f32\[([\d,]+)\]\S* all-gather", text)
     # Keys and values of the middle attention, at the smallest resolution.
     assert all(np.prod([int(n) for n in size.split(",")]) <= 4 * 16 * 8 for size in gathered)
-
-
-def damped(params: Any, spread: float) -> Any:
-    """Parameters whose convolutions see their neighbours in space `spread` times as well."""
-
-    def leaf(path: Any, x: np.ndarray) -> np.ndarray:
-        if "mid_attention" in jax.tree_util.keystr(path):
-            return spread * x
-        if x.ndim < 4 or x.shape[-3] == 1:
-            return x
-        return np.where(np.eye(9)[4].reshape(3, 3, 1, 1) > 0, x, spread * x)
-
-    return jax.tree_util.tree_map_with_path(leaf, params)
-
-
-def test_tiles(small: Any) -> None:
-    latents = np.random.default_rng(6).normal(size=(1, 1, 3, 8, 10)).astype(np.float32)
-    tiles = {
-        overlap: jit(functools.partial(vae.decode_tiled, SMALL, tile=(6, 6), overlap=overlap))
-        for overlap in (0, 4)
-    }
-    # Where nothing looks at its neighbours, tiling is exact.
-    alone = damped(small, 0.0)
-    whole = program(SMALL, "decode")(alone, latents)
-    for decode in tiles.values():
-        assert error(decode(alone, latents), whole) < 1e-5
-    # Where neighbours count a little, overlap brings it close.
-    local = damped(small, 0.05)
-    whole = program(SMALL, "decode")(local, latents)
-    errors = {overlap: error(decode(local, latents), whole) for overlap, decode in tiles.items()}
-    assert errors[4] < 0.05
-    assert errors[4] < 0.5 * errors[0]
-    one_tile = functools.partial(vae.decode_tiled, SMALL, tile=(8, 16), overlap=2)
-    assert error(jit(one_tile)(small, latents), program(SMALL, "decode")(small, latents)) < 1e-5
 
 
 def test_every_parameter_names_its_axes() -> None:
@@ -402,11 +368,9 @@ def test_odd_shapes_are_refused(small: Any, method: str, shape: tuple, message: 
 
 
 def test_stream_of_another_size_is_refused(small: Any) -> None:
-    state = vae.init_stream(SMALL, 1, 2, 3)
+    state = vae_stream.init_stream(SMALL, 1, 2, 3)
     with pytest.raises(ValueError, match="init_stream"):
-        vae.decode_step(small, state, jnp.zeros((1, 1, 3, 2, 4)))
-    with pytest.raises(ValueError, match="smaller than the tile"):
-        vae.decode_tiled(SMALL, small, jnp.zeros((1, 1, 3, 4, 4)), tile=(4, 4), overlap=4)
+        vae_stream.decode_step(small, state, jnp.zeros((1, 1, 3, 2, 4)))
 
 
 @pytest.mark.parametrize(

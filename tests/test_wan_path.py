@@ -21,7 +21,7 @@ from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.models.umt5 import UMT5Config
-from oneforcing_jax.models.vae import VAEConfig
+from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.toy.world import TINY, videos
 

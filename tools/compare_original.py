@@ -27,9 +27,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax.bench.setting import BLOCK_FRAMES, WORKS, Setting
+from oneforcing_jax.bench.setting import WORKS, Setting
 from oneforcing_jax.command import ending
 from oneforcing_jax.files import write_whole
+from oneforcing_jax.published import BLOCK_FRAMES
 
 SIDES = ("original", "ours")
 TARGET = 3.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def read(run: Path, stage: str) -> dict[tuple[int, str], float]:
     }
 
 
-def compare(runs: Sequence[Path], against: Sequence[Path], stage: str) -> list[tuple]:
+def compare(runs: Sequence[Path], against: Sequence[Path], stage: str) -> list[tuple[Any, ...]]:
     """A row for each metric, as `COLUMNS` names it.
 
     Raises:
@@ -68,7 +69,7 @@ def compare(runs: Sequence[Path], against: Sequence[Path], stage: str) -> list[t
     return rows
 
 
-def table(rows: Sequence[tuple]) -> str:
+def table(rows: Sequence[tuple[Any, ...]]) -> str:
     """The rows as text."""
     width = max(len(row[0]) for row in rows)
     head = f"{COLUMNS[0]:<{width}}  " + "  ".join(f"{name:>17}" for name in COLUMNS[1:])

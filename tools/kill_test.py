@@ -91,7 +91,9 @@ def read(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def running(arguments: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
+def running(
+    arguments: list[str], env: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is gone afterwards."""
     with (
         log.open("ab") as out,

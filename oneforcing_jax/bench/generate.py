@@ -28,8 +28,9 @@ from oneforcing_jax.generation.streaming import decoded
 from oneforcing_jax.generation.student import FIRST_STEPS, Student, sample_keys, seeded
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models import vae
+from oneforcing_jax.models.params import unstacked
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.models.wan import WanConfig, WanDiT, unstacked
+from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.run import Latents, Run
 from oneforcing_jax.training.train import student
 

@@ -78,9 +78,9 @@ def _import_clone(folder: Path) -> Any:
         self.model, "gradient_checkpointing", True
     )
     # Tensors that the rollout moves to a GPU.
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     # Broadcasts over the ranks, of which there is one.
-    store = torch.distributed.HashStore()
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 
     import trainer.one_forcing as trainer

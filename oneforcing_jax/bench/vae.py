@@ -14,8 +14,9 @@ from flax.linen import meta
 from oneforcing_jax.bench.timing import timed
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models import vae
-from oneforcing_jax.models.vae import VAEConfig, WanVAE
+from oneforcing_jax.models import vae, vae_stream
+from oneforcing_jax.models.vae import WanVAE
+from oneforcing_jax.models.vae_layers import VAEConfig
 
 
 def measure(
@@ -46,8 +47,8 @@ def measure(
         _row("encode", frames, timed(whole("encode"), (params, pixels), repeats), work["encode"]),
         _row("decode", frames, timed(whole("decode"), (params, latents), repeats), work["decode"]),
     ]
-    state = vae.init_stream(config, 1, *shape[3:])
-    step = jax.jit(vae.decode_step)
+    state = vae_stream.init_stream(config, 1, *shape[3:])
+    step = jax.jit(vae_stream.decode_step)
     _, state = step(params, state, latents[:, :1])
     times = timed(step, (params, state, latents[:, :1]), repeats)
     return [*made, _row("stream step", config.time_stride, times, work["step"])]

@@ -200,7 +200,7 @@ def _main_dtype(tree: Any) -> str:
     return max(sizes_of, key=lambda name: sizes_of[name])
 
 
-class _OneAtATime(ocp.type_handlers.NumpyHandler):
+class _OneAtATime(ocp.type_handlers.NumpyHandler):  # type: ignore[misc]
     """Writes arrays one after the other, from where they lie.
 
     Orbax's own copies the whole tree first, then writes all arrays at once, with a buffer for each.

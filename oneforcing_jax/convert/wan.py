@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from oneforcing_jax.convert.keys import KeyMap, Leaf
 
 _LINEAR = {"weight": ("kernel", "linear"), "bias": ("bias", "same")}
@@ -56,7 +58,7 @@ _DIFFUSERS_BLOCK = {
 
 
 def _modules(
-    table: dict, torch_prefix: str, path: tuple[str, ...], layer: int | None = None
+    table: dict[str, Any], torch_prefix: str, path: tuple[str, ...], layer: int | None = None
 ) -> dict[str, Leaf]:
     return {
         f"{torch_prefix}{module}.{kind}": Leaf((*path, *module.split("."), leaf), layer, layout)

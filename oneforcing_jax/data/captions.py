@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from oneforcing_jax.errors import InputError, MissingInput
 
@@ -92,7 +92,7 @@ def pair(videos_dir: str | Path, captions_path: str | Path) -> list[Pair]:
     return [Pair(name, videos.get(name), captions.get(name)) for name in names]
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -112,7 +112,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
             yield number, row
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     # utf-8-sig: spreadsheets put a byte-order mark before the header.
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
@@ -130,7 +130,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
             yield reader.line_num, row
 
 
-def _text(path: Path, line: int, row: dict, key: str) -> str:
+def _text(path: Path, line: int, row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         found = "none" if value is None else f"{type(value).__name__} {value!r}"

@@ -28,9 +28,10 @@ from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.data import text
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
-from oneforcing_jax.models import umt5, vae
+from oneforcing_jax.models import umt5, vae, vae_stream
 from oneforcing_jax.models.umt5 import UMT5Config
-from oneforcing_jax.models.vae import VAEConfig, WanVAE
+from oneforcing_jax.models.vae import WanVAE
+from oneforcing_jax.models.vae_layers import VAEConfig
 
 # In a store: the folder of the encoders that filled it. In a folder of encoders: their kind, the dotted path
 # of a module with a function `load` like the one here; without this file they are Wan's.
@@ -110,8 +111,8 @@ class WanCodec:
             return latents
 
         @jax.jit
-        def decode(params: Any, state: vae.StreamState, latents: jax.Array) -> Any:
-            pixels, state = vae.decode_step(params, state, latents)
+        def decode(params: Any, state: vae_stream.StreamState, latents: jax.Array) -> Any:
+            pixels, state = vae_stream.decode_step(params, state, latents)
             shown = jnp.round((vae.clamp(pixels) + 1) * 127.5).astype(jnp.uint8)
             return jnp.moveaxis(shown, 2, -1), state
 
@@ -151,13 +152,13 @@ class WanCodec:
 
     def stream(self) -> Callable[[jax.Array], jax.Array]:
         """A decoder of one video: latents [b, n, c, y, x] to its next frames, uint8 [b, m, y, x, 3]."""
-        state: vae.StreamState | None = None
+        state: vae_stream.StreamState | None = None
 
         def decode(latents: jax.Array) -> jax.Array:
             nonlocal state
             if state is None:
                 batch, _, _, rows, columns = latents.shape
-                state = vae.init_stream(self.config, batch, rows, columns)
+                state = vae_stream.init_stream(self.config, batch, rows, columns)
             axes = ("batch", None, None, None, "columns")
             with jax.set_mesh(self._mesh):
                 pixels, state = self._decode(self.params, state, self._share_out(latents, axes))

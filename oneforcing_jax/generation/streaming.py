@@ -35,7 +35,8 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation import pretrained, samplers
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.student import Noise, Settings, Student, Text, sample_keys, seeded
-from oneforcing_jax.models.wan import WanDiT, unstacked
+from oneforcing_jax.models.params import unstacked
+from oneforcing_jax.models.wan import WanDiT
 
 # Clean latents [b, n, c, y, x] of a video, block by block: what `Student.stream` is.
 Blocks = Callable[[Noise, Text, Plan, jax.Array | None], Iterator[jax.Array]]

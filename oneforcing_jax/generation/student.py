@@ -125,7 +125,7 @@ def recorded(draws: ClipDraws, first: int = 0) -> Noise:
 class Student:
     """A causal generator, compiled once for each shape of block.
 
-    Its cache lies as the layers of the parameters do: stacked, or apart (`wan.unstacked`), where every
+    Its cache lies as the layers of the parameters do: stacked, or apart (`params.unstacked`), where every
     layer reads and updates a buffer of its own in place.
 
     Args:

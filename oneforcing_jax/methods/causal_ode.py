@@ -85,13 +85,13 @@ def trajectory(
     Returns:
       [b, kept + 1, f, c, y, x], the last row the end point.
     """
-    double = lambda x: jnp.concatenate([x, x])  # noqa: E731
+    twice = jnp.concatenate([clean, clean])
     prompts = jnp.concatenate([text, jnp.broadcast_to(negative, text.shape)])
 
     def step(x: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
         now, after = levels
         level = jnp.full((2 * x.shape[0], x.shape[1]), now)
-        v = teacher_forced(model, params, double(clean), double(x), level, prompts, layout)
+        v = teacher_forced(model, params, twice, jnp.concatenate([x, x]), level, prompts, layout)
         conditional, unconditional = jnp.split(v, 2)
         v = flow.guide(conditional, unconditional, guidance)
         return x + (after - now) * v, x

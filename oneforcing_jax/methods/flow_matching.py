@@ -44,7 +44,7 @@ def draw(
 
 def prompts(batch: Batch, draws: FlowDraws) -> jax.Array:
     """Prompts [b, s, d], some of them replaced by the negative one."""
-    return jnp.where(draws.drop[:, None, None], batch["negative"], batch["text"])
+    return jnp.where(draws.drop[:, None, None], batch["negative"][None], batch["text"])
 
 
 def teacher_forced(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from oneforcing_jax.models import attention
+from oneforcing_jax.shapes import trailing
 from oneforcing_jax.sharding import by_tokens, constrain, gathered, sharded_tokens, target
 
 EPS = 1e-6
@@ -28,7 +29,7 @@ def logical(init: Any, axes: tuple[str | None, ...]) -> Any:
 
 # product(x [..., d], leaves, axes) -> [..., e]. `leaves` are the parameters of a linear layer without its
 # bias: "kernel" [d, e] with the logical axes (input, output), and whatever lies beside it in the tree, such
-# as low-rank adapters or the scales of a quantised kernel. All matrix products of the networks go through one.
+# as low-rank adapters or the scales of a quantised kernel. All products with matrices go through one.
 Product = Callable[[jax.Array, Mapping[str, Any], Axes], jax.Array]
 
 
@@ -71,7 +72,7 @@ class Dense(nn.Module):
         bias = self.param("bias", init, (self.features,))
         beside = {k: v for k, v in self.variables["params"].items() if k != "bias"}
         y = self.product(x.astype(self.dtype), beside | {"kernel": kernel}, self.axes)
-        return y + bias.astype(self.dtype)
+        return y + trailing(bias.astype(self.dtype), y)
 
 
 def stacked(module: nn.Module, name: str, init: Any) -> Any:
@@ -101,7 +102,8 @@ class LayerNorm(nn.Module):
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
         scale = self.param("scale", logical(ones, ("norm",)), shape)
         bias = self.param("bias", logical(zeros, ("norm",)), shape)
-        return (layer_norm(x, self.eps) * scale + bias).astype(self.dtype)
+        y = layer_norm(x, self.eps)
+        return (y * trailing(scale, y) + trailing(bias, y)).astype(self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -115,9 +117,8 @@ class RMSNorm(nn.Module):
         init = logical(nn.initializers.ones_init(), ("norm",))
         scale = self.param("scale", init, (x.shape[-1],))
         x = x.astype(jnp.float32)
-        return (x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * scale).astype(
-            self.dtype
-        )
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return (y * trailing(scale, y)).astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -183,7 +184,8 @@ def sinusoid(t: jax.Array, size: int) -> jax.Array:
     """Embedding [..., size] of timesteps: cosines first, then sines."""
     half = size // 2
     frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = t.astype(jnp.float32)[..., None] * frequencies
+    t = t.astype(jnp.float32)[..., None]
+    angles = t * trailing(frequencies, t)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 

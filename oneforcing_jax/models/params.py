@@ -1,4 +1,4 @@
-"""Parameters of the transformer and the critic: random ones, and their shapes, dtypes and shardings."""
+"""Parameters of the transformer and the critic: random ones, shapes, dtypes, shardings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from oneforcing_jax import sharding
 from oneforcing_jax.models.critic import Critic
-from oneforcing_jax.models.wan import WanConfig, WanDiT, compute_dtype
+from oneforcing_jax.models.wan import WanConfig, WanDiT
 
 
 def init(module: WanDiT | Critic, key: jax.Array) -> Any:
@@ -30,6 +30,29 @@ def init(module: WanDiT | Critic, key: jax.Array) -> Any:
 def shapes(module: WanDiT | Critic) -> Any:
     """Shapes of the parameters, in their boxes."""
     return jax.eval_shape(lambda: init(module, jax.random.key(0)))
+
+
+def compute_dtype(path: Any, config: WanConfig) -> Any:
+    """The dtype that a parameter is used in: `config.dtype` for matrices, but float32 for those of the
+    time embedding and of the critic's classifier, and for all that is not a matrix."""
+    names = [part.key for part in path]
+    wide = names[-1] != "kernel" or any(n.startswith(("time_", "classifier")) for n in names)
+    return jnp.float32 if wide else config.dtype
+
+
+def in_compute_dtype(params: Any, config: WanConfig) -> Any:
+    """Parameters cast once, where each layer of each forward would cast them again."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.astype(compute_dtype(path, config)), params
+    )
+
+
+def unstacked(params: Any) -> Any:
+    """Parameters whose layers lie apart, from stacked ones."""
+    layers = len(params["blocks"]["modulation"])
+    return params | {
+        "blocks": tuple(jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(layers))
+    }
 
 
 def read_only(abstract: Any, config: WanConfig) -> Any:

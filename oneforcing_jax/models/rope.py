@@ -5,11 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from oneforcing_jax.shapes import trailing
+
 
 def _angles(positions: jax.Array, size: int, theta: float) -> jax.Array:
     """[p, size / 2] angles of `size` features at integer positions."""
     frequencies = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    return positions.astype(jnp.float32)[:, None] * frequencies
+    return positions.astype(jnp.float32)[:, None] * frequencies[None]
 
 
 def rotations(
@@ -56,8 +58,8 @@ def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
     The partner of a feature is its neighbour, brought by a rotation of the axis: pairs on an axis of
     their own, of size 2, would fill a 64th of a TPU's lanes.
     """
-    cos, sin = turn
     wide = x.astype(jnp.float32)
+    cos, sin = (trailing(part, wide) for part in turn)
     even = jax.lax.broadcasted_iota(jnp.int32, wide.shape, wide.ndim - 1) % 2 == 0
     partner = jnp.where(even, jnp.roll(wide, -1, -1), jnp.roll(wide, 1, -1))
     return (wide * cos + partner * sin).astype(x.dtype)

@@ -90,7 +90,9 @@ def position_buckets(
     return (table[distance] + buckets // 2 * (np.asarray(relative) > 0)).astype(np.int32)
 
 
-def _param(module: nn.Module, name: str, shape: tuple[int, ...], names: tuple, std: float) -> Array:
+def _param(
+    module: nn.Module, name: str, shape: tuple[int, ...], names: tuple[str | None, ...], std: float
+) -> Array:
     init = nn.with_logical_partitioning(nn.initializers.normal(std), names)
     return cast(Array, module.param(name, init, shape))
 
@@ -132,7 +134,7 @@ class Attention(nn.Module):
         bucket = position_buckets(relative, config.buckets, config.max_distance)
         bias = jnp.moveaxis(table.astype(jnp.float32)[bucket], -1, 0)  # [h, t, s]
         logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
-        lowest = jnp.finfo(jnp.float32).min
+        lowest = float(np.finfo(np.float32).min)
         logits = jnp.where(mask[:, None, None, :], logits + bias, lowest)
         probs = jax.nn.softmax(logits, axis=-1).astype(config.dtype)
         heads = jnp.einsum("bhts,bshk->bthk", probs, v).reshape(b, t, inner)

@@ -1,4 +1,4 @@
-"""The Wan2.1 video VAE: pixels <-> latents, whole or as a stream.
+"""The Wan2.1 video VAE: pixels <-> latents, whole; `vae_stream` decodes as frames come.
 
 Public arrays are [b, f, c, y, x]: pixels in [-1, 1] (c = 3) and latents normalised by channel. 1 + 4k
 pixel frames are 1 + k latent frames, and 8 x 8 pixels one latent position. The network is causal in
@@ -9,50 +9,28 @@ carries what each layer keeps of the past. Its working memory does not depend on
     params = flax.linen.meta.unbox(init_params(config, key))
     latents = model.apply({"params": params}, pixels, method="encode")
     pixels = clamp(model.apply({"params": params}, latents, method="decode"))
-
-    step = jax.jit(decode_step)    # two programs: the first call, and the rest
-    state = init_stream(config, batch, latent_y, latent_x)
-    pixels, state = step(params, state, latents[:, :1])    # 1 frame
-    pixels, state = step(params, state, latents[:, 1:2])   # 4 frames
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.models.vae_convolutions import Array, Cache, Frames, placed
 from oneforcing_jax.models.vae_layers import (
-    Array,
-    Cache,
     CausalConv,
     Downsample,
     FrameAttention,
-    Frames,
     Norm,
     Pointwise,
     ResBlock,
     Upsample,
     VAEConfig,
-    placed,
 )
-
-__all__ = [
-    "StreamState",
-    "VAEConfig",
-    "WanVAE",
-    "clamp",
-    "decode_step",
-    "decode_tiled",
-    "init_params",
-    "init_stream",
-]
 
 
 def _middle(config: VAEConfig, x: Frames, past: Cache, new: dict[str, Cache]) -> Frames:
@@ -207,7 +185,7 @@ class WanVAE(nn.Module):
         Raises:
           ValueError: the shape does not fit.
         """
-        _check_latents(self.config, latents.shape)
+        check_latents(self.config, latents.shape)
         return self.decode_frames(latents, None)[0]
 
 
@@ -259,7 +237,7 @@ def _check_pixels(config: VAEConfig, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_latents(config: VAEConfig, shape: tuple[int, ...]) -> None:
+def check_latents(config: VAEConfig, shape: tuple[int, ...]) -> None:
     if len(shape) != 5 or shape[2] != config.channels or not shape[1]:
         raise InputError(
             f"latents have shape {shape}; expected [b, f, {config.channels}, y, x] with f >= 1. "
@@ -301,138 +279,3 @@ def init_params(config: VAEConfig, key: Array) -> Any:
 def clamp(pixels: Array) -> Array:
     """Pixels in [-1, 1], f32, as they are shown or stored."""
     return jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["cache"], meta_fields=["config", "size"]
-)
-@dataclasses.dataclass(frozen=True)
-class StreamState:
-    """Where a streaming decode stands.
-
-    Attributes:
-      cache: what each layer of the decoder keeps of the past; None before the first latent frame, so
-        that under `jit` the first call and the later ones are two programs.
-      config: of the VAE; static.
-      size: videos, latent rows and columns; static.
-    """
-
-    cache: Cache
-    config: VAEConfig
-    size: tuple[int, int, int]
-
-
-def init_stream(
-    config: VAEConfig, batch: int, latent_y: int, latent_x: int, dtype: Any = None
-) -> StreamState:
-    """The state of a decode that has seen nothing.
-
-    Args:
-      config: of the VAE.
-      batch: videos decoded side by side.
-      latent_y, latent_x: latent rows and columns.
-      dtype: compute dtype of the stream, `config.dtype` where it is None.
-    """
-    if dtype is not None:
-        config = dataclasses.replace(config, dtype=dtype)
-    return StreamState(None, config, (batch, latent_y, latent_x))
-
-
-def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array, StreamState]:
-    """Decode the next latent frames of a stream.
-
-    The calls together give what one `decode` gives, however the frames are shared out among them.
-
-    Args:
-      params: of `WanVAE`.
-      state: from `init_stream` or the call before. It may be donated, which saves its memory; but as
-        its frames are read while new ones are written, the compiler then copies those once more.
-      latents: [b, n, c, y, x], normalised; any n, a new n is a new program under `jit`.
-
-    Returns:
-      Pixels [b, m, 3, 8y, 8x], not clamped, and the next state. m = 4n, but 1 + 4(n - 1) in the
-      first call.
-
-    Raises:
-      ValueError: the latents do not fit the stream.
-    """
-    config = state.config
-    _check_latents(config, latents.shape)
-    found = (latents.shape[0], *latents.shape[3:])
-    if found != state.size:
-        raise InputError(
-            f"latents have batch, rows, columns {found}, but the stream was made for "
-            f"{state.size}. Start a stream of the right size with init_stream."
-        )
-    pixels, cache = WanVAE(config).apply(
-        {"params": params}, latents, state.cache, method="decode_frames"
-    )
-    return pixels, StreamState(cache, config, state.size)
-
-
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """First positions of tiles that cover `size`; the last ends at the edge."""
-    return [*range(0, size - tile, tile - overlap), size - tile]
-
-
-def decode_tiled(
-    config: VAEConfig,
-    params: Any,
-    latents: Array,
-    tile: tuple[int, int] = (32, 32),
-    overlap: int = 8,
-) -> Array:
-    """Decode frame by tile, for frames whose whole decode does not fit in memory.
-
-    Not equal to `decode`: a tile does not see beyond its border, and the middle attention sees one
-    tile. Tiles fade into each other over the middle half of the overlap. One tile is decoded at a
-    time, all by one program.
-
-    Args:
-      config: of the VAE.
-      params: of `WanVAE`.
-      latents: [b, f, c, y, x], normalised.
-      tile: latent rows and columns of a tile; a frame smaller than that is one tile.
-      overlap: latent positions that neighbours share; best at most half the tile.
-
-    Returns:
-      Pixels [b, 1 + 4(f - 1), 3, 8y, 8x] f32, not clamped.
-
-    Raises:
-      ValueError: the shape does not fit, or the overlap is not smaller than the tile.
-    """
-    _check_latents(config, latents.shape)
-    b, f, _, rows, columns = latents.shape
-    ty, tx = min(tile[0], rows), min(tile[1], columns)
-    if min(ty, tx) < 1 or not 0 <= overlap < min(ty, tx):
-        raise InputError(
-            f"tiles of {ty} x {tx} latent positions with an overlap of {overlap}; "
-            "choose an overlap of at least 0 that is smaller than the tile."
-        )
-    corners = [(y, x) for y in _starts(rows, ty, overlap) for x in _starts(columns, tx, overlap)]
-    stride = config.space_stride
-
-    def fade(size: int) -> np.ndarray:
-        # The outer quarter of an overlap is the tile that sees least of its surroundings: nearly no
-        # weight, but some, for at the border of the frame there is no other tile.
-        position = np.arange(size * stride) + 0.5
-        border = np.minimum(position, size * stride - position) / max(overlap * stride, 0.5)
-        return np.clip(2 * border - 0.5, 1e-3, 1.0).astype(np.float32)
-
-    weight = fade(ty)[:, None] * fade(tx)
-    total = np.zeros((rows * stride, columns * stride), np.float32)
-    for y, x in corners:
-        total[y * stride :, x * stride :][: ty * stride, : tx * stride] += weight
-
-    def body(out: Array, corner: Array) -> tuple[Array, None]:
-        y, x = corner[0], corner[1]
-        part = jax.lax.dynamic_slice(latents, (0, 0, 0, y, x), (b, f, config.channels, ty, tx))
-        pixels = cast(Array, WanVAE(config).apply({"params": params}, part, method="decode"))
-        at = (0, 0, 0, y * stride, x * stride)
-        below = jax.lax.dynamic_slice(out, at, pixels.shape)
-        return jax.lax.dynamic_update_slice(out, below + weight * pixels, at), None
-
-    frames = 1 + config.time_stride * (f - 1)
-    out = jnp.zeros((b, frames, 3, *total.shape), jnp.float32)
-    out, _ = jax.lax.scan(body, out, jnp.asarray(corners))
-    return out / total

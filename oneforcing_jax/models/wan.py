@@ -39,6 +39,7 @@ from oneforcing_jax.models.layers import (
     sinusoid,
     stacked,
 )
+from oneforcing_jax.shapes import trailing
 from oneforcing_jax.sharding import by_heads, constrain
 
 KeyValue = tuple[jax.Array, jax.Array]
@@ -142,29 +143,6 @@ def full(q: jax.Array, k: jax.Array, v: jax.Array, memory: Any) -> tuple[jax.Arr
     return attention.softmax_attention(flat(q), flat(k), flat(v)).reshape(q.shape), None
 
 
-def compute_dtype(path: Any, config: WanConfig) -> Any:
-    """The dtype that a parameter is used in: `config.dtype` for matrices, but float32 for those of the
-    time embedding and of the critic's classifier, and for all that is not a matrix."""
-    names = [part.key for part in path]
-    wide = names[-1] != "kernel" or any(n.startswith(("time_", "classifier")) for n in names)
-    return jnp.float32 if wide else config.dtype
-
-
-def in_compute_dtype(params: Any, config: WanConfig) -> Any:
-    """Parameters cast once, where each layer of each forward would cast them again."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.astype(compute_dtype(path, config)), params
-    )
-
-
-def unstacked(params: Any) -> Any:
-    """Parameters whose layers lie apart, from stacked ones."""
-    layers = len(params["blocks"]["modulation"])
-    return params | {
-        "blocks": tuple(jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(layers))
-    }
-
-
 def _over_layers(layer: Callable[..., Any], carry: Any, count: int, *per_layer: Any) -> Any:
     """Runs layers: a scan where the first tree of `per_layer` is stacked, a loop where it is a tuple."""
     if not isinstance(per_layer[0], tuple):
@@ -204,7 +182,7 @@ class Layer(nn.Module):
         memory: Any,
     ) -> tuple[jax.Array, Any]:
         """x [b, f, n, d], time [b, 1 or f, 6, d], text embedded [b, s, d] or as keys and values."""
-        modulation = (time + self.modulation)[:, :, :, None]
+        modulation = (time + trailing(self.modulation, time))[:, :, :, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)
 
         def modulate(shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -344,7 +322,8 @@ class WanDiT(nn.Module):
 
     def _head(self, x: jax.Array, time: jax.Array, rows: int, columns: int) -> jax.Array:
         c = self.config
-        shift, scale = jnp.moveaxis(time[:, :, None] + self.head_modulation, 2, 0)[:, :, :, None]
+        modulation = time[:, :, None] + self.head_modulation[None, None]
+        shift, scale = jnp.moveaxis(modulation, 2, 0)[:, :, :, None]
         y = (layer_norm(x) * (1 + scale) + shift).astype(c.dtype)
         # Tokens meet here: patches are a 24th of their width.
         patches = constrain(on_tokens(self.head(y)), "batch", None, None, None).astype(jnp.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -75,17 +75,21 @@ def _convolution(instruction: Instruction, left: Array, right: Array, out: Array
     pairs = 1
     for axis in (label for label in made if label.isdigit()):
         i = int(axis)
-        read = lambda key, default: window[key][i] if key in window else default  # noqa: B023, E731
-        low, _, _ = read("pad", "0_0").partition("_")
+        low, _, _ = _of_axis(window, "pad", i, "0_0").partition("_")
         pairs *= _pairs(
             out.dims[made.index(axis)],
             right.dims[kernel.index(axis)],
             left.dims[image.index(axis)],
-            *(int(read(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate")),
+            *(int(_of_axis(window, key, i, "1")) for key in ("stride", "lhs_dilate", "rhs_dilate")),
             int(low),
         )
     features = out.dims[made.index("f")] * right.dims[kernel.index("i")]
     return 2.0 * out.dims[made.index("b")] * features * pairs
+
+
+def _of_axis(window: Mapping[str, Sequence[str]], key: str, axis: int, default: str) -> str:
+    """One axis' part of a window's attribute."""
+    return window[key][axis] if key in window else default
 
 
 @functools.lru_cache(maxsize=4096)

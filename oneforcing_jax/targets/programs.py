@@ -19,7 +19,7 @@ from oneforcing_jax.data.encoders import WanCodec
 from oneforcing_jax.data.text import MAX_TOKENS
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Update
-from oneforcing_jax.models import umt5, vae
+from oneforcing_jax.models import umt5, vae_stream
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.run import Run
@@ -175,7 +175,7 @@ def decode(run: Run, mesh: Mesh) -> list[Program]:
     )
     laid = sharding.named(mesh, sharding.dividing(mesh, shape, axes))
     latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=laid)
-    state: Any = vae.init_stream(made, 1, size.rows, size.columns)
+    state: Any = vae_stream.init_stream(made, 1, size.rows, size.columns)
     found = []
     for name, runs in (("vae/first step", 1), ("vae/steady step", size.frames - 1)):
         arguments = (params, state, latents)

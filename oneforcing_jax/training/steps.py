@@ -22,7 +22,7 @@ from oneforcing_jax import randomness, sharding, trees
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import SHARED, Batch, Method, Metrics, Update
 from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models.wan import in_compute_dtype
+from oneforcing_jax.models.params import in_compute_dtype
 from oneforcing_jax.training.optim import Optimiser
 from oneforcing_jax.trees import Params
 
