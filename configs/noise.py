@@ -17,7 +17,10 @@ def get_config():
     c, train = BASE["get_config"](), BASE["train_stage"]
     c.mesh.update({"data": -1, "fsdp": 1})
     c.latents = {"frames": 2, "channels": 2, "rows": 4, "columns": 4}
-    size = WanConfig(16, 16, 2, 1, 2, 2, text_dim=8, text_len=8, freq_dim=8)
+    size = WanConfig(
+        dim=16, ffn_dim=16, num_heads=2, num_layers=1, in_dim=2, out_dim=2, text_dim=8, text_len=8,
+        freq_dim=8,
+    )  # fmt: skip
     c.generator = c.teacher = c.critic = section(size)
     c.head = {"layers": (0,), "ffn_dim": 16}
     c.one_forcing.gradient_blocks = 0

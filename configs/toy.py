@@ -35,7 +35,10 @@ def get_config():
     c.shift = 3.0
     # As Wan's, but that the rotary frequencies suit eight frames of 3x3 tokens and that attention looks
     # at neighbours from the start: at this width and in this time it would not learn to.
-    size = WanConfig(128, 512, 4, 4, 12, 12, 32, 8, 64, rope_theta=30.0, qk_bias=1.0)
+    size = WanConfig(
+        dim=128, ffn_dim=512, num_heads=4, num_layers=4, in_dim=12, out_dim=12, text_dim=32, text_len=8,
+        freq_dim=64, rope_theta=30.0, qk_bias=1.0,
+    )  # fmt: skip
     c.generator = c.teacher = c.critic = section(size)
     c.head = {"layers": (1, 3), "ffn_dim": 256}
     c.one_forcing.gradient_blocks = 0
@@ -50,7 +53,10 @@ def get_config():
     def from_scratch(updates, rate):
         return {
             "model": section(
-                Optimiser("muon", rate, 0.9, 0.99, weight_decay=0.0, clip=1.0, warmup=20, decay=updates)
+                Optimiser(
+                    name="muon", learning_rate=rate, beta1=0.9, beta2=0.99, weight_decay=0.0, clip=1.0,
+                    warmup=20, decay=updates,
+                )  # fmt: skip
             )
         }  # fmt: skip
 

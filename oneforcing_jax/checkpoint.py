@@ -41,7 +41,7 @@ def manager(
       metric, mode: also the one whose metric is least ("min") or greatest ("max") is kept; "": none.
 
     Raises:
-      ValueError: a bad argument.
+      InputError: a bad argument.
       OSError: a checkpoint could not be written.
     """
     if keep < 1 or mode not in MODES:
@@ -112,7 +112,7 @@ def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
       run: what must not change when a run is continued, as JSON gives it back.
 
     Raises:
-      ValueError: there are checkpoints of another run; names the field.
+      InputError: there are checkpoints of another run; names the field.
     """
     file = Path(str(of.directory)) / RUN_FILE
     if of.latest_step() is not None and file.is_file():
@@ -167,7 +167,7 @@ def restore(
       None if there is no checkpoint.
 
     Raises:
-      ValueError: the checkpoint is of another model.
+      InputError: the checkpoint is of another model.
     """
     iteration = source.latest_step()
     if iteration is None:
@@ -184,7 +184,7 @@ def find(folder: str | Path) -> Path:
     """The last checkpoint in `folder`, or `folder` itself where that is a checkpoint.
 
     Raises:
-      FileNotFoundError: there is none.
+      MissingInput: there is none.
     """
     folder = Path(folder).absolute()
     if any(folder.glob("params_*")):
@@ -208,7 +208,7 @@ def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> 
       ema: read the moving average.
 
     Raises:
-      FileNotFoundError, ValueError: nothing there, or a checkpoint of another model.
+      MissingInput, InputError: nothing there, or a checkpoint of another model.
     """
     return _read(find(folder), f"{'ema' if ema else 'params'}_{net}", abstract)
 

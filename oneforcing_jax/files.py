@@ -15,7 +15,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
     """Writes a file so that no reader, and no kill, ever sees half of it.
 
     Raises:
-      ValueError: the target cannot be written; an older file of that name is still there.
+      InputError: the target cannot be written; an older file of that name is still there.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -28,7 +28,7 @@ def warp_steps(steps: Sequence[float], shift: float) -> tuple[float, ...]:
     """Noise levels of a step list given in unwarped timesteps, [1000, 750, 500, 250] for example.
 
     Raises:
-      ValueError: a list that is empty, leaves (0, 1000] or does not fall.
+      InputError: a list that is empty, leaves (0, 1000] or does not fall.
     """
     falls = all(a > b for a, b in zip(steps, steps[1:], strict=False))
     if not steps or not falls or not 0 < min(steps) <= max(steps) <= TRAIN_STEPS:

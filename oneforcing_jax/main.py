@@ -84,8 +84,8 @@ def plan_on(known: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Prints a config, and what its training stages cost on the target that was asked for.
 
     Raises:
-      ValueError: a target without a dry run, or one that there is not.
-      ImportError: its compiler is not installed.
+      InputError: a target without a dry run, or one that there is not.
+      MissingPackage: its compiler is not installed.
     """
     if not known.dry_run:
         raise InputError(
@@ -104,7 +104,7 @@ def _join(known: argparse.Namespace) -> None:
     """Joins the other processes, if there are any.
 
     Raises:
-      ValueError: flags of which one needs another, or processes that do not find each other.
+      InputError: flags of which one needs another, or processes that do not find each other.
     """
     said = (known.coordinator, known.process_id, known.process_count)
     if not known.distributed and said == (None, None, None):

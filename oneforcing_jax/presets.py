@@ -40,7 +40,7 @@ def find(name: str) -> Preset:
     """A preset by its name.
 
     Raises:
-      ValueError: there is none.
+      InputError: there is none.
     """
     if name not in PRESETS:
         raise InputError(
@@ -54,6 +54,6 @@ def overrides(name: str) -> list[str]:
     """The fields of a preset as a command line gives them.
 
     Raises:
-      ValueError: there is none.
+      InputError: there is none.
     """
     return [f"{PREFIX}{field}={value}" for field, value in find(name).fields.items()]

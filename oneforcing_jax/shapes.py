@@ -23,7 +23,7 @@ def check(name: str, array: Any, axes: str, **known: int) -> dict[str, int]:
     """Sizes by axis letter of an array whose axes are `axes` ("b f c y x").
 
     Raises:
-      ValueError: wrong rank, or an axis in `known` has another size.
+      InputError: wrong rank, or an axis in `known` has another size.
     """
     letters = axes.split()
     shape = tuple(array.shape)

@@ -51,7 +51,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Any = None) -> Me
     """A mesh of all devices; an axis of size -1 takes what the others leave.
 
     Raises:
-      ValueError: an unknown axis, or sizes whose product is not the number of devices.
+      InputError: an unknown axis, or sizes whose product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = dict.fromkeys(MESH_AXES, 1) | dict(sizes or {"data": -1})
@@ -73,7 +73,7 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
     """The mesh; over several slices of TPUs its `data` axis goes from slice to slice.
 
     Raises:
-      ValueError: slices over which `data` does not divide: their network carries gradients, no more.
+      InputError: slices over which `data` does not divide: their network carries gradients, no more.
     """
     tpu = devices[0].platform == "tpu"
     slices = len({getattr(d, "slice_index", 0) for d in devices}) if tpu else 1
@@ -94,7 +94,7 @@ def spec(axes: tuple[str | None, ...]) -> P:
     """The partition spec of logical axes.
 
     Raises:
-      ValueError: an axis that the table lacks, or a mesh axis used twice.
+      InputError: an axis that the table lacks, or a mesh axis used twice.
     """
     if unknown := [a for a in axes if a is not None and a not in RULES]:
         raise InputError(
@@ -195,7 +195,7 @@ def check(what: str, size: int, axis: str, mesh: Any = None) -> None:
       mesh: None: the mesh in use.
 
     Raises:
-      ValueError: it does not.
+      InputError: it does not.
     """
     mesh = mesh or _parallel_mesh()
     if mesh is None:
@@ -220,7 +220,7 @@ def by_heads(attend: Callable[..., Any], q: Any, k: Any, v: Any, memory: Any) ->
       memory: a tree of [b, slots, n, h, k] laid out by whole heads, or None; so is `new`.
 
     Raises:
-      ValueError: samples, tokens or heads that the mesh does not divide.
+      InputError: samples, tokens or heads that the mesh does not divide.
     """
     mesh = _parallel_mesh()
     if mesh is None:
@@ -276,7 +276,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     """Shardings of a tree from `jax.eval_shape` whose parameters still carry their logical axes.
 
     Raises:
-      ValueError: an axis that its mesh axes do not divide, with the path and shape of the leaf.
+      InputError: an axis that its mesh axes do not divide, with the path and shape of the leaf.
     """
 
     def of(path: Any, leaf: Any) -> Any:

@@ -17,6 +17,7 @@ from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.video import Clip, read_clip, write_video
 from oneforcing_jax.toy import codec as codecs
+from oneforcing_jax.toy import encoders as toy_encoders
 from oneforcing_jax.toy import text, world
 from oneforcing_jax.toy.world import TINY
 
@@ -42,8 +43,8 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     world.write_dataset(folder / "v", 6, 0, TINY)
     frames = np.stack([video for _, video in world.videos(16, 1, TINY)]).reshape(-1, 16, 16, 3)
-    codecs.fit(frames).save(folder / codecs.FILE)
-    text.TextEncoder.train(TINY.captions()).save(folder / text.FOLDER)
+    words = text.TextEncoder.train(TINY.captions())
+    toy_encoders.save(folder, codecs.fit(frames), words)
     return folder
 
 
@@ -80,7 +81,7 @@ def test_a_store_holds_what_the_encoders_give(made, capsys):
 
 def test_bad_files_are_left_out_listed_and_tried_again(made, tmp_path, capsys):
     shutil.copytree(made / "v", tmp_path / "v")
-    for name in (codecs.FILE, text.FOLDER):
+    for name in (codecs.FILE, text.FOLDER, encoding.ENCODERS):
         (shutil.copytree if name == text.FOLDER else shutil.copy)(made / name, tmp_path / name)
     videos, captions = tmp_path / "v", tmp_path / "v/captions.jsonl"
     lines = captions.read_text().splitlines()

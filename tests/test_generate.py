@@ -4,6 +4,7 @@ import functools
 import gc
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ from oneforcing_jax.generation.student import Student, recorded, sample_keys, se
 from oneforcing_jax.models import wan
 from oneforcing_jax.run import Run
 from oneforcing_jax.toy import codec as codecs
+from oneforcing_jax.toy import encoders as toy_encoders
 from oneforcing_jax.toy import text as texts
 
 ROOT = Path(__file__).parents[1]
@@ -225,8 +227,8 @@ def encoders(tmp_path_factory):
     """Codec and text encoder that fit the recorded models."""
     folder = tmp_path_factory.mktemp("encoders")
     noise = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
-    codecs.fit(noise, channels=4).save(folder / "codec.npz")
-    texts.TextEncoder.train([WORDS], dim=16, length=8).save(folder / "text_encoder")
+    words = texts.TextEncoder.train([WORDS], dim=16, length=8)
+    toy_encoders.save(folder, codecs.fit(noise, channels=4), words)
     return folder
 
 
@@ -503,13 +505,28 @@ def test_rewritten_prompts_pair_by_line(tmp_path):
 
 
 def test_encoders_of_another_model_are_refused(tmp_path, weights, encoders):
-    texts.load(encoders / "text_encoder").save(tmp_path / "text_encoder")
     noise = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
-    codecs.fit(noise, channels=3).save(tmp_path / "codec.npz")
+    words = texts.load(encoders / "text_encoder")
+    toy_encoders.save(tmp_path, codecs.fit(noise, channels=3), words)
     with pytest.raises(
         ValueError, match="expected embeddings of width 16 and latents of 4 channels"
     ):
         streaming.load(weights("inference_framewise_ffe"), tmp_path)
+
+
+def test_encoders_of_the_first_version_say_their_kind_when_told(tmp_path, encoders, capsys):
+    for name in ("codec.npz", "text_encoder"):
+        copy = shutil.copytree if (encoders / name).is_dir() else shutil.copy
+        copy(encoders / name, tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="or an encoders.json that says their kind"):
+        encoding.load(tmp_path)
+    toy_encoders.main([str(tmp_path)])
+    assert encoding.load(tmp_path).codec.channels == 4
+    with pytest.raises(SystemExit, match="expected a toy's codec.npz in .*, found none"):
+        toy_encoders.main([str(tmp_path / "text_encoder")])
+    (tmp_path / "encoders.json").write_text('{"kind": "os.path"}')
+    with pytest.raises(ValueError, match="a module that has load, found 'os.path'"):
+        encoding.load(tmp_path)
 
 
 def test_stages_of_a_run(tmp_path, random_params, encoders):

@@ -151,7 +151,7 @@ def test_the_best_checkpoint_stays(tmp_path, noise):
     assert "'best.metric': expected one of ['model/gradient_norm'" in refused(
         tmp_path / "other", noise, *other
     )
-    assert "mode among ('min', 'max'), found 2 and 'least'" in refused(
+    assert "'stages.teacher.best': expected a mode among ('min', 'max'), found 'least'" in refused(
         tmp_path / "other", noise, "stages.teacher.best.mode=least"
     )
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from oneforcing_jax.bench.setting import WORKS, Setting
 from oneforcing_jax.command import ending
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.published import BLOCK_FRAMES
 
@@ -55,17 +56,17 @@ def check_clone(folder: Path) -> None:
     """Whether the folder is a clone of the original, and whether its packages are here.
 
     Raises:
-      ValueError: one line that names what was expected.
+      InputError: one line that names what was expected.
     """
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"--original: expected a clone of github.com/Aurora-edu/One-Forcing, found no {missing[0]} "
             f"in {folder}; run git clone https://github.com/Aurora-edu/One-Forcing and give its folder"
         )
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
-        raise ValueError(
+        raise InputError(
             f"expected the packages that the original imports, found no {', '.join(absent)}; "
             "run pip install -e '.[test]' pyyaml"
         )
@@ -268,10 +269,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending("nothing was written"):
         check_clone(given.original)
         if given.repeats < 1:
-            raise ValueError(f"repeats: expected 1 or more, found {given.repeats}")
+            raise InputError(f"repeats: expected 1 or more, found {given.repeats}")
         all_cores = len(os.sched_getaffinity(0))
         if not 0 <= given.cores <= all_cores:
-            raise ValueError(f"cores: expected 0 to {all_cores}, found {given.cores}")
+            raise InputError(f"cores: expected 0 to {all_cores}, found {given.cores}")
         names = ("layout", "dim", "layers", "rows", "columns", "teacher", "dtype")
         chosen = {name: getattr(given, name) for name in names}
         setting = Setting(**chosen, cores=given.cores or all_cores)

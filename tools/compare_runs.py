@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from oneforcing_jax.command import ending
+from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.training.metrics import RATES, ROWS, read_rows
 
 COLUMNS = ("metric", "runs", "against", "sd", "distance of pairs", "sd of runs")
@@ -26,11 +27,11 @@ def read(run: Path, stage: str) -> dict[tuple[int, str], float]:
     """The metrics of one stage by iteration and name.
 
     Raises:
-      FileNotFoundError: the run has no such stage.
+      MissingInput: the run has no such stage.
     """
     rows = read_rows(run / stage)
     if not rows:
-        raise FileNotFoundError(
+        raise MissingInput(
             f"expected a run with the stage {stage!r}, found no {run / stage / ROWS}, or no row in it"
         )
     return {
@@ -45,17 +46,17 @@ def compare(runs: Sequence[Path], against: Sequence[Path], stage: str) -> list[t
     """A row for each metric, as `COLUMNS` names it.
 
     Raises:
-      ValueError: fewer than two pairs, or runs of other metrics and iterations.
+      InputError: fewer than two pairs, or runs of other metrics and iterations.
     """
     if len(runs) != len(against) or len(runs) < 2:
-        raise ValueError(
+        raise InputError(
             f"expected two runs or more and as many against them, found {len(runs)} and {len(against)}"
         )
     read_all = [[read(run, stage) for run in kind] for kind in (runs, against)]
     points = sorted(read_all[0][0])
     for found, run in zip(sum(read_all, []), (*runs, *against), strict=True):
         if sorted(found) != points:
-            raise ValueError(
+            raise InputError(
                 f"expected the iterations and metrics of {runs[0]} in {run}, found others; run both alike"
             )
     rows = []

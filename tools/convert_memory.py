@@ -28,6 +28,7 @@ from oneforcing_jax.command import ending
 from oneforcing_jax.convert import sizes, to_torch, torch_io
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import get
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import SIZES, WanConfig
 
 GIGABYTE = 10**9
@@ -74,12 +75,12 @@ def peak_memory(command: Sequence[str]) -> float:
     """Peak resident memory of a command, in bytes.
 
     Raises:
-      ValueError: the command failed.
+      InputError: the command failed.
     """
     child = subprocess.Popen(command)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
-        raise ValueError(f"the conversion failed (status {status}); its own message is above")
+        raise InputError(f"the conversion failed (status {status}); its own message is above")
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

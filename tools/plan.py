@@ -21,6 +21,7 @@ from typing import Any
 
 from oneforcing_jax import presets
 from oneforcing_jax.command import ending
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.targets import topology
 
 # Of a search, unless it is told otherwise.
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.target = given.target or presets.find(given.preset).target
             rest = [*presets.overrides(given.preset), *rest]
         if given.target is None:
-            raise ValueError(f"target: expected {topology.FORMS}, found none; give it or --preset")
+            raise InputError(f"target: expected {topology.FORMS}, found none; give it or --preset")
         made = _run(given, rest)
         if given.out:
             from oneforcing_jax.files import write_whole
@@ -103,7 +104,7 @@ def _search(given: argparse.Namespace, overrides: Sequence[str], target: Any) ->
         return Run.of(configs.load(given.config, [*overrides, *more]))
 
     if given.search < 1:
-        raise ValueError(f"search: expected 1 compilation or more, found {given.search}")
+        raise InputError(f"search: expected 1 compilation or more, found {given.search}")
     chosen = []
     for stage in [given.stage] if given.stage else forecast.stages(load(())):
         results: list[search.Result] = []

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from oneforcing_jax.command import ending
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.targets import topology
 
 # Where each kernel starts, and how its tile grows: (queries, keys) in tokens, the largest last.
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with ending("nothing is kept"):
         if topology.parse(given.target).platform != "tpu":
-            raise ValueError(
+            raise InputError(
                 f"target: expected a slice of TPUs, found {given.target}; splash attention runs there alone"
             )
         topology.prepare(given.target)

@@ -30,7 +30,7 @@ def measure(
       repeats: runs of which the median counts.
 
     Raises:
-      ValueError: sizes that the strides do not divide.
+      InputError: sizes that the strides do not divide.
     """
     model = WanVAE(config)
     params = meta.unbox(vae.init_params(config, jax.random.key(0)))

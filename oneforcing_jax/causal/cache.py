@@ -56,7 +56,7 @@ class Window:
         return self.size is not None and slots >= self.size
 
     def check_block(self, frames: int) -> None:
-        """Raises ValueError if a block of `frames` does not fit beside the sink."""
+        """Raises InputError if a block of `frames` does not fit beside the sink."""
         if self.size is not None and frames > self.size - self.sink:
             raise InputError(
                 f"window: expected blocks of at most size - sink = {self.size - self.sink} frames, "

@@ -208,7 +208,7 @@ def generate(
         are taken in blocks of the size of the plan's last.
 
     Raises:
-      ValueError: shapes that do not agree with the plan or with each other.
+      InputError: shapes that do not agree with the plan or with each other.
     """
     total, size = num_frames(plan), draws.start.shape
     shapes.check("draws.start", draws.start, "b f c y x", f=total, c=g.config.in_dim)

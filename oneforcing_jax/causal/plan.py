@@ -51,7 +51,7 @@ def make_plan(
       first_block_frames, first_block_steps: the same for the first block; None: as the others.
 
     Raises:
-      ValueError: frames that the blocks do not fill.
+      InputError: frames that the blocks do not fill.
     """
     first = first_block_frames or frames_per_block
     rest, left = divmod(num_frames - first, frames_per_block)

@@ -121,7 +121,7 @@ def check(
     """Compares the names and shapes of PyTorch tensors with what the key map needs.
 
     Raises:
-      ValueError: one line that lists every missing, unexpected or misshapen tensor; those that
+      InputError: one line that lists every missing, unexpected or misshapen tensor; those that
         differ in their numbers alone are listed once, with their count.
     """
     problems = _grouped("missing", (key for key in key_map if key not in shapes))
@@ -169,7 +169,7 @@ def load(
       source: named in the error.
 
     Raises:
-      ValueError: one line that lists every missing, unexpected or misshapen tensor.
+      InputError: one line that lists every missing, unexpected or misshapen tensor.
     """
     check(key_map, _shapes(tensors), abstract, source)
     tree = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)

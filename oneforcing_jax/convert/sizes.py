@@ -89,7 +89,7 @@ def wan(
       num_heads: overrides both.
 
     Raises:
-      ValueError: these are not a transformer's tensors, or config.json is another's.
+      InputError: these are not a transformer's tensors, or config.json is another's.
     """
     key_map = wan_key_map(shapes, prefix)
     names = {leaf.path: key for key, leaf in key_map.items() if leaf.layer in (None, 0)}

@@ -69,7 +69,7 @@ def locate(source: str, only: Sequence[str] = PARTS) -> Path:
       only: parts to download.
 
     Raises:
-      ValueError: neither on disk nor to be had.
+      InputError: neither on disk nor to be had.
     """
     path = Path(source)
     if path.exists():
@@ -119,7 +119,7 @@ def parts(folder: Path, only: Sequence[str] | None = None) -> list[Part]:
       only: the ones that must be there; None: whichever are.
 
     Raises:
-      ValueError: one that must be there is not, nothing is, or files are missing.
+      InputError: one that must be there is not, nothing is, or files are missing.
     """
     found = {name: part for name in PARTS if (part := _part(folder, name)) is not None}
     missing = [name for name in only or () if name not in found]

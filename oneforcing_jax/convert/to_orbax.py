@@ -66,7 +66,7 @@ def convert(
       report: called with a line on each model.
 
     Raises:
-      ValueError: unreadable or unfit files; `out` holds another conversion. Nothing is left of the
+      InputError: unreadable or unfit files; `out` holds another conversion. Nothing is left of the
         model that was being converted.
     """
     if dtype not in (None, *DTYPES):

@@ -37,7 +37,7 @@ class Stored:
       ema: its moving average.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, or it is no transformer.
+      MissingInput, InputError: there is none, or it is no transformer.
     """
 
     def __init__(self, folder: Path, net: str, ema: bool) -> None:
@@ -97,7 +97,7 @@ class Stored:
         """config.json of diffusers' WanTransformer3DModel.
 
         Raises:
-          ValueError: nothing tells the number of heads.
+          InputError: nothing tells the number of heads.
         """
         tree = self.backbone
         patches, dim = tree["patch_embedding"]["kernel"].shape
@@ -168,7 +168,7 @@ def export(
       report: called with a line at the end.
 
     Raises:
-      ValueError: no such network, or a target that exists or does not fit the layout.
+      InputError: no such network, or a target that exists or does not fit the layout.
     """
     if layout not in LAYOUTS or dtype not in (None, *DTYPES):
         known = f"a layout among {LAYOUTS} and a dtype among {tuple(DTYPES)}"

@@ -39,7 +39,7 @@ def import_torch() -> Any:
     """PyTorch, which is needed for `.pt` and `.pth` files alone.
 
     Raises:
-      ValueError: it is not installed.
+      InputError: it is not installed.
     """
     try:
         import torch
@@ -78,7 +78,7 @@ class SafeTensors(Tensors):
       files: whose names do not overlap.
 
     Raises:
-      ValueError: a file that is missing, damaged, or holds a tensor of another file too.
+      InputError: a file that is missing, damaged, or holds a tensor of another file too.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -128,7 +128,7 @@ def load_torch(path: Path) -> Any:
     """What a `.pt` or `.pth` file holds, its tensors mapped and not read; runs no pickled code.
 
     Raises:
-      ValueError: the file is missing, damaged, of the old format, or holds pickled code.
+      InputError: the file is missing, damaged, of the old format, or holds pickled code.
     """
     torch = import_torch()
     _check_file(path)
@@ -161,7 +161,7 @@ class TorchTensors(Tensors):
       content: what `load_torch` gave for it, where that is at hand.
 
     Raises:
-      ValueError: the file is not readable, or this is no state dict.
+      InputError: the file is not readable, or this is no state dict.
     """
 
     def __init__(self, path: Path, net: str = "", content: Any = None) -> None:

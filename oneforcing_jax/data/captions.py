@@ -24,8 +24,8 @@ def read_captions(path: str | Path) -> dict[str, str]:
       Video file name -> caption, in file order, surrounding white space removed.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: an unknown suffix, no entry at all, or a line that is malformed, lacks a field,
+      MissingInput: there is no such file.
+      InputError: an unknown suffix, no entry at all, or a line that is malformed, lacks a field,
         has an empty caption, or repeats a video. The message carries the line number.
     """
     path = Path(path)
@@ -71,8 +71,8 @@ def pair(videos_dir: str | Path, captions_path: str | Path) -> list[Pair]:
       One entry a name in either, sorted by name.
 
     Raises:
-      FileNotFoundError: the folder or the caption file is missing.
-      ValueError: no video at all, or a malformed caption file.
+      MissingInput: the folder or the caption file is missing.
+      InputError: no video at all, or a malformed caption file.
     """
     folder = Path(videos_dir)
     if not folder.is_dir():

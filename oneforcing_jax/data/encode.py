@@ -59,8 +59,8 @@ def encode(
       The store. The negative prompt's embedding is its shared array `negative_text`.
 
     Raises:
-      FileNotFoundError: videos or captions are missing.
-      ValueError: a malformed caption file; a store that was begun with other videos, captions,
+      MissingInput: videos or captions are missing.
+      InputError: a malformed caption file; a store that was begun with other videos, captions,
         encoders or sizes; a disk that is full. Samples that were written stay.
     """
     codec, text, negative = encoders
@@ -107,7 +107,7 @@ def _encode_group(
         try:
             texts[index] = embed_padded(encoders.text, samples[index].caption or "")
             videos[index] = future.result()
-        except (ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             leave_out(store, index, samples[index].name, str(error))
     if not videos:
         return
@@ -174,7 +174,7 @@ def summary(store: Store) -> str:
     """What is in a store and what is not.
 
     Raises:
-      ValueError: all samples are left out.
+      InputError: all samples are left out.
     """
     done, left_out = int(store.done().sum()), store.left_out()
     waiting = len(store) - done - len(left_out)

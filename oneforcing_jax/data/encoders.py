@@ -77,7 +77,7 @@ class TextEncoder(Protocol):
         """Width of an embedding."""
 
     def encode(self, prompt: str) -> np.ndarray:
-        """Embedding [n, dim] of a prompt, without padding; ValueError if it is too long."""
+        """Embedding [n, dim] of a prompt, without padding; InputError if it is too long."""
 
     def digest(self) -> str:
         """A short fingerprint: encoders with equal digests give equal embeddings."""
@@ -127,7 +127,7 @@ class WanCodec:
         """The latent's (f, c, y, x) of a video of these sizes in pixels.
 
         Raises:
-          ValueError: sizes that the strides do not divide.
+          InputError: sizes that the strides do not divide.
         """
         time, space = self.config.time_stride, self.config.space_stride
         if (frames - 1) % time or rows % space or columns % space:
@@ -205,7 +205,7 @@ class WanText:
         """Embedding [n, dim] of a prompt, without padding.
 
         Raises:
-          ValueError: a prompt of more than `length` tokens.
+          InputError: a prompt of more than `length` tokens.
         """
         embeddings, _ = text.embed_prompts(
             self.config, self.params, self.tokenizer, [prompt], self.length
@@ -230,7 +230,7 @@ def load(
       mesh: over which Wan's VAE splits videos and their columns; None: all devices, a video each.
 
     Raises:
-      FileNotFoundError, ValueError: nothing of the kind there, or damaged.
+      MissingInput, InputError: nothing of the kind there, or damaged.
     """
     folder = Path(folder)
     said = _said(folder)

@@ -15,8 +15,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """An image as a video of one frame, uint8 [1, y, x, 3], turned as it is shown.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is no image.
+      MissingInput: there is no such file.
+      InputError: it is no image.
     """
     if not Path(path).is_file():
         raise MissingInput(f"no image file at {path}; check the path")

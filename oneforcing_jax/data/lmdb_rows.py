@@ -53,7 +53,7 @@ def import_lmdb(
       are left out.
 
     Raises:
-      ValueError: no database, or a damaged one; a store that was begun otherwise.
+      InputError: no database, or a damaged one; a store that was begun otherwise.
     """
     databases = _open(Path(source))
     shape, text = databases[0].shape[1:], encoders.text

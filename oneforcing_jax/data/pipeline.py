@@ -43,7 +43,7 @@ def batches(
       An iterator of {field: array [b, *shape]}.
 
     Raises:
-      ValueError: a bad argument, or a store that is not complete.
+      InputError: a bad argument, or a store that is not complete.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise InputError(

@@ -81,7 +81,7 @@ class Store:
           attributes: free JSON: what the samples were made from and with.
 
         Raises:
-          ValueError: a bad description, or a store at `path` that is described otherwise; the
+          InputError: a bad description, or a store at `path` that is described otherwise; the
             message names the difference and nothing on disk is changed.
         """
         path = Path(path)
@@ -113,8 +113,8 @@ class Store:
         """Opens a store that exists.
 
         Raises:
-          FileNotFoundError: no folder, or no meta.json in it.
-          ValueError: a meta.json that is damaged or of another version, or a missing array.
+          MissingInput: no folder, or no meta.json in it.
+          InputError: a meta.json that is damaged or of another version, or a missing array.
         """
         path = Path(path)
         return cls(path, store_meta.read(path / META), create=False)
@@ -130,7 +130,7 @@ class Store:
           sample: name -> array of the shape and dtype of the field.
 
         Raises:
-          ValueError: a bad index, a missing or unknown field, another shape or dtype, a value
+          InputError: a bad index, a missing or unknown field, another shape or dtype, a value
             that is not finite, or a failed write. The sample is then not marked done.
         """
         self._check_index(index)
@@ -198,7 +198,7 @@ class Store:
         """Reads one sample: all its fields, or the named ones.
 
         Raises:
-          ValueError: a bad index, an unknown field, a sample that is not done, or a damaged file.
+          InputError: a bad index, an unknown field, a sample that is not done, or a damaged file.
         """
         self._check_index(index)
         names = list(self.fields) if fields is None else list(fields)
@@ -218,7 +218,7 @@ class Store:
             ) from error
 
     def check_fields(self, names: Sequence[str]) -> None:
-        """Raises ValueError unless every name is a field."""
+        """Raises InputError unless every name is a field."""
         unknown = sorted(set(names) - self.fields.keys())
         if unknown:
             raise InputError(
@@ -226,7 +226,7 @@ class Store:
             )
 
     def require_complete(self) -> None:
-        """Raises ValueError unless every sample is done or left out, and at least one is done."""
+        """Raises InputError unless every sample is done or left out, and at least one is done."""
         states = self._states()
         missing = int((states == 0).sum())
         if missing:
@@ -253,8 +253,8 @@ class Store:
         """Reads what `write_shared` wrote.
 
         Raises:
-          FileNotFoundError: there is none of that name.
-          ValueError: the file is damaged.
+          MissingInput: there is none of that name.
+          InputError: the file is damaged.
         """
         file = self.path / "shared" / f"{name}.npy"
         if not file.is_file():

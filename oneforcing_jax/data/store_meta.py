@@ -24,7 +24,7 @@ def describe(count: int, fields: Fields, attributes: Mapping[str, Any]) -> dict[
       attributes: free JSON.
 
     Raises:
-      ValueError: no sample, no field, a bad field, or attributes that JSON cannot hold.
+      InputError: no sample, no field, a bad field, or attributes that JSON cannot hold.
     """
     if count < 1:
         raise InputError(f"expected a store of 1 sample or more, found count={count}")
@@ -56,8 +56,8 @@ def read(file: Path) -> dict[str, Any]:
     """Reads a meta.json.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is damaged, or of another format version.
+      MissingInput: there is none.
+      InputError: it is damaged, or of another format version.
     """
     if not file.is_file():
         raise MissingInput(f"no store at {file.parent}: no {file.name} in it; check the path")

@@ -64,8 +64,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     """The `transformers` tokenizer saved in a local folder; nothing is downloaded.
 
     Raises:
-      ValueError: there is no such folder.
-      ImportError: `transformers` is not installed.
+      InputError: there is no such folder.
+      MissingPackage: `transformers` is not installed.
     """
     if not os.path.isdir(folder):
         raise InputError(
@@ -107,7 +107,7 @@ def tokenize(
     """Token ids and mask of prompts, each [b, length] int32; the end token counts as valid.
 
     Raises:
-      ValueError: a prompt has more than `length` tokens.
+      InputError: a prompt has more than `length` tokens.
     """
     return _pad_ids(_token_ids(tokenizer, prompts, length), len(prompts), length)
 
@@ -142,7 +142,7 @@ def embed_prompts(
       A list of [tokens, d] arrays in the compute dtype, and the lengths [b] int32.
 
     Raises:
-      ValueError: a prompt has more than `length` tokens.
+      InputError: a prompt has more than `length` tokens.
     """
     rows = _token_ids(tokenizer, prompts, length)
     lengths = np.asarray([len(row) for row in rows], np.int32)
@@ -167,7 +167,7 @@ def pad_embeddings(embeddings: Sequence[np.ndarray], length: int = MAX_TOKENS) -
     """Context of the diffusion model, [b, length, d]: zero past each prompt's end.
 
     Raises:
-      ValueError: there is no embedding, or one is longer than `length`.
+      InputError: there is no embedding, or one is longer than `length`.
     """
     longest = max((len(embedding) for embedding in embeddings), default=0)
     if not embeddings or longest > length:

@@ -47,8 +47,8 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
       The frames, uint8 [f, y, x, 3], and the average frame rate in frames per second.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is empty, is no video, is damaged, or holds no frame.
+      MissingInput: there is no such file.
+      InputError: the file is empty, is no video, is damaged, or holds no frame.
     """
     converter, frames, rate = VideoReformatter(), [], 0.0
     for frame, _, average in _decode(path):
@@ -72,8 +72,8 @@ def read_clip(path: str | Path, clip: Clip) -> np.ndarray:
       uint8 [clip.frames, clip.rows, clip.columns, 3].
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: an unreadable video, or one that is too short.
+      MissingInput: there is no such file.
+      InputError: an unreadable video, or one that is too short.
     """
     converter, frames = VideoReformatter(), list[np.ndarray]()
     shown: av.VideoFrame | None = None
@@ -177,7 +177,7 @@ class VideoWriter:
         shows and which needs even sizes.
 
     Raises:
-      ValueError: a bad argument, or a target that cannot be written.
+      InputError: a bad argument, or a target that cannot be written.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class VideoWriter:
         """Appends frames, uint8 [f, y, x, 3]; any number of them, one size a file.
 
         Raises:
-          ValueError: another shape or dtype, a size that changed, odd sizes in yuv420p, or a
+          InputError: another shape or dtype, a size that changed, odd sizes in yuv420p, or a
             disk that is full.
         """
         if self._container is None:
@@ -294,7 +294,7 @@ def write_video(
     """Writes frames, uint8 [f, y, x, 3], as one mp4 file; see `VideoWriter`.
 
     Raises:
-      ValueError: bad frames, or a target that cannot be written.
+      InputError: bad frames, or a target that cannot be written.
     """
     with VideoWriter(path, fps, crf=crf, full_chroma=full_chroma) as writer:
         writer.write(frames)

@@ -63,7 +63,7 @@ def read_prompts(path: Path, rewritten: Path | None = None) -> list[Prompt]:
       rewritten: a file of as many lines, whose texts are embedded in their place.
 
     Raises:
-      FileNotFoundError, ValueError: no file, no prompt in it, a bad line (named), or another number
+      MissingInput, InputError: no file, no prompt in it, a bad line (named), or another number
         of rewritten ones.
     """
     rows = _read(path)
@@ -124,7 +124,7 @@ def make(
       naming: "vbench" ({prompt}-{k}.mp4), or "number" ({line}-{k}.mp4).
 
     Raises:
-      ValueError: no sample, two videos of one name, one file for several videos.
+      InputError: no sample, two videos of one name, one file for several videos.
     """
     if samples < 1:
         raise InputError(f"samples: expected 1 or more, found {samples}")
@@ -154,7 +154,7 @@ def share_of(jobs: Sequence[Job], part: str) -> list[Job]:
     """The share of one of several processes, "0/4" for the first of four.
 
     Raises:
-      ValueError: another form, or a number that is too high.
+      InputError: another form, or a number that is too high.
     """
     index, count = share(part)
     return list(jobs)[index::count]

@@ -73,8 +73,8 @@ def find(
       shift: of the noise schedule; None: of the run, 5 for a converted one.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: it is another kind of folder, or lacks the network.
+      MissingInput: there is no such folder.
+      InputError: it is another kind of folder, or lacks the network.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -148,7 +148,7 @@ def find_encoders(folder: str | Path) -> Path:
     the store that its data was first encoded into, or noted there.
 
     Raises:
-      ValueError: there are none.
+      InputError: there are none.
     """
     folder = _stage(Path(folder))
     places = [folder, folder.parent]

@@ -27,7 +27,7 @@ def read_noise(
       between steps, [videos, steps - 1, f, c, y, x]. Frames with fewer steps do not use theirs.
 
     Raises:
-      FileNotFoundError, ValueError: no such file, or other arrays in it.
+      MissingInput, InputError: no such file, or other arrays in it.
     """
     expected = {"noise": (videos, *frames)}
     if steps > 1:
@@ -41,7 +41,7 @@ def read_embeddings(path: Path, shape: Shape) -> np.ndarray:
     file; rows beyond a prompt's end are zero.
 
     Raises:
-      FileNotFoundError, ValueError: no such file, or another array in it.
+      MissingInput, InputError: no such file, or another array in it.
     """
     return _read(path, {"prompt_embeds": shape})["prompt_embeds"]
 

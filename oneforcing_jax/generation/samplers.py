@@ -48,7 +48,7 @@ def wan_grid(steps: int, shift: float) -> np.ndarray:
     """Noise levels of Wan2.1's samplers, [steps + 1]; they begin below 1, where UniPC can.
 
     Raises:
-      ValueError: no step, or a shift that is not positive.
+      InputError: no step, or a shift that is not positive.
     """
     if steps < 1 or shift <= 0:
         raise InputError(
@@ -75,7 +75,7 @@ def unipc(sigmas: Sequence[float] | np.ndarray) -> Sampler:
     The network is told timesteps without their fractions, as in Wan2.1 and in diffusers.
 
     Raises:
-      ValueError: levels that begin at 1, where lambda has no value, do not fall, or do not end at 0.
+      InputError: levels that begin at 1, where lambda has no value, do not fall, or do not end at 0.
     """
     s = np.asarray(sigmas, np.float64)
     if len(s) < 2 or not 0 < s[0] < 1 or s[-1] != 0 or (np.diff(s) >= 0).any():

@@ -70,7 +70,7 @@ class VideoModel:
       mesh: devices over which a batch is split; None: the default device.
 
     Raises:
-      ValueError: encoders that do not fit the transformer.
+      InputError: encoders that do not fit the transformer.
     """
 
     def __init__(self, blocks: Blocks, source: Source, encoders: Encoders, mesh: Any = None):
@@ -97,7 +97,7 @@ class VideoModel:
           changes: other fields of `Settings`.
 
         Raises:
-          ValueError: sizes that codec or transformer cannot take.
+          InputError: sizes that codec or transformer cannot take.
         """
         source, codec = self.source, self.encoders.codec
         trained_frames, *trained_size = codec.video_shape(
@@ -119,7 +119,7 @@ class VideoModel:
         """Embeddings [b, s, d], zero beyond each prompt's end.
 
         Raises:
-          ValueError: an empty prompt, or one that the encoder refuses.
+          InputError: an empty prompt, or one that the encoder refuses.
         """
         if any(not prompt.strip() for prompt in prompts):
             raise InputError("prompt: expected words, found an empty prompt; say what to show")
@@ -189,7 +189,7 @@ class VideoModel:
 def _fits(codec: encoding.Codec, sizes: Sequence[int]) -> bool:
     try:
         codec.latent_shape(*sizes)
-    except ValueError:
+    except InputError:
         return False
     return True
 
@@ -246,7 +246,7 @@ def load(
       split: devices of each video along the mesh axes context, sequence and tensor; None: one device.
 
     Raises:
-      FileNotFoundError, ValueError: one line on what is missing or does not fit.
+      MissingInput, InputError: one line on what is missing or does not fit.
     """
     source, loaded, mesh, params = _read(checkpoint, encoders, ema, dtype, shift, batch, split)
     student = Student(source.config, unstacked(params), window, mesh)

@@ -59,7 +59,7 @@ class Settings:
         """The blocks after `given` latent frames.
 
         Raises:
-          ValueError: frames that the blocks do not fill, a bad step list, nothing left to make.
+          InputError: frames that the blocks do not fill, a bad step list, nothing left to make.
         """
         frames = self.shape[0] - given
         if frames < 1:
@@ -75,7 +75,7 @@ def sample_keys(seeds: Sequence[int], numbers: Sequence[int]) -> jax.Array:
     """[b] random keys, of sample `number` of a prompt whose seed is `seed`.
 
     Raises:
-      ValueError: a seed that is negative or has more than 32 bits.
+      InputError: a seed that is negative or has more than 32 bits.
     """
     wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
     if wrong:

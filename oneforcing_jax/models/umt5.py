@@ -184,7 +184,7 @@ class UMT5Encoder(nn.Module):
           mask: [b, t], non-zero where an id is not padding. Padding is not attended to.
 
         Raises:
-          ValueError: the shapes differ, or are not [b, t].
+          InputError: the shapes differ, or are not [b, t].
         """
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise InputError(

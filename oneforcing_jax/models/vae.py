@@ -165,7 +165,7 @@ class WanVAE(nn.Module):
           Mean and log-variance, each [b, 1 + k, c, y / 8, x / 8] f32.
 
         Raises:
-          ValueError: the shape does not fit.
+          InputError: the shape does not fit.
         """
         _check_pixels(self.config, pixels.shape)
         both, _ = _over_chunks(self, "encode_chunk", pixels, None, self.config.time_stride, 1)
@@ -183,7 +183,7 @@ class WanVAE(nn.Module):
           latents: [b, f, c, y, x], normalised.
 
         Raises:
-          ValueError: the shape does not fit.
+          InputError: the shape does not fit.
         """
         check_latents(self.config, latents.shape)
         return self.decode_frames(latents, None)[0]

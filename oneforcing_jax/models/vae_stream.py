@@ -71,7 +71,7 @@ def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array,
       first call.
 
     Raises:
-      ValueError: the latents do not fit the stream.
+      InputError: the latents do not fit the stream.
     """
     config = state.config
     check_latents(config, latents.shape)

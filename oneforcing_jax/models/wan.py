@@ -43,7 +43,12 @@ from oneforcing_jax.shapes import trailing
 from oneforcing_jax.sharding import by_heads, constrain
 
 KeyValue = tuple[jax.Array, jax.Array]
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+# What `attend` reads beside queries, keys and values, and what it gives back, layer by layer: a cache, a
+# stored context, or None.
+Memory = Any
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Memory], tuple[jax.Array, Memory]]
+# tap(layer number, tokens [b, f, n, d], state) -> state
+Tap = Callable[[jax.Array, jax.Array, Any], Any]
 
 REMAT = ("none", "full", "attention", "dots", "offload")
 LAYER_INPUT = "layer_input"
@@ -107,7 +112,7 @@ class WanConfig:
         """Tokens of a latent frame of the given size.
 
         Raises:
-          ValueError: a size that the patch does not divide.
+          InputError: a size that the patch does not divide.
         """
         if rows % self.patch or columns % self.patch:
             raise InputError(
@@ -133,11 +138,11 @@ class Output(NamedTuple):
     """
 
     flow: jax.Array
-    new: Any
+    new: Memory
     tapped: Any
 
 
-def full(q: jax.Array, k: jax.Array, v: jax.Array, memory: Any) -> tuple[jax.Array, None]:
+def full(q: jax.Array, k: jax.Array, v: jax.Array, memory: Memory) -> tuple[jax.Array, None]:
     """The bidirectional `attend`."""
     flat = attention.flat
     return attention.softmax_attention(flat(q), flat(k), flat(v)).reshape(q.shape), None
@@ -179,8 +184,8 @@ class Layer(nn.Module):
         turn: tuple[jax.Array, jax.Array],
         text: jax.Array | KeyValue,
         attend: Attend,
-        memory: Any,
-    ) -> tuple[jax.Array, Any]:
+        memory: Memory,
+    ) -> tuple[jax.Array, Memory]:
         """x [b, f, n, d], time [b, 1 or f, 6, d], text embedded [b, s, d] or as keys and values."""
         modulation = (time + trailing(self.modulation, time))[:, :, :, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation, 2, 0)
@@ -267,8 +272,8 @@ class WanDiT(nn.Module):
         *,
         frames: jax.Array | None = None,
         attend: Attend = full,
-        memory: Any = None,
-        tap: Callable[[jax.Array, jax.Array, Any], Any] | None = None,
+        memory: Memory = None,
+        tap: Tap | None = None,
         tapped: Any = None,
     ) -> Output:
         """One forward.

@@ -120,7 +120,7 @@ def train(run: Run, stages: Sequence[str], target: Target) -> list[Forecast]:
     """A plan for each training stage.
 
     Raises:
-      ValueError: not such a stage, or one that does not fit the devices.
+      InputError: not such a stage, or one that does not fit the devices.
     """
     return [
         make("train", "mean iteration", target, programs.train(run, stage, target.devices))

@@ -70,7 +70,7 @@ def generate(run: Run, devices: Sequence[Any]) -> list[Program]:
     """One video of the config's size by a one-step student with the paper's first block, and its decoding.
 
     Raises:
-      ValueError: a mesh that does not fit, latents that are not those of Wan's VAE.
+      InputError: a mesh that does not fit, latents that are not those of Wan's VAE.
     """
     shapes = _Shapes(student(run).config, run.latents, programs.video_mesh(run, devices))
     settings = Settings(

@@ -216,7 +216,7 @@ def parse(text: str) -> Module:
     """Reads a program.
 
     Raises:
-      ValueError: the text holds none.
+      InputError: the text holds none.
     """
     computations: dict[str, Computation] = {}
     body: dict[str, Instruction] = {}

@@ -128,7 +128,7 @@ def _codec(run: Run) -> tuple[VAEConfig, WanCodec]:
     """Wan's VAE at the size of a config's latents, without parameters.
 
     Raises:
-      ValueError: latents of another codec.
+      InputError: latents of another codec.
     """
     made = VAEConfig(dtype=student(run).config.dtype)
     if run.latents.channels != made.channels:
@@ -154,7 +154,7 @@ def video_mesh(run: Run, devices: Sequence[Any]) -> Mesh:
     """The mesh of one video: the axes of the config's that split tokens, heads and matrices.
 
     Raises:
-      ValueError: fewer devices than they take.
+      InputError: fewer devices than they take.
     """
     sizes = {axis: run.mesh[axis] for axis in ("context", "sequence", "tensor")}
     return sharding.make_mesh(sizes, devices[: math.prod(sizes.values())])
@@ -164,7 +164,7 @@ def decode(run: Run, mesh: Mesh) -> list[Program]:
     """Decoding of a clip as a stream over a mesh, a latent frame a step; the first step and the others.
 
     Raises:
-      ValueError: the config's latents are not those of Wan's VAE.
+      InputError: the config's latents are not those of Wan's VAE.
     """
     made, codec = _codec(run)
     place, size = NamedSharding(mesh, P()), run.latents
@@ -197,7 +197,7 @@ def encode(run: Run, devices: Sequence[Any]) -> list[Program]:
     """Encoding of one clip on one device, and of one prompt by UMT5-XXL over all devices.
 
     Raises:
-      ValueError: the config's latents are not those of Wan's VAE.
+      InputError: the config's latents are not those of Wan's VAE.
     """
     made, codec = _codec(run)
     mesh, place = _alone(devices)

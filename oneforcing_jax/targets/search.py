@@ -93,7 +93,7 @@ def search(load: Load, name: str, target: Target, compilations: int) -> Iterator
       compilations: settings that are compiled at most.
 
     Raises:
-      ValueError: no setting fits by arithmetic.
+      InputError: no setting fits by arithmetic.
     """
     settings = promising(load, name, target)
     if not settings:
@@ -128,7 +128,7 @@ def promising(load: Load, name: str, target: Target) -> list[Setting]:
         try:
             run = load([f"{PREFIX}{field}={size}" for field, size in fields.items()])
             state = _State.of(run, name, target)
-        except ValueError:  # sizes that do not divide the model's or the batch
+        except InputError:  # sizes that do not divide the model's or the batch
             continue
         for more in _variants(run, name, mesh["data"] * mesh["fsdp"], has_host):
             changed = load([f"{PREFIX}{field}={value}" for field, value in (fields | more).items()])

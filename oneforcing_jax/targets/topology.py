@@ -50,7 +50,7 @@ def parse(name: str) -> _Name:
     """The parts of a target's name.
 
     Raises:
-      ValueError: not such a name, or an unknown chip.
+      InputError: not such a name, or an unknown chip.
     """
     match = re.fullmatch(r"(tpu|gpu):(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name)
     if not match and name != "local":
@@ -75,8 +75,8 @@ def prepare(name: str) -> None:
     """Sets what the compilers read from the environment; call it before JAX starts a backend.
 
     Raises:
-      ValueError: not a target's name.
-      ImportError: the target's compiler is not installed.
+      InputError: not a target's name.
+      MissingPackage: the target's compiler is not installed.
     """
     platform = parse(name).platform
     if platform == "local":
@@ -109,8 +109,8 @@ def find(name: str) -> Target:
     """The devices of a target.
 
     Raises:
-      ValueError: not a target's name, or a topology that its chip does not have.
-      ImportError: the target's compiler is not installed.
+      InputError: not a target's name, or a topology that its chip does not have.
+      MissingPackage: the target's compiler is not installed.
     """
     parsed = parse(name)
     prepare(name)

@@ -63,7 +63,7 @@ class Codec:
         """The latent's (f, c, y, x) of a video of these sizes in pixels.
 
         Raises:
-          ValueError: the patch does not divide the size.
+          InputError: the patch does not divide the size.
         """
         _check_size(rows, columns, self.patch)
         return frames, self.channels, rows // self.patch, columns // self.patch
@@ -76,7 +76,7 @@ class Codec:
         """uint8 [..., f, y, x, 3] to float32 [..., f, c, y/patch, x/patch]; works under `jit`.
 
         Raises:
-          ValueError: another shape or dtype, or sizes that the patch does not divide.
+          InputError: another shape or dtype, or sizes that the patch does not divide.
         """
         if video.dtype != jnp.uint8 or video.ndim < 4 or video.shape[-1] != 3:
             raise InputError(
@@ -90,7 +90,7 @@ class Codec:
         """float [..., f, c, y, x] to uint8 [..., f, patch*y, patch*x, 3]; works under `jit`.
 
         Raises:
-          ValueError: another rank or number of channels.
+          InputError: another rank or number of channels.
         """
         if latents.ndim < 4 or latents.shape[-3] != self.channels:
             raise InputError(
@@ -115,7 +115,7 @@ class Codec:
         """Writes one .npz file.
 
         Raises:
-          ValueError: the target cannot be written.
+          InputError: the target cannot be written.
         """
         content = io.BytesIO()
         np.savez(
@@ -132,8 +132,8 @@ def load(path: str | Path) -> Codec:
     """Reads what `Codec.save` wrote.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is no codec.
+      MissingInput: there is no such file.
+      InputError: the file is no codec.
     """
     path = Path(path)
     if not path.is_file():
@@ -156,7 +156,7 @@ def fit(frames: np.ndarray, channels: int = CHANNELS, patch: int = PATCH) -> Cod
       patch: rows and columns of a patch.
 
     Raises:
-      ValueError: another shape or dtype, sizes that the patch does not divide, or frames with
+      InputError: another shape or dtype, sizes that the patch does not divide, or frames with
         less variety than `channels` directions.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):

@@ -5,13 +5,15 @@ python -m oneforcing_jax.toy.encoders runs/toy/world      # says their kind in a
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from oneforcing_jax.command import ending
 from oneforcing_jax.data import encoders
 from oneforcing_jax.data.encoders import Encoders
-from oneforcing_jax.errors import InputError
+from oneforcing_jax.errors import MissingInput
 from oneforcing_jax.toy import codec, text
 
 # What their folder says they are.
@@ -34,12 +36,18 @@ def save(folder: Path, fitted: codec.Codec, words: text.TextEncoder) -> None:
     encoders.say_kind(folder, KIND)
 
 
-def main(folder: str) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Says the kind of the encoders in a folder that does not say it."""
-    if not (Path(folder) / codec.FILE).is_file():
-        raise InputError(f"expected a toy's {codec.FILE} in {folder}, found none; give its world")
-    encoders.say_kind(folder, KIND)
+    parser = argparse.ArgumentParser(prog="oneforcing_jax.toy.encoders", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="of a toy's world, as WORKDIR/world")
+    folder = parser.parse_args(arguments).folder
+    with ending("nothing was written"):
+        if not (folder / codec.FILE).is_file():
+            raise MissingInput(
+                f"expected a toy's {codec.FILE} in {folder}, found none; give the folder of its world"
+            )
+        encoders.say_kind(folder, KIND)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

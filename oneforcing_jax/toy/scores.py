@@ -59,7 +59,7 @@ def scores(videos: np.ndarray, captions: Sequence[str], world: World = WORLD) ->
       videos; motion: mean distance the centroid moves, pixels a frame.
 
     Raises:
-      ValueError: another shape or dtype, or a caption of another world.
+      InputError: another shape or dtype, or a caption of another world.
     """
     _check(videos, world)
     if len(captions) != len(videos):
@@ -82,7 +82,7 @@ def read_attributes(videos: np.ndarray, world: World = WORLD) -> Readings:
     """Detects colour, shape and direction in videos, uint8 [n, f, y, x, 3].
 
     Raises:
-      ValueError: another shape or dtype.
+      InputError: another shape or dtype.
     """
     _check(videos, world)
     bright = videos.max(-1).astype(np.float32) / 255
@@ -125,7 +125,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, world: World = WORLD) -> floa
       a, b: uint8 [n, f, y, x, 3], of one number of frames, two videos or more each.
 
     Raises:
-      ValueError: another shape or dtype, or fewer than two videos.
+      InputError: another shape or dtype, or fewer than two videos.
     """
     if a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 2:
         raise InputError(
@@ -150,7 +150,7 @@ def embed(videos: np.ndarray, world: World = WORLD) -> np.ndarray:
       videos: uint8 [n, f, y, x, 3].
 
     Raises:
-      ValueError: another shape or dtype, or a size that POOL does not divide.
+      InputError: another shape or dtype, or a size that POOL does not divide.
     """
     _check(videos, world)
     if world.size % POOL:

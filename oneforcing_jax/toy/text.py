@@ -61,7 +61,7 @@ class TextEncoder:
         """Makes an encoder whose vocabulary is the words of the captions.
 
         Raises:
-          ValueError: no words, an odd or tiny dim, or a caption of more than `length` words.
+          InputError: no words, an odd or tiny dim, or a caption of more than `length` words.
         """
         if dim < 2 or dim % 2:
             raise InputError(f"expected an even dim of 2 or more, found {dim}")
@@ -86,7 +86,7 @@ class TextEncoder:
         The empty caption is the negative prompt and has zero tokens.
 
         Raises:
-          ValueError: nothing but white space, an unknown word, or more than `length` tokens.
+          InputError: nothing but white space, an unknown word, or more than `length` tokens.
         """
         if caption and not caption.strip():
             raise InputError(
@@ -112,7 +112,7 @@ class TextEncoder:
         """Embeds captions, float32 [b, length, dim], zero beyond each caption's tokens.
 
         Raises:
-          ValueError: see `encode`.
+          InputError: see `encode`.
         """
         embeddings = np.zeros((len(captions), self.length, self.dim), np.float32)
         for row, caption in enumerate(captions):
@@ -129,7 +129,7 @@ class TextEncoder:
         """Writes tokenizer.json and embeddings.npz into a folder, made with its parents.
 
         Raises:
-          ValueError: the folder cannot be written.
+          InputError: the folder cannot be written.
         """
         folder = Path(folder)
         try:
@@ -146,8 +146,8 @@ def load(folder: str | Path) -> TextEncoder:
     """Reads what `TextEncoder.save` wrote.
 
     Raises:
-      FileNotFoundError: one of the two files is missing.
-      ValueError: one of them is damaged, or they do not belong together.
+      MissingInput: one of the two files is missing.
+      InputError: one of them is damaged, or they do not belong together.
     """
     folder = Path(folder)
     for name in ("tokenizer.json", "embeddings.npz"):

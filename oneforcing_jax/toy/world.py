@@ -72,7 +72,7 @@ class World:
       colours, shapes, directions: the words in use, of COLOURS, SHAPES and DIRECTIONS.
 
     Raises:
-      ValueError: an unknown word, or a shape that could leave the frame.
+      InputError: an unknown word, or a shape that could leave the frame.
     """
 
     size: int = 24
@@ -119,7 +119,7 @@ class World:
         """The attributes of a caption of this world.
 
         Raises:
-          ValueError: no caption of this world.
+          InputError: no caption of this world.
         """
         words = caption.split()
         if len(words) == 5:
@@ -154,7 +154,7 @@ def render(caption: str | Attributes, rng: np.random.Generator, world: World = W
       uint8 [f, y, x, 3].
 
     Raises:
-      ValueError: no caption of this world.
+      InputError: no caption of this world.
     """
     colour, shape, direction = world.parse(caption if isinstance(caption, str) else caption.caption)
     step = np.array(DIRECTIONS[direction])
@@ -214,7 +214,7 @@ def write_dataset(
       (file, caption) of every video.
 
     Raises:
-      ValueError: a bad count, a folder that holds a dataset of another seed or world or a larger
+      InputError: a bad count, a folder that holds a dataset of another seed or world or a larger
         one, or a folder that cannot be written. Files that exist are kept.
     """
     if count < 1:

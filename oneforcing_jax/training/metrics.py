@@ -116,7 +116,7 @@ class Log:
         """For what is not training: its time does not count.
 
         Raises:
-          FloatingPointError: as `check`, which waits for the training before it.
+          NotFinite: as `check`, which waits for the training before it.
         """
         self.check()
         start = time.perf_counter()
@@ -127,7 +127,7 @@ class Log:
         """Metrics of iteration number `done`; what it does not report keeps its last value.
 
         Raises:
-          FloatingPointError: as `check`.
+          NotFinite: as `check`.
         """
         self._unchecked.append((done, metrics))
         updated = {name.split("/")[0] for name in metrics}
@@ -142,7 +142,7 @@ class Log:
         """The latest values, all since the last check being finite; to be called before a state is saved.
 
         Raises:
-          FloatingPointError: one is not; names it and its iteration.
+          NotFinite: one is not; names it and its iteration.
         """
         unchecked, self._unchecked = self._unchecked, []
         for done, metrics in unchecked:

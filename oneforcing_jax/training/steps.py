@@ -65,7 +65,7 @@ class Trainer:
       offload_optimiser: keep optimiser states in the host's memory between steps.
 
     Raises:
-      ValueError: a batch that does not divide into microbatches, or those over the devices.
+      InputError: a batch that does not divide into microbatches, or those over the devices.
     """
 
     method: Method
@@ -207,7 +207,7 @@ class Trainer:
         """(index, count): of the equal parts of a batch, in order, the one that this process reads.
 
         Raises:
-          ValueError: the devices of this process hold rows that are not such a part.
+          InputError: the devices of this process hold rows that are not such a part.
         """
         ranges = self._rows.addressable_devices_indices_map((self.batch,)).values()
         rows = {r for s in ranges if s for r in range(*s[0].indices(self.batch))}
