@@ -1,6 +1,6 @@
 """The smallest networks on a store of noise: a run that starts in seconds and learns nothing.
 
-For tests of the trainer and for tools/kill_test.py, which writes the store; see there.
+It serves the tests of the trainer and tools/kill_test.py, which writes the store.
 """
 
 import runpy

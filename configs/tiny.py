@@ -2,7 +2,7 @@
 
     python -m oneforcing_jax.main --config=configs/tiny.py --workdir=runs/tiny
 
-For tests and for a first look; it learns colour and shape, and no direction in this time.
+It serves the tests and a first look. In this time it learns colour and shape, but no direction.
 """
 
 import dataclasses

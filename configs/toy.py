@@ -33,8 +33,8 @@ def get_config():
     c.latents = {"frames": 8, "channels": 12, "rows": 6, "columns": 6}
     c.fps = FPS
     c.shift = 3.0
-    # As Wan's, but that the rotary frequencies suit eight frames of 3x3 tokens and that attention looks
-    # at neighbours from the start: at this width and in this time it would not learn to.
+    # It is as Wan's, but the rotary frequencies suit eight frames of 3x3 tokens, and attention looks at
+    # neighbours from the start, which it would not learn at this width and in this time.
     size = WanConfig(
         dim=128, ffn_dim=512, num_heads=4, num_layers=4, in_dim=12, out_dim=12, text_dim=32, text_len=8,
         freq_dim=64, rope_theta=30.0, qk_bias=1.0,

@@ -1,7 +1,7 @@
 """Checkpoints: Orbax, one item a network, so that a later stage reads just the network that it needs.
 
-A checkpoint is written under another name and renamed when it is whole; one that is to go is first
-renamed into `TRASH`. Whoever is killed at any time leaves only whole checkpoints under their numbers.
+A checkpoint is written under another name and renamed when it is whole; before it is removed, it is
+renamed into `TRASH`. So a process killed at any time leaves only whole checkpoints under their numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
-# Of a stage: the folder of its checkpoints. In a work directory: the config of the run.
+# A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"
 TRASH, RUN_FILE = "trash", "run.json"
 CLEAR_TRIES, CLEAR_PAUSE = 50, 0.2  # seconds
@@ -50,7 +50,7 @@ def manager(
         )
     policies: list[Any] = [LatestN(n=keep)]
     if metric:
-        # Metrics of samples are not there before the first ones: such a checkpoint is the worst.
+        # A checkpoint from before the first samples lacks their metrics, and counts as the worst.
         worst = math.inf if mode == "min" else -math.inf
         value = lambda metrics: metrics.get(metric, worst)  # noqa: E731
         policies.append(BestN(get_metric_fn=value, reverse=mode == "min", n=1))
@@ -87,7 +87,7 @@ def _written(to: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def _clear(of: ocp.CheckpointManager) -> None:
-    """Removes, while no save runs, the trash and what no save will finish.
+    """Removes the trash and what no save will finish. It is called while no save runs.
 
     After a save has failed, some of its writers go on for a moment and make their folders anew.
     """
@@ -104,27 +104,43 @@ def _clear(of: ocp.CheckpointManager) -> None:
         time.sleep(CLEAR_PAUSE)
 
 
-def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
-    """Records which run the checkpoints belong to.
+def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
+    """Whether a folder has checkpoints, all of them this run's; changes nothing.
 
     Args:
-      of: the checkpoints.
-      run: what must not change when a run is continued, as JSON gives it back.
+      folder: of checkpoints.
+      run: what must not change when a run is continued, or a part of it, as JSON gives it back.
 
     Raises:
       InputError: there are checkpoints of another run; names the field.
     """
-    file = Path(str(of.directory)) / RUN_FILE
-    if of.latest_step() is not None and file.is_file():
-        found = json.loads(file.read_text())
-        for name, value in run.items():
-            if found.get(name) != value:
-                raise InputError(
-                    f"checkpoints in {of.directory} are of a run with {name} {found.get(name)!r}, found "
-                    f"{value!r}: set it back, or use another work directory"
-                )
-    elif jax.process_index() == 0:
-        write_whole(file, json.dumps(dict(run), indent=1).encode())
+    file = folder / RUN_FILE
+    if not file.is_file() or not _numbered(folder):
+        return False
+    found = json.loads(file.read_text())
+    for name, value in run.items():
+        if found.get(name) != value:
+            raise InputError(
+                f"checkpoints in {folder} are of a run with {name} {found.get(name)!r}, found "
+                f"{value!r}: set it back, or use another work directory"
+            )
+    return True
+
+
+def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
+    """Records which run the checkpoints belong to, as `check_claim` checks it.
+
+    Raises:
+      InputError: there are checkpoints of another run; names the field.
+    """
+    folder = Path(str(of.directory))
+    if not check_claim(folder, run) and jax.process_index() == 0:
+        write_whole(folder / RUN_FILE, json.dumps(dict(run), indent=1).encode())
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, whole under their numbers."""
+    return [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
 
 
 def last(of: ocp.CheckpointManager) -> str:
@@ -189,7 +205,7 @@ def find(folder: str | Path) -> Path:
     folder = Path(folder).absolute()
     if any(folder.glob("params_*")):
         return folder
-    found = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+    found = _numbered(folder)
     if not found:
         raise MissingInput(
             f"checkpoint: expected Orbax checkpoints (folders with a number) in {folder}, found none; run "

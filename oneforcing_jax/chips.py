@@ -67,8 +67,8 @@ class Chip:
         return self.seen or self.peak
 
 
-# A GPU takes about two microseconds from the end of a kernel to the begin of the next one of its stream;
-# a TPU runs one program, whose operations wait about half of one for their first data.
+# A GPU takes about two microseconds from the end of a kernel to the beginning of the next one of its stream.
+# A TPU runs one program, whose operations wait about half a microsecond for their first data.
 _GPU, _TPU = 2e-6, 0.5e-6
 _HOPPER = Cuda((9, 0), 132, 128, 2048, 233472, 50 << 20, 1.98)
 _NETWORK = 50e9  # one 400 Gb/s adapter a GPU

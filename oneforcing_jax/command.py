@@ -1,6 +1,6 @@
 """What all command lines share: numbers in options, and how a command ends.
 
-An error of what was given is one line. Any other keeps its traceback. A signal has its exit code.
+An error in what was given is shown as one line; any other keeps its traceback. A signal has its exit code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def ending(interrupted: str) -> Iterator[None]:
-    """Runs a command: an error is one line and exit code 1, a signal that ended it 128 + its number.
+    """Runs a command. An error gives one line and exit code 1, and a signal that ended it 128 + its number.
 
     Args:
       interrupted: what is left after Ctrl-C, and what to do.
@@ -61,7 +61,7 @@ def axes(text: str) -> dict[str, int]:
 
 
 def share(text: str) -> tuple[int, int]:
-    """The share of one of several commands, "I/N": of N the I-th.
+    """The share of one of several commands, "I/N": the I-th of N.
 
     Raises:
       InputError: another form, or a number that is too high.

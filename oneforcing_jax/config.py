@@ -11,15 +11,17 @@ import dataclasses
 import difflib
 import json
 import runpy
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from oneforcing_jax import ranges
 from oneforcing_jax.dtypes import DTYPES, Dtype
 from oneforcing_jax.errors import InputError, MissingInput
 
@@ -46,15 +48,37 @@ def load(
     path = Path(path)
     if not path.is_file():
         raise MissingInput(f"config: expected a Python file, found nothing at {path}; see configs/")
-    module = runpy.run_path(str(path))
-    if "get_config" not in module:
-        raise InputError(f"config: expected a function get_config() in {path}, found none")
-    config: ConfigDict = module["get_config"]()
+    config = _made(path)
     if change:
         change(config)
     for override in overrides:
         _apply(config, override)
     config.lock()
+    return config
+
+
+def _made(path: Path) -> ConfigDict:
+    """What `get_config()` of a file gives.
+
+    Raises:
+      InputError: names the file, and the line at which it fails.
+    """
+    try:
+        module = runpy.run_path(str(path))
+        config = module["get_config"]() if "get_config" in module else None
+    except Exception as error:  # a config is a program of the user's
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if Path(frame.filename).name == path.name]  # fmt: skip
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+        said = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(
+            f"config: {path}, line {line}: {type(error).__name__}: {said}; mend the file"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"config: expected in {path} a function get_config() that returns a ConfigDict, found "
+            f"{type(config).__name__}; see configs/base.py"
+        )
     return config
 
 
@@ -86,7 +110,7 @@ def _apply(config: ConfigDict, override: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The field whose last part is most like that of `name`; of several, the one most like all of it."""
+    """The field whose last part is most like that of `name`; a tie goes to the one most like all of it."""
 
     def likeness(field: str) -> tuple[float, float]:
         ends = difflib.SequenceMatcher(None, field.split(".")[-1], name.split(".")[-1])
@@ -127,7 +151,7 @@ def read(record: type[Record], values: Mapping[str, Any], where: str = "") -> Re
       where: dotted name of `values` in the config, for errors.
 
     Raises:
-      InputError: a field that is missing, unknown, or not of its type; what the dataclass itself refuses.
+      InputError: a field that is missing, unknown or not of its type, or that the dataclass itself refuses.
     """
     expected = {field.name: field for field in dataclasses.fields(record)}  # type: ignore[arg-type]
     for name in values:
@@ -136,7 +160,7 @@ def read(record: type[Record], values: Mapping[str, Any], where: str = "") -> Re
                 f"config: no field {_dotted(where, name)!r}; did you mean "
                 f"{_dotted(where, nearest(name, expected))!r}?"
             )
-    kinds, made = typing.get_type_hints(record), dict[str, Any]()
+    kinds, made = typing.get_type_hints(record, include_extras=True), dict[str, Any]()
     for name, field in expected.items():
         if name in values:
             made[name] = _value(kinds[name], values[name], _dotted(where, name))
@@ -160,6 +184,13 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
+    if origin is Annotated or kind is float:
+        found = _plain(parts[0] if parts else float, value, name)
+        if words := ranges.wrong(kind, found):
+            raise InputError(
+                f"config: field {name!r}: expected {words}, found {value!r}; change it"
+            )
+        return found
     if kind is Dtype:
         if value not in DTYPES:
             raise InputError(
@@ -174,14 +205,19 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         inner = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         if len(inner) == len(value):
             return tuple(_value(k, v, name) for k, v in zip(inner, value, strict=True))
-    elif isinstance(origin, type) and issubclass(origin, Mapping):
-        if isinstance(value, Mapping | ConfigDict):
-            return {key: _value(parts[1], v, _dotted(name, key)) for key, v in value.items()}
-    elif kind is float and type(value) is int:
+    maps = isinstance(origin, type) and issubclass(origin, Mapping)
+    if maps and isinstance(value, Mapping | ConfigDict):
+        return {key: _value(parts[1], v, _dotted(name, key)) for key, v in value.items()}
+    return _plain(kind, value, name)
+
+
+def _plain(kind: Any, value: Any, name: str) -> Any:
+    """A number, word or switch as it is; a whole number may stand for another."""
+    if kind is float and type(value) is int:
         return float(value)
-    elif isinstance(kind, type) and type(value) is kind:
+    if isinstance(kind, type) and type(value) is kind:
         return value
-    shown = kind.__name__ if isinstance(kind, type) and not parts else str(kind)
+    shown = kind.__name__ if isinstance(kind, type) else str(kind)
     raise InputError(f"config: field {name!r}: expected {shown}, found {value!r}; change it")
 
 

@@ -12,7 +12,7 @@ from oneforcing_jax.errors import InputError
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Writes a file so that no reader, and no kill, ever sees half of it.
+    """Writes a file so that no reader ever sees half of it, and no kill leaves half of it.
 
     Raises:
       InputError: the target cannot be written; an older file of that name is still there.
@@ -37,7 +37,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
 def staged(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or folder to, which takes its name at the end.
 
-    On an error all of it is removed, and the folders that were made for it.
+    On an error it is removed whole, together with the folders that were made for it.
     """
     made = [parent for parent in target.parents if not parent.exists()]
     temporary = target.with_name(f".{target.name}.partial")

@@ -15,43 +15,36 @@ import contextlib
 import dataclasses
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.causal.plan import ClipDraws
 from oneforcing_jax.command import axes, ending, numbers, size
-from oneforcing_jax.data.images import at_rate, read_image
-from oneforcing_jax.data.video import VideoWriter, read_video
+from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.dtypes import DTYPES
-from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation import jobs as listing
-from oneforcing_jax.generation import recordings, samplers, streaming
-from oneforcing_jax.generation.jobs import Job
-from oneforcing_jax.generation.streaming import VideoModel
-from oneforcing_jax.generation.student import (
-    FIRST_STEPS,
-    Noise,
-    Settings,
-    Text,
-    recorded,
-    sample_keys,
-    seeded,
-)
+from oneforcing_jax.generation.jobs import Job, Listing
+from oneforcing_jax.generation.loading import SAMPLERS, Loading
+from oneforcing_jax.generation.scene import Given, Look, Scene
+from oneforcing_jax.generation.student import FIRST_STEPS
 from oneforcing_jax.published import BLOCK_FRAMES
+from oneforcing_jax.ranges import Count, Quality, options
 
-SAMPLERS: dict[str, Callable[[np.ndarray], samplers.Sampler]] = {
-    "unipc": samplers.unipc,
-    "euler": samplers.euler,
-}
 # Below this many pixel rows or columns, colour at half resolution shows.
 SMALL = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """The options that say how videos are made and written."""
+
+    batch: Count
+    crf: Quality
+    save_latents: bool
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,162 +111,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Makes the videos that are missing."""
-    jobs = _jobs(args)
-    share = listing.share_of(jobs, args.shard)
-    todo = [
-        job
-        for job in share
-        if not job.path.is_file() or (args.save_latents and not job.latents.is_file())
-    ]
-    if len(todo) < len(share):
-        print(f"{len(share) - len(todo)} of {len(share)} videos are there already")
-    if not todo:
-        return
-    for name in ("batch", "frames"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name}: expected 1 or more, found {value}")
-    if args.sink and args.window is None:
-        raise InputError(f"sink: expected --window with it, found a sink of {args.sink} alone")
-    model = _model(args)
-    settings, given = _settings(args, model)
-    noise, text = _noise(args, jobs, settings, given), _text(args, model, jobs)
-    total = len(todo) * settings.shape[0]
+    given = vars(args)
+    wanted, loading, writing = (
+        options(Listing, given),
+        options(Loading, given),
+        options(Writing, given),
+    )
+    look, files = options(Look, given), options(Given, given)
+    jobs = wanted.jobs()
+    if todo := wanted.missing(jobs):
+        write(Scene.of(loading.model(), look, files, jobs), todo, writing)
+        print(f"videos made in {todo[0].path.parent}: {len(todo)}")
+
+
+def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
+    """Makes videos batch by batch, and writes them as they come."""
+    first, total = scene.given(writing.batch), len(jobs) * scene.settings.shape[0]
     with tqdm(total=total, unit="latent frame", disable=None) as bar:
-        for start in range(0, len(todo), args.batch):
-            group = todo[start : start + args.batch]
+        for start in range(0, len(jobs), writing.batch):
+            group = jobs[start : start + writing.batch]
             # The last group is filled up, so that one program serves all.
-            filled = [group[i % len(group)] for i in range(args.batch)]
-            _write(args, model, settings, group, noise(filled), text(filled), given, bar)
-    print(f"videos made in {todo[0].path.parent}: {len(todo)}")
+            filled = [group[i % len(group)] for i in range(writing.batch)]
+            noise, text = scene.noise(filled), scene.text(filled)
+            made = scene.model.videos(noise, text, scene.settings, first)
+            for latents in _written(made, group, scene.fps, writing):
+                bar.update(len(group) * latents.shape[1])
 
 
-def _jobs(args: argparse.Namespace) -> list[Job]:
-    if args.prompt is not None:
-        if args.rewritten_prompts:
-            raise InputError("--rewritten_prompts: expected --prompts with it, found --prompt")
-        if not args.prompt.strip():
-            raise InputError("prompt: expected words, found an empty prompt; say what to show")
-        prompts = [listing.Prompt(args.prompt, args.prompt)]
-    else:
-        prompts = listing.read_prompts(args.prompts, args.rewritten_prompts)
-    jobs = listing.make(prompts, args.out, args.samples, args.seed, args.naming)
-    folder = jobs[0].path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: cannot make {folder}: {error.strerror}; choose another") from None
-    return jobs
-
-
-def _model(args: argparse.Namespace) -> VideoModel:
-    common: dict[str, Any] = {
-        name: getattr(args, name) for name in ("encoders", "ema", "dtype", "shift", "batch")
-    }
-    if not args.teacher:
-        window = Window(args.window, args.sink)
-        return streaming.load(args.checkpoint, window=window, split=args.mesh, **common)
-
-    def sampler(shift: float) -> samplers.Sampler:
-        return SAMPLERS[args.sampler](samplers.wan_grid(args.sampling_steps, shift))
-
-    # Wan counts guidance from the unconditional prediction, the paper and we from the conditional.
-    guidance = args.guidance - 1
-    return streaming.load_teacher(args.checkpoint, sampler=sampler, guidance=guidance, **common)
-
-
-def _settings(args: argparse.Namespace, model: VideoModel) -> tuple[Settings, Any]:
-    """Settings, and the given first latents [1, f, c, y, x] or None."""
-    changes: dict[str, Any] = {"steps": args.steps, "first_steps": args.first_steps}
-    if args.method:
-        changes |= {"block_frames": BLOCK_FRAMES[args.method], "first_frames": None}
-    if args.first_frames:
-        changes["first_frames"] = args.first_frames
-    settings = model.settings(args.frames, args.size, **changes)
-    if args.teacher:
-        settings = dataclasses.replace(
-            settings, block_frames=settings.shape[0], first_frames=None, first_steps=None
-        )
-    file, given = args.image or args.video, None
-    if file and args.teacher:
-        raise InputError(
-            f"--teacher: it makes whole clips and cannot continue {file}; leave one out"
-        )
-    if file:
-        frames = read_image(file) if args.image else at_rate(*read_video(file), _fps(args, model))
-        given = model.first_frames(frames, settings, log=lambda line: print(f"{file}: {line}"))
-    settings.plan(model.source.shift, 0 if given is None else given.shape[1])
-    return settings, given
-
-
-def _fps(args: argparse.Namespace, model: VideoModel) -> float:
-    return model.source.fps if args.fps is None else args.fps
-
-
-def _noise(
-    args: argparse.Namespace, jobs: Sequence[Job], settings: Settings, given: Any
-) -> Callable[[Sequence[Job]], Noise]:
-    """Noise of a batch: from the file, or from seeds."""
-    first = 0 if given is None else given.shape[1]
-    if not args.noise_file:
-        return lambda group: seeded(
-            sample_keys([job.seed for job in group], [job.sample for job in group]),
-            settings.shape[1:],
-        )
-    steps = max(len(block.sigmas) for block in settings.plan(1.0, first))
-    frames = (settings.shape[0] - first, *settings.shape[1:])
-    start, renoise = recordings.read_noise(args.noise_file, len(jobs), frames, steps)
-
-    def noise(group: Sequence[Job]) -> Noise:
-        rows = [job.number for job in group]
-        more = None if renoise is None else jnp.asarray(renoise[rows])
-        return recorded(ClipDraws(jnp.asarray(start[rows]), None, more), first)
-
-    return noise
-
-
-def _text(
-    args: argparse.Namespace, model: VideoModel, jobs: Sequence[Job]
-) -> Callable[[Sequence[Job]], Text]:
-    """Embeddings of a batch: from the file, or of the prompts."""
-    if not args.prompt_embeds:
-        return lambda group: model.embed([job.prompt.embedded for job in group])
-    config, lines = model.source.config, jobs[-1].line + 1
-    shape = (lines, config.text_len, config.text_dim)
-    array = recordings.read_embeddings(args.prompt_embeds, shape)
-    return lambda group: model.place(array[[job.line for job in group]])
-
-
-def _write(
-    args: argparse.Namespace,
-    model: VideoModel,
-    settings: Settings,
-    group: Sequence[Job],
-    noise: Noise,
-    text: Text,
-    given: Any,
-    bar: tqdm,
-) -> None:
-    """Makes a batch and writes it as it comes; files take their names when they are whole."""
-    if given is not None:
-        given = model.place(np.repeat(np.asarray(given), args.batch, 0))
+def _written(
+    made: Iterator[tuple[jax.Array, np.ndarray]], group: Sequence[Job], fps: float, writing: Writing
+) -> Iterator[jax.Array]:
+    """Latents of a batch as they come, their frames written; files take their names when they are whole."""
     parts: list[np.ndarray] = []
     with contextlib.ExitStack() as stack:
         writers: list[VideoWriter] = []
-        for latents, frames in model.videos(noise, text, settings, given):
+        for latents, frames in made:
             small = min(frames.shape[2:4]) < SMALL
             writers = writers or [
-                stack.enter_context(
-                    VideoWriter(job.path, _fps(args, model), crf=args.crf, full_chroma=small)
-                )
+                stack.enter_context(VideoWriter(job.path, fps, crf=writing.crf, full_chroma=small))
                 for job in group
             ]
             for writer, video in zip(writers, frames, strict=False):
                 writer.write(video)
-            if args.save_latents:
+            if writing.save_latents:
                 parts.append(np.asarray(latents, np.float32))
-            bar.update(len(group) * latents.shape[1])
-        if args.save_latents:
+            yield latents
+        if writing.save_latents:
             for job, clip in zip(group, np.concatenate(parts, 1), strict=False):
                 content = io.BytesIO()
                 np.save(content, clip)

@@ -104,7 +104,7 @@ def _join(known: argparse.Namespace) -> None:
     """Joins the other processes, if there are any.
 
     Raises:
-      InputError: flags of which one needs another, or processes that do not find each other.
+      InputError: a flag without the others that it needs, or processes that do not find each other.
     """
     said = (known.coordinator, known.process_id, known.process_count)
     if not known.distributed and said == (None, None, None):
@@ -142,9 +142,11 @@ def run(
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir, [stage.share for stage in prepared]):
+        for stage in prepared:
+            stage.check(workdir)
         if shrunk:
             tiny.write_data(described, workdir)
-        _start(workdir, config.to_json(indent=1), prepared)
+        _start(workdir, described.text, prepared)
         for stage in prepared:
             stage.work(workdir)
 
@@ -166,7 +168,7 @@ def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:
 def _locked(workdir: Path, shares: Sequence[tuple[int, int]]) -> Iterator[None]:
     """Keeps other runs out of a work directory until this one ends, however it ends.
 
-    Runs of one stage that does a share of its work keep out all but those that do the other shares.
+    A run that does one share of a stage keeps out all runs but those that do the other shares.
 
     Raises:
       InputError: another run is in it.
@@ -200,7 +202,7 @@ def _lock(path: Path, workdir: Path, shared: bool = False) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed, on CPU: each step would fault the same pages in again, which
+    """Tells glibc to keep what is freed, on CPU. Otherwise each step faults the same pages in again, which
     takes about a quarter of a small model's step."""
     if jax.default_backend() == "cpu" and sys.platform == "linux":
         libc = ctypes.CDLL(None)

@@ -1,6 +1,6 @@
 """Random keys that belong to a purpose: a hash of the seed and of what they are for.
 
-So what seed 0 draws for one stage, network or purpose is drawn by no other, and by no other seed.
+So each stage, network and purpose draws numbers of its own, and no two seeds draw the same.
 """
 
 from __future__ import annotations

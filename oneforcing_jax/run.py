@@ -1,7 +1,7 @@
 """A run as its config describes it, read once into typed records.
 
-The fields that every run has are here. A training method and a kind of stage declare a record of the sections
-that they read themselves: `view` makes it. A section that nobody declares is a misspelt one, and refused.
+The fields that every run has are here. A training method or a kind of stage declares a record of the sections
+that it reads, and `view` makes it. A section that nobody declares is taken for a misspelt one and refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from oneforcing_jax import config as configs
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.ranges import Count, Natural, Positive, Seed
 
 Sections = TypeVar("Sections")
 
@@ -23,10 +24,10 @@ Sections = TypeVar("Sections")
 class Latents:
     """Size of a training clip's latents."""
 
-    frames: int
-    channels: int
-    rows: int
-    columns: int
+    frames: Count
+    channels: Count
+    rows: Count
+    columns: Count
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -43,10 +44,10 @@ class Blocks:
       first_frames, first_steps: of the first block; 0 and (): as the others.
     """
 
-    frames: int
-    steps: tuple[float, ...]
-    first_frames: int = 0
-    first_steps: tuple[float, ...] = ()
+    frames: Count
+    steps: tuple[Positive, ...]
+    first_frames: Natural = 0
+    first_steps: tuple[Positive, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,19 +66,21 @@ class Run:
       run: stages to run, in order.
       stages: fields of each stage, as its kind will read them.
       sections: all other sections, as methods and kinds will read them.
+      text: the whole config as JSON, for whoever goes on from what the run leaves.
     """
 
-    seed: int
+    seed: Seed
     wandb: str
-    profile: int
+    profile: Natural
     mesh: Mapping[str, int]
     latents: Latents
-    fps: float
-    shift: float
+    fps: Positive
+    shift: Positive
     blocks: Blocks
     run: tuple[str, ...]
     stages: Mapping[str, Mapping[str, Any]]
     sections: Mapping[str, Any]
+    text: str
 
     @classmethod
     def of(cls, config: ConfigDict) -> Run:
@@ -86,11 +89,12 @@ class Run:
         Raises:
           InputError: one of them is missing or not what it must be.
         """
-        own = {field.name for field in dataclasses.fields(cls)} - {"sections"}
+        own = _own_fields()
         values = dict(config.items())
         sections = {name: value for name, value in values.items() if name not in own}
         made = {name: value for name, value in values.items() if name in own}
-        run = configs.read(cls, made | {"sections": sections})
+        text = config.to_json(indent=1)
+        run = configs.read(cls, made | {"sections": sections, "text": text})
         for name in run.run:
             if name not in run.stages:
                 known = list(run.stages)
@@ -135,8 +139,12 @@ class Run:
         read = {field.name for view in views for field in dataclasses.fields(view)}
         for name in self.sections:
             if name not in read:
-                own = {field.name for field in dataclasses.fields(self)} - {"sections"}
                 raise InputError(
                     f"config: no stage of it reads a section {name!r}; did you mean "
-                    f"{configs.nearest(name, read | own)!r}? Otherwise remove it"
+                    f"{configs.nearest(name, read | _own_fields())!r}? Otherwise remove it"
                 )
+
+
+def _own_fields() -> set[str]:
+    """Names that every config has."""
+    return {field.name for field in dataclasses.fields(Run)} - {"sections", "text"}

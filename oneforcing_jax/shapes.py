@@ -37,5 +37,5 @@ def check(name: str, array: Any, axes: str, **known: int) -> dict[str, int]:
 
 
 def trailing(leaf: jax.Array, x: jax.Array) -> jax.Array:
-    """A leaf over the last axes of `x`, with axes of size 1 before them: what broadcasting does unsaid."""
+    """A leaf over the last axes of `x`, with axes of size 1 before them; broadcasting adds these unsaid."""
     return leaf.reshape((1,) * (x.ndim - leaf.ndim) + leaf.shape)

@@ -1,14 +1,14 @@
 """The device mesh, the one table of sharding rules, and shardings of whole state trees.
 
 Parameters name their axes logically when they are declared (`nn.with_logical_partitioning`); the table
-below says which mesh axis each of them lies on. All mesh axes exist always, of size 1 where unused, so
+below says which mesh axis each of them lies on. All mesh axes always exist, with size 1 where unused, so
 that one program serves a laptop and a pod.
 
 The tokens of every frame lie over `context` and `sequence`, so each device has the same part of every
 frame, and what is done token by token needs no other device. Attention needs all keys of a head:
 `by_heads` exchanges tokens for heads over `sequence` (Ulysses), and gathers keys and values over
 `context`, whose devices keep a part of the queries each. Heads must divide over `tensor` and `sequence`,
-for `context` they need not.
+but need not divide over `context`.
 """
 
 from __future__ import annotations
@@ -118,13 +118,13 @@ def dividing(
 
 
 def named(mesh: Mesh, axes: tuple[str | None, ...] = ()) -> NamedSharding:
-    """The sharding of logical axes on a mesh; of none, a copy on each device."""
+    """The sharding of logical axes on a mesh; without axes, each device has a copy."""
     return NamedSharding(mesh, spec(axes))
 
 
 def target() -> Any:
-    """The kind of device that programs are made for, with its `platform` and `device_kind`: that of the
-    mesh in use, which need not be of this machine; without a mesh, the default device."""
+    """The kind of device that programs are made for, with its `platform` and `device_kind`. It is that of
+    the mesh in use, which need not be of this machine, or the default device where there is no mesh."""
     found = jax.sharding.get_abstract_mesh().abstract_device
     return jax.local_devices()[0] if found is None else found
 
@@ -151,7 +151,7 @@ def gathered(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """A matrix as a product reads it: whole along the axes that lie over `fsdp`. Its gradient is summed over
     their devices to where the matrix lies.
 
-    Left to itself, XLA for TPUs multiplies with one device's part after the other, and writes and reads the
+    Without this, XLA for TPUs multiplies with one device's part after the other, and writes and reads the
     whole product once for each.
     """
     mesh = _parallel_mesh()

@@ -24,14 +24,16 @@ class Stage:
     """A stage that was checked and can run.
 
     Attributes:
-      name: of it in the config; its folder in the work directory has this name.
-      work: does it, in a work directory, from where it was interrupted; does nothing where it is done.
+      name: its name in the config, and that of its folder in the work directory.
+      work: does it in a work directory, from where it was interrupted; does nothing where it is done.
+      check: refuses a work directory in which the stage is another run's; it changes nothing.
       several_processes: whether several processes can do it together.
       share: (i, n): the i-th of n parts of it. The others are done by other runs in the work directory.
     """
 
     name: str
     work: Callable[[Path], None]
+    check: Callable[[Path], None] = lambda workdir: None
     several_processes: bool = False
     share: tuple[int, int] = (0, 1)
 
@@ -41,8 +43,8 @@ class Kind(NamedTuple):
 
     Attributes:
       fields: a frozen dataclass of the fields that such a stage has in a config, next to its kind.
-      views: of such a record: the records of the config's sections that the stage reads.
-      prepare: of the run, the stage's name and such a record: the stage, everything checked.
+      views: gives, for such a record, the records of the config's sections that the stage reads.
+      prepare: makes the stage from the run, the stage's name and such a record, and checks everything.
     """
 
     fields: type
@@ -65,7 +67,7 @@ def read(run: Run, name: str) -> tuple[Kind, Any]:
 
 
 def prepare(run: Run) -> list[Stage]:
-    """The stages that a run is to do, in order; those that it has beside them are read and checked too.
+    """The stages that a run is to do, in order. All other stages of its config are read and checked too.
 
     Raises:
       InputError: one of them is not what it must be.

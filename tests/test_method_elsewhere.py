@@ -190,6 +190,16 @@ WRONG = {
     r"entry for each of \['student'\], found": lambda c: c.stages.train.init.update(
         critic="random"
     ),
+    "field 'shift': expected a finite number, found nan": lambda c: c.update(shift=float("nan")),
+    "field 'latents.rows': expected a whole number of 1 or more, found 0": lambda c: (
+        c.latents.update(rows=0)
+    ),
+    "optimisers.student.learning_rate': expected a number above 0": lambda c: (
+        c.stages.train.optimisers.student.update(learning_rate=-1.0)
+    ),
+    "'stages.train.ema.decay': expected a number from 0 to below 1": lambda c: (
+        c.stages.train.ema.update(decay=2.0)
+    ),
     "expected a field 'shift', found none": lambda c: c.__delattr__("shift"),
 }
 
@@ -199,3 +209,19 @@ def test_what_a_config_says_wrongly(workdir, message, change):
     config = configs.load(workdir / "config.py", (), change)
     with pytest.raises(ValueError, match=message):
         stages.prepare(Run.of(config))
+
+
+BROKEN = {
+    "line 2: SyntaxError": "\ndef get_config(:\n",
+    "line 3: ZeroDivisionError: division by zero": "\ndef get_config():\n    return 1 / 0\n",
+    "returns a ConfigDict, found NoneType": "x = 1\n",
+    "returns a ConfigDict, found dict": "def get_config():\n    return {}\n",
+}
+
+
+@pytest.mark.parametrize(("message", "content"), BROKEN.items())
+def test_files_that_fail_name_their_line(tmp_path, message, content):
+    (tmp_path / "broken.py").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        configs.load(tmp_path / "broken.py")
+    assert "broken.py" in str(caught.value) and "\n" not in str(caught.value)

@@ -133,6 +133,26 @@ def test_another_run_is_refused(tmp_path, noise, whole, fields, message):
     assert saved(tmp_path / "w") == saved(whole)
 
 
+def test_a_refused_run_changes_nothing(tmp_path, noise, whole):
+    """Neither what is there, nor what `generate` finds."""
+    shutil.copytree(whole, tmp_path / "w")
+
+    def files():
+        return {p: p.read_bytes() for p in (tmp_path / "w").rglob("*.json")}
+
+    before, found = files(), pretrained.find(tmp_path / "w" / STAGE)
+    for fields in ({"seed": 5, "shift": 9.0}, {"stages.teacher.batch": 16}, {"shift": "nan"}):
+        refused(tmp_path / "w", noise, *(f"{k}={v}" for k, v in fields.items()), iterations=20)
+        assert files() == before
+    # A model that does not fit is seen when it is read: the stage's own record stays.
+    refused(tmp_path / "w", noise, "shift=9.0", "teacher.dim=32", iterations=20)
+    assert pretrained.find(tmp_path / "w" / STAGE) == found
+    assert (
+        before[tmp_path / "w" / STAGE / "config.json"]
+        == files()[tmp_path / "w" / STAGE / "config.json"]
+    )
+
+
 def test_the_best_checkpoint_stays(tmp_path, noise):
     best = ["stages.teacher.best.metric=model/loss", "stages.teacher.checkpoint_every=1"]
     train(tmp_path, noise, *best, keep=1)

@@ -3,11 +3,11 @@
     git clone https://github.com/Aurora-edu/One-Forcing ../One-Forcing
     python tools/compare_original.py --original=../One-Forcing --out=comparison.json
 
-Same sizes, same weights, same work: a generator update, a critic update (loss, backward with the
-original's activation checkpointing, clipping, AdamW) and a rollout without gradient. First both sides
+Both sides have the same sizes, weights and work: a generator update, a critic update (loss, backward with
+the original's activation checkpointing, clipping, AdamW) and a rollout without gradient. First both sides
 repeat one update from the same noise, and the distance of losses and gradients is printed. Then the
-sides take turns, each in a process of its own on the same cores; medians count, and neither the first
-run nor compilation is in them. Needs the packages of `pip install -e '.[test]'`; no weights, no GPU.
+sides take turns, each in a process of its own on the same cores. Medians count, without the first run and
+compilation. It needs the packages of `pip install -e '.[test]'`, but no weights and no GPU.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def workers(
 
 def agreement(setting: Setting, folder: Path) -> dict[str, dict[str, float]]:
     """Losses and gradients of both sides from the same weights, batch and noise."""
-    # Compiled quickly, since it runs once.
+    # It is compiled quickly, since it runs once.
     environment = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     with workers(setting, folder, environment) as sides:
         found = {
@@ -211,7 +211,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def compare(setting: Setting, folder: Path, repeats: int, check: bool) -> dict[str, Any]:
     """The whole comparison; prints as it goes."""
     os.environ.update({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""})
-    # Before the libraries are loaded, which read them once.
+    # These are set before the libraries are loaded, which read them once.
     os.environ["OMP_NUM_THREADS"] = str(setting.cores)
     clip = f"{setting.latents[1]} latent frames of {setting.rows}x{setting.columns}"
     print(f"{setting.layout}, {clip}, {setting.dtype}, {setting.cores} cores")

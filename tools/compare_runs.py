@@ -2,9 +2,9 @@
 
     python tools/compare_runs.py --stage=one_forcing --runs f32-0 f32-1 f32-2 --against bf16-0 bf16-1 bf16-2
 
-Of each metric: its mean over the last third of the iterations in either kind, the standard deviation of
-that mean among the runs; then the mean distance, iteration by iteration, of the two runs of a pair, and
-the standard deviation among the runs. What a change does is noise where it stays below the latter.
+It prints for each metric its mean over the last third of the iterations in either kind, and the standard
+deviation of that mean among the runs. Then come the mean distance, iteration by iteration, of the two runs
+of a pair, and the standard deviation among the runs. A change is noise where it stays below the latter.
 """
 
 from __future__ import annotations

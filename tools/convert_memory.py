@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending("nothing is left of it"), temporary as name:
         folder = Path(name)
         path = folder / FORMATS[given.format]
-        # In a process of its own: a child's peak counts what its parent held when it was started.
+        # It runs in a process of its own, because a child's peak counts what its parent held at its start.
         spawn = multiprocessing.get_context("spawn")
         writer = spawn.Process(target=write, args=(path, config, dtype))
         writer.start()

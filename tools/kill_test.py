@@ -3,8 +3,8 @@
     python tools/kill_test.py --kills=30 --stage=teacher
 
 A tiny network (configs/noise.py) trains once undisturbed, and once with SIGKILL at random moments,
-started again each time by the same command. No checkpoint that was whole may be lost or damaged, and at
-the end parameters, optimisers and averages must be equal bit for bit, and so the metrics of each iteration.
+started again each time by the same command. No checkpoint that was whole may be lost or damaged. At the end
+parameters, optimisers, averages and the metrics of each iteration must be equal bit for bit.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from oneforcing_jax.training.metrics import RATES, read_rows
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "noise.py"
 STAGES = ("one_forcing", "teacher")
-# Of the kills, the share that comes at any time of a start-up; the rest comes after one to so many
-# iterations, and some of the time of two.
+# This share of the kills comes at any time of a start-up. The others come after one to so many iterations,
+# and up to the time of two more.
 EARLY, MOST = 0.2, 12
 
 

@@ -24,7 +24,7 @@ from oneforcing_jax.command import ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.targets import topology
 
-# Of a search, unless it is told otherwise.
+# A search compiles so many settings unless it is told otherwise.
 COMPILATIONS = 8
 
 

@@ -4,8 +4,8 @@
 
 Large tiles read keys less often and take fewer steps of the grid; vector memory bounds them. Each kernel
 starts from a tile known to compile and grows, queries and keys in turn, until neither can. The row that is
-printed last belongs into `oneforcing_jax/models/splash.py`. What is fastest of what compiles, only a
-measurement can say.
+printed last belongs into `oneforcing_jax/models/splash.py`. Only a measurement can say which of the tiles
+that compile is the fastest.
 """
 
 from __future__ import annotations

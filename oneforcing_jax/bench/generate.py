@@ -1,7 +1,7 @@
 """Time of a video with random weights, part by part.
 
-Latents with 16 channels are decoded by Wan's VAE; of others three channels are shown. Diffusion and decoding
-are run apart, each block waited for; "overlapped" is both as videos are really made.
+Wan's VAE decodes latents with 16 channels; of others three channels are shown. Diffusion and decoding are run
+apart, and each block is waited for; "overlapped" is both as videos are really made.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     streamed = random_student(made, Window(args.window, args.sink))
     decoder = random_decoder(size, made.dtype)
     found = measure(streamed, decoder, size, plan, args.batch, args.repeats)
-    # With exact lengths of keys, each block seeing all before it; a window makes it less.
+    # The count has exact lengths of keys, and each block sees all before it; a window makes it less.
     tokens = made.frame_tokens(size.rows, size.columns)
     work = args.batch * flops.generation(made, tokens, plan).forward
     device = jax.devices()[0]

@@ -1,7 +1,7 @@
 """The released PyTorch original, run from the user's own clone on a CPU, at tiny sizes.
 
-All that has to be put in its place for that is in the section "In place of" below. The models, losses,
-rollout, training step and optimiser are the clone's own code.
+The section "In place of" below holds all that has to be replaced for that. The models, losses, rollout,
+training step and optimiser are the clone's own code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> Any:
-    """In place of flash attention (CUDA only): PyTorch's fused attention. No caller here pads, so that
+    """PyTorch's fused attention in place of flash attention, which needs CUDA. No caller here pads, so
     lengths are whole and there is no mask. [b, t, h, k] in and out."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -45,14 +45,14 @@ def _stub(name: str, **names: Any) -> Any:
 
 def _import_clone(folder: Path) -> Any:
     """Imports the clone's trainer module."""
-    # First, because it looks for some of the packages that are replaced below.
+    # This comes first, because it looks for some of the packages that are replaced below.
     import diffusers.models.modeling_utils  # noqa: F401
 
     sys.path.insert(0, str(folder))
-    # Packages whose __init__ would load text encoder, VAE and image encoders, which want CUDA.
+    # The __init__ of these packages would load text encoder, VAE and image encoders, which want CUDA.
     _stub("wan", __path__=[str(folder / "wan")])
     _stub("wan.modules", __path__=[str(folder / "wan" / "modules")])
-    # Never called here: latents and prompt embeddings are given, and nothing is logged.
+    # These are never called here: latents and prompt embeddings are given, and nothing is logged.
     _stub("wan.modules.t5", umt5_xxl=None)
     _stub("wan.modules.vae", _video_vae=None)
     _stub("wan.modules.tokenizers", HuggingfaceTokenizer=None)
@@ -60,7 +60,7 @@ def _import_clone(folder: Path) -> Any:
     _stub("utils.prompt_embedding_cache", PromptEmbeddingLMDBCache=None)
     _stub("omegaconf", OmegaConf=None)
     _stub("wandb")
-    # Before the models import it by name.
+    # It is replaced before the models import it by name.
     import wan.modules.attention as attention
 
     attention.flash_attention = attention.attention = _attention
@@ -114,7 +114,7 @@ def _build(trainer: Any, args: Any, setting: Setting) -> Any:
 
 
 def _resize(pipeline: Any, setting: Setting) -> None:
-    """In place of the numbers of the 1.3B at 480x832 that the rollout's cache is written with."""
+    """Replaces the numbers of the 1.3B at 480x832 that the rollout's cache is written with."""
     pipeline.num_transformer_blocks = setting.layers
     pipeline.frame_seq_length = setting.frame_tokens
     heads = setting.dim // HEAD_DIM

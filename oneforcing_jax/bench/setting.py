@@ -62,7 +62,7 @@ class Setting:
         return (1, FRAMES, CHANNELS, self.rows, self.columns)
 
     def student_sizes(self) -> dict[str, int]:
-        """Student and critic. The prompt is to a frame as 512 tokens are to 1560."""
+        """Student and critic. Tokens of the prompt and of a frame are in the proportion of 512 to 1560."""
         return {
             "dim": self.dim,
             "ffn_dim": 6 * self.dim,

@@ -34,7 +34,7 @@ def clocked(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 def summary(made: Any, compile_s: float, seconds: Sequence[float]) -> dict[str, Any]:
     """One row: the first run apart from the median of the others, and memory.
 
-    Memory is the device's peak since the start; where it does not say, what the program asks for.
+    Memory is the device's peak since the start, or what the program asks for where the device tells no peak.
     """
     plan, stats = made.memory_analysis(), jax.local_devices()[0].memory_stats() or {}
     planned = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes

@@ -4,8 +4,8 @@ Slots are frames. A growing cache has one slot for every frame; a rolling one ha
 the first `sink` keep the first frames and the rest is a ring. Keys are stored rotated and attention does
 not depend on the order of keys, so nothing is ever shifted, and the slots in use are always a prefix.
 
-Two forms, as the layers of the model lie: stacked, where a forward gives the new frames back and they are
-written afterwards, and a tuple of a cache a layer, which each layer updates in place and reads where it is.
+It has two forms, as the layers of the model lie. Where it is stacked, a forward gives the new frames back and
+they are written afterwards. In a tuple of one cache a layer, each layer updates and reads its own in place.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def cached(
       start: number of the first frame, traced.
       window: what a block sees.
       limit: static bound on start + sum(parts); a growing cache is read up to here only.
-      in_place: give back the cache with all parts in it, for layers that own theirs. What a noisy block
-        leaves there lies where its clean pass will write, and is read by nobody before.
+      in_place: give back the cache with all parts in it, for layers that own theirs. A noisy block writes
+        where its clean pass will write again, and nobody reads those slots in between.
 
     Returns:
       attend(q, k, v, memory), where memory is one layer's Cache [b, slots, n, h, k] and the second
@@ -157,7 +157,7 @@ def cached(
             keys, values = (attention.flat(x[:, :limit]) for x in stored)
             out.append(attention.softmax_attention(attention.flat(asked), keys, values, length))
             if in_place:
-                # What is read here is read before the next part is written, or it would be copied.
+                # The read must come before the next part is written, or XLA would copy what is read.
                 out[-1], stored = jax.lax.optimization_barrier((out[-1], stored))
         return jnp.concatenate(out, 1).reshape(q.shape), stored if in_place else new
 

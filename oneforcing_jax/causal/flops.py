@@ -2,7 +2,7 @@
 
 A multiply and an add are two. Model operations are those of the method: they give the model's utilisation
 (MFU). Hardware operations also hold the forwards that the backward pass computes again to save memory, as
-the config's `remat` says; what a compiled program really does, `targets/kernels.py` reads from it.
+the config's `remat` says. `targets/kernels.py` reads from a compiled program what it really does.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Flops(NamedTuple):
 
     @property
     def forward(self) -> float:
-        """Of the forward alone."""
+        """Operations of the forward alone."""
         return self.linear + self.attention
 
     @property
     def train(self) -> float:
-        """Of forward and backward, nothing computed again."""
+        """Operations of forward and backward, with nothing computed again."""
         return 3 * self.forward
 
     @property
@@ -50,7 +50,7 @@ class Flops(NamedTuple):
         return 2 * self.linear + 3 * self.attention
 
     def again(self, remat: str) -> float:
-        """Of what a backward pass computes again; with "attention", as an accelerator does it."""
+        """Operations that a backward pass computes again; with "attention", those of an accelerator."""
         again = {"full": self.forward, "offload": self.forward, "attention": self.linear}
         return again.get(remat, 0.0)
 

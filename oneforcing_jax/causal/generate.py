@@ -88,7 +88,7 @@ def forward(
 ) -> tuple[jax.Array, Any]:
     """One forward of consecutive blocks (latents, sigma), the first beginning at frame `start`.
 
-    Returns the flow of the last block and what `kv.cached` gives back: for `kept`.
+    Returns the flow of the last block, and what `kv.cached` gives back, which `kept` takes.
     """
     latents = jnp.concatenate([x for x, _ in parts], 1)
     sizes = tuple(x.shape[1] for x, _ in parts)

@@ -18,7 +18,7 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import attention
 
 # Where hidden keys cost time, a growing cache is read in this many static lengths, so that short prefixes
-# cost less; each costs a compilation of the layer, so short clips have fewer.
+# cost less. Each length costs a compilation of the layer, so short clips have fewer.
 BUCKETS, BUCKET_FRAMES = 4, 6
 
 
@@ -123,8 +123,8 @@ def bucket(frames: int) -> int:
 def pieces(plan: Plan, cut: int = 0) -> list[tuple[int, int]]:
     """Ranges [i, j) of blocks that one scan can run.
 
-    Its blocks are equal, follow blocks of one size, and lie in one bucket of prefix lengths; nothing
-    but the very first block stands in the first piece, and none crosses block number `cut`.
+    The blocks of a range are equal, follow blocks of one size, and lie in one bucket of prefix lengths.
+    The first range holds the very first block alone, and no range crosses block number `cut`.
     """
     starts = list(itertools.accumulate((b.frames for b in plan), initial=0))
     per_bucket = bucket(starts[-1])

@@ -49,7 +49,7 @@ def replay(
     first: int,
     straight_through: bool,
 ) -> jax.Array:
-    """The blocks from number `first` on again, all at once and with gradient.
+    """Runs the blocks from number `first` on again, all at once and with gradient.
 
     The values are those of the rollout. The gradient is that of the block-by-block form with the
     context stopped, or, with `straight_through`, passed on to the keys and values of the noisy pass of

@@ -25,14 +25,13 @@ from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.published import HEAD_DIM
 from oneforcing_jax.sharding import unbox
 
-# Beside a converted model: which it is; and beside the text encoder's, its tokenizer.
+# A converted model has the first beside it, which says what it is, and the text encoder also its tokenizer.
 MODEL, TOKENIZER = "model.json", "tokenizer"
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = WanConfig | VAEConfig | UMT5Config
 # Names of the token embedding in transformers' files, which may hold it under both.
 TIED = ("shared.weight", "encoder.embed_tokens.weight")
-# Head size of every published Wan model.
 # Beginnings of names that the original files do not have.
 _DIFFUSERS = ("condition_embedder.", "encoder.conv_in.", "encoder.block.")
 _ARITHMETIC = {"dtype", "remat"}
@@ -85,7 +84,7 @@ def wan(
       shapes: of its tensors, in either layout.
       prefix: before their names.
       source: named in errors.
-      settings: config.json, for what shapes do not tell; where it tells the same it must agree.
+      settings: config.json, which tells what shapes do not; where both tell, they must agree.
       num_heads: overrides both.
 
     Raises:
@@ -137,7 +136,7 @@ def _heads(dim: int, source: str) -> int:
 def head(shapes: Shapes, source: str = "checkpoint") -> HeadConfig | None:
     """The adversarial head of a critic; None for a plain transformer.
 
-    Which layers are tapped is not in the tensors: `layers` are 0, 1, 2, ... as many as there are.
+    The tensors do not say which layers are tapped, so `layers` are 0, 1, 2, ..., as many as there are.
     """
     taps, ffn = _count(shapes, "_gan_ca_blocks."), "_gan_ca_blocks.0.ffn.0.weight"
     if not any(key.startswith(("_gan_ca_blocks.", "_register_tokens.")) for key in shapes):

@@ -119,7 +119,7 @@ def parts(folder: Path, only: Sequence[str] | None = None) -> list[Part]:
       only: the ones that must be there; None: whichever are.
 
     Raises:
-      InputError: one that must be there is not, nothing is, or files are missing.
+      InputError: one that must be there is not, there is no model at all, or files are missing.
     """
     found = {name: part for name in PARTS if (part := _part(folder, name)) is not None}
     missing = [name for name in only or () if name not in found]

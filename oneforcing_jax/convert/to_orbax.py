@@ -1,8 +1,8 @@
 """Published checkpoints to Orbax, tensor by tensor: the host holds one model and one tensor.
 
-    from a folder    out/transformer/0/params_model, out/transformer/model.json; so vae, and text,
-                     with the tokenizer in out/text/tokenizer
-    from a .pt file  out/0/params_generator, out/model.json; so ema_generator, params_critic
+    from a folder    out/transformer/0/params_model and out/transformer/model.json; the same for vae and
+                     text, with the tokenizer in out/text/tokenizer
+    from a .pt file  out/0/params_generator, ema_generator and params_critic beside it, and out/model.json
 
 `oneforcing_jax.checkpoint.load_net(out / "transformer", "model", abstract)` reads them, and so does
 `init` in a stage's config ("OUT:generator").

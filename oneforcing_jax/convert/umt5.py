@@ -49,7 +49,7 @@ def transformers(config: UMT5Config, embedding: str = "shared.weight") -> KeyMap
     Args:
       config: of the encoder.
       embedding: the key that holds the token embedding. A file may hold "shared.weight" or
-        "encoder.embed_tokens.weight", or both, tied: then drop one before loading.
+        "encoder.embed_tokens.weight", or both. These are tied, so drop one before loading.
     """
     return {
         embedding: Leaf(("embedding",)),

@@ -53,7 +53,7 @@ def encode(
       encoders: what encodes them; a store is filled by one set of them.
       clip: frames, size and rate that every video is brought to.
       store_path: folder of the store.
-      shard: (i, n): do every n-th sample from the i-th on; the others are other processes'.
+      shard: (i, n): do every n-th sample from the i-th on; other processes do the others.
 
     Returns:
       The store. The negative prompt's embedding is its shared array `negative_text`.
@@ -154,7 +154,7 @@ def leave_out(store: Store, index: int, name: str, reason: str) -> None:
 
 
 def _keep_samples(store: Store, samples: Sequence[Pair]) -> None:
-    """Writes what each sample is; a store that was begun with other ones is refused."""
+    """Writes down what each sample is, and refuses a store that was begun with other samples."""
     file = store.path / SAMPLES
     if file.is_file():
         done = store.done()

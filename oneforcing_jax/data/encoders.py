@@ -1,4 +1,4 @@
-"""Between pixels and prompts and what the networks see: Wan's VAE and UMT5, or a folder's own kind.
+"""Turns pixels and prompts into what the networks see, and back: Wan's VAE and UMT5, or a folder's own kind.
 
 codec, text, negative = load("weights")          # what tools/convert_wan.py wrote
 latents = codec.encode(video)                     # uint8 [f, y, x, 3] -> [f, c, y, x]
@@ -33,8 +33,8 @@ from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae import WanVAE
 from oneforcing_jax.models.vae_layers import VAEConfig
 
-# In a store: the folder of the encoders that filled it. In a folder of encoders: their kind, the dotted path
-# of a module with a function `load` like the one here; without this file they are Wan's.
+# In a store this file names the folder of the encoders that filled it. In a folder of encoders it names their
+# kind, the dotted path of a module with a function `load` like the one here; without it they are Wan's.
 ENCODERS = "encoders.json"
 
 

@@ -1,8 +1,8 @@
 """The original's LMDB of latents and prompts to a store.
 
 A database holds `latents_shape` (text, "rows frames channels y x", or with the steps of a trajectory
-after the rows), `latents_{i}_data` (float16, raw) and `prompts_{i}_data` (UTF-8). Of a trajectory the
-last entry is the real clip.
+after the rows), `latents_{i}_data` (float16, raw) and `prompts_{i}_data` (UTF-8). The last entry of a
+trajectory is the real clip.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def import_lmdb(
       folder: where `encoders` were loaded from; the store remembers it.
       encoders: their text encoder embeds the prompts.
       store_path: folder of the store.
-      shard: (i, n): do every n-th row from the i-th on; the others are other processes'.
+      shard: (i, n): do every n-th row from the i-th on; other processes do the others.
 
     Returns:
       The store: `latents` float16 [f, c, y, x], `text` [length, dim], and where the rows are

@@ -40,8 +40,8 @@ class Store:
     """Samples that are written once, in any order, by any number of processes.
 
     Make one with `Store.create` or `Store.open`. A sample counts only when `done`, and it is
-    marked done after all its fields are on disk: whoever is killed half-way runs again and
-    writes the samples that are not done.
+    marked done after all its fields are on disk. So a process that is killed half-way runs again
+    and writes the samples that are not done.
 
     Attributes:
       path: the folder.
@@ -287,7 +287,7 @@ def _open_array(
             "data_type": dtype,
             "fill_value": 0,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-            # Flat names: a folder a dimension would be five folders a sample.
+            # Names are flat, because a folder for each dimension would make five folders a sample.
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         },

@@ -34,8 +34,8 @@ NEGATIVE_PROMPT = (
     "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
-# Programs are compiled for lengths that are multiples of this: four of them, and short prompts do not
-# pay for 512 tokens. Padded keys are masked, so the embeddings do not depend on it.
+# Programs are compiled for lengths that are multiples of this. There are four of them, and short prompts do
+# not pay for 512 tokens. Padded keys are masked, so the embeddings do not depend on it.
 _LENGTH_STEP = 128
 
 

@@ -87,7 +87,7 @@ def read_clip(path: str | Path, clip: Clip) -> np.ndarray:
         if len(frames) == clip.frames:
             return np.stack(frames)
         shown, end = frame, time + 1 / rate
-    # What ends just where the last frame would begin is long enough: 5 s are 81 frames, 16 a second.
+    # A video that ends just where the last frame would begin is long enough: 5 s give 81 frames, 16 a second.
     while shown and len(frames) < clip.frames and _at(frames, clip) < end + 1e-6:
         frames.append(_cover(converter, shown, clip))
     if len(frames) < clip.frames:
@@ -173,8 +173,8 @@ class VideoWriter:
       fps: frames per second.
       crf: H.264 quality, 0 (lossless in the chosen pixel format) to 51 (worst).
       full_chroma: store colour at full resolution (yuv444p). Tiny videos need it to keep their
-        colours; few players other than FFmpeg show it. Otherwise yuv420p, which every player
-        shows and which needs even sizes.
+        colours; few players other than FFmpeg show it. Otherwise the file is yuv420p, which
+        every player shows and which needs even sizes.
 
     Raises:
       InputError: a bad argument, or a target that cannot be written.
@@ -301,7 +301,7 @@ def write_video(
 
 
 def _close_quietly(container: av.container.OutputContainer) -> None:
-    # The file is about to be removed: that a half-written container cannot be finished is no news.
+    # The file is about to be removed, so it does not matter that the container cannot be finished.
     with contextlib.suppress(OSError, ValueError, av.FFmpegError):
         container.close()
 

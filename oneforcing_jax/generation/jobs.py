@@ -10,10 +10,11 @@ from pathlib import Path
 
 from oneforcing_jax.command import share
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.ranges import Count, Seed
 
 NAMINGS = ("vbench", "number")
-# As VBench's tools cut them; and in bytes, for a file name has 255 of them at most, of which a
-# temporary name, the sample's number and the ending take some.
+# Names are cut as VBench's tools cut them, and also in bytes: a file name has 255 of them at most, of which
+# a temporary name, the sample's number and the ending take some.
 NAME_CHARACTERS, NAME_BYTES = 180, 220
 
 
@@ -118,7 +119,7 @@ def make(
 
     Args:
       prompts: of the command.
-      out: a folder; or for one video, where it ends in .mp4, the file.
+      out: a folder, or the file of a single video where it ends in .mp4.
       samples: videos of each prompt.
       seed: of prompts that have none; samples of one prompt differ in any case.
       naming: "vbench" ({prompt}-{k}.mp4), or "number" ({line}-{k}.mp4).
@@ -158,3 +159,53 @@ def share_of(jobs: Sequence[Job], part: str) -> list[Job]:
     """
     index, count = share(part)
     return list(jobs)[index::count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The options that say which videos to make; `oneforcing_jax.generate --help` explains them."""
+
+    prompt: str | None
+    prompts: Path | None
+    rewritten_prompts: Path | None
+    out: Path
+    naming: str
+    samples: Count
+    seed: Seed
+    shard: str
+    save_latents: bool
+
+    def jobs(self) -> list[Job]:
+        """All videos, of all shards; their folder is made.
+
+        Raises:
+          MissingInput, InputError: prompts that cannot be read, or a folder that cannot be made.
+        """
+        if self.prompts is not None:
+            prompts = read_prompts(self.prompts, self.rewritten_prompts)
+        elif self.rewritten_prompts:
+            raise InputError("--rewritten_prompts: expected --prompts with it, found --prompt")
+        elif self.prompt is None or not self.prompt.strip():
+            raise InputError("prompt: expected words, found an empty prompt; say what to show")
+        else:
+            prompts = [Prompt(self.prompt, self.prompt)]
+        jobs = make(prompts, self.out, self.samples, self.seed, self.naming)
+        folder = jobs[0].path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--out: cannot make {folder}: {error.strerror}; choose another"
+            ) from None
+        return jobs
+
+    def missing(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those of this shard that are not there yet; says how many are."""
+        mine = share_of(jobs, self.shard)
+        todo = [job for job in mine if not self._is_made(job)]
+        if len(todo) < len(mine):
+            print(f"{len(mine) - len(todo)} of {len(mine)} videos are there already")
+        return todo
+
+    def _is_made(self, job: Job) -> bool:
+        return job.path.is_file() and (job.latents.is_file() or not self.save_latents)

@@ -67,7 +67,7 @@ def find(
     """The transformer of a folder.
 
     Args:
-      folder: see `EXPECTED`; of the former also the folder around its transformer/.
+      folder: see `EXPECTED`; for a converted model also the folder around its transformer/.
       ema: its moving average.
       dtype: compute dtype, "float32" or "bfloat16"; None: of the run, bfloat16 for a converted one.
       shift: of the noise schedule; None: of the run, 5 for a converted one.
@@ -88,7 +88,7 @@ def _find(folder: Path, ema: bool, dtype: str | None) -> Source:
         if (place / MODEL).is_file():
             return _converted(place, ema, dtype or "bfloat16")
     stage = _stage(folder)
-    if (stage / checkpoint.FOLDER).is_dir() and (stage.parent / checkpoint.CONFIG).is_file():
+    if (stage / checkpoint.FOLDER).is_dir() and _record(stage).is_file():
         made = _trained(stage, ema, dtype)
         return made if stage == folder else dataclasses.replace(made, folder=folder)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
@@ -132,7 +132,7 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
 
 def _run(folder: Path) -> Run:
     """The run that a stage's folder belongs to."""
-    file = folder.parent / checkpoint.CONFIG
+    file = _record(folder)
     run = Run.of(configs.of_json(file))
     if folder.name not in run.stages:
         raise InputError(
@@ -141,20 +141,26 @@ def _run(folder: Path) -> Run:
     return run
 
 
+def _record(folder: Path) -> Path:
+    """The config that a stage was run with: its own, or in runs of version 0.1 the work directory's."""
+    own = folder / checkpoint.CONFIG
+    return own if own.is_file() else folder.parent / checkpoint.CONFIG
+
+
 def find_encoders(folder: str | Path) -> Path:
     """The folder of the encoders of a checkpoint.
 
-    They lie in a converted folder itself or beside its transformer/; those of a training run are in
-    the store that its data was first encoded into, or noted there.
+    They lie in a converted folder itself or beside its transformer/. Those of a training run lie in the
+    store that its data was first encoded into, or the store notes where they are.
 
     Raises:
       InputError: there are none.
     """
     folder = _stage(Path(folder))
     places = [folder, folder.parent]
-    if (folder.parent / checkpoint.CONFIG).is_file():
+    if _record(folder).is_file():
         run, stage = _run(folder), folder.name
-        # A store made from another (the pairs of an ODE) leads to that.
+        # A store that was made from another one (the pairs of an ODE) leads to that one.
         while "data" in run.stages.get(stage, {}):
             data = run.stages[stage]["data"]
             places.append(folder.parent / data)

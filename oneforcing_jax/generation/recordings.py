@@ -23,8 +23,8 @@ def read_noise(
       steps: of the block that has most.
 
     Returns:
-      Noise [videos, f, c, y, x], what blocks start from; and, None without a second step, that added
-      between steps, [videos, steps - 1, f, c, y, x]. Frames with fewer steps do not use theirs.
+      The noise that blocks start from, [videos, f, c, y, x], and the noise added between steps, [videos,
+      steps - 1, f, c, y, x], None without a second step. Frames with fewer steps do not use theirs.
 
     Raises:
       MissingInput, InputError: no such file, or other arrays in it.

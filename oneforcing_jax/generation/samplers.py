@@ -91,7 +91,7 @@ def unipc(sigmas: Sequence[float] | np.ndarray) -> Sampler:
         h = rise[i + 1] - rise[i]
         linear, exact = s[i + 1] / s[i], -alpha[i + 1] * np.expm1(-h)
         back = (rise[i - 1] - rise[i]) / h if 0 < i < steps - 1 else None
-        # The predictor: a difference to the last prediction, at `back` (in steps), counts half.
+        # In the predictor, a difference to the last prediction, at `back` (in steps), counts half.
         slope = 0.5 / back if back is not None else 0.0
         predict[i] = linear, exact * slope, exact * (1 - slope)
         if i == steps - 1:

@@ -47,8 +47,8 @@ def decoded(
 ) -> Iterator[tuple[jax.Array, np.ndarray]]:
     """Latents [b, n, c, y, x] and frames uint8 [b, m, y, x, 3] of each block.
 
-    One block behind: while a block's frames come to the host and are used there, the device already
-    has the next block, and its decoding, to do.
+    They come one block late: while a block's frames come to the host and are used there, the device
+    already has the next block and its decoding to do.
     """
     waiting = None
     for latents in blocks:
@@ -143,7 +143,7 @@ class VideoModel:
             log(f"{found[1]}x{found[2]} scaled to cover {rows}x{columns}, the middle kept")
         if len(video) != found[0]:
             log(f"the last {len(video)} of {found[0]} frames kept, which the codec takes")
-        # Through the host: where the codec lays them is its own affair.
+        # They go through the host, because the codec decides by itself where it lays them.
         return jnp.asarray(np.asarray(codec.encode(video)))[None]
 
     def videos(
@@ -282,7 +282,7 @@ def load_teacher(
         start = noise(0, Block(num_frames(plan), (1.0,))).start
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             clip = samplers.sample(net, params, start, text, negative, table, guidance=guidance)
-        # Frame by frame, so that decoding holds one at a time.
+        # They are handed out frame by frame, so that decoding holds one at a time.
         yield from (clip[:, i : i + 1] for i in range(clip.shape[1]))
 
     return VideoModel(blocks, source, loaded, mesh)

@@ -30,7 +30,7 @@ from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
 
 # Noise of the block whose first frame has the given number.
 Noise = Callable[[int, Block], BlockDraws]
-# Prompt embeddings [b, s, d], or the function that gives those of the block that begins with a frame.
+# Prompt embeddings [b, s, d], or a function that gives them for the block whose first frame has a number.
 Text = jax.Array | Callable[[int], jax.Array]
 
 
@@ -180,8 +180,8 @@ class Student:
     ) -> Iterator[jax.Array]:
         """Clean latents [b, frames of the block, c, y, x], block by block as they are asked for.
 
-        Only work is queued here, nothing is waited for: who asks for the next block before reading
-        the last keeps the device busy.
+        This only queues work and waits for nothing. So a caller that asks for the next block before
+        it reads the last one keeps the device busy.
 
         Args:
           noise: `seeded`, `recorded`, or the draws of a whole clip.
@@ -244,8 +244,8 @@ class Student:
         return self._run(self._context, self.params, cache, text, x, jnp.int32(start), limit)
 
     def _limit(self, frames: int, cache: Caches) -> int:
-        """Slots that a program reads when the video has so many frames: one program serves all blocks
-        where kernels skip what is not there yet, elsewhere there is one for each part of the cache."""
+        """Slots that a program reads when the video has so many frames. Where kernels skip what is not
+        there yet, one program serves all blocks; elsewhere each part of the cache has a program."""
         slots = kv.num_slots(cache)
         with self._mesh():
             part = bucket(slots)

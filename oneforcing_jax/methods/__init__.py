@@ -72,7 +72,7 @@ class Update(NamedTuple):
 
     Attributes:
       net: the network that it trains.
-      every: in every how many iterations; it runs when the iteration divides by it.
+      every: iterations from one run of it to the next; it runs when this divides the iteration.
       draw: draws for the whole batch, so that the parts of a batch draw what the whole would.
       loss: a pure function; loss and metrics are means over the samples, so that those of a batch are
         the means of those of its equal parts.
@@ -120,7 +120,7 @@ class Method:
       sampled: the network that makes videos; None: there is none.
       fields: of a batch, with the shape of one sample.
       choices: settings that change time and memory, and no result: values by name in the config.
-      parts: pieces of an update to time, of the networks' parameters and a batch.
+      parts: gives pieces of an update to time, from the networks' parameters and a batch.
     """
 
     nets: Mapping[str, Network]

@@ -25,6 +25,7 @@ from oneforcing_jax.methods import (
 )
 from oneforcing_jax.methods.flow_matching import teacher_forced
 from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.ranges import Count, Natural
 from oneforcing_jax.run import Run
 from oneforcing_jax.trees import Params
 
@@ -39,8 +40,8 @@ class Ode:
       guidance: s in cond + s (cond - uncond).
     """
 
-    steps: int
-    kept: tuple[int, ...]
+    steps: Count
+    kept: tuple[Natural, ...]
     guidance: float
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import sequential
 from oneforcing_jax.causal.structures import noisy_after_clean
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import (
     Batch,
     Definition,
@@ -97,6 +98,11 @@ def networks(d: Distillation) -> dict[str, Network]:
 def make(config: Config, run: Run) -> Method:
     """The method."""
     d = distillation(config, run)
+    if d.settings.gradient_blocks > len(d.plan):
+        raise InputError(
+            f"one_forcing.gradient_blocks: expected at most the {len(d.plan)} blocks of a clip, found "
+            f"{d.settings.gradient_blocks}; 0 means all"
+        )
     size = run.latents
     model = operations(d, size.rows, size.columns)
     hardware = operations(d, size.rows, size.columns, recomputed=True)

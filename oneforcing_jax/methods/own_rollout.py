@@ -1,8 +1,8 @@
 """Distillation of a causal student on its own rollout: what One-Forcing and its relatives share.
 
 The generator's loss is distribution matching (fake score minus real score) and an adversarial term on the
-critic's features. The critic's is denoising of generated clips, the discriminator's loss, and its penalties
-(paper, section 3, Algorithm 1). A method of this family is a record over these losses.
+critic's features. The critic's loss is the denoising of generated clips, the discriminator's loss and its
+penalties (paper, section 3, Algorithm 1). A method of this family is a record over these losses.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from oneforcing_jax import flow
 from oneforcing_jax.causal.generate import Generator, generate
 from oneforcing_jax.causal.plan import ClipDraws, Plan, draw, first_of_window, num_frames
 from oneforcing_jax.causal.replay import differentiable
+from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.losses import denoise, dmd, gan
 from oneforcing_jax.methods import Batch, Metrics
 from oneforcing_jax.models.critic import Critic
 from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.ranges import Count, Natural, NotNegative, Positive, Share
 from oneforcing_jax.trees import Params
 
 CRITIC_CLIPS = ("together", "in_turn")
@@ -38,8 +40,8 @@ class Penalty:
       form: "apt" or "finite_difference".
     """
 
-    weight: float = 0.0
-    sigma: float = 0.1
+    weight: NotNegative = 0.0
+    sigma: Positive = 0.1
     form: str = "apt"
 
     def __post_init__(self) -> None:
@@ -59,7 +61,7 @@ class Settings:
     """Settings of the losses.
 
     Attributes:
-      generator_every: iterations of which one updates the generator.
+      generator_every: one in so many iterations updates the generator.
       gradient_blocks: the last blocks, which take gradients; 0: all.
       context_gradient: "straight_through", "stop" or "full".
       context_sigma: noise level of finished blocks before their clean pass.
@@ -67,24 +69,28 @@ class Settings:
       gan_generator_weight, gan_discriminator_weight: lambda_G and lambda_D; 0 leaves the branch out.
       relativistic: compare real and fake in pairs.
       critic_clips: whether the clips of a critic update go through the backbone side by side
-        ("together") or one after the other ("in_turn": the same sums, the temporaries of one clip, and a
-        program as much longer).
+        ("together") or one after the other ("in_turn"). The latter makes the same sums with the temporaries
+        of one clip, but its program is as much longer.
       r1, r2: penalties on real and generated samples.
     """
 
-    generator_every: int = 5
-    gradient_blocks: int = 0
+    generator_every: Count = 5
+    gradient_blocks: Natural = 0
     context_gradient: str = "straight_through"
-    context_sigma: float = 0.0
+    context_sigma: Share = 0.0
     guidance: float = 5.0
-    gan_generator_weight: float = 0.03
-    gan_discriminator_weight: float = 0.03
+    gan_generator_weight: NotNegative = 0.03
+    gan_discriminator_weight: NotNegative = 0.03
     relativistic: bool = False
     critic_clips: str = "together"
     r1: Penalty = Penalty()
     r2: Penalty = Penalty()
 
     def __post_init__(self) -> None:
+        if self.context_gradient not in CONTEXT_GRADIENTS:
+            raise InputError(
+                f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {self.context_gradient!r}"
+            )
         if self.critic_clips not in CRITIC_CLIPS:
             raise InputError(
                 f"critic clips: expected one of {CRITIC_CLIPS}, found {self.critic_clips!r}"
@@ -304,7 +310,7 @@ def _judged(
     sigmas: list[jax.Array],
     text: jax.Array,
 ) -> tuple[jax.Array, Any]:
-    """The flow of the first clip, and the logits [b] of each (of a single one there are none)."""
+    """The flow of the first clip, and the logits [b] of each clip; a single clip has none."""
 
     def scores(latents: jax.Array, sigma: jax.Array, text: jax.Array) -> Any:
         return method.critic.apply(
@@ -313,10 +319,10 @@ def _judged(
 
     count = len(clips)
     if method.settings.critic_clips == "in_turn" and count > 1:
-        # A loop of the program would keep all clips' layer inputs twice, in two layouts.
+        # A loop inside the program would keep the layer inputs of all clips twice, in two layouts.
         found = [scores(clip, sigma, text) for clip, sigma in zip(clips, sigmas, strict=True)]
         return found[0].flow, jnp.stack([one.logit for one in found])
-    # Sample by sample, so that each device has all clips of its own samples.
+    # Clips are ordered sample by sample, so that each device has all clips of its own samples.
     found = scores(_side_by_side(clips), _side_by_side(sigmas), _side_by_side([text] * count))
     flows = found.flow.reshape(-1, count, *found.flow.shape[1:])
     return flows[:, 0], None if count == 1 else found.logit.reshape(-1, count).T

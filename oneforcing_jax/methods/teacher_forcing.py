@@ -24,6 +24,7 @@ from oneforcing_jax.methods import (
 )
 from oneforcing_jax.methods.flow_matching import FlowDraws
 from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.ranges import Share
 from oneforcing_jax.run import Run
 from oneforcing_jax.trees import Params
 
@@ -33,7 +34,7 @@ class Config:
     """Sections of a config: sizes, and the share of prompts that the negative one replaces."""
 
     generator: WanConfig
-    prompt_drop_rate: float
+    prompt_drop_rate: Share
 
 
 def causal(

@@ -1,8 +1,8 @@
 """Softmax attention on one device.
 
 `softmax_attention` is the one function that computes it. The device that a program is made for picks the
-kernel: cuDNN flash attention on GPU, Pallas splash attention on TPU, XLA elsewhere. Which frames see which
-is said in `causal/structures.py`.
+kernel: cuDNN flash attention on GPU, Pallas splash attention on TPU, XLA elsewhere. `causal/structures.py`
+says which frames see which.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def softmax_attention(
 
 
 def is_answer(primitive: Any, *shapes: Any, **params: Any) -> bool:
-    """Policy of `jax.checkpoint` that keeps the answers of the kernels of accelerators where there are at
-    least as many keys as queries: they take the longest to compute again, and least memory to keep."""
+    """Policy of `jax.checkpoint` that keeps the answers of accelerators' kernels where keys are at least as
+    many as queries. These take the longest to compute again, and the least memory to keep."""
     if primitive.name == "name":
         return params["name"] == splash.ANSWERS
     if primitive.name == "dot_product_attention_fwd_wrapper":  # cuDNN's, [b, t, h, k]
@@ -71,8 +71,8 @@ def skips_hidden_keys() -> bool:
 def one_query(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention of one query over the tokens of a clip: q [b, h, k], k and v [b, f, n, h, k] -> [b, h, k].
 
-    Two products of a matrix and a vector: no kernel is made for it. Tokens may lie on several devices,
-    which then exchange a maximum, a sum and a vector for each head.
+    It is two products of a matrix and a vector, for which no kernel is made. Tokens may lie on several
+    devices, which then exchange a maximum, a sum and a vector for each head.
     """
     logits = jnp.einsum("bhk,bfnhk->bhfn", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=(-2, -1)).astype(v.dtype)
@@ -84,8 +84,8 @@ def _lengths(q: jax.Array, length: Any) -> jax.Array | None:
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, length: Any) -> jax.Array:
-    """cuDNN flash attention. JAX refuses odd lengths under differentiation: they get one more token,
-    which as a key is hidden and as a query is dropped."""
+    """cuDNN flash attention. JAX refuses odd lengths under differentiation, so they get one more token,
+    which is hidden as a key and dropped as a query."""
     t, s = q.shape[1], k.shape[1]
     if s % 2 and length is None:
         length = s

@@ -1,7 +1,7 @@
 """The critic: the transformer as fake score, with an adversarial head on its own features.
 
-One learned register token a tapped layer asks that layer's tokens in a cross-attention block; the answers
-are concatenated and an MLP turns them into one logit (paper, section 3.3).
+Each tapped layer has a learned register token, which asks the layer's tokens in a cross-attention block. The
+answers are concatenated, and an MLP turns them into one logit (paper, section 3.3).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from oneforcing_jax.models.layers import (
     stacked,
 )
 from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.ranges import Count, Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,8 @@ class HeadConfig:
       ffn_dim: hidden width of the cross-attention blocks.
     """
 
-    layers: tuple[int, ...] = (21, 29)
-    ffn_dim: int = 2048
+    layers: tuple[Natural, ...] = (21, 29)
+    ffn_dim: Count = 2048
 
 
 class Scores(NamedTuple):
@@ -80,7 +81,7 @@ class Classifier(nn.Module):
 
 
 class Critic(nn.Module):
-    """Fake score and discriminator in one network; attributes as of `WanDiT`, and its head."""
+    """Fake score and discriminator in one network; its attributes are those of `WanDiT`, and its head."""
 
     config: WanConfig
     head: HeadConfig
@@ -113,7 +114,7 @@ class Critic(nn.Module):
         taps = jnp.array(self.head.layers)
         number = jnp.argmax(taps == index)
 
-        # A branch keeps its intermediates for the backward pass, zeros in every layer that is not tapped.
+        # Without this a branch keeps its intermediates for the backward pass, as zeros in untapped layers.
         @jax.checkpoint
         def read(answers: jax.Array, tokens: jax.Array) -> jax.Array:
             params = jax.tree.map(lambda leaf: jnp.take(leaf, number, axis=0), self.readers)

@@ -29,7 +29,7 @@ def logical(init: Any, axes: tuple[str | None, ...]) -> Any:
 
 # product(x [..., d], leaves, axes) -> [..., e]. `leaves` are the parameters of a linear layer without its
 # bias: "kernel" [d, e] with the logical axes (input, output), and whatever lies beside it in the tree, such
-# as low-rank adapters or the scales of a quantised kernel. All products with matrices go through one.
+# as low-rank adapters or the scales of a quantised kernel. Every product with a matrix goes through one.
 Product = Callable[[jax.Array, Mapping[str, Any], Axes], jax.Array]
 
 

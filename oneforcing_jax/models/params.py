@@ -17,7 +17,7 @@ from oneforcing_jax.models.wan import WanConfig, WanDiT
 def init(module: WanDiT | Critic, key: jax.Array) -> Any:
     """Random parameters, each in a box with the logical names of its axes.
 
-    They are made with one clip of one token, which no mesh could split: none is in use here.
+    They are made with one clip of one token, which no mesh could split, so no mesh is in use here.
     """
     c = module.config
     latents = jnp.zeros((1, 1, c.in_dim, c.patch, c.patch))
@@ -41,7 +41,7 @@ def compute_dtype(path: Any, config: WanConfig) -> Any:
 
 
 def in_compute_dtype(params: Any, config: WanConfig) -> Any:
-    """Parameters cast once, where each layer of each forward would cast them again."""
+    """Casts parameters once; otherwise each layer of each forward would cast them again."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x.astype(compute_dtype(path, config)), params
     )

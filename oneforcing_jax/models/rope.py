@@ -55,8 +55,8 @@ def turns(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
 def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates adjacent pairs of features of `x` [..., h, k] by `turns` [..., 1, k], in float32.
 
-    The partner of a feature is its neighbour, brought by a rotation of the axis: pairs on an axis of
-    their own, of size 2, would fill a 64th of a TPU's lanes.
+    The partner of a feature is its neighbour, which a rotation of the axis brings. Pairs on an axis of
+    their own, of size 2, would fill only a 64th of a TPU's lanes.
     """
     wide = x.astype(jnp.float32)
     cos, sin = (trailing(part, wide) for part in turn)

@@ -1,8 +1,8 @@
 """Pallas splash attention: tiles by chip and shape, and masks that are computed.
 
-The library walks a mask block by block on the host, and reads what it finds from memory. Nothing here is
-walked: keys that only fill a tile are hidden by comparing their number, and for a length that is known on
-the device alone, the table of blocks that the kernel skips is computed there.
+The library walks a mask block by block on the host, and reads what it finds from memory. This module walks
+no mask. It hides the keys that only fill a tile by comparing their number. Where a length is known on the
+device alone, the table of blocks that the kernel skips is computed there.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
 
 LANES = 128
-# What rematerialisation calls the answers of attention over at least as many keys as queries, which take
-# longer to compute again than the memory that they lie in is worth.
+# The name by which rematerialisation keeps the answers of attention over at least as many keys as queries.
+# To compute them again takes longer than the memory that they lie in is worth.
 ANSWERS = "attention_answers"
-# Rows that a step of a kernel's grid costs beside its own.
+# A step of a kernel's grid costs as much as so many rows, beside its own.
 _STEP = 64
 
 
@@ -32,7 +32,7 @@ class Tiles(NamedTuple):
     gradient: tuple[int, int, int]
 
 
-# What `python tools/search_tiles.py` found to compile, or less where more only lengthens compilation.
+# The largest that `tools/search_tiles.py` could compile, or less where more only lengthens compilation.
 TILES = {
     "TPU v5": Tiles((2048, 1024, 512), (1024, 2048, 512)),
     "TPU v6": Tiles((3072, 2048, 1024), (1024, 2048, 512)),
@@ -46,7 +46,7 @@ def tiles_of(device_kind: str) -> Tiles:
 
 
 def _share(whole: int, most: int) -> int:
-    """The largest tile up to `most` that divides a padded size, or a larger tile."""
+    """The largest tile up to `most` that divides `whole`, which is a padded size or a larger tile."""
     return max(t for t in range(LANES, min(whole, most) + 1, LANES) if whole % t == 0)
 
 
@@ -54,8 +54,8 @@ def _share(whole: int, most: int) -> int:
 def padded(size: int, limits: tuple[int, ...]) -> int:
     """The multiple of 128 to which queries or keys are filled up, for kernels with tiles up to `limits`.
 
-    The kernels share the arrays, so their tiles all divide it: the best has little to fill, and large
-    divisors.
+    The kernels share the arrays, so the tiles of each divide it. The best multiple has little to fill, and
+    large divisors.
     """
     first = -(-size // LANES) * LANES
     sizes = range(first, first + max(limits), LANES)
@@ -108,7 +108,7 @@ class Structure(NamedTuple):
     stored: int
 
     def ends(self, padded: int) -> np.ndarray:
-        """[padded] number of keys in the prefix of each query; of queries that fill a tile, the last's."""
+        """[padded] number of keys in the prefix of each query; queries that fill a tile have the last's."""
         ends = np.repeat(np.array(self.prefixes, np.int32) * self.stored, self.asked)
         return np.pad(ends, (0, padded - len(ends)), mode="edge")
 
@@ -137,7 +137,7 @@ def _first_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, length: Any) 
         shape = (1, t_pad // q, s_pad // kv)
         last = jnp.maximum((length + kv - 1) // kv - 1, 0)
         row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
-        # A skipped block names the last one that is needed: nothing is fetched for it.
+        # A skipped block names the last one that is needed, so that nothing is fetched for it.
         following = row if by_query else jnp.minimum(column, last)
         return masks.MaskInfo(following, None, jnp.where(column <= last, 2, 0), None, None)
 
@@ -177,7 +177,7 @@ def _structured(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, run: Structur
 
 def _next_seen(seen: np.ndarray, axis: int) -> np.ndarray:
     """For each block, the number along `axis` of the next one that is seen, itself included, so that a
-    skipped block fetches ahead; after the last, the last."""
+    skipped block fetches ahead. Blocks after the last one that is seen have its number."""
     seen = np.moveaxis(seen, axis, 1)
     found = np.zeros(seen.shape, np.int32)
     for row, blocks in zip(found, seen, strict=True):
@@ -233,8 +233,8 @@ def _run(
     sizes, t_pad, s_pad = _blocks(t, s, tiles)
 
     def laid(x: jax.Array, padded: int) -> jax.Array:
-        """[b, s, h, k] -> [b h, padded, k], k a multiple of the lanes: what hides keys hides them from all
-        samples, so that these are heads to the kernel, which takes less vector memory than a batch."""
+        """[b, s, h, k] -> [b h, padded, k], k a multiple of the lanes. Keys are hidden from all samples
+        alike, so samples can be heads to the kernel, which takes less vector memory than a batch."""
         fill = ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, -size % LANES))
         return jnp.moveaxis(jnp.pad(x, fill), 2, 1).reshape(b * h, padded, -1)
 

@@ -65,9 +65,9 @@ class UMT5Config:
 def _bucket_table(length: int, buckets: int, max_distance: int) -> np.ndarray:
     """Bucket of distances 0 ... length - 1, within one direction.
 
-    Integers throughout: bucket `exact + i` starts at the least n with
-    (n / exact)^log_buckets >= (max_distance / exact)^i, where a float logarithm one ulp low would put
-    the exact powers into the bucket before.
+    All arithmetic is in integers. Bucket `exact + i` starts at the least n with
+    (n / exact)^log_buckets >= (max_distance / exact)^i; a float logarithm one ulp low would put the
+    exact powers into the bucket before.
     """
     half = buckets // 2
     exact = half // 2

@@ -248,8 +248,8 @@ def check_latents(config: VAEConfig, shape: tuple[int, ...]) -> None:
 def init_params(config: VAEConfig, key: Array) -> Any:
     """Random parameters, f32, boxed with their logical axes (`flax.linen.meta.unbox` opens them).
 
-    The distribution is that of `WanVAE.init`, from one draw: a draw for each of the kernels, in one
-    program, takes longer to compile than everything else here together.
+    The distribution is that of `WanVAE.init`, but from one draw. A program with a draw for each kernel
+    takes longer to compile than everything else here together.
     """
     side = 2 * config.space_stride
     pixels = jax.ShapeDtypeStruct((1, 1 + config.time_stride, 3, side, side), jnp.float32)

@@ -75,7 +75,7 @@ def causal(frames: Sequence[Array], past: Cache, kernel: Array) -> Frames:
       kernel: [3, k, k, in, out].
     """
     window, made = [*before(frames, past), *frames], []
-    # With few channels it is what is written that counts, not the products.
+    # With few channels the time depends on what is written, not on the products.
     alone = len(frames) % 2 if 3 * kernel.shape[-2] > kernel.shape[-1] else len(frames)
     for i in range(alone):
         if i == 0 and past is None:
@@ -90,7 +90,7 @@ def causal(frames: Sequence[Array], past: Cache, kernel: Array) -> Frames:
 def narrowing(frames: Sequence[Array], past: Cache, kernel: Array) -> tuple[Frames, Cache]:
     """`causal` for few output channels: a frame is convolved once with all taps.
 
-    The products [b, y, x, 3 out] of the last two frames are what it keeps, and takes as `past`.
+    It keeps the products [b, y, x, 3 out] of the last two frames, and takes them as `past`.
     """
     flat = jnp.moveaxis(kernel, 0, 3).reshape(*kernel.shape[1:4], -1)
     found = tuple(conv(frame, flat) for frame in frames)
@@ -112,8 +112,8 @@ def last(frames: Sequence[Array], past: Cache) -> Frames:
 def enlarged(x: Array, kernel: Array) -> Array:
     """3x3 convolution of a frame whose rows and columns are doubled: [b, y, x, c] -> [b, 2y, 2x, out].
 
-    Of the four positions made from one, each sees 2x2 of the frame: taps that fall on the same
-    position are added up, and the enlarged frame is never there.
+    Each of the four positions made from one sees 2x2 of the frame. Taps that fall on the same position
+    are added up, and the enlarged frame is never made.
     """
     wide = kernel.astype(jnp.float32)
 

@@ -248,7 +248,7 @@ class Upsample(nn.Module):
         elif self.time:
             kept = last(x, past)
             both = TimeConv(self.config, 2 * c, name="time_conv")(x, past)
-            # Of each two frames the earlier is in the first half of the channels.
+            # The first half of the channels holds the earlier of each two frames.
             x = tuple(half for frame in both for half in jnp.split(frame, 2, axis=-1))
         conv = SpaceConv(self.config, c // 2, halves=False, name="conv")
         return tuple(conv(frame) for frame in x), kept

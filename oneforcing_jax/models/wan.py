@@ -3,7 +3,7 @@
 Bidirectional, block-causal, teacher forcing and cached are the same network with another attention
 argument: a function `attend(q, k, v, memory) -> (out, new)` that each layer calls with its own part of
 `memory`. Layers are stacked on a leading axis and scanned, so compile time does not grow with depth. For
-serving they may lie apart (`unstacked`): nothing is then cut out of a stack, and each layer's memory is a
+serving they may lie apart (`unstacked`). Nothing is then cut out of a stack, and each layer's memory is a
 buffer of its own.
 
 Tokens are [b, f, n, d]: the mesh splits every frame alike.
@@ -39,6 +39,7 @@ from oneforcing_jax.models.layers import (
     sinusoid,
     stacked,
 )
+from oneforcing_jax.ranges import Count, Positive
 from oneforcing_jax.shapes import trailing
 from oneforcing_jax.sharding import by_heads, constrain
 
@@ -74,24 +75,24 @@ def _policy(remat: str) -> Any:
 class WanConfig:
     """Sizes of the transformer; the defaults are those of Wan2.1 T2V 1.3B.
 
-    `rope_theta` is the base of the rotary frequencies, `qk_bias` what the biases of self-attention's
-    queries and keys begin with (above 0, attention to neighbours is there from the start), `remat` what
-    the backward pass recomputes: "none", "full" (all of a layer), "attention" (all but the answers of
-    self-attention, where an accelerator's kernel computes them), "dots" (all but matrix products), or
-    "offload" (as "full", and what layers begin with waits in the host's memory).
+    `rope_theta` is the base of the rotary frequencies. The biases of self-attention's queries and keys begin
+    with `qk_bias`; above 0, attention to neighbours is there from the start. `remat` says what the backward
+    pass recomputes: "none", "full" (all of a layer), "attention" (all but the answers of self-attention,
+    where an accelerator's kernel computes them), "dots" (all but matrix products), or "offload" (as "full",
+    and what layers begin with waits in the host's memory).
     """
 
-    dim: int = 1536
-    ffn_dim: int = 8960
-    num_heads: int = 12
-    num_layers: int = 30
-    in_dim: int = 16
-    out_dim: int = 16
-    text_dim: int = 4096
-    text_len: int = 512
-    freq_dim: int = 256
-    patch: int = 2
-    rope_theta: float = 10000.0
+    dim: Count = 1536
+    ffn_dim: Count = 8960
+    num_heads: Count = 12
+    num_layers: Count = 30
+    in_dim: Count = 16
+    out_dim: Count = 16
+    text_dim: Count = 4096
+    text_len: Count = 512
+    freq_dim: Count = 256
+    patch: Count = 2
+    rope_theta: Positive = 10000.0
     qk_bias: float = 0.0
     dtype: Dtype = DTYPES["float32"]
     remat: str = "none"
@@ -330,7 +331,7 @@ class WanDiT(nn.Module):
         modulation = time[:, :, None] + self.head_modulation[None, None]
         shift, scale = jnp.moveaxis(modulation, 2, 0)[:, :, :, None]
         y = (layer_norm(x) * (1 + scale) + shift).astype(c.dtype)
-        # Tokens meet here: patches are a 24th of their width.
+        # The tokens come together only here, because patches are a 24th of their width.
         patches = constrain(on_tokens(self.head(y)), "batch", None, None, None).astype(jnp.float32)
         axes = "b f (y x) (p q c) -> b f c (y p) (x q)"
         return rearrange(patches, axes, y=rows, x=columns, p=c.patch, q=c.patch)

@@ -1,8 +1,8 @@
 """Floating-point operations of single HLO instructions; a multiply and an add are two.
 
 Products are counted (dot, convolution, the libraries' and Pallas kernels for them), elementwise work is
-not. Attention whose number of keys is known at run time only counts all its keys, and says that it is such
-(`run_time_keys`); a kernel that skips blocks by a table counts what its scope's name says, "seen_3_of_8".
+not. Where attention learns its number of keys at run time, all its keys are counted, and `run_time_keys` says
+so. A kernel that skips blocks by a table counts for what its scope's name says, "seen_3_of_8".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from oneforcing_jax.targets.hlo import Array, Computation, Instruction
 
 # Products of tokens x keys x head size in a kernel of splash attention, by the kernel's name.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
-# Of a backward pass in one kernel: scores again, then the gradients of values, weights, queries, keys.
+# The same of a backward pass in one kernel: scores again, and gradients of values, weights, queries, keys.
 _FUSED_BACKWARD = 5
 
 
@@ -61,8 +61,8 @@ def _dot(out: Array, left: Array, contracted: Sequence[int]) -> float:
 
 
 def _convolution(instruction: Instruction, left: Array, right: Array, out: Array) -> float:
-    """Of a convolution of `left` by the kernel `right`; positions in padding and between dilated elements
-    are not counted, as the products of a batch are written as such."""
+    """Operations of a convolution of `left` by the kernel `right`. Positions in padding and between dilated
+    elements are not counted, because the products of a batch are written as convolutions with such."""
     labels = instruction.attribute("dim_labels")
     found = re.match(r"(\w+)_(\w+)->(\w+)", labels)
     if not found:
@@ -132,7 +132,7 @@ def _library(inside: Computation, instruction: Instruction) -> float:
 
 
 def _pallas(inside: Computation, instruction: Instruction) -> float:
-    """Of splash attention by its name; of another kernel as it says itself."""
+    """Operations of splash attention, by the kernel's name; any other kernel says its own."""
     source = f"{instruction.name} {instruction.source}"
     kernel = next((name for name in _SPLASH if name in source), None)
     if not kernel:

@@ -53,7 +53,7 @@ def sent(inside: Computation, i: Instruction, devices: int, scattered: bool) -> 
       inside: the computation that holds it.
       i: the collective.
       devices: of the program.
-      scattered: of the sum of an all-reduce each device keeps a part: a reduce-scatter.
+      scattered: each device keeps a part of the sum of an all-reduce, which makes it a reduce-scatter.
     """
     found = kind(i)
     found = "reduce-scatter" if found == "all-reduce" and scattered else found

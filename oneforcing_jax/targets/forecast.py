@@ -1,7 +1,7 @@
 """What a run costs on a target, without having it: `tools/plan.py`, and `main --dry_run --target=`.
 
-The real programs are compiled ahead at full size; memory is the compiler's, operations, bytes and traffic are
-read from what it made, and seconds are the least that those take (`targets/roofline.py`).
+The real programs are compiled ahead at full size. The compiler tells their memory; operations, bytes and
+traffic are read from what it made. Seconds are the least that those take (`targets/roofline.py`).
 """
 
 from __future__ import annotations

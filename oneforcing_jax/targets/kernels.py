@@ -1,8 +1,8 @@
 """What a program does on each device: its kernels, how often they run, and what they read, write and send.
 
 A kernel is an instruction that runs by itself: a fusion, a product, a copy, a collective. Its bytes are
-those of the device's main memory: of an operand that it slices, the slice; of a result that it updates in
-place, the update; nothing of what lies in a TPU's vector memory.
+those of the device's main memory. An operand that it slices counts as the slice, and a result that it updates
+in place as the update. What lies in a TPU's vector memory does not count.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def read(
       text: of `compiled.as_text()`.
       devices: that run it.
       shares: how often a conditional takes its dearest branch, by a part of its name in the traced
-        program; where none fits, always.
-      keys: share of the keys that attention reads which is told their number at run time.
+        program; one that none fits takes it always.
+      keys: share of the keys that attention reads where it is told their number at run time.
     """
     walk = _Walk(hlo.parse(text), devices, shares or {}, keys)
     found = walk.visit(walk.module.entry, 1.0)
@@ -281,7 +281,7 @@ class _Walk:
             first = self.carriers.setdefault((around.name, channel[1]), i.name)
             if first != i.name:
                 return None
-        # What TPUs make of a reduce-scatter: an all-reduce and a slice in one fusion.
+        # TPUs run a reduce-scatter as an all-reduce and a slice in one fusion.
         slices = any(x.opcode == "dynamic-slice" for x in inside.instructions.values())
         return collectives.sent(inside, inner, self.devices, held is not None and slices)
 

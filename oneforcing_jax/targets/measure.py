@@ -142,7 +142,7 @@ def _compile(target: Target, lowered: Any) -> _Made:
 
 
 def _key(target: Target, lowered: Any) -> str:
-    """Of everything that a compiled program depends on: the traced one, target and compiler."""
+    """A hash of everything that a compiled program depends on: the traced one, target and compiler."""
     parts = [lowered.as_text(), repr(target.chip), target.name]
     for package in ("jaxlib", "libtpu", "jax_cuda12_plugin"):
         try:

@@ -36,7 +36,7 @@ class Reading:
       runs: how often, in one unit of the total: an iteration, a video, a clip.
       model_flops: operations by `flops.py` without what is computed again, all devices; 0: not counted.
       hardware_flops: with it.
-      keys: share of the keys that attention reads which is told their number at run time.
+      keys: share of the keys that attention reads where it is told their number at run time.
     """
 
     name: str
@@ -79,7 +79,7 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def train(run: Run, name: str, devices: Sequence[Any]) -> list[Program]:
-    """The updates of a training stage; a run of all of them, by `runs`, is the mean iteration.
+    """The updates of a training stage. Together, as often as `runs` says, they make the mean iteration.
 
     Raises:
       InputError: not such a stage, or one that does not fit the devices.

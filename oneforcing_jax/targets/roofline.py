@@ -1,10 +1,10 @@
 """How long a program takes at least, and what bounds it.
 
-A kernel takes as long as the slower of its operations, at the chip's rate of a large product, and its
-bytes, at the bandwidth of the memory; and the launch of the next one. Collectives send at the rate of all
-links together, or of the network where their devices lie in several slices or hosts. Synchronous ones add to
-the time of the kernels; those with a start and an end (asynchronous) and copies of that kind run beside them,
-and count only where they alone, or all traffic to memory, take longer than all kernels.
+A kernel takes the time of its operations at the chip's rate of a large product, or of its bytes at the
+bandwidth of the memory, whichever is longer. The launch of the next one is added. Collectives send at the
+rate of all links together, or of the network where their devices lie in several slices or hosts. Synchronous
+ones add to the time of the kernels. Asynchronous ones (with a start and an end) and copies of that kind run
+beside the kernels, and count only where they alone, or all traffic to memory, take longer than all kernels.
 
 Left out: products that do not fill the chip's units (small or odd shapes, tiles), elementwise arithmetic,
 latency of collectives and rings that are not laid over all links, traffic that a second-level cache saves,

@@ -3,7 +3,7 @@ through at once, what the backward pass computes again, and what waits in the ho
 
 Arithmetic comes first: a setting whose state, gradients and layer inputs alone exceed the memory is dropped,
 and the others are ordered by the time that their operations and traffic take at least. The first few are
-compiled; each says how far the arithmetic of memory is off, by which the later ones are dropped too.
+compiled; each says how far the arithmetic of memory is off, and by that some later ones are dropped too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from oneforcing_jax.targets.topology import Target
 from oneforcing_jax.training import steps
 from oneforcing_jax.training.train import trained
 
-# Arrays of the size of a layer's input that its backward pass finds in memory; of "none" as compiled programs
-# of the 1.3B model have it.
+# Arrays of the size of a layer's input that its backward pass finds in memory. The number for "none" is that
+# of compiled programs of the 1.3B model.
 KEPT = {"attention": 2, "full": 1, "offload": 0, "none": 110}
-# Devices that work on one sample together at most.
+# The most devices that work on one sample together.
 WITHIN = 8
 INSIDE = ("context", "sequence", "tensor")
 
@@ -119,7 +119,7 @@ def search(load: Load, name: str, target: Target, compilations: int) -> Iterator
 
 
 def promising(load: Load, name: str, target: Target) -> list[Setting]:
-    """Settings that fit by arithmetic; the fastest first, and of equals the one that needs least memory."""
+    """Settings that fit by arithmetic. The fastest come first; equally fast ones go by memory."""
     found: list[Setting] = []
     kinds = {memory.kind for memory in target.devices[0].addressable_memories()}
     has_host = steps.HOST in kinds
@@ -166,8 +166,8 @@ def _variants(run: Run, name: str, shares: int, has_host: bool) -> Iterator[dict
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """Of a mesh: bytes of the arguments on a device and of the optimisers' part of them; parameters of the
-    largest trained network, and on one device."""
+    """What a mesh decides: bytes of the arguments on a device, and of the optimisers' part of them;
+    parameters of the largest trained network, in all and on one device."""
 
     bytes: int
     optimisers: int
@@ -197,7 +197,7 @@ def _weighed(
     method = methods.make(stage.method, run)
     net, size = method.nets[method.trained[0]].config, run.latents
     tokens = stage.batch * size.frames * net.frame_tokens(size.rows, size.columns)
-    # In turn, the clips of a critic update leave what their layers keep all the same.
+    # With "none", the clips of a critic update leave all that their layers keep, even when they go in turn.
     own_rollout = len(method.trained) > 1
     in_turn = "in_turn" in fields.values() and net.remat != "none"
     parts = stage.batch // (stage.microbatch or stage.batch)

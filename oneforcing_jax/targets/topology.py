@@ -96,7 +96,7 @@ def prepare(name: str) -> None:
     if platform == "tpu":
         libtpu = importlib.import_module("libtpu")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        # Several compile at once: the lock that this lifts guards chips, and none is opened.
+        # Several may compile at once. The lock that this lifts guards chips, and no chip is opened.
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         # Otherwise it warns that it does not find the machine that is not there.
         os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
@@ -139,8 +139,8 @@ def _local() -> Target:
 
 
 def _unknown(devices: tuple[Any, ...]) -> Chip:
-    """A device that is not in the table, as a CPU: its memory is an even share of the host's, its rates are
-    those of a few cores, so that programs can be compared, not timed."""
+    """A device that is not in the table, such as a CPU. Its memory is an even share of the host's, and its
+    rates are those of a few cores, so programs can be compared but not timed."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
     return Chip(devices[0].device_kind, memory, 0.0, 20e9, 10e9, 5e-6, seen=100e9)
 

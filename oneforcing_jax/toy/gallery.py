@@ -19,6 +19,7 @@ from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.generation.samplers import euler, sample
 from oneforcing_jax.models import params as parameters
+from oneforcing_jax.ranges import Count
 from oneforcing_jax.run import Run
 from oneforcing_jax.toy import scores as scoring
 from oneforcing_jax.toy.world import World
@@ -38,8 +39,8 @@ class Evaluation:
       steps, guidance: of the teacher's sampler.
     """
 
-    samples: int
-    steps: int
+    samples: Count
+    steps: Count
     guidance: float
 
 

@@ -93,7 +93,7 @@ def read_attributes(videos: np.ndarray, world: World = WORLD) -> Readings:
     colour_sum = np.einsum("nfyx,nfyxc->nc", weight, videos.astype(np.float32))
     colours = np.array([toy.COLOURS[name] for name in world.colours], np.float32)
     colours /= np.linalg.norm(colours, axis=1, keepdims=True)
-    # The angle alone: a blurred shape is darker, not of another colour.
+    # The angle alone counts, because a blurred shape is darker but not of another colour.
     colour = (colour_sum @ colours.T).argmax(1)
 
     templates = _templates(world)
@@ -142,9 +142,9 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, world: World = WORLD) -> floa
 def embed(videos: np.ndarray, world: World = WORLD) -> np.ndarray:
     """Fixed features of videos, float64 [n, 64], of unit deviation over real videos.
 
-    32 seeded random projections of coarse pixels (where and when), and of 16 seeded random
-    rectified filters the mean response (colour, edges, sharpness) and the mean absolute change
-    from frame to frame (motion, flicker).
+    They are 32 seeded random projections of coarse pixels (where and when), and two values of each
+    of 16 seeded random rectified filters: the mean response (colour, edges, sharpness) and the mean
+    absolute change from frame to frame (motion, flicker).
 
     Args:
       videos: uint8 [n, f, y, x, 3].

@@ -19,8 +19,8 @@ FRAME = 80
 
 
 def spread(known: int, count: int) -> list[int]:
-    """`count` of `known` captions, from all over: an odd stride, for the words of the last kind that
-    changes from caption to caption are 2 or 4."""
+    """`count` of `known` captions, from all over. The stride is odd, because the kind of word that changes
+    from caption to caption has 2 or 4 words."""
     stride = max(1, known // max(count, 1)) | 1
     return sorted({n * stride % known for n in range(count)})
 

@@ -69,7 +69,7 @@ class Watch:
     """Looks at rows of metrics as they come and says each alarm once, when it begins."""
 
     def __init__(self, rows: Sequence[Mapping[str, float]] = ()) -> None:
-        """`rows` are those of the run so far; what they ring is not said again."""
+        """`rows` are those of the run so far; alarms that they ring are not said again."""
         self._history: dict[str, list[float]] = {name: [] for name in ALARMS}
         self._ringing: dict[str, bool] = dict.fromkeys(ALARMS, False)
         for row in rows:

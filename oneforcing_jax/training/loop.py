@@ -19,6 +19,8 @@ from oneforcing_jax.command import Stopped
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError, NotFinite
+from oneforcing_jax.files import write_whole
+from oneforcing_jax.ranges import Count, Natural
 from oneforcing_jax.run import Run
 from oneforcing_jax.training import sources
 from oneforcing_jax.training.interrupt import Interrupt
@@ -51,17 +53,17 @@ class Train:
 
     method: str
     data: str
-    iterations: int
-    batch: int
-    microbatch: int
+    iterations: Count
+    batch: Count
+    microbatch: Natural
     offload_optimiser: bool
     optimisers: Mapping[str, Optimiser]
     ema: Ema
     init: Mapping[str, str]
-    log_every: int
+    log_every: Count
     samples: SampleSettings
-    checkpoint_every: int
-    keep: int
+    checkpoint_every: Count
+    keep: Count
     best: Best
 
 
@@ -83,12 +85,11 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
     ):
         if (manager.latest_step() or 0) >= stage.iterations:
             return
-        described = hashlib.sha256((store.path / META).read_bytes()).hexdigest()[:16]
-        checkpoint.claim(
-            manager,
-            {"method": stage.method, "seed": run.seed, "batch": stage.batch, "data": described},
-        )
+        checkpoint.claim(manager, identity(run, stage, workdir))
         start, state, frozen, latest = _begin(run, stage, trainer, workdir, manager)
+        if jax.process_index() == 0:
+            # What was trained; the work directory's own says what was asked for last.
+            write_whole(folder / checkpoint.CONFIG, run.text.encode())
         samples = None
         if stage.samples.every:
             samples = Samples(run, name, stage.samples, trainer, store.path, folder)
@@ -111,6 +112,15 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
                     f"{error}; {checkpoint.last(manager)}: lower the learning rate or the clipping norm, "
                     "and the same command continues from it"
                 ) from None
+
+
+def identity(run: Run, stage: Train, workdir: Path) -> dict[str, Any]:
+    """What must not change when the stage is continued; its data as far as they are there."""
+    found = {"method": stage.method, "seed": run.seed, "batch": stage.batch}
+    file = workdir / stage.data / META
+    if file.is_file():
+        found["data"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return found
 
 
 def _store(path: Path, fields: Mapping[str, tuple[int, ...]]) -> Store:

@@ -113,7 +113,7 @@ class Log:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """For what is not training: its time does not count.
+        """A context for work that is not training, whose time does not count.
 
         Raises:
           NotFinite: as `check`, which waits for the training before it.
@@ -124,7 +124,7 @@ class Log:
         self._away += time.perf_counter() - start
 
     def step(self, done: int, metrics: Mapping[str, Any]) -> None:
-        """Metrics of iteration number `done`; what it does not report keeps its last value.
+        """Takes the metrics of iteration number `done`; those that it does not report keep their last values.
 
         Raises:
           NotFinite: as `check`.
@@ -139,7 +139,7 @@ class Log:
         self._write(done, self._rates(done), values)
 
     def check(self) -> dict[str, float]:
-        """The latest values, all since the last check being finite; to be called before a state is saved.
+        """The latest values, when all since the last check are finite. Call it before a state is saved.
 
         Raises:
           NotFinite: one is not; names it and its iteration.
@@ -231,7 +231,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _truncate(file: Path, last: int) -> Sequence[Mapping[str, Any]]:
-    """Removes the rows of iterations beyond `last`, and what a kill left of a row; the others."""
+    """Removes the rows of iterations beyond `last`, and what a kill left of a row; returns the others."""
     if not file.is_file():
         return []
     lines = file.read_text().splitlines(keepends=True)

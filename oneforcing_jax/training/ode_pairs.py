@@ -25,6 +25,7 @@ from oneforcing_jax.methods import causal_ode
 from oneforcing_jax.methods.causal_ode import Ode
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.ranges import Count
 from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Kind, Stage
 from oneforcing_jax.training import sources
@@ -44,8 +45,8 @@ class Fields:
 
     source: str
     data: str
-    count: int
-    batch: int
+    count: Count
+    batch: Count
     share: str = "0/1"
 
 
@@ -134,11 +135,6 @@ def prepare(run: Run, name: str, fields: Fields) -> Stage:
     run.view(Config)
     module, mesh = _teacher(run, fields), sharding.make_mesh(run.mesh)
     parts = share(fields.share)
-    if fields.count < 1 or fields.batch < 1:
-        raise InputError(
-            f"config: stage {name!r}: expected a count and a batch of 1 or more, found {fields.count} "
-            f"and {fields.batch}; change them"
-        )
     sharding.check("a batch", fields.batch, "batch", mesh)
     sharding.check("attention heads", module.config.num_heads, "whole_heads", mesh)
     return Stage(name, functools.partial(make, run, name, fields), share=parts)

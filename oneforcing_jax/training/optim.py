@@ -9,6 +9,7 @@ import jax
 import optax
 
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.ranges import Decay, Natural, NotNegative, Positive
 
 OPTIMISERS = ("adamw", "muon")
 
@@ -27,14 +28,20 @@ class Optimiser:
     """
 
     name: str = "adamw"
-    learning_rate: float = 1e-5
-    beta1: float = 0.0
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    clip: float = 10.0
-    warmup: int = 0
-    decay: int = 0
+    learning_rate: Positive = 1e-5
+    beta1: Decay = 0.0
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.01
+    clip: Positive = 10.0
+    warmup: Natural = 0
+    decay: Natural = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMISERS:
+            raise InputError(
+                f"optimiser: expected one of {OPTIMISERS}, found {self.name!r}; choose one of them"
+            )
 
     def make(self) -> optax.GradientTransformation:
         """The transformation; clipping first."""
@@ -63,8 +70,6 @@ class Optimiser:
                 muon_weight_dimension_numbers=_layer_matrices,
                 consistent_rms=0.2,
             )
-        if self.name != "adamw":
-            raise InputError(f"optimiser: expected one of {OPTIMISERS}, found {self.name!r}")
         if self.beta1:
             scale = optax.scale_by_adam(self.beta1, self.beta2, self.eps)
         else:

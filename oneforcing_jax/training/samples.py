@@ -19,6 +19,7 @@ from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation.student import Student
+from oneforcing_jax.ranges import Natural
 from oneforcing_jax.run import Run
 from oneforcing_jax.training.steps import Trainer
 
@@ -31,7 +32,7 @@ _CRF = 18
 class SampleSettings:
     """Sample videos: in every so many iterations (0: none), of these prompts."""
 
-    every: int = 0
+    every: Natural = 0
     prompts: tuple[str, ...] = ()
 
 
@@ -88,7 +89,7 @@ class Samples:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the metrics that `make` returns."""
+        """Names of the metrics that `make` returns."""
         return (MOTION, f"{MOTION}_ema") if self._averaged else (MOTION,)
 
     def make(self, iteration: int, nets: Mapping[str, Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import SHARED, Batch, Method, Metrics, Update
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.params import in_compute_dtype
+from oneforcing_jax.ranges import Decay, Natural
 from oneforcing_jax.training.optim import Optimiser
 from oneforcing_jax.trees import Params
 
@@ -40,12 +41,8 @@ class Ema:
       start: iteration from which it averages; before, it is a copy.
     """
 
-    decay: float = 0.0
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise InputError(f"ema: expected a decay in [0, 1), found {self.decay}; change it")
+    decay: Decay = 0.0
+    start: Natural = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Trainer:
       ema: what is averaged.
       mesh: devices.
       seed: root of all randomness.
-      stage: name of the stage, of which the randomness is.
+      stage: name of the stage, on which the randomness depends.
       batch: samples of an iteration, over all devices.
       microbatch: samples of one forward and backward, over all devices; 0: the whole batch. Results do
         not depend on it, memory does.
@@ -204,7 +201,7 @@ class Trainer:
 
     @functools.cached_property
     def share(self) -> tuple[int, int]:
-        """(index, count): of the equal parts of a batch, in order, the one that this process reads.
+        """(index, count) of the part of a batch that this process reads; the parts are equal and in order.
 
         Raises:
           InputError: the devices of this process hold rows that are not such a part.
@@ -276,8 +273,8 @@ class Trainer:
     ) -> tuple[Params, Metrics]:
         """Gradients of the trained part, and metrics, of the batch: the means over its microbatches.
 
-        Matrices are cast to the dtype of their products once, before all forwards: a rollout has one a
-        block, and what is exchanged between devices is then cast already.
+        Matrices are cast to the dtype of their products once, before all forwards. A rollout has a forward
+        for each block, and devices then exchange what is already cast.
         """
 
         def cast(name: str, params: Any) -> Any:
@@ -301,7 +298,7 @@ class Trainer:
         if self.parts == 1:
             return one(batch, draws)
 
-        # Part i has rows i, i + parts, ...: its share of a device lies on that device already.
+        # Part i has rows i, i + parts, ..., so a device's share of it lies on that device already.
         def cut(x: jax.Array) -> jax.Array:
             rows = x.reshape(-1, self.parts, *x.shape[1:]).swapaxes(0, 1)
             return sharding.constrain(rows, None, "batch")

@@ -23,8 +23,8 @@ ITERATIONS = 2
 def shrink(config: ConfigDict) -> None:
     """Makes networks, clips and stages tiny, in place; what does not cost anything stays as it is.
 
-    Sections are known by their fields: a transformer has `num_heads`, a head `layers`. Training stages alone
-    are left, each on noise and from random networks.
+    Sections are known by their fields: a transformer has `num_heads`, a head `layers`. Only training stages
+    are left, and each trains on noise and from random networks.
     """
     blocks = config.blocks
     frames = (blocks.first_frames or blocks.frames) + blocks.frames

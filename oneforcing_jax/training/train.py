@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import methods, sharding
+from oneforcing_jax import checkpoint, methods, sharding
 from oneforcing_jax import stages as kinds
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Network
@@ -82,14 +83,19 @@ def student(run: Run) -> Network:
 
 
 def prepare(run: Run, name: str, stage: Train) -> Stage:
-    """Checks a stage; it begins with its networks' sources."""
+    """Checks a stage that trains, and the sources that its networks start from."""
     made = trainer(run, name, stage)
     made.abstract()
     _same_names(f"stages.{name}.init", stage.init, tuple(made.method.nets))
     for net, source in stage.init.items():
         sources.check(f"stages.{name}.init.{net}", source, run)
+
+    def check(workdir: Path) -> None:
+        folder = workdir / name / checkpoint.FOLDER
+        checkpoint.check_claim(folder, loop.identity(run, stage, workdir))
+
     work = functools.partial(loop.run, run, name, stage, made)
-    return Stage(name, work, several_processes=True)
+    return Stage(name, work, check, several_processes=True)
 
 
 def views(stage: Train) -> tuple[type, ...]:

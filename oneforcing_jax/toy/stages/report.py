@@ -14,6 +14,7 @@ from tqdm import tqdm
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.student import Student
+from oneforcing_jax.ranges import Natural
 from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Kind, Stage
 from oneforcing_jax.toy import world as worlds
@@ -39,7 +40,7 @@ class Fields:
     world: str
     teacher: str
     students: tuple[tuple[str, str], ...]
-    videos: int
+    videos: Natural
 
 
 def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:

@@ -13,6 +13,7 @@ from oneforcing_jax.data.encode import encode
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.ranges import Count
 from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Kind, Stage
 from oneforcing_jax.toy import codec as codecs
@@ -25,8 +26,8 @@ from oneforcing_jax.training.clips import clip
 class Fields:
     """Fields of the stage: videos, and how many of them the codec is fitted on."""
 
-    count: int
-    codec_videos: int
+    count: Count
+    codec_videos: Count
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""The options that say which model makes videos, and that model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.generation import samplers, streaming
+from oneforcing_jax.generation.streaming import VideoModel
+from oneforcing_jax.ranges import Count, Natural, Positive
+
+SAMPLERS: dict[str, Callable[[np.ndarray], samplers.Sampler]] = {
+    "unipc": samplers.unipc,
+    "euler": samplers.euler,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """The options; `oneforcing_jax.generate --help` explains them."""
+
+    checkpoint: Path
+    encoders: Path | None
+    ema: bool
+    dtype: str | None
+    shift: Positive | None
+    batch: Count
+    window: Count | None
+    sink: Natural
+    mesh: Mapping[str, int]
+    teacher: bool
+    sampler: str
+    sampling_steps: Count
+    guidance: float
+
+    def __post_init__(self) -> None:
+        if self.sink and self.window is None:
+            raise InputError(f"sink: expected --window with it, found a sink of {self.sink} alone")
+
+    def model(self) -> VideoModel:
+        """The student, or with `teacher` the bidirectional model in many steps."""
+        if not self.teacher:
+            return streaming.load(
+                self.checkpoint, self.encoders, ema=self.ema, dtype=self.dtype, shift=self.shift,
+                window=Window(self.window, self.sink), batch=self.batch, split=self.mesh,
+            )  # fmt: skip
+
+        def sampler(shift: float) -> samplers.Sampler:
+            return SAMPLERS[self.sampler](samplers.wan_grid(self.sampling_steps, shift))
+
+        # Wan counts guidance from the unconditional prediction, the paper and we from the conditional.
+        return streaming.load_teacher(
+            self.checkpoint, self.encoders, sampler=sampler, guidance=self.guidance - 1,
+            ema=self.ema, dtype=self.dtype, shift=self.shift, batch=self.batch,
+        )  # fmt: skip

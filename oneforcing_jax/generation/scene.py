@@ -1,0 +1,144 @@
+"""What videos are made from: their size and blocks, given frames, noise and prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneforcing_jax.causal.plan import ClipDraws
+from oneforcing_jax.data.images import at_rate, read_image
+from oneforcing_jax.data.video import read_video
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.generation import recordings
+from oneforcing_jax.generation.jobs import Job
+from oneforcing_jax.generation.streaming import VideoModel
+from oneforcing_jax.generation.student import Noise, Settings, Text, recorded, sample_keys, seeded
+from oneforcing_jax.published import BLOCK_FRAMES
+from oneforcing_jax.ranges import Count, Positive, Quality
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """The options that say what a video is; `oneforcing_jax.generate --help` explains them."""
+
+    frames: Count | None
+    size: tuple[Count, Count] | None
+    fps: Positive | None
+    crf: Quality
+    method: str | None
+    steps: tuple[float, ...]
+    first_frames: Count | None
+    first_steps: tuple[float, ...]
+    teacher: bool
+
+    def settings(self, model: VideoModel) -> Settings:
+        """Sizes and blocks for a model.
+
+        Raises:
+          InputError: sizes that codec or transformer cannot take.
+        """
+        changes: dict[str, Any] = {"steps": self.steps, "first_steps": self.first_steps}
+        if self.method:
+            changes |= {"block_frames": BLOCK_FRAMES[self.method], "first_frames": None}
+        if self.first_frames:
+            changes["first_frames"] = self.first_frames
+        settings = model.settings(self.frames, self.size, **changes)
+        if not self.teacher:
+            return settings
+        whole = settings.shape[0]
+        return dataclasses.replace(
+            settings, block_frames=whole, first_frames=None, first_steps=None
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """The options that name files to begin from."""
+
+    image: Path | None
+    video: Path | None
+    noise_file: Path | None
+    prompt_embeds: Path | None
+
+    def pixels(self, fps: float) -> np.ndarray | None:
+        """First frames uint8 [f, y, x, 3] at a rate, or None."""
+        if self.image:
+            return read_image(self.image)
+        return at_rate(*read_video(self.video), fps) if self.video else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What a command's videos are made from.
+
+    Attributes:
+      model: makes them.
+      settings, fps: size and blocks, and frames a second.
+      first: given latents [1, f, c, y, x], or None.
+      draws: start and renoise of all videos from a file, or None.
+      embeddings: [prompts, s, d] from a file, or None.
+    """
+
+    model: VideoModel
+    settings: Settings
+    fps: float
+    first: jax.Array | None
+    draws: tuple[np.ndarray, np.ndarray | None] | None
+    embeddings: np.ndarray | None
+
+    @classmethod
+    def of(cls, model: VideoModel, look: Look, given: Given, jobs: Sequence[Job]) -> Scene:
+        """Reads what the options name.
+
+        Raises:
+          MissingInput, InputError: files or sizes that do not fit the model and the videos.
+        """
+        file = given.image or given.video
+        if file and look.teacher:
+            raise InputError(
+                f"--teacher: it makes whole clips and cannot continue {file}; leave one out"
+            )
+        settings, fps = look.settings(model), look.fps or model.source.fps
+        first, pixels = None, given.pixels(fps)
+        if pixels is not None:
+            first = model.first_frames(pixels, settings, lambda line: print(f"{file}: {line}"))
+        known = 0 if first is None else first.shape[1]
+        plan = settings.plan(model.source.shift, known)
+        draws = embeddings = None
+        if given.noise_file:
+            steps = max(len(block.sigmas) for block in plan)
+            frames = (settings.shape[0] - known, *settings.shape[1:])
+            draws = recordings.read_noise(given.noise_file, len(jobs), frames, steps)
+        if given.prompt_embeds:
+            config = model.source.config
+            shape = (jobs[-1].line + 1, config.text_len, config.text_dim)
+            embeddings = recordings.read_embeddings(given.prompt_embeds, shape)
+        return cls(model, settings, fps, first, draws, embeddings)
+
+    def noise(self, group: Sequence[Job]) -> Noise:
+        """Of a batch: from the file, or from seeds."""
+        if self.draws is None:
+            keys = sample_keys([job.seed for job in group], [job.sample for job in group])
+            return seeded(keys, self.settings.shape[1:])
+        rows, (start, more) = [job.number for job in group], self.draws
+        renoise = None if more is None else jnp.asarray(more[rows])
+        known = 0 if self.first is None else self.first.shape[1]
+        return recorded(ClipDraws(jnp.asarray(start[rows]), None, renoise), known)
+
+    def text(self, group: Sequence[Job]) -> Text:
+        """Embeddings of a batch: from the file, or of the prompts."""
+        if self.embeddings is None:
+            return self.model.embed([job.prompt.embedded for job in group])
+        return self.model.place(self.embeddings[[job.line for job in group]])
+
+    def given(self, batch: int) -> jax.Array | None:
+        """Given latents, once for each video of a batch."""
+        if self.first is None:
+            return None
+        return self.model.place(np.repeat(np.asarray(self.first), batch, 0))
