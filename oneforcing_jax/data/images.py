@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,50 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from oneforcing_jax.data.video import Clip, cover
 from oneforcing_jax.errors import InputError, MissingInput
 
+# Pixels that an image may have. Its header says how many, before anything is decoded.
+MOST_PIXELS = 1 << 27
+# What lies under a transparent image.
+GROUND = "white"
 
-def read_image(path: str | Path) -> np.ndarray:
+
+def read_image(path: str | Path, log: Callable[[str], None] = print) -> np.ndarray:
     """An image as a video of one frame, uint8 [1, y, x, 3], turned as it is shown.
+
+    Grey of 16 bits is brought to 8. A transparent image lies on white, and of an animated one the first
+    frame counts; both are logged.
 
     Raises:
       MissingInput: there is no such file.
-      InputError: it is no image.
+      InputError: it is no image, or one of unlikely size.
     """
     if not Path(path).is_file():
         raise MissingInput(f"no image file at {path}; check the path")
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
-    except (UnidentifiedImageError, OSError, ValueError):
+            if image.width * image.height > MOST_PIXELS:
+                raise InputError(
+                    f"{path}: expected an image of at most {MOST_PIXELS:,} pixels, found a header of "
+                    f"{image.width} x {image.height}; make it smaller"
+                )
+            if (count := getattr(image, "n_frames", 1)) > 1:
+                log(f"{path}: animated, the first of its {count} frames is taken")
+            return np.asarray(_coloured(ImageOps.exif_transpose(image), str(path), log))[None]
+    except InputError:
+        raise
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError):
         raise InputError(f"{path}: expected an image, found another file; replace it") from None
+
+
+def _coloured(image: Image.Image, path: str, log: Callable[[str], None]) -> Image.Image:
+    """An image in RGB, 8 bits each."""
+    if image.mode.startswith("I"):  # 16 bits; clipping at 255 would leave white
+        grey = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        log(f"{path}: transparent, laid on {GROUND}")
+        ground = Image.new("RGBA", image.size, GROUND)
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def fit(video: np.ndarray, rows: int, columns: int) -> np.ndarray:

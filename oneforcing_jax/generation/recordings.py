@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -50,21 +53,48 @@ def _read(path: Path, expected: dict[str, Shape]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise MissingInput(f"expected a .npz file with {_list(expected)}, found nothing at {path}")
     try:
+        # What headers claim is compared before an array is read: it may not fit the memory.
+        found = _headers(path) or dict.fromkeys(expected, _header(path.open("rb")))
+        if found != expected:
+            raise InputError(
+                f"{path}: expected arrays {_list(expected)}, found {_list(found)}; record them with the "
+                "videos, frames, size and steps of this command"
+            )
         loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        raise InputError(f"{path}: expected a .npz file, found another kind") from None
-    if isinstance(loaded, np.ndarray):
-        arrays = dict.fromkeys(expected, loaded)
-    else:
-        with loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
-    found = {name: array.shape for name, array in arrays.items()}
-    if found != expected:
+        whole = zipfile.is_zipfile(path)
+        read = {name: np.asarray(loaded[name] if whole else loaded) for name in found}
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
         raise InputError(
-            f"{path}: expected arrays {_list(expected)}, found {_list(found)}; record them with the "
-            "videos, frames, size and steps of this command"
-        )
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
+            f"{path}: expected a .npz file, found another kind or a damaged one; record it again"
+        ) from None
+    arrays = {name: array.astype(np.float32) for name, array in read.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            wrong = int((~np.isfinite(array)).sum())
+            raise InputError(
+                f"{path}: expected finite numbers in {name}, found {wrong} that are not; record it again"
+            )
+    return arrays
+
+
+def _headers(path: Path) -> dict[str, Shape]:
+    """Shapes of the arrays in a .npz file; none in another."""
+    if not zipfile.is_zipfile(path):
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+        return {name.removesuffix(".npy"): _header(archive.open(name)) for name in names}
+
+
+def _header(file: IO[bytes]) -> Shape:
+    """The shape that a .npy file says it has."""
+    with file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}
+        shape, _, _ = read.get(version, np.lib.format.read_array_header_2_0)(file)
+        return tuple(shape)
 
 
 def _list(shapes: dict[str, Shape]) -> str:
