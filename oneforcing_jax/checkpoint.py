@@ -19,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from oneforcing_jax import integrity
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
@@ -69,6 +70,7 @@ def manager(
         with _written(made):
             try:
                 made.close()
+                _seal(made)
             finally:
                 _clear(made)
 
@@ -95,6 +97,9 @@ def _clear(of: ocp.CheckpointManager) -> None:
         return
     folder = Path(str(of.directory))
     shutil.rmtree(folder / TRASH, ignore_errors=True)
+    for path in folder.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            path.rmdir()  # an empty folder would stand in the way of the checkpoint of that number
     for _ in range(CLEAR_TRIES):
         unfinished = list(folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
         if not unfinished:
@@ -102,6 +107,14 @@ def _clear(of: ocp.CheckpointManager) -> None:
         for path in unfinished:
             shutil.rmtree(path, ignore_errors=True)
         time.sleep(CLEAR_PAUSE)
+
+
+def _seal(of: ocp.CheckpointManager) -> None:
+    """Writes checksums into checkpoints that have none, while no save runs."""
+    if jax.process_index() == 0:
+        for path in _numbered(Path(str(of.directory))):
+            if not integrity.is_sealed(path):
+                integrity.seal(path)
 
 
 def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
@@ -139,14 +152,21 @@ def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, whole under their numbers."""
-    return [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+    """Checkpoints in a folder, the oldest first; a folder without a network in it is none."""
+    numbered = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+    return sorted((p for p in numbered if any(p.glob("*_*/"))), key=lambda p: int(p.name))
+
+
+def latest(of: ocp.CheckpointManager) -> int | None:
+    """The iteration of the newest checkpoint; None if there is none."""
+    found = _numbered(Path(str(of.directory)))
+    return int(found[-1].name) if found else None
 
 
 def last(of: ocp.CheckpointManager) -> str:
     """The last whole checkpoint, in words."""
     of.wait_until_finished()
-    step = of.latest_step()
+    step = latest(of)
     return (
         "there is no checkpoint yet" if step is None else f"the last is {of.directory / str(step)}"
     )
@@ -170,6 +190,7 @@ def save(
     args = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     with _written(to):
         to.wait_until_finished()
+        _seal(to)
         _clear(to)
         to.save(iteration, args=ocp.args.Composite(**args), metrics=dict(metrics or {}))
 
@@ -185,15 +206,36 @@ def restore(
     Raises:
       InputError: the checkpoint is of another model.
     """
-    iteration = source.latest_step()
+    iteration = latest(source)
     if iteration is None:
         return None
     folder = Path(str(source.directory)) / str(iteration)
+    _check_whole(folder)
     state = {
         part: {net: _read(folder, f"{part}_{net}", tree) for net, tree in nets.items()}
         for part, nets in abstract.items()
     }
     return iteration, state, dict(source.metrics(iteration) or {})
+
+
+def _check_whole(newest: Path) -> None:
+    """Refuses a damaged checkpoint, and names the newest whole one.
+
+    Raises:
+      InputError: says what is damaged and how to go on.
+    """
+    wrong = integrity.problems(newest)
+    if not wrong:
+        return
+    others = [p for p in _numbered(newest.parent) if p != newest and not integrity.problems(p)]
+    go_on = (
+        f"remove it, and the same command continues from {others[-1]}, which is whole"
+        if others
+        else "no other is whole; restore it from a copy, or begin in another work directory"
+    )
+    raise InputError(
+        f"checkpoint {newest}: expected the files that were written, found that {wrong[0]}; {go_on}"
+    )
 
 
 def find(folder: str | Path) -> Path:
@@ -211,7 +253,7 @@ def find(folder: str | Path) -> Path:
             f"checkpoint: expected Orbax checkpoints (folders with a number) in {folder}, found none; run "
             "the stage or the conversion that makes them, or name another folder"
         )
-    return max(found, key=lambda path: int(path.name))
+    return found[-1]
 
 
 def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> Any:
@@ -231,6 +273,10 @@ def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> 
 
 def _read(folder: Path, item: str, abstract: Any) -> Any:
     path = folder / item
+    # A conversion is sealed as a whole, one folder further out.
+    sealed = folder if integrity.is_sealed(folder) else folder.parent
+    if path.is_dir() and integrity.is_sealed(sealed):
+        integrity.verify(sealed, path.relative_to(sealed).as_posix())
     if not path.is_dir():
         found = sorted(p.name for p in folder.iterdir() if p.is_dir())
         raise InputError(f"checkpoint {folder}: expected an item {item!r}, found {found}")

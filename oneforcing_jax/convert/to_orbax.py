@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from oneforcing_jax import integrity
 from oneforcing_jax.convert import keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
@@ -117,6 +118,7 @@ def _convert_part(
         (temporary / MODEL).write_text(json.dumps(record, indent=1))
         if part.tokenizer:
             shutil.copytree(part.tokenizer, temporary / TOKENIZER)
+        integrity.seal(temporary)
     report(f"{part.name}: {len(tensors)} tensors of {part} -> {target}")
     if part.name == "text" and not part.tokenizer:
         report(f"text: no tokenizer beside it; copy its folder to {target / TOKENIZER}")
@@ -153,6 +155,7 @@ def _convert_file(
             folder = temporary / item
             records[item] = _write(folder, tensors, key_map, config, head, order, where)
             report(f"{net}: {len(tensors)} tensors of {path} -> {out / STEP / item}")
+        integrity.seal(temporary)
         write_whole(out / MODEL, json.dumps({**order, "nets": records}, indent=1).encode())
 
 

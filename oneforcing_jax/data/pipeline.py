@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import SupportsIndex
 
 import grain
@@ -84,11 +84,19 @@ class _Samples:
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
         number = int(self._written[int(index)])
         sample = self._store.read(number, self._fields)
-        # The store refuses such values when it is filled; a file may be damaged later.
-        for name, value in sample.items():
-            if value.dtype.kind not in "iu" and not np.isfinite(value).all():
-                raise InputError(
-                    f"{self._store.path}: expected finite {name} of sample {number}, found "
-                    f"{int((~np.isfinite(value)).sum())} values that are not; make the store again"
-                )
+        check_finite(self._store, number, sample)
         return sample
+
+
+def check_finite(store: Store, number: int, sample: Mapping[str, np.ndarray]) -> None:
+    """Refuses a sample with values that are not finite: a store takes none, but a file may be damaged later.
+
+    Raises:
+      InputError: names the sample.
+    """
+    for name, value in sample.items():
+        if value.dtype.kind not in "iu" and not np.isfinite(value).all():
+            raise InputError(
+                f"{store.path}: expected finite {name} of sample {number}, found "
+                f"{int((~np.isfinite(value)).sum())} values that are not; make the store again"
+            )

@@ -32,6 +32,9 @@ WRITTEN, OUT = 1, 2
 TEXT_CHUNK = 64
 DONE_CHUNK = 4096
 
+# Of new arrays: each chunk ends with a checksum, which is compared whenever it is read.
+CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
 # Name of the shared array that holds the embedding of the negative prompt, [length, dim].
 NEGATIVE_TEXT = "negative_text"
 
@@ -289,7 +292,7 @@ def _open_array(
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
             # Names are flat, because a folder for each dimension would make five folders a sample.
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+            **({} if (path / "arrays" / name / "zarr.json").is_file() else {"codecs": CODECS}),
         },
         # A chunk that is absent is padding in a text, but damage anywhere else.
         "store_data_equal_to_fill_value": not (text or name == "done"),

@@ -83,7 +83,7 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
             folder / checkpoint.FOLDER, stage.keep, stage.best.metric, stage.best.mode
         ) as manager,
     ):
-        if (manager.latest_step() or 0) >= stage.iterations:
+        if (checkpoint.latest(manager) or 0) >= stage.iterations:
             return
         checkpoint.claim(manager, identity(run, stage, workdir))
         start, state, frozen, latest = _begin(run, stage, trainer, workdir, manager)

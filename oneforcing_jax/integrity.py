@@ -1,0 +1,83 @@
+"""Checksums of whole folders: written when a folder is complete, compared before it is read.
+
+They find damage (a flipped bit, a cut or missing file), not tampering. A folder without any is read as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.files import write_whole
+
+SUMS = "checksums.json"
+_CHUNK = 1 << 22
+_THREADS = 4
+
+
+def seal(folder: Path) -> None:
+    """Writes the size and CRC-32 of every file below a complete folder into it."""
+    write_whole(folder / SUMS, json.dumps(dict(_sums(folder, _files(folder))), indent=0).encode())
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder has checksums."""
+    return (folder / SUMS).is_file()
+
+
+def problems(folder: Path, under: str = "") -> list[str]:
+    """What is wrong with a sealed folder, or with the part of it below a name; none where all is whole."""
+    file = folder / SUMS
+    try:
+        sealed: dict[str, list[int]] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return [f"{file} cannot be read"] if file.exists() else []
+    expected = {name: tuple(sum_) for name, sum_ in sealed.items() if _below(name, under)}
+    present = [name for name in _files(folder) if _below(name, under)]
+    found = dict(_sums(folder, [name for name in present if name in expected]))
+    missing = [f"{name} is missing" for name in sorted(expected.keys() - set(present))]
+    more = [f"{name} was not there" for name in sorted(set(present) - expected.keys())]
+    changed = [f"{name} has changed" for name in sorted(found) if found[name] != expected[name]]
+    return missing + more + changed
+
+
+def verify(folder: Path, under: str = "") -> None:
+    """Refuses a sealed folder, or a part of it, that is not as it was sealed.
+
+    Raises:
+      InputError: names the first file that differs.
+    """
+    if wrong := problems(folder, under):
+        raise InputError(
+            f"{folder}: expected the files that were written, found that {wrong[0]}"
+            + (f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else "")
+            + "; restore it from a copy, or make it again"
+        )
+
+
+def _below(name: str, under: str) -> bool:
+    return not under or name.startswith(f"{under}/")
+
+
+def _files(folder: Path) -> list[str]:
+    """Files below a folder by their relative names; its checksums and hidden files do not count."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    names = (path.relative_to(folder).as_posix() for path in found)
+    return sorted(name for name in names if name != SUMS and not Path(name).name.startswith("."))
+
+
+def _sums(folder: Path, names: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from zip(names, pool.map(lambda name: _sum(folder / name), names), strict=True)
+
+
+def _sum(path: Path) -> tuple[int, int]:
+    size = crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return size, crc
