@@ -1,17 +1,26 @@
 """What all command lines share: numbers in options, and how a command ends.
 
-An error in what was given is shown as one line; any other keeps its traceback. A signal has its exit code.
+An error in what was given is one line. So is any other, and a file keeps its traceback. Signals have their exit
+codes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.files import write_whole
+
+PACKAGE = Path(__file__).parent.name
 
 
 class Stopped(Exception):
@@ -23,11 +32,13 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def ending(interrupted: str) -> Iterator[None]:
+def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     """Runs a command. An error gives one line and exit code 1, and a signal that ended it 128 + its number.
 
     Args:
       interrupted: what is left after Ctrl-C, and what to do.
+      folder: where the traceback of an error that nobody foresaw is kept, if it is there; otherwise the
+        system's temporary folder.
     """
     try:
         yield
@@ -39,6 +50,25 @@ def ending(interrupted: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        sys.exit(_unforeseen(error, folder))
+
+
+def _unforeseen(error: Exception, folder: Path | None) -> str:
+    """Keeps the traceback of an error in a file; the line that says so."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = [frame for frame in frames if PACKAGE in frame.filename] or frames
+    where = f"{Path(place[-1].filename).name}, line {place[-1].lineno}"
+    first = (str(error).splitlines() or [""])[0][:200]
+    kept = folder if folder and folder.is_dir() else Path(tempfile.gettempdir())
+    file = kept / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    line = f"error: {type(error).__name__} in {where}: {first}; this is a fault of the program"
+    try:
+        write_whole(file, "".join(traceback.format_exception(error)).encode())
+    except InputError:
+        traceback.print_exception(error)
+        return line
+    return f"{line}, and {file} has its traceback"
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Errors of what a command was given. A command line shows them as one line; all others keep their traceback.
+"""Errors of what a command was given. A command line shows them as one line.
 
 Each says what was expected, what was found, and what to do.
 """

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--process_id", type=int, help="with --coordinator: this process, from 0")
     parser.add_argument("--process_count", type=int, help="with --coordinator: how many there are")
     known, overrides = parser.parse_known_args(arguments)
-    with ending("the same command continues from the last checkpoint"):
+    with ending("the same command continues from the last checkpoint", known.workdir):
         if known.preset is not None:
             overrides = [*presets.overrides(known.preset), *overrides]
         if known.profile is not None:

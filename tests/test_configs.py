@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -197,3 +198,21 @@ def test_what_a_mesh_must_divide(mesh, message):
     if not message and mesh["sequence"] * mesh["context"] == 8:
         with pytest.raises(ValueError, match="tokens of a frame to divide over 8 .*found 1612"):
             made(odd)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(tmp_path, monkeypatch, there):
+    def broken(*_):
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(main.stages, "prepare", broken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    workdir = tmp_path / "w"
+    if there:
+        workdir.mkdir()
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--config=configs/noise.py", f"--workdir={workdir}"])
+    line = str(caught.value)
+    assert line.startswith("error: KeyError in main.py, line ") and "\n" not in line
+    (file,) = (workdir if there else tmp_path).glob("error-*.txt")
+    assert str(file) in line and "in broken" in file.read_text()
