@@ -1,7 +1,7 @@
 """What all command lines share: numbers in options, and how a command ends.
 
-An error in what was given is one line. So is any other, and a file keeps its traceback. Signals have their exit
-codes.
+An error in what was given is one line. So is any other, and a file keeps its traceback. Signals have their
+exit codes.
 """
 
 from __future__ import annotations
