@@ -192,7 +192,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
             )
         return found
     if kind is Dtype:
-        if value not in DTYPES:
+        if not isinstance(value, str) or value not in DTYPES:
             raise InputError(
                 f"config: field {name!r}: expected one of {sorted(DTYPES)}, found {value!r}"
             )
@@ -218,7 +218,8 @@ def _plain(kind: Any, value: Any, name: str) -> Any:
     if isinstance(kind, type) and type(value) is kind:
         return value
     shown = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise InputError(f"config: field {name!r}: expected {shown}, found {value!r}; change it")
+    found = "a section" if isinstance(value, ConfigDict) else repr(value)
+    raise InputError(f"config: field {name!r}: expected {shown}, found {found}; change it")
 
 
 def section(record: Any, **changes: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -13,6 +12,9 @@ from oneforcing_jax.errors import InputError
 
 Record = TypeVar("Record")
 
+# Numbers stay below this, and positive ones above its inverse: float32 holds them with room to compute.
+MOST = 1e30
+
 
 class Range(NamedTuple):
     """In words, and as a test."""
@@ -21,12 +23,14 @@ class Range(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-Positive = Annotated[float, Range("a number above 0", lambda x: x > 0)]
+Positive = Annotated[float, Range("a number above 0", lambda x: x > 1 / MOST)]
+Rate = Annotated[float, Range("a number above 0, of 1000 at most", lambda x: 1 / MOST < x <= 1000)]
 NotNegative = Annotated[float, Range("a number of 0 or more", lambda x: x >= 0)]
 Share = Annotated[float, Range("a number from 0 to 1", lambda x: 0 <= x <= 1)]
 Decay = Annotated[float, Range("a number from 0 to below 1", lambda x: 0 <= x < 1)]
-Count = Annotated[int, Range("a whole number of 1 or more", lambda x: x >= 1)]
-Natural = Annotated[int, Range("a whole number of 0 or more", lambda x: x >= 0)]
+# Sizes and counts fit 32 bits, as those of arrays and programs do.
+Count = Annotated[int, Range("a whole number of 1 or more, below 2^31", lambda x: 1 <= x < 2**31)]
+Natural = Annotated[int, Range("a whole number of 0 or more, below 2^31", lambda x: 0 <= x < 2**31)]
 Quality = Annotated[int, Range("a whole number from 0 (best) to 51", lambda x: 0 <= x <= 51)]
 Seed = Annotated[int, Range("a whole number from 0 to 2^32 - 1", lambda x: 0 <= x < 2**32)]
 
@@ -40,7 +44,7 @@ def wrong(kind: Any, value: Any) -> str:
         inner = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         found = (wrong(k, v) for k, v in zip(inner, value, strict=False))
         return next((words for words in found if words), "")
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not abs(value) < MOST:
         return "a finite number"
     if hasattr(kind, "__metadata__"):
         return next((r.words for r in kind.__metadata__ if not r.holds(value)), "")

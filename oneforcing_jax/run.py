@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from oneforcing_jax import config as configs
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.ranges import Count, Natural, Positive, Seed
+from oneforcing_jax.ranges import Count, Natural, Positive, Rate, Seed
 
 Sections = TypeVar("Sections")
 
@@ -74,7 +74,7 @@ class Run:
     profile: Natural
     mesh: Mapping[str, int]
     latents: Latents
-    fps: Positive
+    fps: Rate
     shift: Positive
     blocks: Blocks
     run: tuple[str, ...]

@@ -57,6 +57,10 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Any = None) -> Me
     shape = dict.fromkeys(MESH_AXES, 1) | dict(sizes or {"data": -1})
     if unknown := set(shape) - set(MESH_AXES):
         raise InputError(f"mesh: expected axes among {MESH_AXES}, found {sorted(unknown)}")
+    if wrong := {axis: size for axis, size in shape.items() if size != -1 and size < 1}:
+        raise InputError(
+            f"mesh: expected sizes of 1 or more, or -1 for what is left, found {wrong}; change them"
+        )
     free = [axis for axis, size in shape.items() if size == -1]
     known = math.prod(size for size in shape.values() if size != -1)
     if len(free) == 1 and len(devices) % known == 0:

@@ -191,7 +191,7 @@ WRONG = {
         critic="random"
     ),
     "field 'shift': expected a finite number, found nan": lambda c: c.update(shift=float("nan")),
-    "field 'latents.rows': expected a whole number of 1 or more, found 0": lambda c: (
+    "field 'latents.rows': expected a whole number of 1 or more, below 2.31, found 0": lambda c: (
         c.latents.update(rows=0)
     ),
     "optimisers.student.learning_rate': expected a number above 0": lambda c: (

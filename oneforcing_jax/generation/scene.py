@@ -20,7 +20,7 @@ from oneforcing_jax.generation.jobs import Job
 from oneforcing_jax.generation.streaming import VideoModel
 from oneforcing_jax.generation.student import Noise, Settings, Text, recorded, sample_keys, seeded
 from oneforcing_jax.published import BLOCK_FRAMES
-from oneforcing_jax.ranges import Count, Positive, Quality
+from oneforcing_jax.ranges import Count, Quality, Rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Look:
 
     frames: Count | None
     size: tuple[Count, Count] | None
-    fps: Positive | None
+    fps: Rate | None
     crf: Quality
     method: str | None
     steps: tuple[float, ...]

@@ -102,6 +102,8 @@ class WanConfig:
             raise InputError(
                 f"model: expected an even head size, found dim {self.dim} over {self.num_heads} heads"
             )
+        if self.freq_dim % 2:
+            raise InputError(f"model: expected an even freq_dim, found {self.freq_dim}; change it")
         if self.remat not in REMAT:
             raise InputError(f"model: expected remat among {REMAT}, found {self.remat!r}")
 

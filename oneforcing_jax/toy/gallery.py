@@ -17,6 +17,7 @@ from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import read_video
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.samplers import euler, sample
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.ranges import Count
@@ -50,6 +51,19 @@ class Config:
 
     world: World
     evaluation: Evaluation
+
+
+def check(run: Run, world: str) -> None:
+    """Checks what a gallery will need.
+
+    Raises:
+      InputError: sections that do not fit, or no such stage.
+    """
+    run.view(Config)
+    if world not in run.stages:
+        raise InputError(
+            f"config: expected the stage of a world among {list(run.stages)}, found {world!r}; name it"
+        )
 
 
 def load(run: Run, workdir: Path, source: str, ema: bool = False) -> Params:

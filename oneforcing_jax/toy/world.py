@@ -22,6 +22,7 @@ from tqdm import tqdm
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
+from oneforcing_jax.ranges import Count, NotNegative, Positive
 
 COLOURS = {
     "red": (235, 40, 40),
@@ -75,12 +76,12 @@ class World:
       InputError: an unknown word, or a shape that could leave the frame.
     """
 
-    size: int = 24
-    frames: int = 8
-    speed: float = 1.5
-    radius: float = 5.0
-    jitter_along: float = 1.0
-    jitter_across: float = 3.0
+    size: Count = 24
+    frames: Count = 8
+    speed: Positive = 1.5
+    radius: Positive = 5.0
+    jitter_along: NotNegative = 1.0
+    jitter_across: NotNegative = 3.0
     colours: tuple[str, ...] = tuple(COLOURS)
     shapes: tuple[str, ...] = SHAPES
     directions: tuple[str, ...] = tuple(DIRECTIONS)

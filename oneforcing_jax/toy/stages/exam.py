@@ -14,7 +14,7 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Kind, Stage
-from oneforcing_jax.toy.gallery import Config, Gallery
+from oneforcing_jax.toy.gallery import Config, Gallery, check
 from oneforcing_jax.training import sources
 
 
@@ -52,7 +52,7 @@ def examine(run: Run, name: str, fields: Fields, workdir: Path) -> None:
 
 def prepare(run: Run, name: str, fields: Fields) -> Stage:
     """Checks the stage."""
-    run.view(Config)
+    check(run, fields.world)
     sources.network(run, fields.source)
     return Stage(name, functools.partial(examine, run, name, fields))
 

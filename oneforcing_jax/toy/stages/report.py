@@ -18,7 +18,7 @@ from oneforcing_jax.ranges import Natural
 from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Kind, Stage
 from oneforcing_jax.toy import world as worlds
-from oneforcing_jax.toy.gallery import Config, Gallery, load
+from oneforcing_jax.toy.gallery import Config, Gallery, check, load
 from oneforcing_jax.toy.sheet import contact_sheet, spread
 from oneforcing_jax.training import sources
 
@@ -98,7 +98,7 @@ def _plain(source: str) -> str:
 
 def prepare(run: Run, name: str, fields: Fields) -> Stage:
     """Checks the stage."""
-    run.view(Config)
+    check(run, fields.world)
     for source in (fields.teacher, *(source for _, source in fields.students)):
         sources.network(run, _plain(source))
     return Stage(name, functools.partial(report, run, name, fields))
