@@ -28,6 +28,13 @@ from oneforcing_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "context", "sequence", "tensor")
 
+# Axes of one layer's keys or values that a rollout keeps, by their number: [b, slots, n, h, k], or rows for
+# a kernel, [b, h, s, k].
+STORED: Mapping[int, tuple[str | None, ...]] = {
+    5: ("batch", None, None, "whole_heads", None),
+    4: ("batch", "whole_heads", None, None),
+}
+
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
@@ -221,7 +228,7 @@ def by_heads(attend: Callable[..., Any], q: Any, k: Any, v: Any, memory: Any) ->
     Args:
       attend: a function of arrays of one device, attend(q, k, v, memory) -> (out, new).
       q, k, v: [b, f, n, h, k], tokens laid out over the mesh.
-      memory: a tree of [b, slots, n, h, k] laid out by whole heads, or None; so is `new`.
+      memory: a tree of arrays as `STORED` says, laid out by whole heads, or None; so is `new`.
 
     Raises:
       InputError: samples, tokens or heads that the mesh does not divide.
@@ -245,7 +252,8 @@ def by_heads(attend: Callable[..., Any], q: Any, k: Any, v: Any, memory: Any) ->
         return exchange(out, 2, 3), new
 
     tokens = spec(("batch", None, "tokens", "heads", None))
-    cached = spec(("batch", None, None, "whole_heads", None))
+    ranks = [x.ndim for x in jax.tree.leaves(memory)]
+    cached = spec(STORED[ranks[0] if ranks else 5])
     run = jax.shard_map(
         local,
         in_specs=(tokens, tokens, tokens, cached),

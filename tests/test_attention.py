@@ -160,6 +160,19 @@ def test_splash_is_the_same(t, s, length, size):
     assert error(jax.jit(splash_of)(q, k, v, traced), expected) < 1e-4
 
 
+def test_splash_reads_rows_where_they_are():
+    """Stored rows, of which each query sees its own number; so does the form for other devices."""
+    q, k, v = inputs(260, 1400, size=128)
+    length = np.repeat([700, 1029], [100, 160]).astype(np.int32)
+    expected = dense(q, k, v, np.arange(1400) < length[:, None])
+    tiles = splash.tiles_of("TPU v5")
+    fill = ((0, 0), (0, 0), (0, splash.padded_keys(1400, tiles) - 1400), (0, 0))
+    k, v = (np.pad(np.moveaxis(x, 1, 2), fill) for x in (k, v))
+    rows = functools.partial(splash.attention_over_rows, tiles=tiles, interpret=True)
+    for attend in (rows, attention.attention_over_rows):
+        assert error(jax.jit(attend)(q, k, v, length), expected) < 1e-4
+
+
 @pytest.mark.parametrize("length", [None, 140])
 def test_gradients_of_splash(length):
     q, k, v = inputs(150, 260, size=16)
@@ -183,6 +196,7 @@ def test_tiles_cover_and_waste_little(t, s):
     for tiles in (*splash.TILES.values(), splash.tiles_of("TPU v99")):
         sizes, t_pad, s_pad = splash._blocks(t, s, tiles)
         assert t <= t_pad < 128 + 1.25 * t and s <= s_pad < 128 + 1.25 * s
+        assert splash.padded_keys(s_pad, tiles) == s_pad  # stored rows are not filled up again
         for q in (sizes.block_q, sizes.block_q_dkv):
             assert t_pad % q == 0
         for kv in (sizes.block_kv, sizes.block_kv_dkv):

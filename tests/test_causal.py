@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,10 @@ from oneforcing_jax.causal.generate import Generator, generate
 from oneforcing_jax.causal.plan import Block, ClipDraws, first_of_window, make_plan, num_frames
 from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
+from oneforcing_jax.generation import student as students
 from oneforcing_jax.generation.student import Student
+from oneforcing_jax.models import attention, wan
 from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models import wan
 
 CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
 NET = wan.WanDiT(CONFIG)
@@ -135,15 +137,17 @@ def test_any_layout_and_window(case):
 
     @functools.partial(jax.jit, static_argnames="in_place")
     def block(cache, q, k, v, start, in_place):
-        attend = kv.cached((q.shape[1],), start, window, kv.num_slots(cache), in_place)
+        attend = kv.cached((q.shape[1],), start, window, window.slots(frames), in_place)
         if in_place:
             out, new = attend(q, k, v, cache[0])
             return out, (new,)
         out, new = attend(q, k, v, jax.tree.map(lambda x: x[0], cache))
         return out, kv.write(cache, jax.tree.map(lambda x: x[None], new), start, window)
 
-    for in_place in (False, True):
-        cache = kv.init(one_layer, 1, window.slots(frames), TOKENS, stacked=not in_place)
+    # Stacked, apart, and apart as rows, as kernels of TPUs read them.
+    for in_place, rows in ((False, False), (True, False), (True, True)):
+        with unittest.mock.patch.object(attention, "stores_rows", lambda rows=rows: rows):
+            cache = kv.init(one_layer, 1, window.slots(frames), TOKENS, stacked=not in_place)
         start, parts = 0, []
         for size in layout:
             part = (x[:, start : start + size] for x in (q, k, v))
@@ -415,8 +419,13 @@ def test_replay_refuses_a_rolling_cache(random_params):
 
 
 @pytest.mark.parametrize("window", [Window(), Window(4, 1)], ids=["growing", "rolling"])
-def test_layers_apart_stream_the_same(window, random_params):
-    """Caches that are updated in place hold what stacked ones do."""
+@pytest.mark.parametrize("rows", [False, True])
+def test_layers_apart_stream_the_same(window, rows, random_params, monkeypatch):
+    """Caches that are updated in place hold what stacked ones do, those that lie as kernels of TPUs read
+    them too."""
+    monkeypatch.setattr(attention, "stores_rows", lambda: rows)
+    # Not `_empty`, which may have been traced for the other form.
+    monkeypatch.setattr(students, "_empty", kv.init)
     params, text = random_params(NET), prompt(1)
     plan = make_plan(8, 1, [1000], 5.0, first_block_steps=[1000, 500])
     stacked = Student(CONFIG, params, window).clip(draws(1, plan), text, plan)

@@ -165,7 +165,7 @@ ACCELERATORS = Path(__file__).with_name("accelerators.hlo")
 
 
 def test_what_compilers_for_accelerators_write():
-    work = kernels.read(ACCELERATORS.read_text(), 8)
+    work = kernels.read(ACCELERATORS.read_text(), 8, keys=0.25)
     found = {k.name: k for k in work.kernels}
     assert found["y"].times == 4  # from 2 to 6
     assert found["y"].flops == 2 * 8**3 == found["gemm"].flops
@@ -175,12 +175,27 @@ def test_what_compilers_for_accelerators_write():
     assert found["splash_mha_dkv.2"].flops == 2 * 5 * pairs
     whole = 2 * 2 * 4 * 128 * 64
     assert (found["near"].read, found["near"].written) == (whole, 0)
+    part, updated, fused = found["part-start"], found["updated"], found["fused"]
+    assert part.overlaps and (part.read, part.written) == (whole / 2, 0)
+    assert updated.written == 0  # in vector memory
+    assert fused.read == 2 * 2 * 8**2  # one of the two through a fusion that gives it another shape
+    assert found["splash_mha_fwd.1"].read == 0.25 * 2 * 2 * 2 * 4 * 256 * 64
+    assert found["permute-start"].written == 2 * 8**2
     gather, scatter = found["gather-start"], found["scatter"]
     assert gather.overlaps and gather.sent.bytes == 3 * 128 and gather.sent.group == (0, 1, 2, 3)
     assert scatter.sent.bytes == 128 / 2 and scatter.sent.group == (0, 4)
     assert set(found) == {
         *("y", "gemm", "fmha", "splash_mha_dkv.1", "splash_mha_dkv.2"),
-        *("near", "gather-start", "scatter"),
+        *(
+            "near",
+            "part-start",
+            "updated",
+            "fused",
+            "splash_mha_fwd.1",
+            "permute-start",
+            "gather-start",
+            "scatter",
+        ),
     }
 
 

@@ -6,24 +6,29 @@ not depend on the order of keys, so nothing is ever shifted, and the slots in us
 
 It has two forms, as the layers of the model lie. Where it is stacked, a forward gives the new frames back and
 they are written afterwards. In a tuple of one cache a layer, each layer updates and reads its own in place.
+Where the target's kernel reads the keys of a head as rows, the caches of the second form lie so, filled up to
+the kernel's tiles: to turn and fill them for every call took longer than attention.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import attention
 from oneforcing_jax.models.wan import Attend, KeyValue, WanConfig
-from oneforcing_jax.sharding import constrain
+from oneforcing_jax.sharding import STORED, constrain
 
 
 class Cache(NamedTuple):
-    """Rotated keys and values, [l, b, slots, n, h, k] each; of one layer without l."""
+    """Rotated keys and values, [l, b, slots, n, h, k] each; of one layer without l, or rows [b, h, s, k]
+    with the tokens of slot after slot."""
 
     k: jax.Array
     v: jax.Array
@@ -71,36 +76,39 @@ def init(
     config: WanConfig, batch: int, slots: int, frame_tokens: int, stacked: bool = True
 ) -> Caches:
     """An empty cache in the model's compute dtype, laid out by heads over the mesh in use."""
-    shape = (batch, slots, frame_tokens, config.num_heads, config.head_dim)
-    axes = ("batch", None, None, "whole_heads", None)
+    heads, size = config.num_heads, config.head_dim
+    shape: tuple[int, ...] = (batch, slots, frame_tokens, heads, size)
+    if not stacked and attention.stores_rows():
+        shape = (batch, heads, attention.stored_rows(slots * frame_tokens), size)
 
     def empty(*layers: int) -> jax.Array:
         x = jnp.zeros((*layers, *shape), config.dtype)
-        return constrain(x, *(None for _ in layers), *axes)
+        return constrain(x, *(None for _ in layers), *STORED[len(shape)])
 
     if stacked:
         return Cache(empty(config.num_layers), empty(config.num_layers))
     return tuple(Cache(empty(), empty()) for _ in range(config.num_layers))
 
 
-def num_slots(cache: Caches) -> int:
-    """Slots of a cache."""
-    return cache.k.shape[2] if isinstance(cache, Cache) else cache[0].k.shape[1]
-
-
 def _put(
-    slots_axis: int, stored: jax.Array, new: jax.Array, start: jax.Array, window: Window
+    axis: int,
+    stored: jax.Array,
+    new: jax.Array,
+    start: jax.Array,
+    window: Window,
+    size: int = 1,
 ) -> jax.Array:
-    """Writes consecutive frames, the first of them number `start`, to their slots."""
-    slots = stored.shape[slots_axis]
+    """Writes consecutive frames, the first of them number `start`, to their slots, which take `size` places
+    of `axis` each."""
+    slots = window.slots(stored.shape[axis] // size)
     update = jax.lax.dynamic_update_slice_in_dim
     if not window.rolls(slots):
-        return update(stored, new, start, slots_axis)
-    for i in range(new.shape[slots_axis]):
+        return update(stored, new, start * size, axis)
+    for i in range(new.shape[axis] // size):
         ring = window.sink + (start + i - window.sink) % (slots - window.sink)
         where = jnp.where(start + i < slots, start + i, ring)
-        one = jax.lax.slice_in_dim(new, i, i + 1, axis=slots_axis)
-        stored = update(stored, one, where, slots_axis)
+        one = jax.lax.slice_in_dim(new, i * size, (i + 1) * size, axis=axis)
+        stored = update(stored, one, where * size, axis)
     return stored
 
 
@@ -132,10 +140,12 @@ def cached(
 
     Returns:
       attend(q, k, v, memory), where memory is one layer's Cache [b, slots, n, h, k] and the second
-      result the new frames in the same form, or with `in_place` all slots.
+      result the new frames in the same form, or with `in_place` all slots; those may be rows.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Cache) -> tuple[jax.Array, Cache]:
+        if memory.k.ndim == 4:
+            return _attend_rows(parts, start, window, q, k, v, memory)
         new, all_slots = Cache(k, v), memory.k.shape[1]
         stored = (
             memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
@@ -162,6 +172,40 @@ def cached(
         return jnp.concatenate(out, 1).reshape(q.shape), stored if in_place else new
 
     return attend
+
+
+def _attend_rows(
+    parts: tuple[int, ...],
+    start: jax.Array,
+    window: Window,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    stored: Cache,
+) -> tuple[jax.Array, Cache]:
+    """What `cached` does in place, for a cache of rows."""
+    tokens, asked, done, out = k.shape[2], q.shape[2], 0, list[jax.Array]()
+    slots = window.slots(stored.k.shape[2] // tokens)
+    # A growing cache takes all parts at once, and one call reads it for all of them. In a ring later parts
+    # would take the places of frames that earlier ones see.
+    for group in [(part,) for part in parts] if window.rolls(slots) else [parts]:
+        frames = slice(done, done + sum(group))
+        new = Cache(*(_rows(x[:, frames]) for x in (k, v)))
+        put = functools.partial(_put, 2, start=start + done, window=window, size=tokens)
+        stored = Cache(put(stored.k, new.k), put(stored.v, new.v))
+        ends = start + done + np.repeat(np.cumsum(group), np.array(group) * asked)
+        length = jnp.minimum(ends, slots) * tokens
+        answer = attention.attention_over_rows(attention.flat(q[:, frames]), *stored, length)
+        if window.rolls(slots):
+            # What is read here is read before the next part is written, or it would be copied.
+            answer, stored = jax.lax.optimization_barrier((answer, stored))
+        out, done = [*out, answer], frames.stop
+    return jnp.concatenate(out, 1).reshape(q.shape), stored
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[b, f, n, h, k] -> [b, h, f n, k]."""
+    return jnp.moveaxis(attention.flat(x), 1, 2)
 
 
 def frames(key_value: KeyValue | Any, start: int, stop: int) -> Cache:

@@ -204,14 +204,14 @@ class Student:
             asked = text(start) if callable(text) else text
             if asked is not prompt:
                 if before is not None:
-                    cache = self._clean(cache, text_kv, before, start - before.shape[1])
+                    cache = self._clean(cache, text_kv, before, start - before.shape[1], slots)
                     before = None
                 prompt, text_kv = asked, self._run(self._text, self.params, asked)
             if cache is None:
                 cache = self._empty(draws.start.shape, slots)
                 if given is not None:
-                    cache, before = self._prefill(cache, text_kv, given, plan[-1].frames)
-            limit = self._limit(start + block.frames, cache)
+                    cache, before = self._prefill(cache, text_kv, given, plan[-1].frames, slots)
+            limit = self._limit(start + block.frames, slots)
             before, cache = self._run(
                 self._step,
                 self.params,
@@ -231,22 +231,21 @@ class Student:
         return jnp.concatenate(list(self.stream(noise, text, plan)), 1)
 
     def _prefill(
-        self, cache: Caches, text: Any, given: jax.Array, size: int
+        self, cache: Caches, text: Any, given: jax.Array, size: int, slots: int
     ) -> tuple[Caches, jax.Array]:
         """Clean passes of all given blocks but the last, which shares one with the first noisy block."""
         last = (given.shape[1] - 1) // size * size
         for start in range(0, last, size):
-            cache = self._clean(cache, text, given[:, start : start + size], start)
+            cache = self._clean(cache, text, given[:, start : start + size], start, slots)
         return cache, given[:, last:]
 
-    def _clean(self, cache: Caches, text: Any, x: jax.Array, start: int) -> Caches:
-        limit = self._limit(start + x.shape[1], cache)
+    def _clean(self, cache: Caches, text: Any, x: jax.Array, start: int, slots: int) -> Caches:
+        limit = self._limit(start + x.shape[1], slots)
         return self._run(self._context, self.params, cache, text, x, jnp.int32(start), limit)
 
-    def _limit(self, frames: int, cache: Caches) -> int:
-        """Slots that a program reads when the video has so many frames. Where kernels skip what is not
-        there yet, one program serves all blocks; elsewhere each part of the cache has a program."""
-        slots = kv.num_slots(cache)
+    def _limit(self, frames: int, slots: int) -> int:
+        """Slots, of all, that a program reads when the video has so many frames. Where kernels skip what is
+        not there yet, one program serves all blocks; elsewhere each part of the cache has a program."""
         with self._mesh():
             part = bucket(slots)
         return min(slots, -(-frames // part) * part)

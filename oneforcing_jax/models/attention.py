@@ -52,6 +52,30 @@ def softmax_attention(
         return _xla(q, k, v, _lengths(q, length))
 
 
+def stores_rows() -> bool:
+    """Whether the target's kernel reads the keys of each head as rows that fill its tiles. A cache that lies
+    so is read where it is; any other is turned and copied before every call."""
+    return sharding.target().platform == "tpu"
+
+
+def stored_rows(s: int) -> int:
+    """Rows of a head for s keys."""
+    return splash.padded_keys(s, splash.tiles_of(sharding.target().device_kind))
+
+
+def attention_over_rows(q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array) -> jax.Array:
+    """`softmax_attention` over stored rows: q [b, t, h, k], k and v [b, h, s, k]. `length` [t] says how many
+    of the first keys each query sees."""
+    device = sharding.target()
+    if device.platform == "tpu":
+        with jax.named_scope("attention_splash"):
+            return splash.attention_over_rows(q, k, v, length, splash.tiles_of(device.device_kind))
+    with jax.named_scope("attention_xla"):
+        shown = jnp.arange(k.shape[2]) < length[:, None]
+        k, v = (jnp.moveaxis(x, 1, 2) for x in (k, v))
+        return jax.nn.dot_product_attention(q, k, v, mask=shown, implementation="xla")
+
+
 def is_answer(primitive: Any, *shapes: Any, **params: Any) -> bool:
     """Policy of `jax.checkpoint` that keeps the answers of accelerators' kernels where keys are at least as
     many as queries. These take the longest to compute again, and the least memory to keep."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
 
@@ -21,6 +22,8 @@ LANES = 128
 # The name by which rematerialisation keeps the answers of attention over at least as many keys as queries.
 # To compute them again takes longer than the memory that they lie in is worth.
 ANSWERS = "attention_answers"
+# In the name of a kernel that is told at run time how many keys count.
+RUN_TIME = "seen_at_run_time"
 # A step of a kernel's grid costs as much as so many rows, beside its own.
 _STEP = 64
 
@@ -62,10 +65,15 @@ def padded(size: int, limits: tuple[int, ...]) -> int:
     return min(sizes, key=lambda s: sum(s * (1 + _STEP / _share(s, most)) for most in limits))
 
 
+def padded_keys(s: int, tiles: Tiles) -> int:
+    """`padded` of s keys; of what it gave, that."""
+    return padded(s, (*tiles.forward[1:], *tiles.gradient[1:]))
+
+
 def _blocks(t: int, s: int, tiles: Tiles) -> tuple[kernels.BlockSizes, int, int]:
     """Tiles for t queries and s keys, and both padded to them."""
     (q, kv, compute), (back_q, back_kv, back_compute) = tiles
-    t_pad, s_pad = padded(t, (q, back_q)), padded(s, (kv, compute, back_kv, back_compute))
+    t_pad, s_pad = padded(t, (q, back_q)), padded_keys(s, tiles)
     kv, back_kv = _share(s_pad, kv), _share(s_pad, back_kv)
     sizes = kernels.BlockSizes(
         block_q=_share(t_pad, q),
@@ -85,6 +93,11 @@ def _blocks(t: int, s: int, tiles: Tiles) -> tuple[kernels.BlockSizes, int, int]
 def _below(s: int) -> Callable[[Any, Any], Any]:
     """The mask that shows the first `s` keys; one function a size, for it is part of a program's name."""
     return lambda queries, keys: keys < s
+
+
+def _before(queries: Any, keys: Any) -> Any:
+    """The mask that shows a query the keys before its number."""
+    return keys < queries
 
 
 @functools.lru_cache(maxsize=256)
@@ -114,12 +127,12 @@ class Structure(NamedTuple):
 
 
 class _Masks(NamedTuple):
-    """What the two kernels are told, and a name for profiles: how many blocks the forward computes."""
+    """What the two kernels are told, and a name for profiles: how many blocks the forward computes, or
+    that this is known at run time."""
 
     forward: masks.MaskInfo
     gradient: masks.MaskInfo
     function: Callable[[Any, Any], Any] | None = None
-    segments: kernels.SegmentIds | None = None
     name: str = "seen_1_of_1"
 
 
@@ -130,22 +143,25 @@ def _all_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, s: int) -> _Mas
     return _Masks(info, info, below)
 
 
-def _first_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, length: Any) -> _Masks:
-    """The keys before `length`, which is traced: the table of blocks is computed on the device."""
+def _first_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, length: jax.Array) -> _Masks:
+    """The keys before `length`, which is traced, one for all queries or one for each: the table of blocks
+    is computed on the device."""
+    filled = jnp.pad(length, (0, t_pad - len(length)), mode="edge") if length.ndim else length
+    ends: Any = jnp.broadcast_to(filled, (t_pad,))
 
     def info(q: Any, kv: Any, by_query: bool = False) -> masks.MaskInfo:
         shape = (1, t_pad // q, s_pad // kv)
-        last = jnp.maximum((length + kv - 1) // kv - 1, 0)
+        last = jnp.maximum((length.max() + kv - 1) // kv - 1, 0)
         row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
         # A skipped block names the last one that is needed, so that nothing is fetched for it.
         following = row if by_query else jnp.minimum(column, last)
-        return masks.MaskInfo(following, None, jnp.where(column <= last, 2, 0), None, None)
+        return masks.MaskInfo(following, None, jnp.where(column <= last, 2, 0), None, ends)
 
-    hidden = (jnp.arange(s_pad) >= length).astype(jnp.int32)
     return _Masks(
         info(sizes.block_q, sizes.block_kv),
         info(sizes.block_q_dkv, sizes.block_kv_dkv, by_query=True),
-        segments=kernels.SegmentIds(jnp.zeros(t_pad, jnp.int32), hidden),
+        _before,
+        name=RUN_TIME,
     )
 
 
@@ -196,17 +212,34 @@ def softmax_attention(
     tiles: Tiles,
     interpret: bool = False,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(k)) v over the first `length` keys: see `attention.attend`.
+    """softmax(q k^T / sqrt(k)) v over the first `length` keys: see `attention.softmax_attention`.
 
     Args:
       q, k, v: [b, t, h, k] and [b, s, h, k].
-      length: number of keys that count, traced; None: all.
+      length: number of keys that count, traced, one or [t]; None: all.
       tiles: of the chip that the program is for.
       interpret: run it without a TPU.
     """
     if length is None:
         return _run(q, k, v, functools.partial(_all_keys, s=k.shape[1]), tiles, interpret)
     return _run(q, k, v, functools.partial(_first_keys, length=length), tiles, interpret)
+
+
+def attention_over_rows(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    length: jax.Array,
+    tiles: Tiles,
+    interpret: bool = False,
+) -> jax.Array:
+    """The same for keys and values [b, h, s, k], s of `padded_keys`, read where they are."""
+    masked = functools.partial(_first_keys, length=length)
+    k, v = (_rows(x, x.shape[2]) for x in (k, v))
+    if not interpret:
+        # Without this, XLA brings the whole into vector memory, updates it there and writes it all back.
+        k, v = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k, v))
+    return _run_rows(q, k, v, masked, tiles, interpret)
 
 
 def structured_attention(
@@ -229,15 +262,31 @@ def _run(
     tiles: Tiles,
     interpret: bool,
 ) -> jax.Array:
-    (b, t, h, size), s = q.shape, k.shape[1]
-    sizes, t_pad, s_pad = _blocks(t, s, tiles)
+    s_pad, named = padded_keys(k.shape[1], tiles), ANSWERS if k.shape[1] >= q.shape[1] else None
+    k, v = (_rows(jnp.moveaxis(x, 2, 1), s_pad) for x in (k, v))
+    return _run_rows(q, k, v, masked, tiles, interpret, named)
 
-    def laid(x: jax.Array, padded: int) -> jax.Array:
-        """[b, s, h, k] -> [b h, padded, k], k a multiple of the lanes. Keys are hidden from all samples
-        alike, so samples can be heads to the kernel, which takes less vector memory than a batch."""
-        fill = ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, -size % LANES))
-        return jnp.moveaxis(jnp.pad(x, fill), 2, 1).reshape(b * h, padded, -1)
 
+def _rows(x: jax.Array, padded: int) -> jax.Array:
+    """[b, h, s, k] -> [b h, padded, k], k a multiple of the lanes. Keys are hidden from all samples alike, so
+    samples can be heads to the kernel, which takes less vector memory than a batch."""
+    b, h, s, size = x.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, padded - s), (0, -size % LANES)))
+    return x.reshape(b * h, padded, -1)
+
+
+def _run_rows(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    masked: Callable[[kernels.BlockSizes, int, int], _Masks],
+    tiles: Tiles,
+    interpret: bool,
+    named: str | None = None,
+) -> jax.Array:
+    """q [b, t, h, k], k and v `_rows`; `named`: what rematerialisation calls the answers."""
+    b, t, h, size = q.shape
+    sizes, t_pad, s_pad = _blocks(t, k.shape[1], tiles)
     told = masked(sizes, t_pad, s_pad)
     kernel = kernels.SplashAttentionKernel(
         told.forward,
@@ -248,12 +297,10 @@ def _run(
         save_residuals=False,
         mask_value=kernels.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
-        residual_checkpoint_name=ANSWERS if s >= t else None,
+        residual_checkpoint_name=named,
         mask_function=told.function,
         interpret=interpret,
     )
     with jax.named_scope(told.name):
-        out: Any = kernel(
-            laid(q * size**-0.5, t_pad), laid(k, s_pad), laid(v, s_pad), told.segments
-        )
+        out: Any = kernel(_rows(jnp.moveaxis(q * size**-0.5, 2, 1), t_pad), k, v)
     return jnp.moveaxis(out.reshape(b, h, t_pad, -1), 1, 2)[:, :t, :, :size].astype(q.dtype)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from oneforcing_jax.models import splash
 from oneforcing_jax.targets.hlo import Array, Computation, Instruction
 
 # Products of tokens x keys x head size in a kernel of splash attention, by the kernel's name.
@@ -43,7 +44,7 @@ def run_time_keys(inside: Computation, instruction: Instruction) -> bool:
     if "__cudnn$fmha" in instruction.rest:
         operands = (inside.instructions[name].arrays for name in instruction.operands)
         return any(array.dtype == "s32" for found in operands for array in found)
-    return "splash_mha" in instruction.name and "_segmented" in instruction.name
+    return "splash_mha" in instruction.name and splash.RUN_TIME in instruction.source
 
 
 def slowness(inside: Computation, instruction: Instruction) -> float:

@@ -56,14 +56,18 @@ class _Shapes:
 
         return placed | {"blocks": tuple(jax.tree.map(one, placed["blocks"]) for _ in layers)}
 
-    def by_heads(self, tree: Any, axis: str) -> Any:
-        """Abstract arrays [..., h, k] with their heads laid over a logical axis."""
+    def stored(self, tree: Any) -> Any:
+        """A cache with its heads laid over the mesh."""
+        return jax.tree.map(lambda leaf: self._laid(leaf, sharding.STORED[leaf.ndim]), tree)
 
-        def place(leaf: Any) -> Any:
-            axes = (*(None for _ in leaf.shape[:-2]), axis, None)
-            return leaf.update(sharding=NamedSharding(self.mesh, sharding.spec(axes)))
+    def prompt(self, tree: Any) -> Any:
+        """Keys and values of a prompt, [..., h, k], with their heads laid over the mesh."""
+        return jax.tree.map(
+            lambda leaf: self._laid(leaf, (*[None] * (leaf.ndim - 2), "heads", None)), tree
+        )
 
-        return jax.tree.map(place, tree)
+    def _laid(self, leaf: Any, axes: tuple[str | None, ...]) -> Any:
+        return leaf.update(sharding=NamedSharding(self.mesh, sharding.spec(axes)))
 
 
 def generate(run: Run, devices: Sequence[Any]) -> list[Program]:
@@ -94,9 +98,9 @@ def _diffusion(shapes: _Shapes, plan: Sequence[Block]) -> list[Program]:
     tokens, slots = c.frame_tokens(size.rows, size.columns), num_frames(tuple(plan))
     streamed = Student(c, params, mesh=shapes.mesh)
     text = shapes.array((1, c.text_len, c.text_dim))
-    text_kv = shapes.by_heads(jax.eval_shape(streamed._text, params, text), "heads")
+    text_kv = shapes.prompt(jax.eval_shape(streamed._text, params, text))
     cache = jax.eval_shape(lambda: kv.init(c, 1, slots, tokens, stacked=False))
-    cache = shapes.by_heads(cache, "whole_heads")
+    cache = shapes.stored(cache)
     state, start = (params, cache, text_kv), shapes.array(()).update(dtype=jnp.int32)
 
     def block(number: int, readings: tuple[Reading, ...]) -> Program:

@@ -22,7 +22,7 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _TILE = re.compile(r"T\(([\d,]*)\)")
 _OPERANDS_END = re.compile(r"\)(?=, [a-z_]+=|\s*$)")
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
-HOST = 5  # the memory space of the host on TPUs; 0 is HBM, 1 is VMEM
+VMEM, FLAGS, HOST = 1, 2, 5  # memory spaces of TPUs; 0 is HBM
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,9 +172,8 @@ class _Walk:
             reads = [r * self.keys if n in largest else r for n, r in enumerate(reads)]
         read = sum(reads)
         written = self._written(inside, i)
-        if i.opcode.endswith("-start"):  # its result holds the operands too
-            results = i.arrays[:1] if i.opcode == "copy-start" else i.arrays[len(i.arrays) // 2 :]
-            written = sum(_hbm(array) for array in results)
+        if i.opcode.endswith("-start"):
+            written = sum(_hbm(array) for array in _results(i))
         moved = (*i.arrays, *(a for name in i.operands for a in inside.instructions[name].arrays))
         host = sum(a.bytes for a in moved[:2] if a.space == hlo.HOST)
         overlaps = i.opcode.endswith("-start") and '"is_sync":true' not in i.rest
@@ -203,8 +202,8 @@ class _Walk:
         whole = float(sum(_hbm(array) for array in operand.arrays))
         if not whole or i.opcode == "async-start":
             return whole
-        if i.opcode in _SLICES and number == 0:
-            return min(whole, float(sum(array.bytes for array in i.arrays)))
+        if i.opcode.removesuffix("-start") in _SLICES and number == 0:
+            return min(whole, float(sum(array.bytes for array in _results(i))))
         if _updates(i) and number == 0:
             return 0.0
         if i.opcode == "fusion" and len(operand.arrays) == 1:
@@ -228,13 +227,15 @@ class _Walk:
                     called.parameters[n] for n, o in enumerate(user.operands) if o == value.name
                 ]
                 total += sum(self._used(called, p, whole) for p in inner)
+                if _behind(called, called.instructions[called.root]) in inner:
+                    total += self._used(inside, user, whole)
             elif not (_updates(user) and first):
                 return whole
         return total
 
     def _written(self, inside: Computation, i: Instruction) -> float:
         if _updates(i):
-            return _update_bytes(inside, i)
+            return min(_update_bytes(inside, i), sum(_hbm(array) for array in i.arrays))
         if i.opcode != "fusion":
             return float(sum(_hbm(array) for array in i.arrays))
         called = self.module.computations[i.called[0]]
@@ -288,6 +289,21 @@ class _Walk:
 
 def _hbm(array: Array) -> float:
     return float(array.bytes) if array.space == 0 else 0.0
+
+
+def _results(i: Instruction) -> tuple[Array, ...]:
+    """What an instruction makes; the result of one that begins something holds its operands too."""
+    if not i.opcode.endswith("-start"):
+        return i.arrays
+    arrays = tuple(array for array in i.arrays if array.space != hlo.FLAGS)
+    return arrays[:1] if i.opcode == "copy-start" else arrays[len(arrays) // 2 :]
+
+
+def _behind(inside: Computation, value: Instruction) -> Instruction:
+    """The instruction whose result `value` only gives another shape."""
+    while value.opcode == "bitcast":
+        value = inside.operand(value, 0)
+    return value
 
 
 def _updates(i: Instruction) -> bool:
