@@ -83,8 +83,21 @@ def _made(path: Path) -> ConfigDict:
 
 
 def of_json(file: Path) -> ConfigDict:
-    """The config that a run wrote down."""
-    return ConfigDict(json.loads(file.read_text()))
+    """The config that a run wrote down.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{file}: expected the config that a run wrote, found a damaged file; the run's command with "
+            "--dry_run prints it"
+        )
+    return ConfigDict(content)
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

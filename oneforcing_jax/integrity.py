@@ -40,7 +40,12 @@ def problems(folder: Path, under: str = "") -> list[str]:
     present = [name for name in _files(folder) if _below(name, under)]
     found = dict(_sums(folder, [name for name in present if name in expected]))
     missing = [f"{name} is missing" for name in sorted(expected.keys() - set(present))]
-    more = [f"{name} was not there" for name in sorted(set(present) - expected.keys())]
+    # A file system or a desktop may put hidden files beside them.
+    more = [
+        f"{name} was not there"
+        for name in sorted(set(present) - expected.keys())
+        if not Path(name).name.startswith(".")
+    ]
     changed = [f"{name} has changed" for name in sorted(found) if found[name] != expected[name]]
     return missing + more + changed
 
@@ -64,10 +69,9 @@ def _below(name: str, under: str) -> bool:
 
 
 def _files(folder: Path) -> list[str]:
-    """Files below a folder by their relative names; its checksums and hidden files do not count."""
+    """Files below a folder by their relative names, but for its checksums."""
     found = (path for path in folder.rglob("*") if path.is_file())
-    names = (path.relative_to(folder).as_posix() for path in found)
-    return sorted(name for name in names if name != SUMS and not Path(name).name.startswith("."))
+    return sorted({path.relative_to(folder).as_posix() for path in found} - {SUMS})
 
 
 def _sums(folder: Path, names: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -128,6 +128,21 @@ def test_stores_see_what_is_damaged(tmp_path):
     assert seen > 40
 
 
+def test_a_lost_chunk_of_a_text_is_no_padding(tmp_path):
+    store = Store.create(tmp_path / "s", 2, {"text": ((200, 3), "float32")})
+    for i, tokens in enumerate((130, 10)):
+        text = np.zeros((200, 3), np.float32)
+        text[:tokens] = 1
+        store.write(i, {"text": text})
+    (tmp_path / "s" / "arrays" / "text" / "c.0.2.0").unlink()
+    again = Store.open(tmp_path / "s")
+    assert again.read(1)["text"].sum() == 30
+    with pytest.raises(
+        ValueError, match="sample 0: expected 3 chunks of its texts, found 2; the store"
+    ):
+        again.read(0)
+
+
 def test_a_store_without_checksums_reads_on(tmp_path, monkeypatch):
     monkeypatch.setattr("oneforcing_jax.data.store.CODECS", [{"name": "bytes"}])
     store = Store.create(tmp_path / "s", 2, {"x": ((3,), "float32")})

@@ -224,7 +224,7 @@ def test_text_encoder(data, tmp_path):
     assert loaded.digest() == encoder.digest()
     np.testing.assert_array_equal(loaded.encode("A RED square"), encoder.encode("a red square"))
     for caption, message in (
-        ("a pink square", r"found \['pink'\]"),
+        ("a pink square", "found 'pink'"),
         (" ", "white space"),
         ("a a a a a a a a a", "8 tokens or fewer, found 9"),
     ):

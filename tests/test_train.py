@@ -178,7 +178,7 @@ def test_the_best_checkpoint_stays(tmp_path, noise):
 
 def test_values_that_are_not_finite_are_not_saved(tmp_path, noise, whole):
     shutil.copytree(whole, tmp_path / "w")
-    rate = "stages.teacher.optimisers.model.learning_rate=1e38"
+    rate = "stages.teacher.optimisers.model.learning_rate=1e29"
     found = refused(tmp_path / "w", noise, rate, iterations=20, log_every=100)
     assert "expected finite values, found model/" in found
     assert (

@@ -169,7 +169,8 @@ def load(
       source: named in the error.
 
     Raises:
-      InputError: one line that lists every missing, unexpected or misshapen tensor.
+      InputError: one line that lists every missing, unexpected or misshapen tensor; or one that names a
+        tensor with values that are not finite.
     """
     check(key_map, _shapes(tensors), abstract, source)
     tree = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
@@ -177,6 +178,11 @@ def load(
         where = () if leaf.layer is None else (leaf.layer,)
         target = get(tree, leaf.path)[where + (...,)]
         target[...] = from_torch(np.asarray(tensors[key]), leaf.layout).reshape(target.shape)
+        if not np.isfinite(target).all():
+            raise InputError(
+                f"{source}: expected finite weights, found {int((~np.isfinite(target)).sum())} values of "
+                f"{key} that are not; get the file again"
+            )
     return tree
 
 

@@ -53,9 +53,9 @@ def _unlike(source: str, kind: str, shapes: Shapes) -> ValueError:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many numbered layers there are below a prefix."""
+    """How many numbered layers there are below a prefix: as many as have a tensor, whatever their numbers."""
     matches = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in shapes)
-    return max((int(match.group(1)) + 1 for match in matches if match), default=0)
+    return len({match.group(1) for match in matches if match})
 
 
 def layout(shapes: Shapes) -> str:

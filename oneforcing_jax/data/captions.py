@@ -99,6 +99,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
+            except RecursionError:
+                raise InputError(
+                    f"{path}:{number}: expected a JSON object, found one nested too deep; correct the line"
+                ) from None
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"{path}:{number}: expected a JSON object, found bad JSON ({error.msg} at "

@@ -28,7 +28,8 @@ from oneforcing_jax.files import write_whole
 
 META = "meta.json"
 LEFT_OUT = "left_out"
-WRITTEN, OUT = 1, 2
+# What `done` says of a sample: COUNTED + n is written, with n chunks of texts; version 0.1 did not count.
+WRITTEN, OUT, COUNTED = 1, 2, 3
 TEXT_CHUNK = 64
 DONE_CHUNK = 4096
 
@@ -65,7 +66,7 @@ class Store:
         }
         self._done = _open_array(path, "done", self._count, (), "uint8", create)
         # Samples never become undone, so one that was seen done needs no second look.
-        self._seen_done = np.zeros(self._count, bool)
+        self._seen = np.zeros(self._count, np.uint8)
 
     @classmethod
     def create(
@@ -157,13 +158,14 @@ class Store:
             writes = [self._arrays[name][index].write(sample[name]) for name in self.fields]
             for write in writes:
                 write.result()
-            self._done[index].write(np.uint8(WRITTEN)).result()
+            state = np.uint8(min(COUNTED + self._text_chunks(index), 255))
+            self._done[index].write(state).result()
             self._reason(index).unlink(missing_ok=True)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.path}: sample {index} was not written: {_first_line(error)}"
             ) from error
-        self._seen_done[index] = True
+        self._seen[index] = state
 
     def leave_out(self, index: int, reason: str) -> None:
         """Notes that a sample cannot be made; a store whose other samples are done is complete.
@@ -188,8 +190,17 @@ class Store:
 
     def done(self) -> np.ndarray:
         """Which samples are on disk, bool [count], as of now."""
-        self._seen_done = self._states() == WRITTEN
-        return self._seen_done.copy()
+        self._seen = self._states()
+        return _is_written(self._seen)
+
+    def _text_chunks(self, index: int) -> int:
+        """Files of a sample's texts. Chunks of padding have none, so a lost file would read as padding."""
+        return sum(
+            (self.path / "arrays" / name / f"c.{index}.{chunk}.0").is_file()
+            for name, (shape, _) in self.fields.items()
+            if len(shape) == 2
+            for chunk in range(-(-shape[0] // TEXT_CHUNK))
+        )
 
     def _states(self) -> np.ndarray:
         try:
@@ -206,10 +217,16 @@ class Store:
         self._check_index(index)
         names = list(self.fields) if fields is None else list(fields)
         self.check_fields(names)
-        if not self._seen_done[index] and not self.done()[index]:
+        if not _is_written(self._seen[index]) and not self.done()[index]:
             raise InputError(
                 f"{self.path}: sample {index} is left out or not written yet; run the command that "
                 "fills the store again"
+            )
+        state, found = int(self._seen[index]), self._text_chunks(index)
+        if COUNTED <= state < 255 and found != state - COUNTED:
+            raise InputError(
+                f"{self.path}: cannot read sample {index}: expected {state - COUNTED} chunks of its texts, "
+                f"found {found}; the store is damaged, make it again"
             )
         try:
             reads = [self._arrays[name][index].read() for name in names]
@@ -237,7 +254,7 @@ class Store:
                 f"{self.path}: expected {self._count} samples, {missing} are missing; run the "
                 "command that fills the store again, it continues where it stopped"
             )
-        if not (states == WRITTEN).any():
+        if not _is_written(states).any():
             raise InputError(
                 f"{self.path}: expected a sample or more, found all {self._count} left out; "
                 f"{self.path / LEFT_OUT} says why"
@@ -272,6 +289,10 @@ class Store:
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self._count:
             raise InputError(f"{self.path}: expected 0 <= sample < {self._count}, found {index}")
+
+
+def _is_written(states: np.ndarray) -> np.ndarray:
+    return (states == WRITTEN) | (states >= COUNTED)
 
 
 def _open_array(

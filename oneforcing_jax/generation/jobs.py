@@ -81,7 +81,10 @@ def read_prompts(path: Path, rewritten: Path | None = None) -> list[Prompt]:
 def _read(path: Path) -> list[tuple[str, int | None]]:
     if not path.is_file():
         raise MissingInput(f"prompts: expected a text file, found nothing at {path}")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, found {error.reason}; convert it") from None
     if not any(line.strip() for line in lines):
         raise InputError(f"{path}: expected prompts, one a line, found none")
     return [_line(f"{path}, line {i}", line, path.suffix) for i, line in enumerate(lines, 1)]
@@ -93,7 +96,7 @@ def _line(where: str, line: str, suffix: str) -> tuple[str, int | None]:
         try:
             row = json.loads(line)
             words, seed = row["prompt"].strip(), row.get("seed")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(
                 f'{where}: expected JSON like {{"prompt": "a cat", "seed": 1}}, found {line[:60]!r}'
             ) from None

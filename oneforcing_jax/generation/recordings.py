@@ -69,6 +69,11 @@ def _read(path: Path, expected: dict[str, Shape]) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path}: expected a .npz file, found another kind or a damaged one; record it again"
         ) from None
+    for name, array in read.items():
+        if array.dtype.kind not in "fiu":
+            raise InputError(
+                f"{path}: expected numbers in {name}, found {array.dtype}; record it as float32"
+            )
     arrays = {name: array.astype(np.float32) for name, array in read.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():

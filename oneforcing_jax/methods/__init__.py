@@ -121,6 +121,8 @@ class Method:
       fields: of a batch, with the shape of one sample.
       choices: settings that change time and memory, and no result: values by name in the config.
       parts: gives pieces of an update to time, from the networks' parameters and a batch.
+      refused: why it cannot train with these settings, which other uses of the networks do not need; "":
+        it can.
     """
 
     nets: Mapping[str, Network]
@@ -129,6 +131,7 @@ class Method:
     fields: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     choices: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     parts: Callable[[Mapping[str, Params], Batch], Iterator[Part]] | None = None
+    refused: str = ""
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import sequential
 from oneforcing_jax.causal.structures import noisy_after_clean
-from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import (
     Batch,
     Definition,
@@ -98,8 +97,9 @@ def networks(d: Distillation) -> dict[str, Network]:
 def make(config: Config, run: Run) -> Method:
     """The method."""
     d = distillation(config, run)
+    refused = ""
     if d.settings.gradient_blocks > len(d.plan):
-        raise InputError(
+        refused = (
             f"one_forcing.gradient_blocks: expected at most the {len(d.plan)} blocks of a clip, found "
             f"{d.settings.gradient_blocks}; 0 means all"
         )
@@ -119,6 +119,7 @@ def make(config: Config, run: Run) -> Method:
         fields=sample_fields(run, config.generator),
         choices={"one_forcing.critic_clips": CRITIC_CLIPS},
         parts=lambda nets, batch: parts(d, model, nets, batch),
+        refused=refused,
     )
 
 

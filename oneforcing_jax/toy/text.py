@@ -26,6 +26,8 @@ LENGTH = 8
 FOLDER = "text_encoder"
 POSITION_SCALE = 0.25
 UNKNOWN = "<unknown>"
+# Characters of a caption in an error.
+SHOWN = 60
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,10 +102,12 @@ class TextEncoder:
         ]
         if unknown:
             known = sorted(self.tokenizer.get_vocab().keys() - {UNKNOWN})
-            raise InputError(f"{caption!r}: expected words of {known}, found {unknown}")
+            raise InputError(
+                f"{caption[:SHOWN]!r}: expected words of {known}, found {unknown[0][:SHOWN]!r}; use others"
+            )
         if len(tokens.ids) > self.length:
             raise InputError(
-                f"{caption!r}: expected {self.length} tokens or fewer, found {len(tokens.ids)}; "
+                f"{caption[:SHOWN]!r}: expected {self.length} tokens or fewer, found {len(tokens.ids)}; "
                 "shorten it"
             )
         return self.words[np.array(tokens.ids, int)] + self.positions[: len(tokens.ids)]

@@ -34,6 +34,8 @@ def trainer(run: Run, name: str, stage: Train, devices: Any = None) -> Trainer:
         method = methods.make(stage.method, run)
     except InputError as error:
         raise InputError(f"config: stage {name!r}: {error}") from None
+    if method.refused:
+        raise InputError(f"config: stage {name!r}: {method.refused}")
     _same_names(f"stages.{name}.optimisers", stage.optimisers, method.trained)
     mesh = sharding.make_mesh(run.mesh, devices)
     for network in method.nets.values():

@@ -1,0 +1,238 @@
+"""Gives the commands bad input of many classes, and judges how each ends.
+
+    python tools/fuzz.py --cases=150                    # two minutes
+    python tools/fuzz.py --cases=5000 --seed=1 --out=build/fuzz
+
+Each case is a command in a process of its own, with limits on time and memory, on a copy of a small run,
+its weights, encoders and store. It may succeed, or end in one line that says what was expected. It may
+not print a traceback, hang, crash, succeed with what is known to be wrong, or change a file that was
+there. The table counts that by class; the exit code is 1 if anything but the first two happened. The
+classes are in tools/fuzz_cases.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fuzz_cases  # noqa: E402
+
+SECONDS, GIB = 120, 8
+GOOD = ("accepted", "one line")
+BAD = ("unclear", "traceback", "hang", "crash", "wrong success", "harmed")
+
+
+class Ending(NamedTuple):
+    """How a case ended, and the last line that it said."""
+
+    name: str
+    kind: str
+    how: str
+    line: str
+
+
+class Child(NamedTuple):
+    """A process that runs a case."""
+
+    kind: str
+    folder: Path
+    deadline: float
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """The files below a folder and their content; what runs print and compile is left out."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in ("said", "case"))
+    return {str(p.relative_to(folder)): hashlib.md5(p.read_bytes()).hexdigest() for p in files}
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command as the interpreter would: its exit code, with what it says on stderr."""
+    try:
+        command()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def in_process(work: Callable[[], int], said: Path) -> int:
+    """Forks a process that does some work with limits, its output in a file; its number."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        resource.setrlimit(resource.RLIMIT_AS, (GIB << 30, GIB << 30))
+        code = work()
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def start(number: int, kind: str, seed: int, fixture: Path, folder: Path) -> tuple[Child, int]:
+    """Starts a case in a copy of the fixture, and says the number of its process."""
+
+    def work() -> int:
+        shutil.copytree(fixture, folder / "given")
+        rng = random.Random(f"{seed} {kind} {number}")
+        case = fuzz_cases.CLASSES[kind](rng, folder / "given")
+        (folder / "before").write_text(json.dumps(digest(folder / "given")))
+        record = {"command": case.command, "arguments": case.arguments, "wrong": case.wrong}
+        (folder / "case").write_text(json.dumps(record, indent=1))
+        os.chdir(folder)
+        code = exit_code(lambda: fuzz_cases.run(case))
+        if code == 0 and case.same is not None and not case.same():
+            print("other arrays were read")
+            return 77
+        return code
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    process = in_process(work, folder / "said")
+    return Child(kind, folder, time.monotonic() + SECONDS), process
+
+
+def judge(folder: Path, status: int, hung: bool) -> tuple[str, str]:
+    """How a case ended, and the last line that it said."""
+    said = (folder / "said").read_text(errors="replace").replace("\r", "\n")
+    lines = [line for line in said.splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    if not (folder / "case").exists():
+        return "crash", f"the case could not be made: {last}"
+    before = json.loads((folder / "before").read_text())
+    after = digest(folder / "given")
+    if hung:
+        return "hang", last
+    if os.WIFSIGNALED(status):
+        return "crash", f"signal {os.WTERMSIG(status)}: {last}"
+    if any(after.get(name) != sum_ for name, sum_ in before.items()):
+        return "harmed", next(n for n in before if after.get(n) != before[n])
+    if "Traceback (most" in said or "this is a fault of the program" in said:
+        return "traceback", last
+    if os.WEXITSTATUS(status) == 0:
+        wrong = json.loads((folder / "case").read_text())["wrong"]
+        return ("wrong success" if wrong else "accepted"), last
+    if os.WEXITSTATUS(status) == 77:
+        return "wrong success", last
+    told = re.search(r"\berror: ", last) or "damaged" in said
+    return ("one line" if told and len(last) < 1000 else "unclear"), last
+
+
+def all_cases(
+    kinds: Sequence[str], count: int, seed: int, fixture: Path, out: Path, jobs: int
+) -> list[Ending]:
+    """Runs the cases that `out` has no record of, some at once. What ended badly stays in `out`."""
+    record = out / "cases.jsonl"
+    known = [Ending(*json.loads(line)) for line in _lines(record)]
+    done = {ending.name for ending in known}
+    running: dict[int, Child] = {}
+    names = [(i, kinds[i % len(kinds)]) for i in range(count)]
+    todo = iter([(i, kind) for i, kind in names if f"{i:05}-{kind}" not in done])
+    bar = tqdm(total=count, initial=len(done), unit="case", disable=None)
+    with bar, record.open("a") as file:
+        while True:
+            while len(running) < jobs and (following := next(todo, None)):
+                number, kind = following
+                child, process = start(number, kind, seed, fixture, out / f"{number:05}-{kind}")
+                running[process] = child
+            if not running:
+                return known
+            for process, ending in _ended(running):
+                known.append(ending)
+                print(json.dumps(ending), file=file, flush=True)
+                if ending.how in GOOD:
+                    shutil.rmtree(running[process].folder)
+                else:
+                    tqdm.write(f"{ending.name}: {ending.how}: {ending.line[:300]}")
+                del running[process]
+                bar.update()
+            time.sleep(0.01)
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def _ended(running: dict[int, Child]) -> Iterator[tuple[int, Ending]]:
+    for process, child in list(running.items()):
+        ended, status = os.waitpid(process, os.WNOHANG)
+        hung = not ended and time.monotonic() > child.deadline
+        if hung:
+            os.kill(process, signal.SIGKILL)
+            _, status = os.waitpid(process, 0)
+        if ended or hung:
+            yield process, Ending(child.folder.name, child.kind, *judge(child.folder, status, hung))
+
+
+def show(endings: Sequence[Ending]) -> str:
+    """A Markdown table: a line for each class."""
+    columns = (*GOOD, *BAD)
+    lines = [f"| Class | Cases | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    for kind in [*dict.fromkeys(ending.kind for ending in endings), "all"]:
+        counts = collections.Counter(e.how for e in endings if kind in (e.kind, "all"))
+        cells = [counts.total(), *(counts[c] for c in columns)]
+        lines.append(f"| {kind} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = list(fuzz_cases.CLASSES)
+    parser.add_argument("--cases", type=int, default=150, help="over all classes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(kinds), help="classes")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
+    parser.add_argument("--out", type=Path, help="where cases that ended badly stay")
+    given = parser.parse_args(arguments)
+    chosen = given.only.split(",")
+    if not set(chosen) <= set(kinds):
+        sys.exit(f"error: --only: expected classes among {', '.join(kinds)}, found {given.only}")
+    out = (given.out or Path(tempfile.mkdtemp())).absolute()
+    fixture = out / "fixture"
+    fuzz_cases.keep_programs(out / "compiled")
+    if not fixture.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        process = in_process(lambda: exit_code(lambda: fuzz_cases.make(fixture)), out / "said")
+        if os.waitpid(process, 0)[1]:
+            shutil.rmtree(fixture, ignore_errors=True)
+            sys.exit(f"error: the fixture could not be made; {out / 'said'} says why")
+    endings = all_cases(chosen, given.cases, given.seed, fixture, out, given.jobs)
+    print(show(endings))
+    if any(ending.how in BAD for ending in endings):
+        sys.exit(f"error: expected no case to end badly; those that did are in {out}")
+    if not given.out:
+        shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,400 @@
+"""The classes of bad input of tools/fuzz.py, and what they are tried on: a small run, weights, encoders,
+a store.
+
+A class makes a case from random numbers in a folder that holds a copy of all that (see `make`). It may change
+what is there; then the command is run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import logging
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from oneforcing_jax import config as configs
+from oneforcing_jax import generate, integrity, main, methods
+from oneforcing_jax.data.store import Store
+from oneforcing_jax.data.video import write_video
+from oneforcing_jax.run import Run
+from oneforcing_jax.toy import codec, encoders, text
+from oneforcing_jax.training import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+NOISE = ROOT / "configs" / "noise.py"
+STAGE = "one_forcing"
+WORDS = "a red blue square circle moves left"
+FRAMES, LATENTS, TEXT = 5, (2, 2, 4, 4), (8, 8)  # of the run: pixel frames, [f, c, y, x], [s, d]
+
+
+class Case(NamedTuple):
+    """A command, whether it must be refused, and whether what was read afterwards is as it was."""
+
+    command: str
+    arguments: list[str]
+    wrong: bool = False
+    same: Callable[[], bool] | None = None
+
+
+def _tool(name: str) -> Callable[[Sequence[str]], None]:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "main": main.main,
+    "generate": generate.main,
+    **{name: _tool(name) for name in ("check", "convert_wan", "encode_videos", "export_torch")},
+}
+
+
+def run(case: Case) -> None:
+    """Runs a case's command in this process."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    COMMANDS[case.command](case.arguments)
+
+
+def keep_programs(folder: Path) -> None:
+    """Everything runs on CPU, and compiled programs are kept in a folder."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def make(folder: Path) -> None:
+    """A run of a few iterations, its encoders, its exports for PyTorch, converted weights, and videos."""
+    described = Run.of(configs.load(NOISE))
+    store = tiny.write_noise(folder / "run" / "noise", methods.make(STAGE, described).fields, 4)
+    iterations = f"--config.stages.{STAGE}.iterations=3"
+    main.main([f"--config={NOISE}", f"--workdir={folder / 'run'}", iterations])
+    shutil.copytree(store.path, folder / "store")
+    frames = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    (folder / "encoders").mkdir()
+    words = text.TextEncoder.train([WORDS], dim=TEXT[1], length=TEXT[0])
+    encoders.save(folder / "encoders", codec.fit(frames, channels=LATENTS[1]), words)
+    for name in ("student.pt", "student.safetensors"):
+        layout = "original" if name.endswith(".pt") else "diffusers"
+        given = [
+            f"--checkpoint={folder / 'run' / STAGE}",
+            f"--out={folder / name}",
+            "--num_heads=2",
+        ]
+        COMMANDS["export_torch"]([*given, f"--layout={layout}"])
+    convert = [f"--source={folder / 'student.pt'}", f"--out={folder / 'weights'}", "--num_heads=2"]
+    COMMANDS["convert_wan"](convert)
+    (folder / "videos").mkdir()
+    for i in range(2):
+        write_video(folder / "videos" / f"{i}.mp4", frames, 8.0)
+    for path in (*folder.rglob("compiled"), *folder.rglob("lock")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run(Case("generate", _generation(folder, "--prompt=a red square")))
+    shutil.rmtree(folder / "out")
+
+
+# Values and bytes.
+
+NUMBERS = ("nan", "inf", "-inf", "-1", "-0.5", "1e300", "1e-300", "99999999999999999999", "x", "", "None",
+"()",
+           "1,2,x", "é", "0x10", "[1]", "{}", "9" * 400)  # fmt: skip
+NO_NUMBERS = ("nan", "inf", "-inf", "x", "", "()", "1,2,x", "é", "{}")
+
+
+def _damaged(content: bytes, rng: random.Random) -> bytes:
+    """Bytes with one flipped bit, a cut, a hole, or other bytes in some place."""
+    if not content:
+        return b"\0"
+    broken, at = bytearray(content), rng.randrange(len(content))
+    how = rng.choice(("flip", "cut", "hole", "other"))
+    if how == "flip":
+        broken[at] ^= 1 << rng.randrange(8)
+    elif how == "cut":
+        del broken[at:]
+    elif how == "hole":
+        del broken[at : at + rng.randint(1, 64)]
+    else:
+        broken[at : at + 16] = rng.randbytes(16)
+    return bytes(broken)
+
+
+def _generation(given: Path, *more: str, out: str = "out") -> list[str]:
+    base = {
+        "--checkpoint": str(given / "run" / STAGE),
+        "--encoders": str(given / "encoders"),
+        "--out": str(given / out),
+    }
+    names = {option.split("=")[0] for option in more}
+    return [*(f"{k}={v}" for k, v in base.items() if k not in names), *more]
+
+
+# The classes.
+
+
+def fields(rng: random.Random, given: Path) -> Case:
+    """Values that fields of a config cannot have."""
+    path = rng.choice(
+        [p for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in ("base", "tiny")]
+    )
+    known = list(configs.fields(configs.load(path)))
+    chosen = [(*rng.choice(known), rng.choice(NUMBERS)) for _ in range(rng.randint(1, 3))]
+    wrong = any(type(like) in (int, float) and v in NO_NUMBERS for _, like, v in chosen)
+    overrides = [f"--config.{name}={value}" for name, _, value in chosen]
+    dry = [f"--config={path}", f"--workdir={given / 'new'}", "--dry_run"]
+    return Case("main", [*dry, *overrides], wrong)
+
+
+def config_files(rng: random.Random, given: Path) -> Case:
+    """Config files that do not parse, raise, or return something else."""
+    line = rng.choice((
+        "c.pop(rng_name)", "c[rng_name] = []", "c[rng_name] = None", "c[rng_name] = 'x'", "c.generatr = 1",
+        "raise KeyError('x')", "return None", "return {}", "c.stages = {}", "c.run = ('no',)", "c = [c]",
+        "raise SystemExit", "1 / 0", "import no_such_module", "c.stages.update({'x': c})", "return c,",
+    ))  # fmt: skip
+    name = rng.choice(list(configs.load(NOISE).keys()))
+    source = (
+        "import runpy\n\n\ndef get_config():\n"
+        f"    rng_name = {name!r}\n    c = runpy.run_path({str(NOISE)!r})['get_config']()\n"
+        f"    {line}\n    return c\n"
+    )
+    if rng.random() < 0.3:
+        at = rng.randrange(len(source))
+        source = source[:at] + source[at + rng.randint(1, 5) :]
+    (given / "config.py").write_text(source)
+    return Case(
+        "main", [f"--config={given / 'config.py'}", f"--workdir={given / 'new'}", "--dry_run"]
+    )
+
+
+OPTIONS = {
+    "fps": ("0", "nan", "-1", "x", "inf", "1e9"), "crf": ("-1", "99", "x"), "seed": ("-1", "5000000000",
+    "x"),
+    "size": ("0x0", "3", "axb", "-8x8", "9x9", "1x99999999999"), "frames": ("0", "-3", "x", "3000000000",
+    "100000000"),
+    "shift": ("nan", "-1", "0", "inf"), "window": ("0", "-1", "x"), "sink": ("-1", "99", "x"),
+    "first_frames": ("-1", "99", "x"), "steps": ("x", "", "nan", "-5", "2000", "500,900", "inf"),
+    "samples": ("0", "-1", "x"), "batch": ("0", "-2", "100000000000000"), "shard": ("1/0", "3/2", "x",
+    "-1/2", "1/1"),
+    "mesh": ("x=2", "sequence=0", "sequence=99", "sequence=-1", "=", "sequence"), "dtype": ("x", "int8"),
+    "method": ("x", ""), "checkpoint": ("/no/such", "/dev/null", "", "/"), "encoders": ("/no/such", "/",
+    ""),
+    "out": ("/dev/null/x", "/proc/x.mp4", ""), "naming": ("x",), "prompt_embeds": ("/no", "/"),
+    "noise_file": ("/no", "/"),
+    "image": ("/no", "/", "/dev/null"), "video": ("/no", "/", "/dev/null"), "sampling_steps": ("0", "-1"),
+}  # fmt: skip
+
+
+def options(rng: random.Random, given: Path) -> Case:
+    """Options of generation that it must refuse."""
+    name = rng.choice(sorted(OPTIONS))
+    value = rng.choice(OPTIONS[name])
+    more = ["--prompt=a red square", f"--{name}={value}"]
+    return Case("generate", _generation(given, *more), wrong=True)
+
+
+def prompts(rng: random.Random, given: Path) -> Case:
+    """Files of prompts, of other encodings, damaged, empty, or of unlikely length."""
+    fine = b'{"prompt": "a red square", "seed": 3}\n{"prompt": "a blue circle"}\n'
+    content: bytes = rng.choice((
+        rng.randbytes(200), "a red square".encode("utf-16"), b"", b"\n\n \n", b"\0\0", b'{"prompt": 3}',
+        b"[" * 100000,
+        b'{"prompt": "a", "seed": -1}', b'{"prompt": "a", "seed": 1e99}', b'{"prompt": "\\ud800"}',
+        b"a " * 500000,
+        b'{"seed": 1}', b"null", b'{"prompt": ""}', _damaged(fine, rng), b"{}" * 9,
+        "..\n/\n\u202e\n".encode(),
+    ))  # fmt: skip
+    file = given / rng.choice(("p.txt", "p.jsonl"))
+    file.write_bytes(content)
+    return Case("generate", _generation(given, f"--prompts={file}"))
+
+
+def pictures(rng: random.Random, given: Path) -> Case:
+    """First frames that are damaged, of unlikely size, or no pictures."""
+    kind = rng.choice(("png", "jpeg", "gif", "webp", "bmp", "tiff"))
+    content, colours = io.BytesIO(), rng.randbytes(16 * 16 * 3)
+    Image.frombytes("RGB", (16, 16), colours).save(content, kind)
+    broken = _damaged(content.getvalue(), rng)
+    if rng.random() < 0.3:
+        broken = rng.choice(
+            (b"", b"GIF89a", rng.randbytes(300), b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP")
+        )
+    (given / f"i.{kind}").write_bytes(broken)
+    return Case(
+        "generate", _generation(given, "--prompt=a red square", f"--image={given / f'i.{kind}'}")
+    )
+
+
+def arrays(rng: random.Random, given: Path) -> Case:
+    """Files of noise and of embeddings: not finite, of other shapes or types, damaged, or programs."""
+    rows, shape = np.random.default_rng(rng.randrange(99)), rng.choice(((1, *LATENTS), (1, *TEXT)))
+    array: Any = rows.normal(size=shape).astype(np.float32)
+    how = rng.choice(("nan", "shape", "objects", "words", "whole", "damaged", "damaged"))
+    if how == "nan":
+        array.flat[rng.randrange(array.size)] = rng.choice((np.nan, np.inf))
+    elif how == "shape":
+        array = array[..., 1:]
+    elif how == "objects":
+        array = np.array([{"a": 1}, None], object)
+    elif how == "words":
+        array = array.astype(str)
+    content, noise = io.BytesIO(), len(shape) == 5
+    np.savez(content, noise=array) if noise else np.save(content, array)
+    broken = _damaged(content.getvalue(), rng) if how == "damaged" else content.getvalue()
+    file = given / ("a.npz" if noise else "a.npy")
+    file.write_bytes(broken)
+    option = f"--noise_file={file}" if noise else f"--prompt_embeds={file}"
+    wrong = how in ("nan", "shape", "objects", "words")
+    return Case("generate", _generation(given, "--prompt=a red square", option), wrong)
+
+
+def _harm(file: Path, rng: random.Random) -> None:
+    if rng.random() < 0.2:
+        file.unlink()
+    else:
+        file.write_bytes(_damaged(file.read_bytes(), rng))
+
+
+def damage(rng: random.Random, given: Path) -> Case:
+    """Checkpoints, weights and stores with flips, cuts and missing files: seen, or no array changed."""
+    folder = given / rng.choice(("run/one_forcing", "weights", "store"))
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    if folder.name != "store":
+        whole = {p.parent for p in files if p.name == integrity.SUMS}
+        files = [p for p in files if whole & set(p.parents)]
+    shutil.copytree(folder, given / "whole")
+    file = rng.choice(files)
+    before = file.read_bytes()
+    _harm(file, rng)
+    unchanged = file.exists() and file.read_bytes() == before
+
+    def same() -> bool:
+        if folder.name != "store":
+            return unchanged or file.name == integrity.SUMS
+        one, other = Store.open(folder), Store.open(given / "whole")
+        return all(
+            np.array_equal(a[name], b[name])
+            for i in range(len(other)) if one.done()[i]
+            for a, b in [(one.read(i), other.read(i))] for name in b
+        )  # fmt: skip
+
+    return Case("check", [str(folder)], same=same)
+
+
+def records(rng: random.Random, given: Path) -> Case:
+    """What runs, weights, encoders and stores say of themselves, damaged or of another form."""
+    files = sorted(p for p in given.rglob("*.json") if p.name != integrity.SUMS)
+    file = rng.choice([p for p in files if "store" not in p.parts and "noise" not in p.parts])
+    how = rng.choice(("damaged", "list", "key", "value", "empty"))
+    if how == "damaged":
+        file.write_bytes(_damaged(file.read_bytes(), rng))
+    elif how == "list":
+        file.write_text(rng.choice(("[]", "null", "3", '"x"', "{}")))
+    elif how == "empty":
+        file.write_bytes(b"")
+    else:
+        inner = content = json.loads(file.read_text())
+        while isinstance(inner, dict) and inner:
+            outer, key = inner, rng.choice(sorted(inner))
+            inner = inner[key]
+            if rng.random() < 0.3:
+                break
+        if how == "key":
+            outer.pop(key)
+        else:
+            outer[key] = rng.choice((None, [], "x", -1, 1e300, {"a": 1}))
+        file.write_text(json.dumps(content))
+    if file.is_relative_to(given / "weights") or rng.random() < 0.3:
+        source = given / ("weights" if file.is_relative_to(given / "weights") else f"run/{STAGE}")
+        return Case("export_torch", [f"--checkpoint={source}", f"--out={given / 'e.pt'}"])
+    return Case("generate", _generation(given, "--prompt=a red square"))
+
+
+def weights(rng: random.Random, given: Path) -> Case:
+    """Files of weights: not finite, incomplete, of other shapes and types, or damaged."""
+    name = rng.choice(("student.pt", "student.safetensors"))
+    file, pt = given / name, name.endswith(".pt")
+    how = rng.choice(("nan", "missing", "shape", "more", "deep", "type", "damaged", "damaged"))
+    if how == "damaged":
+        file.write_bytes(_damaged(file.read_bytes(), rng))
+    else:
+        content: Any = torch.load(file) if pt else load_file(file)
+        tensors: dict[str, torch.Tensor] = content["generator"] if pt else content
+        key = rng.choice(sorted(tensors))
+        value = tensors[key].clone()
+        if how == "nan":
+            value.view(-1)[0] = rng.choice((float("nan"), float("inf")))
+        elif how == "shape":
+            value = torch.zeros(*value.shape, 2)
+        elif how == "type":
+            value = torch.zeros(value.shape, dtype=torch.int8)
+        tensors[key] = value.clone()
+        if how == "missing":
+            del tensors[key]
+        elif how in ("more", "deep"):
+            prefix = "model." if pt else ""
+            tensors[f"{prefix}blocks.{'999999999' if how == 'deep' else 'x'}.weight"] = (
+                value.clone()
+            )
+        torch.save(content, file) if pt else save_file(content, file)
+    source = file
+    if not pt:
+        source = given / "folder" / "transformer"
+        source.mkdir(parents=True)
+        shutil.move(file, source / "diffusion_pytorch_model.safetensors")
+        source = source.parent
+    arguments = [f"--source={source}", f"--out={given / 'converted'}", "--num_heads=2"]
+    return Case("convert_wan", arguments, wrong=how != "damaged")
+
+
+def clips(rng: random.Random, given: Path) -> Case:
+    """Lists of captions and videos that are damaged, incomplete, or point elsewhere."""
+    rows = [{"video": f"{i}.mp4", "caption": "a red square"} for i in range(2)]
+    fine = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    table = b"video,caption\n0.mp4,a red square\n1.mp4,a blue circle\n"
+    content: bytes = rng.choice((
+        _damaged(fine, rng), _damaged(table, rng), b"", rng.randbytes(100), b"[" * 100000,
+        fine.decode().encode("utf-16"),
+        b'video,caption\n0.mp4,"' + b"a" * 200000 + b'"\n', b"video,caption\n../../x.mp4,a\n",
+        b"video\n0.mp4\n",
+        b'{"video": "0.mp4", "caption": "\\ud800"}\n', b'{"video": 0, "caption": 1}\n', b"null\n",
+        fine + fine,
+    ))  # fmt: skip
+    file = given / rng.choice(("c.jsonl", "c.csv"))
+    file.write_bytes(content)
+    if rng.random() < 0.4:
+        file.write_bytes(fine if file.suffix == ".jsonl" else table)
+        _harm(given / "videos" / f"{rng.randrange(2)}.mp4", rng)
+    return Case("encode_videos", [
+        f"--videos={given / 'videos'}", f"--captions={file}", f"--checkpoint={given / 'encoders'}",
+        f"--out={given / 'new_store'}", f"--config={NOISE}",
+    ])  # fmt: skip
+
+
+CLASSES: dict[str, Callable[[random.Random, Path], Case]] = {
+    made.__name__: made
+    for made in (
+        fields,
+        config_files,
+        options,
+        prompts,
+        pictures,
+        arrays,
+        damage,
+        records,
+        weights,
+        clips,
+    )
+}
