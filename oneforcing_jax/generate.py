@@ -32,7 +32,7 @@ from oneforcing_jax.generation.loading import SAMPLERS, Loading
 from oneforcing_jax.generation.scene import Given, Look, Scene
 from oneforcing_jax.generation.student import FIRST_STEPS
 from oneforcing_jax.published import BLOCK_FRAMES
-from oneforcing_jax.ranges import Count, Quality, options
+from oneforcing_jax.ranges import Amount, Quality, options
 
 # Below this many pixel rows or columns, colour at half resolution shows.
 SMALL = 128
@@ -42,7 +42,7 @@ SMALL = 128
 class Writing:
     """The options that say how videos are made and written."""
 
-    batch: Count
+    batch: Amount
     crf: Quality
     save_latents: bool
 

@@ -93,7 +93,13 @@ class Run:
         values = dict(config.items())
         sections = {name: value for name, value in values.items() if name not in own}
         made = {name: value for name, value in values.items() if name in own}
-        text = config.to_json(indent=1)
+        try:
+            text = config.to_json(indent=1)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"config: expected sections of numbers, words and lists, found what JSON cannot hold "
+                f"({error}); mend the file"
+            ) from None
         run = configs.read(cls, made | {"sections": sections, "text": text})
         for name in run.run:
             if name not in run.stages:

@@ -413,7 +413,7 @@ def test_teacher_by_the_command_line(command, weights, encoders):
         ),
         (
             ["--prompt=a", "--frames=0"],
-            "--frames: expected a whole number of 1 or more, below 2.31, found 0",
+            "--frames: expected a whole number from 1 to 1,000,000, found 0",
         ),
         (["--prompt=a", "--method=chunkwise", "--frames=7"], "7 frames = 3 .* 4 left over"),
         (["--prompt=a", "--image=gone.png"], "no image file at gone.png"),
@@ -440,7 +440,7 @@ def test_teacher_by_the_command_line(command, weights, encoders):
         (["--prompt=a", "--shard=2/2"], "shard: expected I/N with I from 0 to N - 1, found '2/2'"),
         (
             ["--prompt=a", "--samples=0"],
-            "--samples: expected a whole number of 1 or more",
+            "--samples: expected a whole number from 1 to 1,000,000",
         ),
         (["--prompt=a", "--fps=0"], "--fps: expected a number above 0, of 1000 at most, found 0.0"),
         (["--prompt=a", "--fps=inf"], "--fps: expected a finite number, found inf"),
@@ -458,7 +458,7 @@ def test_teacher_by_the_command_line(command, weights, encoders):
         (["--prompt=a", "--crf=-1"], "--crf: expected a whole number"),
         (
             ["--prompt=a", "--batch=0"],
-            "--batch: expected a whole number of 1 or more, below 2.31, found 0",
+            "--batch: expected a whole number from 1 to 1,000,000, found 0",
         ),
         (
             ["--prompt=a", "--ema"],

@@ -123,7 +123,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         header = list(reader.fieldnames or [])
         if not {"video", "caption"} <= set(header):
             raise InputError(
-                f"{path}:1: expected the header video,caption, found {','.join(header)!r}; add it"
+                f"{path}:1: expected the header video,caption, found {','.join(header)[:60]!r}; add it"
             )
         for row in reader:
             if None in row:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from oneforcing_jax.command import share
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.ranges import Count, Seed
+from oneforcing_jax.ranges import Amount, Seed
 
 NAMINGS = ("vbench", "number")
 # Names are cut as VBench's tools cut them, and also in bytes: a file name has 255 of them at most, of which
@@ -173,7 +173,7 @@ class Listing:
     rewritten_prompts: Path | None
     out: Path
     naming: str
-    samples: Count
+    samples: Amount
     seed: Seed
     shard: str
     save_latents: bool

@@ -12,7 +12,7 @@ from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation import samplers, streaming
 from oneforcing_jax.generation.streaming import VideoModel
-from oneforcing_jax.ranges import Count, Natural, Positive
+from oneforcing_jax.ranges import Amount, Count, Natural, Positive
 
 SAMPLERS: dict[str, Callable[[np.ndarray], samplers.Sampler]] = {
     "unipc": samplers.unipc,
@@ -29,7 +29,7 @@ class Loading:
     ema: bool
     dtype: str | None
     shift: Positive | None
-    batch: Count
+    batch: Amount
     window: Count | None
     sink: Natural
     mesh: Mapping[str, int]

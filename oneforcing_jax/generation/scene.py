@@ -20,14 +20,14 @@ from oneforcing_jax.generation.jobs import Job
 from oneforcing_jax.generation.streaming import VideoModel
 from oneforcing_jax.generation.student import Noise, Settings, Text, recorded, sample_keys, seeded
 from oneforcing_jax.published import BLOCK_FRAMES
-from oneforcing_jax.ranges import Count, Quality, Rate
+from oneforcing_jax.ranges import Amount, Count, Quality, Rate
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
     """The options that say what a video is; `oneforcing_jax.generate --help` explains them."""
 
-    frames: Count | None
+    frames: Amount | None
     size: tuple[Count, Count] | None
     fps: Rate | None
     crf: Quality
