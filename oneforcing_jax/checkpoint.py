@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from oneforcing_jax import integrity
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.files import read_record, write_whole
 
 # A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"
@@ -130,7 +130,7 @@ def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
     file = folder / RUN_FILE
     if not file.is_file() or not _numbered(folder):
         return False
-    found = json.loads(file.read_text())
+    found = read_record(file)
     for name, value in run.items():
         if found.get(name) != value:
             raise InputError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import json
 import runpy
 import traceback
 import types
@@ -24,6 +23,7 @@ from ml_collections import ConfigDict
 from oneforcing_jax import ranges
 from oneforcing_jax.dtypes import DTYPES, Dtype
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.files import read_record
 
 PREFIX = "--config."
 Record = TypeVar("Record")
@@ -88,16 +88,7 @@ def of_json(file: Path) -> ConfigDict:
     Raises:
       InputError: the file is damaged.
     """
-    try:
-        content = json.loads(file.read_text())
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{file}: expected the config that a run wrote, found a damaged file; the run's command with "
-            "--dry_run prints it"
-        )
-    return ConfigDict(content)
+    return ConfigDict(read_record(file))
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from oneforcing_jax.errors import InputError
 
@@ -31,6 +33,26 @@ def write_whole(path: str | Path, content: bytes) -> None:
             f"cannot write {path}: {error.strerror}; name a file in a folder that exists and can "
             "be written"
         ) from error
+
+
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object that a file holds, or the one within it below some keys.
+
+    Raises:
+      InputError: the file cannot be read, is damaged, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+        for key in keys:
+            found = found[key]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}: expected a JSON object{f' with {keys}' if keys else ''}, found a damaged file; restore "
+            "it from a copy, or make its folder again"
+        )
+    return found
 
 
 @contextlib.contextmanager

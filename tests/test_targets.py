@@ -101,7 +101,7 @@ def in_layers(text, program, kind):
         for k in kernels.read(text, program.mesh.size).kernels
         if k.sent
         and k.sent.kind == kind
-        and "/block/" in k.source
+        and "/layer/" in k.source
         and "key_value" not in k.source.split("cross_attention/")[-1]  # of the prompt
         and len({device // sharing for device in k.sent.group}) == 1
     ]

@@ -31,7 +31,7 @@ from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import staged, write_whole
+from oneforcing_jax.files import read_record, staged, write_whole
 from oneforcing_jax.models.critic import HeadConfig
 
 STEP = "0"
@@ -162,7 +162,7 @@ def _convert_file(
 def _finished(target: Path, record: Path, order: Mapping[str, Any]) -> bool:
     if not target.exists():
         return False
-    found = json.loads(record.read_text()) if record.is_file() else {}
+    found = read_record(record) if record.is_file() else {}
     if all(found.get(name) == value for name, value in order.items()):
         return True
     was = f"one of {found['source']} as {found['dtype']}" if found else "something else"

@@ -19,7 +19,7 @@ from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.convert.torch_io import import_torch, write_safetensors, write_torch
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import staged
+from oneforcing_jax.files import read_record, staged
 from oneforcing_jax.published import HEAD_DIM
 
 LAYOUTS = ("original", "diffusers")
@@ -129,7 +129,7 @@ class Stored:
         record = step.parent / sizes.MODEL
         if not record.is_file():
             return None
-        net = json.loads(record.read_text())["nets"].get(self.path.name, {})
+        net = read_record(record, "nets").get(self.path.name, {})
         heads: int | None = net.get("config", {}).get("num_heads")
         return heads
 

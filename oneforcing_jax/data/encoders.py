@@ -27,7 +27,7 @@ from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.data import text
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.models import umt5, vae, vae_stream
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae import WanVAE
@@ -249,7 +249,7 @@ def load(
             f"no encoders in {folder}: expected vae/ and text/ as tools/convert_wan.py writes them, "
             f"or an {ENCODERS} that says their kind; give the folder that holds them"
         )
-    every = _mesh(json.loads((folder / "text" / MODEL).read_text())["nets"]["params_model"])
+    every = _mesh(read_record(folder / "text" / MODEL, "nets", "params_model"))
     config, params, fingerprint = _net(folder / "vae", mesh or every, vae.init_params, dtype)
     codec = WanCodec(config, params, fingerprint)
     tokenizer = text.load_tokenizer(folder / "text" / TOKENIZER)
@@ -260,7 +260,7 @@ def load(
 
 def _said(folder: Path) -> dict[str, str]:
     file = folder / ENCODERS
-    said: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    said: dict[str, str] = read_record(file) if file.is_file() else {}
     return said
 
 
@@ -289,8 +289,7 @@ def _mesh(net: Any) -> Any:
 
 def _net(folder: Path, mesh: Any, init: Any, dtype: Any = None) -> tuple[Any, Any, str]:
     """Config, parameters and fingerprint of one converted model."""
-    content = (folder / MODEL).read_text()
-    net = json.loads(content)["nets"]["params_model"]
+    net = read_record(folder / MODEL, "nets", "params_model")
     stored = jnp.dtype(net["dtype"])
     config: Any = sizes.config_of(net, dtype or stored)
     boxed = jax.eval_shape(lambda: init(config, jax.random.key(0)))
@@ -299,4 +298,4 @@ def _net(folder: Path, mesh: Any, init: Any, dtype: Any = None) -> tuple[Any, An
         sharding.abstract(boxed, mesh),
     )
     params = checkpoint.load_net(folder, "model", shapes)
-    return config, params, hashlib.sha256(content.encode()).hexdigest()[:16]
+    return config, params, hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()[:16]

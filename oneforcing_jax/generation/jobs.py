@@ -102,6 +102,12 @@ def _line(where: str, line: str, suffix: str) -> tuple[str, int | None]:
             ) from None
     if not words:
         raise InputError(f"{where}: expected a prompt, found none; write one or remove the line")
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{where}: expected Unicode text, found half a pair in it; correct it"
+        ) from None
     if seed is not None and type(seed) is not int:
         raise InputError(f"{where}: expected a whole number as seed, found {seed!r}")
     return words, seed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.files import read_record
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.run import Run
@@ -101,7 +101,7 @@ def _stage(folder: Path) -> Path:
 
 
 def _converted(folder: Path, ema: bool, dtype: str) -> Source:
-    nets = json.loads((folder / MODEL).read_text())["nets"]
+    nets = read_record(folder / MODEL, "nets")
     wanted = ("ema_generator",) if ema else ("params_generator", "params_model")
     name = next((name for name in wanted if name in nets), None)
     if name is None or nets[name]["kind"] != WanConfig.__name__:
