@@ -227,10 +227,11 @@ def _check_whole(newest: Path) -> None:
     wrong = integrity.problems(newest)
     if not wrong:
         return
-    others = [p for p in _numbered(newest.parent) if p != newest and not integrity.problems(p)]
+    others = (p for p in reversed(_numbered(newest.parent)) if p != newest)
+    whole = next((p for p in others if not integrity.problems(p)), None)
     go_on = (
-        f"remove it, and the same command continues from {others[-1]}, which is whole"
-        if others
+        f"remove it, and the same command continues from {whole}, which is whole"
+        if whole
         else "no other is whole; restore it from a copy, or begin in another work directory"
     )
     raise InputError(

@@ -50,7 +50,7 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(
             f"{path}: expected a JSON object{f' with {keys}' if keys else ''}, found a damaged file; restore "
-            "it from a copy, or make its folder again"
+            "it from a copy, download it again, or make its folder again"
         )
     return found
 

@@ -30,10 +30,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import fuzz_cases
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent))
-import fuzz_cases  # noqa: E402
 
 SECONDS, GIB = 120, 8
 GOOD = ("accepted", "one line")
@@ -58,8 +56,8 @@ class Child(NamedTuple):
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """The files below a folder and their content; what runs print and compile is left out."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in ("said", "case"))
+    """The files below a folder and their content."""
+    files = (p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.md5(p.read_bytes()).hexdigest() for p in files}
 
 

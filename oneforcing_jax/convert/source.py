@@ -8,7 +8,6 @@ are one `.pt` file.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from oneforcing_jax.convert.keys import Tensors
 from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.files import read_record
 
 PARTS = ("transformer", "vae", "text")
 _STEM = "diffusion_pytorch_model"
@@ -159,7 +159,7 @@ def _shards(folder: Path, stem: str) -> tuple[Path, ...]:
     """The safetensors files of one model: its index's, the only one, or the numbered ones."""
     index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
     if index.is_file():
-        table = _json(index).get("weight_map")
+        table = read_record(index).get("weight_map")
         if not isinstance(table, dict) or not table:
             raise InputError(f"{index}: expected a weight_map, found none; download it again")
         files = tuple(folder / name for name in sorted(set(table.values())))
@@ -175,16 +175,4 @@ def _shards(folder: Path, stem: str) -> tuple[Path, ...]:
 
 def _settings(folder: Path) -> Mapping[str, Any]:
     path = folder / "config.json"
-    return _json(path) if path.is_file() else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: expected JSON, found {error}; it is truncated or damaged: download it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object; download it again")
-    return content
+    return read_record(path) if path.is_file() else {}

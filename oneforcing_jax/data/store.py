@@ -222,10 +222,10 @@ class Store:
                 f"{self.path}: sample {index} is left out or not written yet; run the command that "
                 "fills the store again"
             )
-        state, found = int(self._seen[index]), self._text_chunks(index)
-        if COUNTED <= state < 255 and found != state - COUNTED:
+        expected = int(self._seen[index]) - COUNTED
+        if 0 <= expected < 255 - COUNTED and (found := self._text_chunks(index)) != expected:
             raise InputError(
-                f"{self.path}: cannot read sample {index}: expected {state - COUNTED} chunks of its texts, "
+                f"{self.path}: cannot read sample {index}: expected {expected} chunks of its texts, "
                 f"found {found}; the store is damaged, make it again"
             )
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Kind, Stage
 from oneforcing_jax.toy.gallery import Config, Gallery, check
@@ -38,7 +38,7 @@ def examine(run: Run, name: str, fields: Fields, workdir: Path) -> None:
         gallery = Gallery(run, workdir, fields.world)
         found = gallery.score(gallery.teacher(fields.source), gallery.captions)
         write_whole(file, json.dumps(found, indent=1).encode())
-    found = json.loads(file.read_text())
+    found = read_record(file)
     tqdm.write(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
     low = [key for key, least in fields.least.items() if found[key] < least]
     if low:
