@@ -134,6 +134,20 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield reader.line_num, row
 
 
+def check_unicode(where: str, words: str) -> None:
+    """Refuses half a surrogate pair, which JSON can hold and UTF-8 cannot.
+
+    Raises:
+      InputError: names the place.
+    """
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{where}: expected Unicode text, found half a pair in it; correct it"
+        ) from None
+
+
 def _text(path: Path, line: int, row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
@@ -143,4 +157,5 @@ def _text(path: Path, line: int, row: dict[str, Any], key: str) -> str:
         )
     if not value.strip():
         raise InputError(f"{path}:{line}: expected a {key}, found an empty one; write one")
+    check_unicode(f"{path}:{line}", value)
     return value.strip()

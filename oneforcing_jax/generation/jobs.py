@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oneforcing_jax.command import share
+from oneforcing_jax.data.captions import check_unicode
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.ranges import Amount, Seed
 
@@ -102,12 +103,7 @@ def _line(where: str, line: str, suffix: str) -> tuple[str, int | None]:
             ) from None
     if not words:
         raise InputError(f"{where}: expected a prompt, found none; write one or remove the line")
-    try:
-        words.encode()
-    except UnicodeEncodeError:
-        raise InputError(
-            f"{where}: expected Unicode text, found half a pair in it; correct it"
-        ) from None
+    check_unicode(where, words)
     if seed is not None and type(seed) is not int:
         raise InputError(f"{where}: expected a whole number as seed, found {seed!r}")
     return words, seed
