@@ -6,16 +6,19 @@ exit codes.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
@@ -35,13 +38,22 @@ class Stopped(Exception):
 def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     """Runs a command. An error gives one line and exit code 1, and a signal that ended it 128 + its number.
 
+    Threads print nothing. What ended one of them ends the command, where it did not end by itself.
+
     Args:
       interrupted: what is left after Ctrl-C, and what to do.
       folder: where the traceback of an error that nobody foresaw is kept, if it is there; otherwise the
         system's temporary folder.
     """
+    silent: list[Any] = []
+    before, threading.excepthook = (
+        threading.excepthook,
+        lambda found: silent.append(found.exc_value),
+    )
     try:
         yield
+        if silent:
+            raise silent[0]
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     except Stopped as stopped:
@@ -52,6 +64,8 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         sys.exit(_unforeseen(error, folder))
+    finally:
+        threading.excepthook = before
 
 
 def _unforeseen(error: Exception, folder: Path | None) -> str:
@@ -69,6 +83,13 @@ def _unforeseen(error: Exception, folder: Path | None) -> str:
         traceback.print_exception(error)
         return line
     return f"{line}, and {file} has its traceback"
+
+
+def count(text: str) -> int:
+    """A number of things of an option, 1 or more."""
+    if not text.isdecimal() or not 0 < (found := int(text)) < 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return found
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -179,7 +179,9 @@ def _gathered_forward(kernel: jax.Array, axes: tuple[str | None, ...]) -> tuple[
 
 
 def _gathered_backward(axes: tuple[str | None, ...], _: None, gradient: jax.Array) -> Any:
-    return (constrain(gradient, *axes),)
+    # Whole first: a product whose result lies in parts is made part by part, and XLA for TPUs reads all
+    # activations for each. The sum over the devices and the cut become one reduce-scatter.
+    return (constrain(_gathered(gradient, axes), *axes),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

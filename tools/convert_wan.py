@@ -15,7 +15,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import count, ending
 from oneforcing_jax.convert import to_orbax
 from oneforcing_jax.convert.source import PARTS
 from oneforcing_jax.dtypes import DTYPES
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder of the result")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as in the files")
     parser.add_argument("--only", help=f"parts of a folder, among {','.join(PARTS)}")
-    parser.add_argument("--num_heads", type=int, help="where config.json does not tell it")
+    parser.add_argument("--num_heads", type=count, help="where config.json does not tell it")
     given = parser.parse_args(arguments)
     only = given.only.split(",") if given.only else None
     with ending("the same command continues after what is finished"):

@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import count, ending
 from oneforcing_jax.convert import to_torch
 from oneforcing_jax.dtypes import DTYPES
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--net", default="generator", help="generator, critic, teacher, ...")
     parser.add_argument("--ema", action="store_true", help="the moving average of its parameters")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as stored")
-    parser.add_argument("--num_heads", type=int, help="for config.json, if heads are not of 128")
+    parser.add_argument("--num_heads", type=count, help="for config.json, if heads are not of 128")
     given = parser.parse_args(arguments)
     with ending("nothing was written"):
         to_torch.export(**vars(given))

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fuzz_cases
+import fuzz_fixture
 from tqdm import tqdm
 
 SECONDS, GIB = 120, 8
@@ -105,7 +106,7 @@ def start(number: int, kind: str, seed: int, fixture: Path, folder: Path) -> tup
         record = {"command": case.command, "arguments": case.arguments, "wrong": case.wrong}
         (folder / "case").write_text(json.dumps(record, indent=1))
         os.chdir(folder)
-        code = exit_code(lambda: fuzz_cases.run(case))
+        code = exit_code(lambda: fuzz_fixture.run(case))
         if code == 0 and case.same is not None and not case.same():
             print("other arrays were read")
             return 77
@@ -217,10 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: --only: expected classes among {', '.join(kinds)}, found {given.only}")
     out = (given.out or Path(tempfile.mkdtemp())).absolute()
     fixture = out / "fixture"
-    fuzz_cases.keep_programs(out / "compiled")
+    fuzz_fixture.keep_programs(out / "compiled")
     if not fixture.exists():
         out.mkdir(parents=True, exist_ok=True)
-        process = in_process(lambda: exit_code(lambda: fuzz_cases.make(fixture)), out / "said")
+        process = in_process(lambda: exit_code(lambda: fuzz_fixture.make(fixture)), out / "said")
         if os.waitpid(process, 0)[1]:
             shutil.rmtree(fixture, ignore_errors=True)
             sys.exit(f"error: the fixture could not be made; {out / 'said'} says why")

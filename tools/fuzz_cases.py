@@ -1,106 +1,29 @@
-"""The classes of bad input of tools/fuzz.py, and what they are tried on: a small run, weights, encoders,
-a store.
+"""The classes of bad input of tools/fuzz.py.
 
-A class makes a case from random numbers in a folder that holds a copy of all that (see `make`). It may change
-what is there; then the command is run.
+A class makes a case from random numbers in a folder that holds a copy of what `fuzz_fixture.make` made. It
+may change what is there; then the command is run.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import logging
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import check
-import convert_wan
-import encode_videos
-import export_torch
-import jax
+import lmdb
 import numpy as np
 import torch
+from fuzz_fixture import LATENTS, NOISE, ROOT, STAGE, TEXT, Case, generation
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from oneforcing_jax import config as configs
-from oneforcing_jax import generate, integrity, main, methods
+from oneforcing_jax import integrity
 from oneforcing_jax.data.store import Store
-from oneforcing_jax.data.video import write_video
-from oneforcing_jax.run import Run
-from oneforcing_jax.toy import codec, encoders, text
-from oneforcing_jax.training import tiny
-
-ROOT = Path(__file__).resolve().parents[1]
-NOISE = ROOT / "configs" / "noise.py"
-STAGE = "one_forcing"
-WORDS = "a red blue square circle moves left"
-LATENTS, TEXT = (2, 2, 4, 4), (8, 8)  # of the run: [f, c, y, x], [s, d]
-
-
-class Case(NamedTuple):
-    """A command, whether it must be refused, and whether what was read afterwards is as it was."""
-
-    command: str
-    arguments: list[str]
-    wrong: bool = False
-    same: Callable[[], bool] | None = None
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "main": main.main,
-    "generate": generate.main,
-    "check": check.main,
-    "convert_wan": convert_wan.main,
-    "encode_videos": encode_videos.main,
-    "export_torch": export_torch.main,
-}
-
-
-def run(case: Case) -> None:
-    """Runs a case's command in this process."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    COMMANDS[case.command](case.arguments)
-
-
-def keep_programs(folder: Path) -> None:
-    """Everything runs on CPU, and compiled programs are kept in a folder."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def make(folder: Path) -> None:
-    """A run of a few iterations, its encoders, its exports for PyTorch, converted weights, and videos."""
-    described = Run.of(configs.load(NOISE))
-    store = tiny.write_noise(folder / "run" / "noise", methods.make(STAGE, described).fields, 4)
-    iterations = f"--config.stages.{STAGE}.iterations=3"
-    main.main([f"--config={NOISE}", f"--workdir={folder / 'run'}", iterations])
-    shutil.copytree(store.path, folder / "store")
-    frames = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
-    (folder / "encoders").mkdir()
-    words = text.TextEncoder.train([WORDS], dim=TEXT[1], length=TEXT[0])
-    encoders.save(folder / "encoders", codec.fit(frames, channels=LATENTS[1]), words)
-    for name in ("student.pt", "student.safetensors"):
-        layout = "original" if name.endswith(".pt") else "diffusers"
-        given = [
-            f"--checkpoint={folder / 'run' / STAGE}",
-            f"--out={folder / name}",
-            "--num_heads=2",
-        ]
-        export_torch.main([*given, f"--layout={layout}"])
-    convert = [f"--source={folder / 'student.pt'}", f"--out={folder / 'weights'}", "--num_heads=2"]
-    convert_wan.main(convert)
-    (folder / "videos").mkdir()
-    for i in range(2):
-        write_video(folder / "videos" / f"{i}.mp4", frames, 8.0)
-    run(Case("generate", _generation(folder, "--prompt=a red square")))
-    shutil.rmtree(folder / "out")
-
 
 # Values and bytes.
 
@@ -125,16 +48,6 @@ def _damaged(content: bytes, rng: random.Random) -> bytes:
     else:
         broken[at : at + 16] = rng.randbytes(16)
     return bytes(broken)
-
-
-def _generation(given: Path, *more: str, out: str = "out") -> list[str]:
-    base = {
-        "--checkpoint": str(given / "run" / STAGE),
-        "--encoders": str(given / "encoders"),
-        "--out": str(given / out),
-    }
-    names = {option.split("=")[0] for option in more}
-    return [*(f"{k}={v}" for k, v in base.items() if k not in names), *more]
 
 
 # The classes.
@@ -193,12 +106,93 @@ OPTIONS = {
 }  # fmt: skip
 
 
+# A command, an option of it, and a value that it must refuse.
+TOOL_OPTIONS = (
+    ("convert_wan", "source", "/no/such"), ("convert_wan", "source", "/dev/null"),
+    ("convert_wan", "source", ""), ("convert_wan", "source", "/"), ("convert_wan", "num_heads", "x"),
+    ("convert_wan", "num_heads", "0"), ("convert_wan", "num_heads", "-2"),
+    ("convert_wan", "num_heads", "7"), ("convert_wan", "dtype", "int8"), ("convert_wan", "only", "vae"),
+    ("convert_wan", "only", "x"), ("convert_wan", "out", "/proc/x"), ("convert_wan", "out", "/dev/null"),
+    ("encode_videos", "videos", "/no"), ("encode_videos", "videos", "/dev/null"),
+    ("encode_videos", "captions", "/no"), ("encode_videos", "captions", "/"),
+    ("encode_videos", "checkpoint", "/"), ("encode_videos", "shard", "1/0"),
+    ("encode_videos", "shard", "3/2"), ("encode_videos", "config", "/no"),
+    ("encode_videos", "config", "/dev/null"), ("encode_videos", "out", "/proc/x"),
+    ("encode_videos", "out", "/dev/null/x"), ("export_torch", "checkpoint", "/no"),
+    ("export_torch", "checkpoint", "/"), ("export_torch", "out", "/proc/x.pt"),
+    ("export_torch", "out", "/dev/null/x.pt"), ("export_torch", "out", "x.txt"),
+    ("export_torch", "net", "x"), ("export_torch", "net", ""), ("export_torch", "net", "../.."),
+    ("export_torch", "layout", "x"), ("export_torch", "dtype", "x"),
+    ("import_lmdb", "lmdb", "/no"), ("import_lmdb", "lmdb", "/dev/null"),
+    ("import_lmdb", "text_len", "0"), ("import_lmdb", "text_len", "-1"),
+    ("import_lmdb", "text_len", "x"), ("import_lmdb", "checkpoint", "/"),
+    ("import_lmdb", "shard", "1/1"), ("import_lmdb", "out", "/proc/x"),
+    ("plan", "target", "tpu:v9:2x2"), ("plan", "target", "gpu:h100:0"), ("plan", "target", "gpu:h100:x"),
+    ("plan", "target", "tpu:v5p:3x5x7x9"), ("plan", "target", ""), ("plan", "target", "x:y:z"),
+    ("plan", "preset", "x"), ("plan", "stage", "x"), ("plan", "search", "0"), ("plan", "search", "x"),
+    ("plan", "config", "/no"), ("plan", "config", "/dev/null"),
+    ("main", "preset", "x"), ("main", "preset", ""), ("main", "profile", "x"), ("main", "profile", "-1"),
+    ("main", "target", "local"), ("main", "config", ""), ("main", "config", "/"),
+    ("main", "workdir", "/proc/x"), ("main", "workdir", "/dev/null"), ("main", "process_id", "0"),
+    ("main", "process_count", "2"), ("main", "coordinator", "nowhere"),
+)  # fmt: skip
+
+
 def options(rng: random.Random, given: Path) -> Case:
     """Options of generation that it must refuse."""
     name = rng.choice(sorted(OPTIONS))
     value = rng.choice(OPTIONS[name])
     more = ["--prompt=a red square", f"--{name}={value}"]
-    return Case("generate", _generation(given, *more), wrong=True)
+    return Case("generate", generation(given, *more), wrong=True)
+
+
+def tool_options(rng: random.Random, given: Path) -> Case:
+    """Options of the other commands that they must refuse."""
+    command, name, value = rng.choice(TOOL_OPTIONS)
+    fine: dict[str, dict[str, Any]] = {
+        "convert_wan": {"source": given / "student.pt", "out": given / "new", "num_heads": 2},
+        "encode_videos": {"videos": given / "videos", "captions": given / "c.csv", "config": NOISE,
+                          "checkpoint": given / "encoders", "out": given / "new"},
+        "export_torch": {"checkpoint": given / "run" / STAGE, "out": given / "new.pt"},
+        "import_lmdb": {"lmdb": given / "lmdb", "checkpoint": given / "encoders", "text_len": TEXT[0],
+                        "out": given / "new"},
+        "plan": {"config": NOISE, "target": "local"},
+        "main": {"config": NOISE, "workdir": given / "new"},
+    }  # fmt: skip
+    (given / "c.csv").write_text("video,caption\n0.mp4,a red square\n1.mp4,a blue circle\n")
+    options = [f"--{k}={v}" for k, v in (fine[command] | {name: value}).items()]
+    return Case(command, ["train", *options] if command == "plan" else options, wrong=True)
+
+
+def databases(rng: random.Random, given: Path) -> Case:
+    """LMDBs that are cut, damaged, incomplete, or claim other sizes."""
+    folder = given / "lmdb"
+    how = rng.choice(("cut", "damaged", "claim", "lost", "words", "nan", "longer"))
+    if how in ("cut", "damaged"):
+        content = (folder / "data.mdb").read_bytes()
+        cut = content[: rng.randrange(len(content))]
+        (folder / "data.mdb").write_bytes(cut if how == "cut" else _damaged(content, rng))
+    else:
+        shape = rng.choice(
+            ("10000000 2 2 4 4", "4 2 2 4", "4 2 2 4 5", "4 0 2 4 4", "x", "-4 2 2 4 4", "")
+        )
+        values: dict[str, tuple[bytes, bytes | None]] = {
+            "claim": (b"latents_shape", shape.encode()),
+            "lost": (rng.choice((b"latents_shape", b"latents_1_data", b"prompts_2_data")), None),
+            "words": (b"prompts_1_data", rng.choice((b"\xff\xfe", b"", b"a" * 9999))),
+            "nan": (b"latents_0_data", np.full(LATENTS, np.nan, np.float16).tobytes()),
+            "longer": (b"latents_3_data", b"\0" * 3),
+        }
+        key, value = values[how]
+        with lmdb.open(str(folder), map_size=1 << 24) as made, made.begin(write=True) as put:
+            put.delete(key)
+            if value is not None:
+                put.put(key, value)
+        (folder / "lock.mdb").unlink()
+    return Case("import_lmdb", [
+        f"--lmdb={folder}", f"--checkpoint={given / 'encoders'}", f"--text_len={TEXT[0]}",
+        f"--out={given / 'new_store'}",
+    ], wrong=how == "claim")  # fmt: skip
 
 
 def prompts(rng: random.Random, given: Path) -> Case:
@@ -214,7 +208,7 @@ def prompts(rng: random.Random, given: Path) -> Case:
     ))  # fmt: skip
     file = given / rng.choice(("p.txt", "p.jsonl"))
     file.write_bytes(content)
-    return Case("generate", _generation(given, f"--prompts={file}"))
+    return Case("generate", generation(given, f"--prompts={file}"))
 
 
 def pictures(rng: random.Random, given: Path) -> Case:
@@ -229,7 +223,7 @@ def pictures(rng: random.Random, given: Path) -> Case:
         )
     (given / f"i.{kind}").write_bytes(broken)
     return Case(
-        "generate", _generation(given, "--prompt=a red square", f"--image={given / f'i.{kind}'}")
+        "generate", generation(given, "--prompt=a red square", f"--image={given / f'i.{kind}'}")
     )
 
 
@@ -253,7 +247,7 @@ def arrays(rng: random.Random, given: Path) -> Case:
     file.write_bytes(broken)
     option = f"--noise_file={file}" if noise else f"--prompt_embeds={file}"
     wrong = how in ("nan", "shape", "objects", "words")
-    return Case("generate", _generation(given, "--prompt=a red square", option), wrong)
+    return Case("generate", generation(given, "--prompt=a red square", option), wrong)
 
 
 def _harm(file: Path, rng: random.Random) -> None:
@@ -315,7 +309,7 @@ def records(rng: random.Random, given: Path) -> Case:
     if file.is_relative_to(given / "weights") or rng.random() < 0.3:
         source = given / ("weights" if file.is_relative_to(given / "weights") else f"run/{STAGE}")
         return Case("export_torch", [f"--checkpoint={source}", f"--out={given / 'e.pt'}"])
-    return Case("generate", _generation(given, "--prompt=a red square"))
+    return Case("generate", generation(given, "--prompt=a red square"))
 
 
 def weights(rng: random.Random, given: Path) -> Case:
@@ -385,6 +379,7 @@ CLASSES: dict[str, Callable[[random.Random, Path], Case]] = {
         fields,
         config_files,
         options,
+        tool_options,
         prompts,
         pictures,
         arrays,
@@ -392,5 +387,6 @@ CLASSES: dict[str, Callable[[random.Random, Path], Case]] = {
         records,
         weights,
         clips,
+        databases,
     )
 }

@@ -90,6 +90,12 @@ def init(
     return tuple(Cache(empty(), empty()) for _ in range(config.num_layers))
 
 
+def size(config: WanConfig, batch: int, slots: int, frame_tokens: int) -> int:
+    """Bytes of a cache, over all devices that hold it."""
+    tokens = batch * slots * frame_tokens
+    return 2 * config.num_layers * tokens * config.dim * jnp.dtype(config.dtype).itemsize
+
+
 def _put(
     axis: int,
     stored: jax.Array,

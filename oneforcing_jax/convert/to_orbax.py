@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from oneforcing_jax import integrity
+from oneforcing_jax import integrity, room
 from oneforcing_jax.convert import keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
@@ -188,6 +188,11 @@ def _write(
     if order["dtype"] in DTYPES:
         dtype = DTYPES[order["dtype"]]
         typed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    needed = room.size(typed)
+    room.check_memory(
+        str(where), needed, "convert it on a machine with more, or with --only one part"
+    )
+    room.check_disk(str(where), needed, folder)
     tree = keys.load(key_map, tensors, typed, str(where))
     tensors.close()
     save_item(folder, tree)

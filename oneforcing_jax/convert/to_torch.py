@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from oneforcing_jax import checkpoint
+from oneforcing_jax import checkpoint, room
 from oneforcing_jax.convert import keys, sizes
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
@@ -180,6 +180,10 @@ def export(
     if out.exists():
         raise InputError(f"{out}: exists already; choose another --out, or delete it")
     stored = Stored(checkpoint, net, ema)
+    needed = room.size(stored.tree, DTYPES[dtype] if dtype else None)
+    room.check_disk(f"export of {stored.path}", needed, out)
+    if layout == "original":
+        room.check_memory(f"export of {stored.path}", needed, "choose --layout=diffusers")
     if layout == "diffusers":
         _diffusers(stored, out, dtype, num_heads)
     else:

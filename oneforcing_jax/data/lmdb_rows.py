@@ -134,6 +134,7 @@ def _databases(folders: Sequence[Path]) -> Iterator[_Database]:
     for folder in folders:
         try:
             rows = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
+            _check_whole(folder / FILE, rows)
             found = _value(_Database(folder, rows, ()), "latents_shape").decode()
             shape = tuple(int(size) for size in found.split())
         except (lmdb.Error, ValueError) as error:
@@ -144,4 +145,19 @@ def _databases(folders: Sequence[Path]) -> Iterator[_Database]:
             raise InputError(
                 f"{folder}: expected latents_shape of 5 or 6 sizes, rows first, found {found!r}"
             )
+        size = (folder / FILE).stat().st_size
+        if 2 * math.prod(shape) > size:
+            raise InputError(
+                f"{folder}: expected {2 * math.prod(shape)} bytes or more for the {list(shape)} of its "
+                f"latents_shape, found a file of {size}; copy it again"
+            )
         yield _Database(folder, rows, shape)
+
+
+def _check_whole(file: Path, rows: Any) -> None:
+    """Raises InputError where a file ends before its last page, which to read would end the process."""
+    needed = (rows.info()["last_pgno"] + 1) * rows.stat()["psize"]
+    if needed > (found := file.stat().st_size):
+        raise InputError(
+            f"{file}: expected {needed} bytes, found {found}; it was cut, copy it again"
+        )

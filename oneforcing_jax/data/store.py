@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from oneforcing_jax import room
 from oneforcing_jax.data import store_meta
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
@@ -109,6 +111,7 @@ class Store:
                     f"{path}: expected an empty folder or a store, found other files "
                     f"({foreign[0]}); choose another folder"
                 )
+            room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
             write_whole(file, json.dumps(meta, indent=1).encode())
         return cls(path, meta, create=True)
 
@@ -289,6 +292,18 @@ class Store:
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self._count:
             raise InputError(f"{self.path}: expected 0 <= sample < {self._count}, found {index}")
+
+
+def _least(fields: store_meta.Fields) -> int:
+    """Bytes that a sample takes at least: one chunk of its texts, whose padding takes none, and all else."""
+    return sum(
+        math.prod(
+            min(size, TEXT_CHUNK) if len(shape) == 2 and i == 0 else size
+            for i, size in enumerate(shape)
+        )
+        * np.dtype(dtype).itemsize
+        for shape, dtype in fields.values()
+    )
 
 
 def _is_written(states: np.ndarray) -> np.ndarray:

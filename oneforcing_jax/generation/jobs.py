@@ -213,4 +213,6 @@ class Listing:
         return todo
 
     def _is_made(self, job: Job) -> bool:
-        return job.path.is_file() and (job.latents.is_file() or not self.save_latents)
+        # Files take their names when they are whole, but a copy of one may have failed.
+        files = [job.path, *([job.latents] if self.save_latents else [])]
+        return all(file.is_file() and file.stat().st_size for file in files)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from oneforcing_jax import checkpoint, methods, sharding
+from oneforcing_jax import checkpoint, methods, room, sharding
 from oneforcing_jax import config as configs
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
@@ -57,7 +57,10 @@ class Source:
     def params(self, mesh: Mesh | None = None) -> Any:
         """The parameters over a mesh, by default on the first device."""
         mesh = mesh or sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        abstract = parameters.in_use(WanDiT(self.config), mesh)
+        abstract, devices = parameters.in_use(WanDiT(self.config), mesh), list(mesh.devices.flat)
+        needed = room.per_device(abstract) * len(devices)
+        advice = "choose --dtype=bfloat16, a smaller model or more devices"
+        room.check_memory(f"weights of {self.folder}", needed, advice, devices)
         return checkpoint.load_net(self.folder, self.net, abstract, self.ema)
 
 

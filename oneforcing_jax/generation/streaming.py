@@ -31,7 +31,7 @@ from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encoders import Encoders
 from oneforcing_jax.data.images import fit
 from oneforcing_jax.data.text import pad_embeddings
-from oneforcing_jax.errors import InputError
+from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.generation import pretrained, samplers
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.student import Noise, Settings, Student, Text, sample_keys, seeded
@@ -49,15 +49,29 @@ def decoded(
 
     They come one block late: while a block's frames come to the host and are used there, the device
     already has the next block and its decoding to do.
+
+    Raises:
+      NotFinite: latents that are not finite; their frames are not handed out.
     """
     waiting = None
     for latents in blocks:
-        queued = latents, decode(latents)
+        queued = latents, decode(latents), jnp.isfinite(latents).sum()
         if waiting is not None:
-            yield waiting[0], np.asarray(waiting[1])
+            yield _on_host(*waiting)
         waiting = queued
     if waiting is not None:
-        yield waiting[0], np.asarray(waiting[1])
+        yield _on_host(*waiting)
+
+
+def _on_host(
+    latents: jax.Array, frames: jax.Array, finite: jax.Array
+) -> tuple[jax.Array, np.ndarray]:
+    if wrong := latents.size - int(finite):
+        raise NotFinite(
+            f"latents: expected finite values, found {wrong} of {latents.size} that are not; check the "
+            "weights with tools/check.py, or give --dtype=float32"
+        )
+    return latents, np.asarray(frames)
 
 
 class VideoModel:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from oneforcing_jax import room
 from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal.cache import Caches, Window
 from oneforcing_jax.causal.generate import Generator, clean_block, denoise_block
@@ -253,6 +254,14 @@ class Student:
     def _empty(self, shape: tuple[int, ...], slots: int) -> Caches:
         tokens = self.config.frame_tokens(*shape[-2:])
         stacked = not isinstance(self.params["blocks"], tuple)
+        devices = jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+        needed = kv.size(self.config, shape[0], slots, tokens)
+        room.check_memory(
+            f"cache of {slots} latent frames",
+            needed,
+            "make a shorter video or a smaller batch, or give a window",
+            devices,
+        )
         return self._run(_empty, self.config, shape[0], slots, tokens, stacked)
 
     def _run(self, program: Callable[..., Any], *arguments: Any) -> Any:

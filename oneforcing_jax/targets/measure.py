@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 
 from oneforcing_jax.files import write_whole
+from oneforcing_jax.room import per_device
 from oneforcing_jax.targets import kernels, roofline
-from oneforcing_jax.targets.programs import Program, bytes_per_device
+from oneforcing_jax.targets.programs import Program
 from oneforcing_jax.targets.topology import GPUS_A_HOST, Target
 
 # Without a device no tiles are tried, and some products then have none.
@@ -153,12 +154,12 @@ def _key(target: Target, lowered: Any) -> str:
 
 
 def _bytes(program: Program, target: Target, memory: dict[str, int]) -> dict[str, int]:
-    beside = bytes_per_device(program.state) + bytes_per_device(program.frozen)
-    own = max(bytes_per_device(program.arguments), beside)
+    beside = per_device(program.state) + per_device(program.frozen)
+    own = max(per_device(program.arguments), beside)
     temporary = memory["temp"] + memory["output"] - memory["alias"]
     return {
-        "state": bytes_per_device(program.state),
-        "resident": bytes_per_device(program.frozen),
+        "state": per_device(program.state),
+        "resident": per_device(program.frozen),
         "temporary": temporary,
         # The compiler's count of the arguments has their padding, but not those it does not read.
         "peak": max(own, memory["argument"]) + temporary,

@@ -23,7 +23,6 @@ from oneforcing_jax.models import umt5, vae_stream
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.run import Run
-from oneforcing_jax.training import steps
 from oneforcing_jax.training.train import student, trained, trainer
 
 
@@ -67,15 +66,6 @@ class Program:
     state: Any
     frozen: Any = None
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Bytes of abstract arrays on one device, without what lies in the host's memory."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-        if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding.memory_kind != steps.HOST
-    )
 
 
 def train(run: Run, name: str, devices: Sequence[Any]) -> list[Program]:

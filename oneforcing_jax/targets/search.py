@@ -21,12 +21,11 @@ from oneforcing_jax import methods
 from oneforcing_jax.causal import flops
 from oneforcing_jax.config import PREFIX
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.room import HOST, per_device
 from oneforcing_jax.run import Run
 from oneforcing_jax.targets import programs, roofline
 from oneforcing_jax.targets.forecast import Forecast, make
-from oneforcing_jax.targets.programs import bytes_per_device
 from oneforcing_jax.targets.topology import Target
-from oneforcing_jax.training import steps
 from oneforcing_jax.training.train import trained
 
 # Arrays of the size of a layer's input that its backward pass finds in memory. The number for "none" is that
@@ -122,7 +121,7 @@ def promising(load: Load, name: str, target: Target) -> list[Setting]:
     """Settings that fit by arithmetic. The fastest come first; equally fast ones go by memory."""
     found: list[Setting] = []
     kinds = {memory.kind for memory in target.devices[0].addressable_memories()}
-    has_host = steps.HOST in kinds
+    has_host = HOST in kinds
     for mesh in meshes(len(target.devices)):
         fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
         try:
@@ -179,9 +178,9 @@ class _State:
         found = programs.train(run, name, target.devices)[0]
         nets = found.state["params"].values()
         sizes = [sum(leaf.size for leaf in jax.tree.leaves(net)) for net in nets]
-        shares = [bytes_per_device(net) // 4 for net in nets]
-        optimisers = bytes_per_device(found.state["opt"])
-        return cls(bytes_per_device(found.arguments), optimisers, max(sizes), max(shares))
+        shares = [per_device(net) // 4 for net in nets]
+        optimisers = per_device(found.state["opt"])
+        return cls(per_device(found.arguments), optimisers, max(sizes), max(shares))
 
 
 def _weighed(

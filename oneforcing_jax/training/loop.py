@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, randomness
+from oneforcing_jax import checkpoint, randomness, room
 from oneforcing_jax.command import Stopped
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
@@ -85,6 +85,7 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
     ):
         if (checkpoint.latest(manager) or 0) >= stage.iterations:
             return
+        room.check_disk(f"a checkpoint of {name!r}", room.size(trainer.abstract()[0]), folder)
         checkpoint.claim(manager, identity(run, stage, workdir))
         start, state, frozen, latest = _begin(run, stage, trainer, workdir, manager)
         if jax.process_index() == 0:

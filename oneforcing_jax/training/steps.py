@@ -24,11 +24,11 @@ from oneforcing_jax.methods import SHARED, Batch, Method, Metrics, Update
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.params import in_compute_dtype
 from oneforcing_jax.ranges import Decay, Natural
+from oneforcing_jax.room import HOST
 from oneforcing_jax.training.optim import Optimiser
 from oneforcing_jax.trees import Params
 
 State = dict[str, Any]
-HOST = "pinned_host"  # the memory kind
 Step = Callable[[State, Any, Any, Any], tuple[State, dict[str, jax.Array]]]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import checkpoint, methods, sharding
+from oneforcing_jax import checkpoint, methods, room, sharding
 from oneforcing_jax import stages as kinds
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Network
@@ -95,6 +95,10 @@ def prepare(run: Run, name: str, stage: Train) -> Stage:
     def check(workdir: Path) -> None:
         folder = workdir / name / checkpoint.FOLDER
         checkpoint.check_claim(folder, loop.identity(run, stage, workdir))
+        devices = list(made.mesh.local_devices)
+        needed = room.per_device(made.abstract()) * len(devices)
+        advice = "take a smaller model, more devices over mesh.fsdp, or another --preset"
+        room.check_memory(f"stage {name!r}", needed, advice, devices)
 
     work = functools.partial(loop.run, run, name, stage, made)
     return Stage(name, work, check, several_processes=True)
