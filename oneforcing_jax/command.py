@@ -46,16 +46,12 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
         system's temporary folder.
     """
     silent: list[Any] = []
-    before, threading.excepthook = (
-        threading.excepthook,
-        lambda found: silent.append(found.exc_value),
-    )
+    before = threading.excepthook
+    threading.excepthook = lambda found: silent.append(found.exc_value)
     try:
         yield
         if silent:
-            raise silent[0]
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+            sys.exit(_line(silent[0], folder))
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.number)
@@ -63,13 +59,15 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        sys.exit(_unforeseen(error, folder))
+        sys.exit(_line(error, folder))
     finally:
         threading.excepthook = before
 
 
-def _unforeseen(error: Exception, folder: Path | None) -> str:
-    """Keeps the traceback of an error in a file; the line that says so."""
+def _line(error: Exception, folder: Path | None) -> str:
+    """What an error says in one line. Where nobody foresaw it, a file keeps its traceback."""
+    if isinstance(error, (InputError, OSError)):
+        return " ".join(f"error: {error}".splitlines())
     frames = traceback.extract_tb(error.__traceback__)
     place = [frame for frame in frames if PACKAGE in frame.filename] or frames
     where = f"{Path(place[-1].filename).name}, line {place[-1].lineno}"

@@ -213,11 +213,17 @@ def test_bad_lmdb_rows_are_left_out_and_bad_files_are_one_line(made, tmp_path, c
     (tmp_path / "none").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/data.mdb").write_bytes(b"x" * 5000)
+    write_lmdb(tmp_path / "cut", shape, 0)
+    whole = (tmp_path / "cut/data.mdb").read_bytes()
+    (tmp_path / "cut/data.mdb").write_bytes(whole[:9000])
+    write_lmdb(tmp_path / "claims", shape, 0, latents_shape=b"100000 2 12 4 4")
     write_lmdb(tmp_path / "shapeless", shape, 0, latents_shape=None)
     write_lmdb(tmp_path / "flat", shape, 0, latents_shape=b"5 384")
     for name, message in (
         ("none", "a folder with data.mdb, found none"),
         ("broken", "expected an LMDB of latents and prompts, found: "),
+        ("cut", "expected [0-9]+ bytes, found 9000; it was cut"),
+        ("claims", "expected 76800000 bytes or more .* found a file of"),
         ("shapeless", "the key latents_shape, found none"),
         ("flat", "5 or 6 sizes"),
     ):

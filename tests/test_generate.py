@@ -23,6 +23,7 @@ from oneforcing_jax.causal.plan import Block, ClipDraws
 from oneforcing_jax.convert import sizes, to_orbax
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.video import read_video
+from oneforcing_jax.errors import NotFinite
 from oneforcing_jax.generation import jobs, pretrained, samplers, streaming
 from oneforcing_jax.generation.student import Student, recorded, sample_keys, seeded
 from oneforcing_jax.models import wan
@@ -192,6 +193,14 @@ def test_the_next_block_is_queued_before_frames_are_read():
     ]  # fmt: skip
 
 
+def test_latents_that_are_not_finite_do_not_leave():
+    blocks = [jnp.zeros((1, 1, 2, 4, 2)), jnp.full((1, 1, 2, 4, 2), jnp.nan)]
+    frames = streaming.decoded(blocks, lambda x: x)
+    next(frames)
+    with pytest.raises(NotFinite, match="latents: expected finite values, found 16 of 16"):
+        next(frames)
+
+
 def test_refusals_of_a_stream(student):
     noise = ClipDraws(normal(0, 1, 2, *SHAPE), normal(0, 1, 2, *SHAPE))
     with pytest.raises(ValueError, match="without context noise, which training alone has"):
@@ -341,7 +350,12 @@ def test_interrupted_runs_leave_no_half_video(command, monkeypatch, capsys):
         command("--prompt=a red square")
     assert "interrupted; the same command continues after" in capsys.readouterr().err
     out = command("--prompt=a blue circle")
-    assert [p.name for p in out.iterdir()] == ["a blue circle-0.mp4"]
+    (video,) = out.iterdir()
+    assert video.name == "a blue circle-0.mp4"
+    # A file of no bytes, as a failed copy leaves it, is not a video that is there already.
+    video.write_bytes(b"")
+    command("--prompt=a blue circle")
+    assert len(read_video(video)[0])
 
 
 def test_image_to_video(tmp_path, command, encoders, capsys):

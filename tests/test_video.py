@@ -38,6 +38,13 @@ def test_full_chroma_keeps_colour_at_odd_sizes(tmp_path):
     assert mean_error(read_video(tmp_path / "a.mp4")[0], video) < 0.5
 
 
+def test_equal_frames_give_equal_bytes(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (12, 96, 96, 3), np.uint8)
+    for i in range(20):
+        write_video(tmp_path / f"{i}.mp4", frames, 16.0)
+    assert len({(tmp_path / f"{i}.mp4").read_bytes() for i in range(20)}) == 1
+
+
 def test_streaming_equals_one_write(tmp_path):
     video = moving_square()
     write_video(tmp_path / "one.mp4", video, 8)

@@ -17,6 +17,8 @@ import numpy as np
 from oneforcing_jax.errors import InputError
 
 LAYOUTS = ("same", "linear", "conv")
+# Problems of a checkpoint that an error names.
+_LISTED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +123,8 @@ def check(
     """Compares the names and shapes of PyTorch tensors with what the key map needs.
 
     Raises:
-      InputError: one line that lists every missing, unexpected or misshapen tensor; those that
-        differ in their numbers alone are listed once, with their count.
+      InputError: one line that lists missing, unexpected and misshapen tensors, the first of many; those
+        that differ in their numbers alone are listed once, with their count.
     """
     problems = _grouped("missing", (key for key in key_map if key not in shapes))
     problems += _grouped("unexpected", (key for key in shapes if key not in key_map))
@@ -137,8 +139,9 @@ def check(
     for text, names in misshapen.items():
         problems += [name + text for name in _grouped("", names)]
     if problems:
+        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise InputError(
-            f"{source} does not fit the model: {'; '.join(problems)}. "
+            f"{source} does not fit the model: {'; '.join(problems[:_LISTED])}{more}. "
             "Check that the checkpoint and the model's config are of the same architecture."
         )
 

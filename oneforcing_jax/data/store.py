@@ -100,6 +100,7 @@ class Store:
                     f"{path} holds another store: {difference}; choose another folder or remove it"
                 )
         else:
+            room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 foreign = sorted(entry.name for entry in path.iterdir())
@@ -111,7 +112,6 @@ class Store:
                     f"{path}: expected an empty folder or a store, found other files "
                     f"({foreign[0]}); choose another folder"
                 )
-            room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
             write_whole(file, json.dumps(meta, indent=1).encode())
         return cls(path, meta, create=True)
 

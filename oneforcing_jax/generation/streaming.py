@@ -66,9 +66,9 @@ def decoded(
 def _on_host(
     latents: jax.Array, frames: jax.Array, finite: jax.Array
 ) -> tuple[jax.Array, np.ndarray]:
-    if wrong := latents.size - int(finite):
+    if wrong := jnp.size(latents) - int(finite):
         raise NotFinite(
-            f"latents: expected finite values, found {wrong} of {latents.size} that are not; check the "
+            f"latents: expected finite values, found {wrong} of {jnp.size(latents)} that are not; check the "
             "weights with tools/check.py, or give --dtype=float32"
         )
     return latents, np.asarray(frames)

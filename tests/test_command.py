@@ -1,0 +1,34 @@
+"""How a command ends when something in it fails."""
+
+import argparse
+import threading
+
+import pytest
+
+from oneforcing_jax.command import count, ending
+
+
+def fail():
+    raise KeyError("in a thread")
+
+
+@pytest.mark.parametrize("also", [False, True], ids=["alone", "with the command"])
+def test_a_thread_that_fails_prints_nothing_and_fails_the_command(also, tmp_path, capfd):
+    with pytest.raises(SystemExit) as caught, ending("", tmp_path):
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        if also:
+            raise OSError("disk full")
+    line = str(caught.value)
+    assert line == "error: disk full" if also else "KeyError in test_command.py, line" in line
+    kept = list(tmp_path.iterdir())
+    assert also or "in a thread" in kept[0].read_text()
+    assert capfd.readouterr().err == ""
+
+
+def test_counts():
+    assert count("12") == 12
+    for wrong in ("0", "-1", "x", "", "1.5", "9" * 30):
+        with pytest.raises(argparse.ArgumentTypeError, match="of 1 or more"):
+            count(wrong)
