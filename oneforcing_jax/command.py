@@ -90,6 +90,13 @@ def count(text: str) -> int:
     return found
 
 
+def any_path(text: str) -> Path:
+    """A file or folder of an option."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found an empty one; this folder is '.'")
+    return Path(text)
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers of an option, "1000,750,500,250"."""
     return tuple(float(part) for part in text.split(","))

@@ -16,13 +16,12 @@ import dataclasses
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.command import axes, ending, numbers, size
+from oneforcing_jax.command import any_path, axes, ending, numbers, size
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.files import write_whole
@@ -55,18 +54,19 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     # fmt: off
+    found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
     add, several = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
-    add("--checkpoint", required=True, help="folder of tools/convert_wan.py, or a run's WORKDIR/STAGE")
-    add("--encoders", help="folder of VAE and text encoder; default: the checkpoint's own")
+    add("--checkpoint", required=True, type=any_path, help=found)
+    add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
     add("--ema", action="store_true", help="the moving average of the weights")
     add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
 
     several.add_argument("--prompt", help="what to show")
-    several.add_argument("--prompts", type=Path, help="a prompt a line, or .jsonl of prompt and seed")
-    add("--rewritten_prompts", type=Path, help="a line for each of --prompts: embedded in its place")
-    add("--image", type=Path, help="first frame of every video")
-    add("--video", type=Path, help="first frames of every video, which continues them")
-    add("--out", required=True, type=Path, help="folder, or for a single video a .mp4 file")
+    several.add_argument("--prompts", type=any_path, help="a prompt a line, or .jsonl of prompt and seed")
+    add("--rewritten_prompts", type=any_path, help="a line for each of --prompts: embedded in its place")
+    add("--image", type=any_path, help="first frame of every video")
+    add("--video", type=any_path, help="first frames of every video, which continues them")
+    add("--out", required=True, type=any_path, help="folder, or for a single video a .mp4 file")
     add("--naming", choices=listing.NAMINGS, default="vbench", help="PROMPT-K.mp4 or LINE-K.mp4")
     add("--samples", type=int, default=1, help="videos of each prompt")
     add("--seed", type=int, default=0, help="of the noise, which depends on it and on K alone")
@@ -94,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
     add("--shard", default="0/1", help="I/N: this process makes share I of N")
-    add("--noise_file", type=Path, help=".npz: noise [n, f, c, y, x], renoise [n, steps - 1, f, ...]")
-    add("--prompt_embeds", type=Path, help=".npy [prompts, s, d], read in place of the text encoder")
+    add("--noise_file", type=any_path, help=".npz: noise [n, f, c, y, x], renoise [n, steps - 1, f, ...]")
+    add("--prompt_embeds", type=any_path, help=".npy [prompts, s, d], read in place of the text encoder")
     add("--save_latents", action="store_true", help="float32 [f, c, y, x] beside each video, .npy")
     # fmt: on
     return parser
@@ -112,15 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Makes the videos that are missing."""
     given = vars(args)
-    wanted, loading, writing = (
-        options(Listing, given),
-        options(Loading, given),
-        options(Writing, given),
-    )
-    look, files = options(Look, given), options(Given, given)
+    wanted, look, files = options(Listing, given), options(Look, given), options(Given, given)
+    loading, writing = options(Loading, given), options(Writing, given)
     jobs = wanted.jobs()
     if todo := wanted.missing(jobs):
-        write(Scene.of(loading.model(), look, files, jobs), todo, writing)
+        # No more places than videos, rounded up to the devices.
+        devices = jax.local_device_count()
+        batch = min(writing.batch, -(-len(todo) // devices) * devices)
+        model = dataclasses.replace(loading, batch=batch).model()
+        write(Scene.of(model, look, files, jobs), todo, dataclasses.replace(writing, batch=batch))
         print(f"videos made in {todo[0].path.parent}: {len(todo)}")
 
 

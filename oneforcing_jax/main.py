@@ -23,7 +23,7 @@ import jax
 
 from oneforcing_jax import checkpoint, presets, stages
 from oneforcing_jax import config as configs
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.run import Run
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--config", required=True, help="a Python file with get_config(), see configs/"
     )
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="where checkpoints, logs and results go"
+        "--workdir", required=True, type=any_path, help="where checkpoints, logs and results go"
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="check and print the config, run nothing"

@@ -25,7 +25,7 @@ def find(name: str, room: str, attribute: str) -> Any:
     Raises:
       InputError: there is no such module, or it is no such part.
     """
-    path = name if "." in name else f"{room}.{name}"
+    path = str(name) if "." in str(name) else f"{room}.{name}"  # a damaged record may hold anything
     found = None
     if re.fullmatch(r"\w+(\.\w+)*", path):
         try:

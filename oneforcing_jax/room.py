@@ -81,8 +81,8 @@ def check_disk(what: str, needed: float, folder: Path) -> None:
       InputError: they do not fit.
     """
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
+    total, _, free = shutil.disk_usage(there)
+    if total and needed > free:  # what is no disk has no size
         raise InputError(
             f"{what}: expected at least {gigabytes(needed)} free on the disk of {folder}, found "
             f"{gigabytes(free)}; make room, or choose another folder"

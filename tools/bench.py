@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from oneforcing_jax.bench import generate, train, vae
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.files import write_whole
 
 COMMANDS = {
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, (options, run) in COMMANDS.items():
         command = commands.add_parser(name, help=run.__doc__, allow_abbrev=False)
         options(command)
-        command.add_argument("--out", type=Path, help="JSON file to write")
+        command.add_argument("--out", type=any_path, help="JSON file to write")
     given, rest = parser.parse_known_args(arguments)
     with ending("nothing was written"):
         made = COMMANDS[given.what][1](given, rest)

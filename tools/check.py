@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from oneforcing_jax import integrity
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data.pipeline import check_finite
 from oneforcing_jax.data.store import META, Store
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="of runs, stores or weights")
+    parser.add_argument("folders", nargs="+", type=any_path, help="of runs, stores or weights")
     given = parser.parse_args(arguments)
     damaged = 0
     with ending("nothing was changed"):

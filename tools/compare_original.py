@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from oneforcing_jax.bench.setting import WORKS, Setting
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.published import BLOCK_FRAMES
@@ -245,7 +245,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--original", type=Path, required=True, help="a clone of the original")
+    parser.add_argument("--original", type=any_path, required=True, help="a clone of the original")
     parser.add_argument("--layout", choices=tuple(BLOCK_FRAMES), default="framewise")
     for name, help_text in (
         ("dim", "width of the student, a multiple of 128"),
@@ -259,7 +259,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cores", type=int, default=0, help="of each side; 0: all")
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts")
     parser.add_argument("--no-check", action="store_true", help="times alone")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=any_path, help="JSON file to write")
     return parser.parse_args(arguments)
 
 

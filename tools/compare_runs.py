@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.training.metrics import RATES, ROWS, read_rows
 
@@ -84,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="compare_runs", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--stage", required=True, help="of the runs' config")
-    parser.add_argument("--runs", nargs="+", required=True, type=Path, help="work directories")
-    parser.add_argument("--against", nargs="+", required=True, type=Path, help="in the same order")
+    parser.add_argument("--runs", nargs="+", required=True, type=any_path, help="work directories")
+    parser.add_argument(
+        "--against", nargs="+", required=True, type=any_path, help="in the same order"
+    )
     given = parser.parse_args(arguments)
     with ending("nothing was written"):
         print(table(compare(given.runs, given.against, given.stage)))

@@ -24,7 +24,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.convert import sizes, to_torch, torch_io
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import get
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     parser.add_argument("--size", choices=("1.3b", "14b"), default="1.3b", help="width of layers")
     parser.add_argument("--margin", type=float, default=1.0, help="allowed above the size, in GB")
-    parser.add_argument("--folder", type=Path, help="for temporary files, twice the size")
+    parser.add_argument("--folder", type=any_path, help="for temporary files, twice the size")
     given = parser.parse_args(arguments)
     dtype = DTYPES[given.dtype]
     config = fitting(given.size, given.gigabytes * GIGABYTE, dtype.itemsize)

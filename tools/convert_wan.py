@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from oneforcing_jax.command import count, ending
+from oneforcing_jax.command import any_path, count, ending
 from oneforcing_jax.convert import to_orbax
 from oneforcing_jax.convert.source import PARTS
 from oneforcing_jax.dtypes import DTYPES
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="convert_wan", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--source", required=True, help="folder, .pt file, or OWNER/NAME[:FILE]")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the result")
+    parser.add_argument("--out", required=True, type=any_path, help="folder of the result")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as in the files")
     parser.add_argument("--only", help=f"parts of a folder, among {','.join(PARTS)}")
     parser.add_argument("--num_heads", type=count, help="where config.json does not tell it")

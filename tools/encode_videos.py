@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oneforcing_jax import config as configs
-from oneforcing_jax.command import ending, share
+from oneforcing_jax.command import any_path, ending, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode, summary
 from oneforcing_jax.run import Run
@@ -34,11 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="encode_videos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--videos", required=True, type=Path, help="folder of video files")
-    parser.add_argument("--captions", required=True, type=Path, help="JSONL or CSV: video, caption")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder of the encoders")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the store")
-    parser.add_argument("--config", default=DEFAULT, type=Path, help="sizes (default: framewise)")
+    parser.add_argument("--videos", required=True, type=any_path, help="folder of video files")
+    parser.add_argument(
+        "--captions", required=True, type=any_path, help="JSONL or CSV: video, caption"
+    )
+    parser.add_argument("--checkpoint", required=True, type=any_path, help="folder of the encoders")
+    parser.add_argument("--out", required=True, type=any_path, help="folder of the store")
+    parser.add_argument(
+        "--config", default=DEFAULT, type=any_path, help="sizes (default: framewise)"
+    )
     parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
     given, overrides = parser.parse_known_args(arguments)
     with ending("the same command continues after what is finished"):

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from oneforcing_jax.command import count, ending
+from oneforcing_jax.command import any_path, count, ending
 from oneforcing_jax.convert import to_torch
 from oneforcing_jax.dtypes import DTYPES
 
@@ -25,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="export_torch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder of checkpoints")
-    parser.add_argument("--out", required=True, type=Path, help=".pt, .safetensors or a folder")
+    parser.add_argument("--checkpoint", required=True, type=any_path, help="folder of checkpoints")
+    parser.add_argument("--out", required=True, type=any_path, help=".pt, .safetensors or a folder")
     parser.add_argument("--layout", choices=to_torch.LAYOUTS, default="original")
     parser.add_argument("--net", default="generator", help="generator, critic, teacher, ...")
     parser.add_argument("--ema", action="store_true", help="the moving average of its parameters")

@@ -34,6 +34,8 @@ import fuzz_cases
 import fuzz_fixture
 from tqdm import tqdm
 
+from oneforcing_jax.command import any_path
+
 SECONDS, GIB = 120, 8
 GOOD = ("accepted", "one line")
 BAD = ("unclear", "traceback", "hang", "crash", "wrong success", "harmed")
@@ -57,8 +59,8 @@ class Child(NamedTuple):
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """The files below a folder and their content."""
-    files = (p for p in folder.rglob("*") if p.is_file())
+    """The files below a folder and their content. A lock holds the number of the last process."""
+    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("lock"))
     return {str(p.relative_to(folder)): hashlib.md5(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -211,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(kinds), help="classes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
-    parser.add_argument("--out", type=Path, help="where cases that ended badly stay")
+    parser.add_argument("--out", type=any_path, help="where cases that ended badly stay")
     given = parser.parse_args(arguments)
     chosen = given.only.split(",")
     if not set(chosen) <= set(kinds):

@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from oneforcing_jax.command import count, ending, share
+from oneforcing_jax.command import any_path, count, ending, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import summary
 from oneforcing_jax.data.lmdb_rows import import_lmdb
@@ -25,9 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="import_lmdb", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--lmdb", required=True, type=Path, help="folder with data.mdb, or of such")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder of the encoders")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the store")
+    parser.add_argument(
+        "--lmdb", required=True, type=any_path, help="folder with data.mdb, or of such"
+    )
+    parser.add_argument("--checkpoint", required=True, type=any_path, help="folder of the encoders")
+    parser.add_argument("--out", required=True, type=any_path, help="folder of the store")
     parser.add_argument("--text_len", default=MAX_TOKENS, type=count, help="rows of an embedding")
     parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
     given = parser.parse_args(arguments)

@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from oneforcing_jax import presets
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.targets import topology
 
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--config", required=True, help="a Python file with get_config()")
         command.add_argument("--preset", help=f"one of {', '.join(presets.PRESETS)}")
         command.add_argument("--target", help=f"{topology.FORMS}; default: the preset's")
-        command.add_argument("--out", type=Path, help="JSON file to write")
+        command.add_argument("--out", type=any_path, help="JSON file to write")
         if name == "train":
             command.add_argument("--stage", help="a stage that trains; default: those of `run`")
             command.add_argument(

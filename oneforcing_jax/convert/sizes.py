@@ -111,6 +111,12 @@ def wan(
         "num_layers": _count(shapes, f"{prefix}blocks."),
     }
     given = {_WAN_FIELDS[k]: v for k, v in (settings or {}).items() if k in _WAN_FIELDS}
+    for name, value in given.items():
+        if type(value) is not int or value < 1:
+            raise InputError(
+                f"{source}: expected in config.json a whole number of 1 or more as {name}, found "
+                f"{value!r}; get the file again"
+            )
     for name in found.keys() & given.keys():
         if given[name] != found[name]:
             raise InputError(

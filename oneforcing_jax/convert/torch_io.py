@@ -175,10 +175,12 @@ class TorchTensors(Tensors):
         for stored, value in state.items():
             name = _WRAPPERS.sub("", str(stored))
             where = f"{path}: {net + ': ' if net else ''}{stored}"
-            if not isinstance(value, torch.Tensor) or value.dtype not in dtypes:
+            dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+            if not dense or value.dtype not in dtypes:
                 found = getattr(value, "dtype", type(value).__name__)
+                found = found if dense else f"{found}, {getattr(value, 'layout', 'no tensor')}"
                 raise InputError(
-                    f"{where}: expected a floating-point tensor, found {found}; give a file that "
+                    f"{where}: expected a dense floating-point tensor, found {found}; give a file that "
                     "holds a state dict, or the networks 'generator', 'generator_ema', 'critic'"
                 )
             if name in self._name:
@@ -273,7 +275,15 @@ def write_safetensors(
 
 
 def write_torch(path: Path, content: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Writes {network: {name: array}} as a `.pt` file of tensors."""
+    """Writes {network: {name: array}} as a `.pt` file of tensors.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     torch = import_torch()
     state = {net: {k: from_numpy(v) for k, v in arrays.items()} for net, arrays in content.items()}
-    torch.save(state, path)
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # how it tells of a full disk
+            raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error

@@ -125,13 +125,22 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise InputError(
                 f"{path}:1: expected the header video,caption, found {','.join(header)[:60]!r}; add it"
             )
-        for row in reader:
+        for row in _rows(path, reader):
             if None in row:
                 raise InputError(
                     f"{path}:{reader.line_num}: expected {len(header)} columns, found more; put "
                     "captions that hold commas in double quotes"
                 )
             yield reader.line_num, row
+
+
+def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[str | Any, str | Any]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise InputError(
+            f"{path}:{reader.line_num}: expected a row of CSV, found: {error}; close quotes that are open"
+        ) from None
 
 
 def check_unicode(where: str, words: str) -> None:

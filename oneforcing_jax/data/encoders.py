@@ -79,6 +79,9 @@ class TextEncoder(Protocol):
     def encode(self, prompt: str) -> np.ndarray:
         """Embedding [n, dim] of a prompt, without padding; InputError if it is too long."""
 
+    def check(self, prompt: str) -> None:
+        """Refuses what `encode` would, at less cost."""
+
     def digest(self) -> str:
         """A short fingerprint: encoders with equal digests give equal embeddings."""
 
@@ -215,6 +218,10 @@ class WanText:
     def digest(self) -> str:
         """A short fingerprint of the weights' source."""
         return self._fingerprint
+
+    def check(self, prompt: str) -> None:
+        """Refuses what `encode` would, without the transformer."""
+        text.tokenize(self.tokenizer, [prompt], self.length)
 
 
 def load(

@@ -41,7 +41,12 @@ def read_image(path: str | Path, log: Callable[[str], None] = print) -> np.ndarr
             return np.asarray(_coloured(ImageOps.exif_transpose(image), str(path), log))[None]
     except InputError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError):
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path}: expected an image of at most {MOST_PIXELS:,} pixels, found a header of more ({error}); "
+            "make it smaller"
+        ) from None
+    except (UnidentifiedImageError, OSError, ValueError):
         raise InputError(f"{path}: expected an image, found another file; replace it") from None
 
 

@@ -134,7 +134,12 @@ def _databases(folders: Sequence[Path]) -> Iterator[_Database]:
     for folder in folders:
         try:
             rows = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
-            _check_whole(folder / FILE, rows)
+        except lmdb.Error as error:
+            raise InputError(
+                f"{folder}: expected an LMDB, found: {error}; copy it again"
+            ) from error
+        _check_whole(folder / FILE, rows)
+        try:
             found = _value(_Database(folder, rows, ()), "latents_shape").decode()
             shape = tuple(int(size) for size in found.split())
         except (lmdb.Error, ValueError) as error:

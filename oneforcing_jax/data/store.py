@@ -285,9 +285,15 @@ class Store:
                 f"no {file}; run the command that fills the store again, it writes this file"
             )
         try:
-            return np.load(file, allow_pickle=False)
+            array = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{file}: expected an array, found a damaged file") from error
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(
+                f"{file}: expected finite values, found {int((~np.isfinite(array)).sum())} that are not; run "
+                "the command that fills the store again"
+            )
+        return array
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self._count:

@@ -66,6 +66,12 @@ class Given:
     noise_file: Path | None
     prompt_embeds: Path | None
 
+    def __post_init__(self) -> None:
+        if self.image and self.video:
+            raise InputError(
+                f"--image, --video: expected one of them, found {self.image} and {self.video}; leave one out"
+            )
+
     def pixels(self, fps: float) -> np.ndarray | None:
         """First frames uint8 [f, y, x, 3] at a rate, or None."""
         if self.image:
@@ -119,6 +125,9 @@ class Scene:
             config = model.source.config
             shape = (jobs[-1].line + 1, config.text_len, config.text_dim)
             embeddings = recordings.read_embeddings(given.prompt_embeds, shape)
+        else:
+            for words in {job.prompt.embedded: None for job in jobs}:
+                model.encoders.text.check(words)
         return cls(model, settings, fps, first, draws, embeddings)
 
     def noise(self, group: Sequence[Job]) -> Noise:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from oneforcing_jax import room
@@ -81,9 +82,10 @@ def sample_keys(seeds: Sequence[int], numbers: Sequence[int]) -> jax.Array:
     wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
     if wrong:
         raise InputError(f"seed: expected a number from 0 to 2^32 - 1, found {wrong[0]}")
-    return jnp.stack(
-        [jax.random.fold_in(jax.random.key(s), n) for s, n in zip(seeds, numbers, strict=True)]
-    )
+    keys: jax.Array = jax.vmap(
+        lambda seed, number: jax.random.fold_in(jax.random.key(seed), number)
+    )(np.array(seeds, np.uint32), np.array(numbers, np.uint32))
+    return keys
 
 
 def seeded(keys: jax.Array, shape: tuple[int, int, int]) -> Noise:

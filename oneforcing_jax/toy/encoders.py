@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.data import encoders
 from oneforcing_jax.data.encoders import Encoders
 from oneforcing_jax.errors import MissingInput
@@ -39,7 +39,7 @@ def save(folder: Path, fitted: codec.Codec, words: text.TextEncoder) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Says the kind of the encoders in a folder that does not say it."""
     parser = argparse.ArgumentParser(prog="oneforcing_jax.toy.encoders", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="of a toy's world, as WORKDIR/world")
+    parser.add_argument("folder", type=any_path, help="of a toy's world, as WORKDIR/world")
     folder = parser.parse_args(arguments).folder
     with ending("nothing was written"):
         if not (folder / codec.FILE).is_file():

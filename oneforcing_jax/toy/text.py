@@ -112,6 +112,10 @@ class TextEncoder:
             )
         return self.words[np.array(tokens.ids, int)] + self.positions[: len(tokens.ids)]
 
+    def check(self, prompt: str) -> None:
+        """Refuses what `encode` would."""
+        self.encode(prompt)
+
     def encode_padded(self, captions: Sequence[str]) -> np.ndarray:
         """Embeds captions, float32 [b, length, dim], zero beyond each caption's tokens.
 
