@@ -221,7 +221,7 @@ def test_bad_lmdb_rows_are_left_out_and_bad_files_are_one_line(made, tmp_path, c
     write_lmdb(tmp_path / "flat", shape, 0, latents_shape=b"5 384")
     for name, message in (
         ("none", "a folder with data.mdb, found none"),
-        ("broken", "expected an LMDB of latents and prompts, found: "),
+        ("broken", "expected an LMDB, found: "),
         ("cut", "expected [0-9]+ bytes, found 9000; it was cut"),
         ("claims", "expected 76800000 bytes or more .* found a file of"),
         ("shapeless", "the key latents_shape, found none"),

@@ -1,246 +1,347 @@
-"""Kills a real training again and again, and checks that nothing is lost and nothing is different.
+"""Kills real work again and again, and checks that nothing is lost and nothing is different.
 
-    python tools/kill_test.py --kills=30 --stage=teacher
+    python tools/kill_test.py --stage=world --kills=30
+    python tools/kill_test.py --stage=all --folder=build/kills    # continues with the stages that it lacks
 
-A tiny network (configs/noise.py) trains once undisturbed, and once with SIGKILL at random moments,
-started again each time by the same command. No checkpoint that was whole may be lost or damaged. At the end
-parameters, optimisers, averages and the metrics of each iteration must be equal bit for bit.
+The work of a stage (tools/kill_stages.py) is done twice undisturbed, and then with SIGKILL, SIGINT and
+SIGTERM at random moments, started again each time by the same command. What is whole after a kill must be
+what the undisturbed work has, and stay. After SIGINT and SIGTERM the process must end by itself, with their
+exit codes and a clear last line. Work that is finished is compared bit for bit, and begun anew until all
+kills are done.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
-import os
+import json
 import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
+from kill_stages import (
+    STAGES,
+    Stage,
+    command,
+    differences,
+    environment,
+    half,
+    lost,
+    make_data,
+    other_bytes,
+    running,
+    state,
+)
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, methods
-from oneforcing_jax import config as configs
-from oneforcing_jax.run import Run
-from oneforcing_jax.training import tiny
-from oneforcing_jax.training.metrics import RATES, read_rows
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+# This share of the kills comes at any time of a start-up, once the interpreter is there. The others come
+# after up to this part of the work, and up to the time of two more units of it.
+EARLY, INTERPRETER, PART = 0.2, 0.5, 0.2
+# Seconds that a process has to end when it is asked to, and between two looks at its progress.
+PATIENCE, LOOK = 30.0, 0.01
+# A clear last line has the first words; no output has any of the others.
+CLEAR = "the same command"
+UNCLEAR = ("Traceback", "Exception ignored", "Fatal Python error", "terminate called")
+PHASES = ("start-up", "working", "saving", "ending")
+ALL, RESULT = "all", "result.json"
 
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "noise.py"
-STAGES = ("one_forcing", "teacher")
-# This share of the kills comes at any time of a start-up. The others come after one to so many iterations,
-# and up to the time of two more.
-EARLY, MOST = 0.2, 12
+
+class Plan(NamedTuple):
+    """When a kill comes: so many seconds after so many new units of the work, or after the start."""
+
+    number: signal.Signals
+    units: int
+    delay: float
 
 
 class Kill(NamedTuple):
-    """One line of the report: what stood there when the process had been killed."""
+    """One line of the report: what came when, what stood there then, and how long the process took to end."""
 
+    signal: str
     seconds: float
     phase: str
-    row: int
-    checkpoint: int
+    progress: int
     unfinished: int
+    ended: float
 
 
-def make_store(folder: Path) -> None:
-    """A store of noise in the shapes of the config."""
-    run = Run.of(configs.load(CONFIG))
-    tiny.write_noise(folder, methods.make(STAGES[0], run).fields)
+def last_line(log: Path) -> str:
+    """The last line that a process said; a progress bar begins lines too."""
+    return re.split(r"[\r\n]+", log.read_text(errors="replace").strip())[-1].strip()
 
 
-def command(workdir: Path, *overrides: str) -> list[str]:
-    """The command line of a run, with other values of fields."""
-    main = [sys.executable, "-m", "oneforcing_jax.main", f"--config={CONFIG}"]
-    return [*main, f"--workdir={workdir}", *(f"--config.{field}" for field in overrides)]
+def unclear(number: signal.Signals, code: int, log: Path, finished: bool) -> list[str]:
+    """What was not clear when a process had ended after a signal, in words; without work it owes no line."""
+    said, last = log.read_text(errors="replace"), last_line(log)
+    wrong = [f"it said {words!r}" for words in UNCLEAR if words in said]
+    if number != signal.SIGKILL and not finished:
+        if code == -signal.SIGKILL:
+            wrong.append(f"it did not end in {PATIENCE:.0f} s")
+        elif code != 128 + number:
+            wrong.append(f"expected exit code {128 + number}, found {code}")
+        if CLEAR not in last:
+            wrong.append(f"expected a last line with {CLEAR!r}, found {last!r}")
+    return [f"{number.name}: {words} ({log})" for words in wrong]
 
 
-def environment(compiled: Path) -> dict[str, str]:
-    """One device, and every compiled program kept, so that a start takes seconds."""
-    return os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+class Trial:
+    """A stage that is killed in a folder.
 
+    Attributes:
+      kills: those that were.
+      wrong: what was lost, differs or is unclear, in words.
+      rounds: how often the killed work was finished and compared.
+      other: videos of these rounds with other bytes; their frames are compared all the same.
+      left: half-written files that these rounds left behind.
+      seconds: of the undisturbed work: until its first unit, and in all.
+    """
 
-def checkpoints(folder: Path) -> tuple[list[Path], int]:
-    """Whole checkpoints in order, and the number of directories that are none."""
-    entries = [p for p in (folder / checkpoint.FOLDER).glob("[0-9]*") if p.is_dir()]
-    whole = sorted((p for p in entries if p.name.isdigit()), key=lambda p: int(p.name))
-    return whole, len(entries) - len(whole)
+    def __init__(self, stage: Stage, folder: Path, compiled: Path) -> None:
+        self._stage, self._env = stage, environment(compiled)
+        self._given, self._logs, self._out = folder / "given", folder / "logs", folder / "work"
+        self.kills, self.wrong = list[Kill](), list[str]()
+        self.rounds = self.other = self.left = 0
+        shutil.rmtree(folder, ignore_errors=True)
+        self._logs.mkdir(parents=True)
+        self._given.mkdir()
+        make_data(self._given)
+        if stage.before:
+            self._run(command(self._given, f"run={','.join(stage.before)}"))
+        self._begin()
+        self._run(stage.command(self._out))
+        first = state(self._out)
+        self._begin()
+        self.seconds = self._run(stage.command(self._out))
+        self._end, self._total = state(self._out), stage.progress(self._out)
+        self._note("undisturbed", differences(first, self._end))
+        self._begin()
 
+    def _note(self, where: str, words: Iterable[str]) -> None:
+        self.wrong += (f"{where}: {line}" for line in words)
 
-def read(checkpoint: Path) -> dict[str, np.ndarray]:
-    """All leaves of all items of a checkpoint."""
-    leaves = {}
-    with ocp.StandardCheckpointer() as checkpointer:
-        for item in sorted(p for p in checkpoint.iterdir() if "_" in p.name and p.is_dir()):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(checkpointer.restore(item)):
-                leaves[item.name + jax.tree_util.keystr(path)] = np.asarray(leaf)
-    return leaves
+    def _begin(self) -> None:
+        """Begins the work anew, with nothing but what it is given."""
+        shutil.rmtree(self._out, ignore_errors=True)
+        shutil.copytree(self._given, self._out)
+        self._before: dict[str, str] = {}
 
+    def _log(self) -> Path:
+        return self._logs / f"{len(list(self._logs.iterdir())):03d}.txt"
 
-@contextlib.contextmanager
-def running(
-    arguments: list[str], env: dict[str, str], log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is gone afterwards."""
-    with (
-        log.open("ab") as out,
-        subprocess.Popen(arguments, env=env, cwd=ROOT, stdout=out, stderr=out) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.kill()
+    def _run(self, arguments: list[str]) -> tuple[float, float]:
+        """Runs a command to its end; seconds until the first unit, and in all.
 
-
-def kill_once(
-    arguments: list[str], env: dict[str, str], folder: Path, new_rows: int, delay: float
-) -> Kill | None:
-    """Starts the run, waits for so many new rows of metrics, and kills it `delay` seconds later; None if
-    it ended before."""
-    log = folder.parent / "log.txt"
-    with running(arguments, env, log) as process:
-        start, least = time.perf_counter(), len(read_rows(folder))
-        while new_rows and process.poll() is None:
-            # A start first removes the rows that were written after the last checkpoint.
-            found = len(read_rows(folder))
-            least = min(least, found)
-            if found >= least + new_rows:
-                break
-            time.sleep(0.01)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(delay)
-        process.kill()
-        ended = process.wait()
-        seconds = time.perf_counter() - start
-    if ended >= 0:
-        if ended:
-            raise RuntimeError(f"a start failed: {log.read_text().strip().splitlines()[-1]}")
-        return None
-    whole, unfinished = checkpoints(folder)
-    phase = "saving" if unfinished else "training" if new_rows else "start-up"
-    row = max((r["iteration"] for r in read_rows(folder)), default=0)
-    return Kill(seconds, phase, row, int(whole[-1].name) if whole else 0, unfinished)
-
-
-def differences(undisturbed: Path, killed: Path) -> list[str]:
-    """What the two runs do not have in common, in words."""
-    found = []
-    ends = [checkpoints(folder)[0][-1] for folder in (undisturbed, killed)]
-    expected, state = map(read, ends)
-    if ends[0].name != ends[1].name or expected.keys() != state.keys():
-        found.append(f"the last checkpoints are {ends[0]} and {ends[1]}, or hold other leaves")
-    else:
-        found += [
-            f"{name} differs" for name, x in expected.items() if not np.array_equal(x, state[name])
-        ]
-    rows = [
-        [{k: v for k, v in row.items() if not k.startswith(RATES)} for row in read_rows(folder)]
-        for folder in (undisturbed, killed)
-    ]
-    if [row["iteration"] for row in rows[1]] != [row["iteration"] for row in rows[0]]:
-        found.append("metrics.jsonl has other iterations, or an iteration twice")
-    found += [
-        f"metrics of iteration {a['iteration']} differ"
-        for a, b in zip(*rows, strict=False)
-        if a != b
-    ]
-    return found
-
-
-def test(
-    folder: Path, stage: str, kills: int, seed: int, iterations: int
-) -> tuple[list[Kill], list[str], dict[str, float]]:
-    """Both runs: the kills, what went wrong, and times in seconds."""
-    rng, env = random.Random(seed), environment(folder / "compiled")
-    make_store(folder / "noise")
-
-    def arguments(name: str, count: int) -> list[str]:
-        (folder / name).mkdir(exist_ok=True)
-        fields = {"iterations": count, "data": folder / "noise"}
-        return command(
-            folder / name, f"run={stage}", *(f"stages.{stage}.{k}={v}" for k, v in fields.items())
-        )
-
-    def finish(name: str, count: int) -> None:
-        begun, log = time.perf_counter(), folder / name / "log.txt"
-        with running(arguments(name, count), env, log) as process:
+        Raises:
+          RuntimeError: it ended with an error.
+        """
+        log, begun = self._log(), time.perf_counter()
+        with running(arguments, self._env, log) as process:
+            self._wait(process, 1)
+            first = time.perf_counter() - begun
             if process.wait():
-                raise RuntimeError(f"{name}: a run failed: {log.read_text().strip()[-300:]}")
-        times[name] = time.perf_counter() - begun
+                raise RuntimeError(f"a start failed: {last_line(log)} ({log})")
+        return first, time.perf_counter() - begun
 
-    times: dict[str, float] = {}
-    for name, count in (("first start", 1), ("start", 1), ("undisturbed", iterations)):
-        finish(name, count)
-    pace = max(times["undisturbed"] - times["start"], 1.0) / iterations
-    report: list[Kill] = []
-    wrong: list[str] = []
-    killed = folder / "killed" / stage
-    for number in tqdm(range(1, kills + 1), desc="kill", unit="kill"):
-        new_rows = 0 if rng.random() < EARLY else rng.randint(1, MOST)
-        delay = rng.uniform(0, 2 * pace if new_rows else times["start"])
-        last = report[-1].checkpoint if report else 0
-        kill = kill_once(arguments("killed", iterations), env, killed, new_rows, delay)
-        if kill is None:
-            wrong.append(f"the run ended after {len(report)} kills; give it more --iterations")
-            break
-        report.append(kill)
-        if kill.checkpoint < last:
-            wrong.append(f"kill {number}: checkpoint {last} was whole and is lost")
-        for path in checkpoints(killed)[0]:
-            try:
-                read(path)
-            except Exception as error:
-                wrong.append(f"kill {number}: {path} cannot be read: {error}")
-    finish("killed", iterations)
-    return report, wrong + differences(folder / "undisturbed" / stage, killed), times
+    def _wait(self, process: subprocess.Popen[bytes], units: int, most: int = sys.maxsize) -> None:
+        """Waits for so many new units, or for all; a start first takes back what was not saved."""
+        least = most
+        while process.poll() is None:
+            found = self._stage.progress(self._out)
+            least = min(least, found)
+            if found >= min(least + units, most):
+                return
+            time.sleep(LOOK)
+
+    def plan(self, rng: random.Random) -> Plan:
+        """Draws when the next kill comes, and by which signal."""
+        first, whole = self.seconds
+        finished = self._stage.progress(self._out) >= self._total
+        if finished or rng.random() < EARLY:
+            units, span = 0, (INTERPRETER, first * (1 + finished))
+        else:
+            units = rng.randint(1, max(int(self._total * PART), 1))
+            span = (0.0, 2 * (whole - first) / self._total)
+        return Plan(rng.choice(SIGNALS), units, rng.uniform(*span))
+
+    def kill(self, plan: Plan) -> None:
+        """Starts the work and kills it, and looks at what is there; work that was finished begins anew.
+
+        Raises:
+          RuntimeError: it ended with an error before.
+        """
+        log, halves, begun = self._log(), half(self._out), time.perf_counter()
+        present = self._stage.progress(self._out)
+        with running(self._stage.command(self._out), self._env, log) as process:
+            if plan.units:
+                self._wait(process, plan.units, self._total)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if process.wait(plan.delay):
+                    raise RuntimeError(f"a start failed: {last_line(log)} ({log})")
+            found, writing = self._stage.progress(self._out), half(self._out)
+            sent = time.perf_counter()
+            process.send_signal(plan.number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+            process.kill()
+            code, ended = process.wait(), time.perf_counter() - sent
+        if code == 0 and found >= self._total:
+            self._compare()
+            return
+        new = len((writing | half(self._out)) - halves)
+        phase = "start-up" if found <= present else "ending" if found >= self._total else "working"
+        phase = "saving" if new else phase
+        self.kills.append(Kill(plan.number.name, sent - begun, phase, found, new, ended))
+        after = state(self._out)
+        words = [*lost(self._before, after), *differences(after, self._end, finished=False)]
+        words += unclear(plan.number, code, log, not differences(after, self._end))
+        self._note(f"kill {len(self.kills)}", words)
+        self._before = after
+
+    def _compare(self) -> None:
+        found = state(self._out)
+        self.rounds += 1
+        words = [*lost(self._before, found), *differences(found, self._end)]
+        self._note(f"end {self.rounds}", words)
+        self.other += other_bytes(found, self._end)
+        self.left += len(half(self._out))
+        self._begin()
+
+    def finish(self) -> None:
+        """Does the rest of the work undisturbed, and compares it."""
+        self._run(self._stage.command(self._out))
+        self._compare()
 
 
-def table(report: Sequence[Kill]) -> str:
-    """The kills as text."""
-    head = ("kill", "after s", "in", "last row", "checkpoint", "unfinished")
-    rows: list[tuple[str, ...]] = [head]
-    for i, k in enumerate(report, 1):
-        rows.append((str(i), f"{k.seconds:.2f}", k.phase, *map(str, k[2:])))
+class Result(NamedTuple):
+    """What the kills of a stage came to; see `Trial`."""
+
+    stage: str
+    seed: int
+    kills: list[Kill]
+    wrong: list[str]
+    rounds: int
+    other: int
+    left: int
+    minutes: float
+
+
+def test(stage: str, folder: Path, kills: int, seed: int) -> Result:
+    """Kills a stage; a result that lies in the folder is read again.
+
+    Raises:
+      RuntimeError: a start failed.
+    """
+    file, begun = folder / stage / RESULT, time.perf_counter()
+    if file.is_file():
+        result = Result(**json.loads(file.read_text()))
+        result = result._replace(kills=[Kill(*kill) for kill in result.kills])
+        if (len(result.kills), result.seed) == (kills, seed):
+            return result
+    trial, rng = (
+        Trial(STAGES[stage], folder / stage, folder / "compiled"),
+        random.Random(f"{seed} {stage}"),
+    )
+    with tqdm(total=kills, desc=stage, unit="kill") as bar:
+        while len(trial.kills) < kills:
+            trial.kill(trial.plan(rng))
+            bar.update(len(trial.kills) - bar.n)
+    trial.finish()
+    minutes = (time.perf_counter() - begun) / 60
+    result = Result(
+        stage, seed, trial.kills, trial.wrong, trial.rounds, trial.other, trial.left, minutes
+    )
+    file.write_text(json.dumps(result._asdict(), indent=1))
+    return result
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text, in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
 
 
+def report(result: Result) -> str:
+    """The kills of a stage, and what was wrong."""
+    head = ("kill", "signal", "after s", "in", "progress", "unfinished", "ended in s")
+    rows: list[Sequence[str]] = [head]
+    for i, k in enumerate(result.kills, 1):
+        rows.append(
+            (
+                str(i),
+                k.signal,
+                f"{k.seconds:.2f}",
+                k.phase,
+                str(k.progress),
+                str(k.unfinished),
+                f"{k.ended:.2f}",
+            )
+        )
+    return "\n".join([table(rows), *result.wrong])
+
+
+def summary(results: Sequence[Result]) -> str:
+    """A line a stage."""
+    names = [number.name for number in dict.fromkeys(SIGNALS)]
+    rows: list[Sequence[str]] = [
+        (
+            "stage",
+            "kills",
+            *names,
+            *PHASES,
+            "rounds",
+            "longest s",
+            "other bytes",
+            "left",
+            "minutes",
+            "verdict",
+        )
+    ]
+    for r in results:
+        counted = collections.Counter(x for kill in r.kills for x in (kill.signal, kill.phase))
+        longest = max((kill.ended for kill in r.kills), default=0.0)
+        numbers = [len(r.kills), *(counted[name] for name in (*names, *PHASES)), r.rounds]
+        verdict = f"{len(r.wrong)} wrong" if r.wrong else "nothing lost, equal"
+        more = (f"{longest:.1f}", str(r.other), str(r.left), f"{r.minutes:.1f}", verdict)
+        rows.append((r.stage, *map(str, numbers), *more))
+    return table(rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; exit code 1 when something was lost or differs."""
+    """The command line; exit code 1 when something was lost, differs or is unclear."""
     parser = argparse.ArgumentParser(prog="kill_test", description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--stage", choices=STAGES, default=STAGES[0])
-    parser.add_argument("--iterations", type=int, help="of the training; default: 6 a kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=30, help="of a stage")
+    parser.add_argument("--stage", choices=(*STAGES, ALL), default="one_forcing")
+    parser.add_argument("--all", dest="stage", action="store_const", const=ALL, help="every stage")
+    parser.add_argument("--seed", type=int, default=0, help="of signals and moments")
     parser.add_argument(
-        "--folder", type=Path, help="an empty one to work in; default: a temporary one"
+        "--folder", type=Path, help="to work in, and to continue; default: a temporary one"
     )
     known = parser.parse_args(arguments)
+    # A process that a shell put into the background ignores SIGINT, and so would those that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stages, results = list(STAGES) if known.stage == ALL else [known.stage], list[Result]()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (known.folder or Path(temporary)).absolute()
-        iterations = known.iterations or 6 * known.kills + 6
-        try:
-            report, wrong, times = test(folder, known.stage, known.kills, known.seed, iterations)
-        except (RuntimeError, OSError) as error:
-            sys.exit(f"error: {error}")
-    print(table(report))
-    print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items()))
-    if wrong:
-        sys.exit("\n".join(wrong))
-    print(f"{len(report)} kills: no checkpoint lost, {iterations} iterations equal bit for bit")
+        for stage in stages:
+            try:
+                results.append(test(stage, folder, known.kills, known.seed))
+            except (RuntimeError, OSError) as error:
+                sys.exit(f"error: {stage}: {error}")
+            print(report(results[-1]), flush=True)
+    print(summary(results))
+    if any(result.wrong for result in results):
+        sys.exit(1)
+    print(f"{sum(len(r.kills) for r in results)} kills: nothing lost, all equal bit for bit")
 
 
 if __name__ == "__main__":
