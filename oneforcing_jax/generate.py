@@ -35,6 +35,9 @@ from oneforcing_jax.ranges import Amount, Quality, options
 
 # Below this many pixel rows or columns, colour at half resolution shows.
 SMALL = 128
+# From so many latent frames on, a command says how long they may take: seconds of a steady block of the 1.3B
+# student at 480x832, as docs/scaling.md predicts them.
+MANY, STEADY = 10_000, 0.027
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,11 @@ def run(args: argparse.Namespace) -> None:
 def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
     """Makes videos batch by batch, and writes them as they come."""
     first, total = scene.given(writing.batch), len(jobs) * scene.settings.shape[0]
+    if total > MANY:
+        hours = total * STEADY / 3600
+        print(
+            f"{total:,} latent frames to make: {hours:,.1f} hours at the {STEADY * 1000:g} ms of one H200"
+        )
     with tqdm(total=total, unit="latent frame", disable=None) as bar:
         for start in range(0, len(jobs), writing.batch):
             group = jobs[start : start + writing.batch]
