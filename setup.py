@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 TORCH = ["torch>=2.6", "safetensors>=0.5", "huggingface_hub>=0.30"]
 WAN = ["transformers>=4.56", "ftfy>=6.2", "sentencepiece>=0.2"]
 LMDB = ["lmdb>=1.4"]
+PLOTS = ["matplotlib>=3.9"]
 
 setup(
     name="oneforcing_jax",
@@ -43,12 +44,15 @@ setup(
         "wan": WAN,
         # The original's training data.
         "lmdb": LMDB,
+        # Figures.
+        "plots": PLOTS,
         # Telemetry beside JSONL and TensorBoard.
         "wandb": ["wandb>=0.19"],
         "test": [
             *TORCH,
             *WAN,
             *LMDB,
+            *PLOTS,
             "diffusers>=0.36",
             "hypothesis>=6.100",
             "mypy>=1.15",

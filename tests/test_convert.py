@@ -552,7 +552,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], tuple[str, ...]]] =
         {},
         ("expected networks among", "found state"),
     ),
-    "pt numbers": (_pt({"generator": {"a": 1}}), {}, ("generator: a: expected a dense floating-point",)),
+    "pt numbers": (
+        _pt({"generator": {"a": 1}}),
+        {},
+        ("generator: a: expected a dense floating-point",),
+    ),
     "pt list": (_pt({"generator": [1]}), {}, ("expected a state dict 'generator', found list",)),
     "pt architecture": (
         _pt({"generator": {"model.a": torch.zeros(3)}}),

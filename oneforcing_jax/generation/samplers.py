@@ -118,7 +118,7 @@ def _sampler(*parts: np.ndarray) -> Sampler:
     return Sampler(*(np.asarray(part, np.float32) for part in parts))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "guidance"))
+@functools.partial(jax.jit, static_argnames=("model", "guidance", "states"))
 def sample(
     model: WanDiT,
     params: Any,
@@ -128,8 +128,10 @@ def sample(
     sampler: Sampler,
     *,
     guidance: float,
+    states: bool = False,
 ) -> jax.Array:
-    """The clean clip [b, f, c, y, x] that the noise flows to.
+    """The clean clip [b, f, c, y, x] that the noise flows to; with `states` the way there, [b, steps + 1, f,
+    c, y, x].
 
     Args:
       model, params: a bidirectional transformer.
@@ -143,7 +145,7 @@ def sample(
     def weigh(weights: Any, *arrays: jax.Array) -> Any:
         return sum(w * x for w, x in zip(weights, arrays, strict=True))
 
-    def step(carry: Any, row: Sampler) -> tuple[Any, None]:
+    def step(carry: Any, row: Sampler) -> tuple[Any, Any]:
         x, last, earlier, before = carry
         told = jnp.full(2 * x.shape[0], row.told)
         out: Any = model.apply({"params": params}, jnp.concatenate([x, x]), told, prompts)
@@ -151,7 +153,9 @@ def sample(
         v = flow.guide(conditional, unconditional, guidance)
         clean = flow.x0_from_flow(x, v, row.sigma)
         corrected = weigh(row.correct, x, last, earlier, before, clean)
-        return (weigh(row.predict, corrected, before, clean), corrected, before, clean), None
+        after = weigh(row.predict, corrected, before, clean)
+        return (after, corrected, before, clean), corrected if states else None
 
-    zero = jnp.zeros_like(noise)
-    return jax.lax.scan(step, (noise, noise, zero, zero), jax.tree.map(jnp.asarray, sampler))[0][0]
+    zero, rows = jnp.zeros_like(noise), jax.tree.map(jnp.asarray, sampler)
+    (end, *_), way = jax.lax.scan(step, (noise, noise, zero, zero), rows)
+    return jnp.moveaxis(jnp.concatenate([way, end[None]]), 0, 1) if states else end
