@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,7 +24,11 @@ from oneforcing_jax.generation import pretrained
 from oneforcing_jax.training.metrics import RATES
 
 ROOT = Path(__file__).parents[1]
-TOOL = runpy.run_path(str(ROOT / "tools" / "kill_test.py"))
+sys.path.append(str(ROOT / "tools"))  # kill_test imports kill_stages
+TOOL = {
+    **runpy.run_path(str(ROOT / "tools" / "kill_stages.py")),
+    **runpy.run_path(str(ROOT / "tools" / "kill_test.py")),
+}
 STAGE = "teacher"
 
 
@@ -324,7 +329,7 @@ def test_flags_of_processes_belong_together(tmp_path):
 @pytest.mark.long
 def test_kills(tmp_path, capsys):
     TOOL["main"](["--kills=2", "--stage=teacher", f"--folder={tmp_path}"])
-    assert "2 kills: no checkpoint lost" in capsys.readouterr().out
+    assert "2 kills: nothing lost" in capsys.readouterr().out
 
 
 def test_profiles_and_weights_and_biases(tmp_path, noise, monkeypatch):

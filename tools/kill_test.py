@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kill_stages import (
     STAGES,
@@ -47,8 +47,8 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 # This share of the kills comes at any time of a start-up, once the interpreter is there. The others come
 # after up to this part of the work, and up to the time of two more units of it.
 EARLY, INTERPRETER, PART = 0.2, 0.5, 0.2
-# Seconds that a process has to end when it is asked to, and between two looks at its progress.
-PATIENCE, LOOK = 30.0, 0.01
+# Seconds that a process has to end when it is asked to, and for all its work; and between two looks at it.
+PATIENCE, HANG, LOOK = 60.0, 600.0, 0.01
 # A clear last line has the first words; no output has any of the others.
 CLEAR = "the same command"
 UNCLEAR = ("Traceback", "Exception ignored", "Fatal Python error", "terminate called")
@@ -142,20 +142,20 @@ class Trial:
         """Runs a command to its end; seconds until the first unit, and in all.
 
         Raises:
-          RuntimeError: it ended with an error.
+          RuntimeError, SubprocessError: it ended with an error, or not.
         """
         log, begun = self._log(), time.perf_counter()
         with running(arguments, self._env, log) as process:
             self._wait(process, 1)
             first = time.perf_counter() - begun
-            if process.wait():
+            if process.wait(HANG):
                 raise RuntimeError(f"a start failed: {last_line(log)} ({log})")
         return first, time.perf_counter() - begun
 
     def _wait(self, process: subprocess.Popen[bytes], units: int, most: int = sys.maxsize) -> None:
         """Waits for so many new units, or for all; a start first takes back what was not saved."""
-        least = most
-        while process.poll() is None:
+        least, until = most, time.perf_counter() + HANG
+        while process.poll() is None and time.perf_counter() < until:
             found = self._stage.progress(self._out)
             least = min(least, found)
             if found >= min(least + units, most):
@@ -198,7 +198,8 @@ class Trial:
             self._compare()
             return
         new = len((writing | half(self._out)) - halves)
-        phase = "start-up" if found <= present else "ending" if found >= self._total else "working"
+        phase = "ending" if found >= self._total else "working"
+        phase = phase if plan.units or found > present else "start-up"
         phase = "saving" if new else phase
         self.kills.append(Kill(plan.number.name, sent - begun, phase, found, new, ended))
         after = state(self._out)
@@ -236,83 +237,58 @@ class Result(NamedTuple):
 
 
 def test(stage: str, folder: Path, kills: int, seed: int) -> Result:
-    """Kills a stage; a result that lies in the folder is read again.
+    """Kills a stage, until a start fails; a result that lies in the folder is read again.
 
     Raises:
-      RuntimeError: a start failed.
+      RuntimeError, SubprocessError: undisturbed work failed, or hangs.
     """
-    file, begun = folder / stage / RESULT, time.perf_counter()
+    file, compiled, begun = folder / stage / RESULT, folder / "compiled", time.perf_counter()
     if file.is_file():
         result = Result(**json.loads(file.read_text()))
         result = result._replace(kills=[Kill(*kill) for kill in result.kills])
         if (len(result.kills), result.seed) == (kills, seed):
             return result
-    trial, rng = (
-        Trial(STAGES[stage], folder / stage, folder / "compiled"),
-        random.Random(f"{seed} {stage}"),
-    )
+    rng, trial = random.Random(f"{seed} {stage}"), Trial(STAGES[stage], folder / stage, compiled)
     with tqdm(total=kills, desc=stage, unit="kill") as bar:
-        while len(trial.kills) < kills:
-            trial.kill(trial.plan(rng))
-            bar.update(len(trial.kills) - bar.n)
-    trial.finish()
+        try:
+            while len(trial.kills) < kills:
+                trial.kill(trial.plan(rng))
+                bar.update(len(trial.kills) - bar.n)
+            trial.finish()
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            trial.wrong.append(str(error))
     minutes = (time.perf_counter() - begun) / 60
-    result = Result(
-        stage, seed, trial.kills, trial.wrong, trial.rounds, trial.other, trial.left, minutes
-    )
+    counts = trial.rounds, trial.other, trial.left
+    result = Result(stage, seed, trial.kills, trial.wrong, *counts, minutes)
     file.write_text(json.dumps(result._asdict(), indent=1))
     return result
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Iterable[Iterable[Any]]) -> str:
     """Rows as text, in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
+    cells = [[f"{x:.2f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in cells)
 
 
 def report(result: Result) -> str:
     """The kills of a stage, and what was wrong."""
     head = ("kill", "signal", "after s", "in", "progress", "unfinished", "ended in s")
-    rows: list[Sequence[str]] = [head]
-    for i, k in enumerate(result.kills, 1):
-        rows.append(
-            (
-                str(i),
-                k.signal,
-                f"{k.seconds:.2f}",
-                k.phase,
-                str(k.progress),
-                str(k.unfinished),
-                f"{k.ended:.2f}",
-            )
-        )
-    return "\n".join([table(rows), *result.wrong])
+    rows = ((i, *kill) for i, kill in enumerate(result.kills, 1))
+    return "\n".join([table([head, *rows]), *result.wrong])
 
 
 def summary(results: Sequence[Result]) -> str:
     """A line a stage."""
-    names = [number.name for number in dict.fromkeys(SIGNALS)]
-    rows: list[Sequence[str]] = [
-        (
-            "stage",
-            "kills",
-            *names,
-            *PHASES,
-            "rounds",
-            "longest s",
-            "other bytes",
-            "left",
-            "minutes",
-            "verdict",
-        )
-    ]
+    counts = (*(number.name for number in dict.fromkeys(SIGNALS)), *PHASES)
+    more = ("ended in s", "rounds", "other bytes", "left", "minutes", "verdict")
+    rows: list[tuple[Any, ...]] = [("stage", "kills", *counts, *more)]
     for r in results:
-        counted = collections.Counter(x for kill in r.kills for x in (kill.signal, kill.phase))
+        found = collections.Counter(x for kill in r.kills for x in (kill.signal, kill.phase))
         longest = max((kill.ended for kill in r.kills), default=0.0)
-        numbers = [len(r.kills), *(counted[name] for name in (*names, *PHASES)), r.rounds]
         verdict = f"{len(r.wrong)} wrong" if r.wrong else "nothing lost, equal"
-        more = (f"{longest:.1f}", str(r.other), str(r.left), f"{r.minutes:.1f}", verdict)
-        rows.append((r.stage, *map(str, numbers), *more))
+        others = (longest, r.rounds, r.other, r.left, r.minutes, verdict)
+        rows.append((r.stage, len(r.kills), *(found[name] for name in counts), *others))
     return table(rows)
 
 
@@ -335,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for stage in stages:
             try:
                 results.append(test(stage, folder, known.kills, known.seed))
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                 sys.exit(f"error: {stage}: {error}")
             print(report(results[-1]), flush=True)
     print(summary(results))
