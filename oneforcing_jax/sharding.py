@@ -180,8 +180,8 @@ def _gathered_forward(kernel: jax.Array, axes: tuple[str | None, ...]) -> tuple[
 
 def _gathered_backward(axes: tuple[str | None, ...], _: None, gradient: jax.Array) -> Any:
     # Whole first: a product whose result lies in parts is made part by part, and XLA for TPUs reads all
-    # activations for each. The sum over the devices is then one of whole matrices, which sends some 3 of 90 GB
-    # more than sums of parts.
+    # activations for each. The sum over the devices is then one of whole matrices, which sends some 3 of 90
+    # GB more than sums of parts.
     return (constrain(_gathered(gradient, axes), *axes),)
 
 

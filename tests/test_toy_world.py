@@ -137,6 +137,29 @@ def test_frechet_distance_orders_faults(data):
         distance(data.videos[:1])
 
 
+@pytest.mark.parametrize("told", [(), ("shape",), ("colour", "direction")], ids=["", "s", "cd"])
+def test_what_captions_leave_open_is_free(told):
+    """Any word is right there, a blend of two videos is not clear, and variety sees what is missing."""
+    open_world = dataclasses.replace(world.WORLD, told=told)
+    words = {"colour": 4, "shape": 3, "direction": 4}
+    assert len(open_world.captions()) == np.prod([words[name] for name in told], dtype=int)
+    captions, videos = zip(*world.videos(144, 0, open_world), strict=True)
+    videos = np.stack(videos)
+    assert {open_world.parse(caption).caption for caption in captions} == set(open_world.captions())
+    found = scores.scores(videos, captions, open_world)
+    assert found["joint"] >= 0.98 and found["clear"] == 1 and found["variety"] > 0.95
+    # Each with the first of the same caption.
+    first = np.stack([videos[captions.index(caption)] for caption in captions])
+    blend = scores.scores(
+        ((videos + first.astype(int)) // 2).astype(np.uint8), captions, open_world
+    )
+    assert blend["clear"] < 0.85
+    same = scores.scores(np.repeat(videos[:1], 9, 0), captions[:1] * 9, open_world)
+    assert same["variety"] == 0 and same["joint"] == 1
+    with pytest.raises(ValueError, match="expected told out of"):
+        dataclasses.replace(world.WORLD, told=("size",))
+
+
 def test_rendering_is_deterministic_resumable_and_protected(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     world.write_dataset(whole, 10, 3, TINY)

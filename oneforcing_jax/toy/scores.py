@@ -15,7 +15,7 @@ import numpy as np
 
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.toy import world as toy
-from oneforcing_jax.toy.world import WORLD, World
+from oneforcing_jax.toy.world import WORLD, Attributes, World
 
 # Below this brightness (of 0..1) a frame is empty.
 LEAST_BRIGHTNESS = 0.1
@@ -25,6 +25,8 @@ SHAPE_SHARE = 0.05
 # the world's speed nothing counts as moving.
 LEAST_CORRELATION = 0.3
 LEAST_SPEED = 0.25
+# From these on, cosine to a colour and correlation with a template, a reading is beyond doubt.
+CLEAR_COLOUR, CLEAR_SHAPE = 0.98, 0.9
 
 # The embedding of `frechet_distance`.
 PROJECTIONS, FILTERS, FILTER, STRIDE, POOL = 32, 16, 5, 3, 4
@@ -38,12 +40,14 @@ class Readings(NamedTuple):
     Attributes:
       colour, shape, direction: int [n], position in the world's tuple of that name, -1 for none.
       motion: float [n], mean distance the centroid moves, pixels a frame.
+      clear: bool [n], whether colour and shape are beyond doubt in all frames together.
     """
 
     colour: np.ndarray
     shape: np.ndarray
     direction: np.ndarray
     motion: np.ndarray
+    clear: np.ndarray
 
 
 def scores(videos: np.ndarray, captions: Sequence[str], world: World = WORLD) -> dict[str, float]:
@@ -54,9 +58,11 @@ def scores(videos: np.ndarray, captions: Sequence[str], world: World = WORLD) ->
       captions: n captions of the world.
 
     Returns:
-      colour, shape, direction: share of videos that show what the caption says; joint: all three
-      at once; sharpness: mean squared gradient of pixels in 0..1, to be divided by that of real
-      videos; motion: mean distance the centroid moves, pixels a frame.
+      colour, shape, direction: share of videos that show what the caption says, or one of the world's words
+      where it leaves that open; joint: all three at once; clear: share of videos whose colour and shape are
+      beyond doubt, which those of a blend are not; variety: how evenly the words that captions leave open
+      occur, from 0 (always the same) to 1 (as in the world); sharpness: mean squared gradient of pixels in
+      0..1, to be divided by that of real videos; motion: mean distance the centroid moves, pixels a frame.
 
     Raises:
       InputError: another shape or dtype, or a caption of another world.
@@ -66,16 +72,30 @@ def scores(videos: np.ndarray, captions: Sequence[str], world: World = WORLD) ->
         raise InputError(f"expected {len(videos)} captions, found {len(captions)}; one a video")
     said = [world.parse(caption) for caption in captions]
     readings = read_attributes(videos, world)
-    right = {
-        "colour": readings.colour == [world.colours.index(a.colour) for a in said],
-        "shape": readings.shape == [world.shapes.index(a.shape) for a in said],
-        "direction": readings.direction == [world.directions.index(a.direction) for a in said],
-    }
+    right, variety = {}, []
+    for name, words in zip(
+        Attributes._fields, (world.colours, world.shapes, world.directions), strict=True
+    ):
+        read = getattr(readings, name)
+        told = np.array([words.index(word) if (word := getattr(a, name)) else -1 for a in said])
+        right[name] = np.where(told < 0, read >= 0, read == told)
+        if name not in world.told:
+            variety.append(_evenness(read, len(words)))
     right["joint"] = right["colour"] & right["shape"] & right["direction"]
-    return {name: float(hits.mean()) for name, hits in right.items()} | {
+    right["clear"] = readings.clear
+    found = {name: float(hits.mean()) for name, hits in right.items()}
+    return found | {
+        "variety": float(np.mean(variety)) if variety else 1.0,
         "sharpness": _sharpness(videos),
         "motion": float(readings.motion.mean()),
     }
+
+
+def _evenness(read: np.ndarray, words: int) -> float:
+    """Entropy of what was read over that of evenly many of each word; what reads as none has no part."""
+    share = np.bincount(read[read >= 0], minlength=words) / max(len(read), 1)
+    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+    return float(entropy / np.log(words)) if words > 1 else 1.0
 
 
 def read_attributes(videos: np.ndarray, world: World = WORLD) -> Readings:
@@ -94,7 +114,8 @@ def read_attributes(videos: np.ndarray, world: World = WORLD) -> Readings:
     colours = np.array([toy.COLOURS[name] for name in world.colours], np.float32)
     colours /= np.linalg.norm(colours, axis=1, keepdims=True)
     # The angle alone counts, because a blurred shape is darker but not of another colour.
-    colour = (colour_sum @ colours.T).argmax(1)
+    angle = (colour_sum @ colours.T) / np.maximum(np.linalg.norm(colour_sum, axis=1), 1e-6)[:, None]
+    colour = angle.argmax(1)
 
     templates = _templates(world)
     crops = _standardise(_crop(weight, centre, _reach(world)))
@@ -110,7 +131,8 @@ def read_attributes(videos: np.ndarray, world: World = WORLD) -> Readings:
     both = present[:, 1:] & present[:, :-1]
     moved = np.linalg.norm(np.diff(centre, axis=1), axis=-1) * both
     motion = moved.sum(1) / np.maximum(both.sum(1), 1)
-    return Readings(np.where(present.any(1), colour, -1), shape, direction, motion)
+    clear = (angle.max(1) >= CLEAR_COLOUR) & (match.max(1) >= CLEAR_SHAPE)
+    return Readings(np.where(present.any(1), colour, -1), shape, direction, motion, clear)
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray, world: World = WORLD) -> float:

@@ -1,9 +1,10 @@
 """A world small enough to learn on a CPU: one shape of one colour that moves one way.
 
-A video is uint8 [f, y, x, 3] on black. Its caption says all there is to know but the exact place:
-"a red circle moving left". Shapes trail a dim tail, so that every single frame shows the direction: a
-transformer with rotary embedding knows relative positions only, and learns slowly what shows in them
-alone.
+A video is uint8 [f, y, x, 3] on black. Its caption says all there is to know but the exact place: "a red
+circle moving left". A world may leave words of it out. What they would say is then free in each video, and a
+model has to choose one of several answers, whose mean is none. Shapes trail a dim tail, so that every single
+frame shows the direction: a transformer with rotary embedding knows relative positions only, and learns
+slowly what shows in them alone.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ TAIL = (0.42, 0.36, 0.3, 0.24)
 
 
 class Attributes(NamedTuple):
-    """What a caption says."""
+    """What a caption says; "" where it leaves something open."""
 
     colour: str
     shape: str
@@ -53,7 +54,8 @@ class Attributes(NamedTuple):
 
     @property
     def caption(self) -> str:
-        return f"a {self.colour} {self.shape} moving {self.direction}"
+        words = ("a", self.colour, self.shape or "thing", "moving", self.direction)
+        return " ".join(word for word in words if word)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ class World:
       jitter_along, jitter_across: the centre of the path is drawn uniformly within this many
         pixels of the centre of the frame, along and across the motion.
       colours, shapes, directions: the words in use, of COLOURS, SHAPES and DIRECTIONS.
+      told: which of "colour", "shape" and "direction" captions say; the others are free.
 
     Raises:
       InputError: an unknown word, or a shape that could leave the frame.
@@ -85,15 +88,21 @@ class World:
     colours: tuple[str, ...] = tuple(COLOURS)
     shapes: tuple[str, ...] = SHAPES
     directions: tuple[str, ...] = tuple(DIRECTIONS)
+    told: tuple[str, ...] = Attributes._fields
 
     def __post_init__(self) -> None:
         for name, known in (
             ("colours", COLOURS),
             ("shapes", SHAPES),
             ("directions", DIRECTIONS),
+            ("told", Attributes._fields),
         ):
             words = getattr(self, name)
-            if not words or len(set(words)) < len(words) or not set(words) <= set(known):
+            if (
+                not (words or name == "told")
+                or len(set(words)) < len(words)
+                or not set(words) <= set(known)
+            ):
                 raise InputError(f"expected {name} out of {list(known)}, found {list(words)}")
         if self.frames < 2:
             raise InputError(f"expected 2 frames or more to show motion, found {self.frames}")
@@ -114,7 +123,13 @@ class World:
 
     def captions(self) -> list[str]:
         """The caption of every combination, in the order of `attributes`."""
-        return [attributes.caption for attributes in self.attributes()]
+        return list(self._said())
+
+    def _said(self) -> dict[str, Attributes]:
+        """What each caption says."""
+        open_ = {name: "" for name in Attributes._fields if name not in self.told}
+        said = (attributes._replace(**open_) for attributes in self.attributes())
+        return {attributes.caption: attributes for attributes in said}
 
     def parse(self, caption: str) -> Attributes:
         """The attributes of a caption of this world.
@@ -122,11 +137,8 @@ class World:
         Raises:
           InputError: no caption of this world.
         """
-        words = caption.split()
-        if len(words) == 5:
-            attributes = Attributes(words[1], words[2], words[4])
-            if attributes.caption == caption and attributes in self.attributes():
-                return attributes
+        if attributes := self._said().get(caption):
+            return attributes
         raise InputError(
             f"expected a caption like {self.captions()[0]!r} with {list(self.colours)}, "
             f"{list(self.shapes)}, {list(self.directions)}, found {caption!r}"
@@ -149,7 +161,7 @@ TINY = World(
 
 
 def render(caption: str | Attributes, rng: np.random.Generator, world: World = WORLD) -> np.ndarray:
-    """Renders one video of a caption; the random generator decides the place.
+    """Renders one video of a caption; the random generator decides the place, and what is not said.
 
     Returns:
       uint8 [f, y, x, 3].
@@ -157,10 +169,13 @@ def render(caption: str | Attributes, rng: np.random.Generator, world: World = W
     Raises:
       InputError: no caption of this world.
     """
-    colour, shape, direction = world.parse(caption if isinstance(caption, str) else caption.caption)
-    step = np.array(DIRECTIONS[direction])
+    said = world.parse(caption if isinstance(caption, str) else caption.caption)
     along = rng.uniform(-world.jitter_along, world.jitter_along)
     across = rng.uniform(-world.jitter_across, world.jitter_across)
+    free = (world.colours, world.shapes, world.directions)
+    words = (word or rng.choice(words) for word, words in zip(said, free, strict=True))
+    colour, shape, direction = map(str, words)
+    step = np.array(DIRECTIONS[direction])
     middle = world.size / 2 + along * step + across * step[::-1]
     times = np.arange(world.frames) - (world.frames - 1) / 2
     centres = middle + world.speed * times[:, None] * step
@@ -246,7 +261,9 @@ def _claim(folder: Path, count: int, seed: int, world: World) -> None:
     if file.exists():
         try:
             found = json.loads(file.read_bytes())
-        except ValueError:
+            # What a world of an earlier version does not say is as it was.
+            found["world"] = wanted["world"] | {"told": list(WORLD.told)} | found["world"]
+        except (ValueError, TypeError, LookupError):
             found = None
         if found != wanted:
             raise InputError(

@@ -20,6 +20,7 @@ from oneforcing_jax.stages import Kind, Stage
 from oneforcing_jax.toy import world as worlds
 from oneforcing_jax.toy.gallery import Config, Gallery, check, load
 from oneforcing_jax.toy.sheet import contact_sheet, spread
+from oneforcing_jax.toy.world import Attributes, World
 from oneforcing_jax.training import sources
 
 AVERAGE, RANDOM = "ema ", "random "
@@ -64,7 +65,7 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
         results[row] = gallery.score(videos[row], gallery.captions)
     _stream(gallery, student, folder / "videos", fields.videos)
     contact_sheet(folder / "sheet.png", videos, results, gallery.captions, gallery.real_captions)
-    table = _table(results)
+    table = _table(results, gallery.world)
     write_whole(folder / "table.txt", table.encode())
     write_whole(folder / "scores.json", json.dumps(results, indent=1).encode())
     print(f"{table}\nVideos: {folder / 'videos'}\nContact sheet: {folder / 'sheet.png'}")
@@ -81,8 +82,10 @@ def _stream(gallery: Gallery, student: Student, folder: Path, count: int) -> Non
                 writer.write(gallery.decode(block)[0])
 
 
-def _table(results: dict[str, dict[str, float]]) -> str:
-    columns = ("colour", "shape", "direction", "joint", "sharpness", "motion", "frechet")
+def _table(results: dict[str, dict[str, float]], world: World) -> str:
+    columns = ["colour", "shape", "direction", "joint", "clear", "sharpness", "motion", "frechet"]
+    if world.told != Attributes._fields:
+        columns.insert(columns.index("clear") + 1, "variety")
     width = max(map(len, results))
     head = " " * width + "".join(f"{c:>11}" for c in columns)
     rows = [
