@@ -160,6 +160,30 @@ def test_what_captions_leave_open_is_free(told):
         dataclasses.replace(world.WORLD, told=("size",))
 
 
+def test_bouncing_shapes_stay_and_go_on():
+    short = dataclasses.replace(world.WORLD, bounce=True)
+    long = dataclasses.replace(short, frames=24)
+    captions, videos = zip(*world.videos(96, 0, long), strict=True)
+    videos = np.stack(videos)
+    begun = np.stack([video for _, video in world.videos(96, 0, short)])
+    np.testing.assert_array_equal(videos[:, :8], begun)
+    bright = videos.max(-1).astype(int)
+    solid = (2 * bright > bright.max((2, 3), keepdims=True)).sum((2, 3))
+    assert (solid.max(1) <= 1.3 * solid.min(1)).all()
+    for some, of in ((videos, long), (begun, short)):
+        found = scores.scores(some, captions, of)
+        assert found["joint"] >= 0.98 and found["clear"] == 1, found
+    # It turns: the way back takes it to where it was.
+    way = np.arange(0, 60, 0.5)
+    places = world.bounced(0.3, way, short)
+    period = 2 * (short.size - 2 * short.radius)
+    np.testing.assert_allclose(places, world.bounced(0.3, way + period, short), atol=1e-9)
+    assert abs(places).max() <= short.size / 2 - short.radius
+    np.testing.assert_allclose(abs(np.diff(places)).max(), 0.5)
+    with pytest.raises(ValueError, match="shapes that stay in the frame"):
+        dataclasses.replace(short, speed=8.0)
+
+
 def test_rendering_is_deterministic_resumable_and_protected(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     world.write_dataset(whole, 10, 3, TINY)

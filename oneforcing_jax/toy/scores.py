@@ -124,7 +124,9 @@ def read_attributes(videos: np.ndarray, world: World = WORLD) -> Readings:
     shape = np.where(match.max(1) >= LEAST_CORRELATION, match.argmax(1), -1)
 
     steps = np.array([toy.DIRECTIONS[name] for name in world.directions])
-    along = _slopes(centre, present) @ steps.T
+    # A shape that turns back goes where it was told in its first two steps.
+    part = slice(3) if world.bounce else slice(None)
+    along = _slopes(centre[:, part], present[:, part]) @ steps.T
     moving = along.max(1) >= LEAST_SPEED * world.speed
     direction = np.where(moving, along.argmax(1), -1)
 

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -62,8 +62,8 @@ class Attributes(NamedTuple):
 class World:
     """Sizes and words of a world.
 
-    The path is centred in the frame along the axis of motion: something that moves right starts
-    on the left.
+    The path is centred in the frame along the axis of motion: something that moves right starts on the left.
+    Or it begins anywhere, and turns back where the shape touches the edge; so videos may have any length.
 
     Attributes:
       size: rows and columns of a frame, in pixels.
@@ -73,6 +73,7 @@ class World:
       jitter_along, jitter_across: the centre of the path is drawn uniformly within this many
         pixels of the centre of the frame, along and across the motion.
       colours, shapes, directions: the words in use, of COLOURS, SHAPES and DIRECTIONS.
+      bounce: whether shapes turn back at the edge. The first two steps go where the caption says.
       told: which of "colour", "shape" and "direction" captions say; the others are free.
 
     Raises:
@@ -89,6 +90,7 @@ class World:
     shapes: tuple[str, ...] = SHAPES
     directions: tuple[str, ...] = tuple(DIRECTIONS)
     told: tuple[str, ...] = Attributes._fields
+    bounce: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -106,8 +108,9 @@ class World:
                 raise InputError(f"expected {name} out of {list(known)}, found {list(words)}")
         if self.frames < 2:
             raise InputError(f"expected 2 frames or more to show motion, found {self.frames}")
-        path = self.speed * (self.frames - 1) / 2
-        reach = self.radius + max(path + self.jitter_along, self.jitter_across)
+        path = self.speed * (2 if self.bounce else self.frames - 1) / 2
+        along = 0.0 if self.bounce else self.jitter_along
+        reach = self.radius + max(path + along, self.jitter_across)
         if reach > self.size / 2:
             raise InputError(
                 f"expected shapes that stay in the frame, found {reach} pixels of reach from the "
@@ -176,17 +179,37 @@ def render(caption: str | Attributes, rng: np.random.Generator, world: World = W
     words = (word or rng.choice(words) for word, words in zip(said, free, strict=True))
     colour, shape, direction = map(str, words)
     step = np.array(DIRECTIONS[direction])
-    middle = world.size / 2 + along * step + across * step[::-1]
-    times = np.arange(world.frames) - (world.frames - 1) / 2
-    centres = middle + world.speed * times[:, None] * step
+    # Where a bouncing shape begins: a share of the places from which two steps fit.
+    begin = (along / world.jitter_along + 1) / 2 if world.bounce else 0.0
+
+    def centre(time: int, back: float) -> np.ndarray:
+        aside = world.size / 2 + across * step[::-1]
+        if world.bounce:
+            return aside + step * bounced(begin, world.speed * time - back, world)
+        middle = aside + along * step
+        return middle + world.speed * (time - (world.frames - 1) / 2) * step - back * step
+
     echoes = [(0.0, 1.0), *((i * TAIL_STEP, dim) for i, dim in enumerate(TAIL, 1))]
     masks = np.stack(
         [
-            np.max([dim * mask(shape, centre - back * step, world) for back, dim in echoes], axis=0)
-            for centre in centres
+            np.max([dim * mask(shape, centre(t, back), world) for back, dim in echoes], axis=0)
+            for t in range(world.frames)
         ]
     )
     return np.rint(masks[..., None] * np.array(COLOURS[colour])).astype(np.uint8)
+
+
+def bounced(begin: float, way: Any, world: World) -> Any:
+    """How far, in its first direction, a shape is from the middle of the frame after some way, in pixels.
+
+    Args:
+      begin: where it began, as a share of the places from which two steps fit.
+      way: pixels gone, negative for before.
+    """
+    span = world.size - 2 * world.radius
+    gone = begin * (span - 2 * world.speed) + way
+    turn = np.mod(gone, 2 * span)
+    return np.where(turn <= span, turn, 2 * span - turn) - span / 2
 
 
 def mask(shape: str, centre: np.ndarray, world: World) -> np.ndarray:
@@ -262,7 +285,9 @@ def _claim(folder: Path, count: int, seed: int, world: World) -> None:
         try:
             found = json.loads(file.read_bytes())
             # What a world of an earlier version does not say is as it was.
-            found["world"] = wanted["world"] | {"told": list(WORLD.told)} | found["world"]
+            found["world"] = (
+                wanted["world"] | {"told": list(WORLD.told), "bounce": False} | found["world"]
+            )
         except (ValueError, TypeError, LookupError):
             found = None
         if found != wanted:
