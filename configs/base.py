@@ -73,6 +73,8 @@ def get_config():
         "gradient_blocks": 17,
         "context_gradient": "straight_through",
         "context_sigma": 0.004980080295354128,
+        # Blocks of several steps end at one drawn from their list (False: all run).
+        "random_exit": True,
         # s in cond + s (cond - uncond) of the teacher.
         "guidance": 5.0,
         "gan_generator_weight": 0.03,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from oneforcing_jax.causal import flops
-from oneforcing_jax.causal.generate import generate
+from oneforcing_jax.causal.flops import Flops
+from oneforcing_jax.causal.generate import UNTIL_EXIT, generate
 from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import sequential
@@ -106,10 +107,11 @@ def make(config: Config, run: Run) -> Method:
     size = run.latents
     model = operations(d, size.rows, size.columns)
     hardware = operations(d, size.rows, size.columns, recomputed=True)
-    seen = keys_seen(d.plan)
-    taps = {"_tap": len(config.head.layers) / config.critic.num_layers}
+    seen = keys_seen(d.plan, d.steps)
+    # Of the steps after the first, whose number is the mean of all that can be drawn, half run.
+    branches = {"_tap": len(config.head.layers) / config.critic.num_layers, UNTIL_EXIT: 0.5}
     work = {
-        net: Work(model[net], hardware[net], keys_seen=seen, branches=taps)
+        net: Work(model[net], hardware[net], keys_seen=seen, branches=branches)
         for net in ("generator", "critic")
     }
     return Method(
@@ -142,34 +144,39 @@ def operations(
     generator, teacher, critic = d.generator.config, d.teacher.config, d.critic.config
     settings, frames = d.settings, sum(block.frames for block in d.plan)
     tokens = generator.frame_tokens(rows, columns)
-    made, judged = flops.generation(generator, tokens, d.plan), flops.clip(critic, tokens, frames)
-    before = flops.generation(generator, tokens, d.plan[: d.first])
+    judged = flops.clip(critic, tokens, frames)
+
+    def rolled(stop: int | None = None, steps: Sequence[float] = d.steps) -> Flops:
+        return flops.generation(generator, tokens, d.plan[:stop], steps[:stop])
+
+    made, last = rolled(), (1.0,) * len(d.plan)
     groups = noisy_after_clean([block.frames for block in d.plan], first=d.first)
     replayed = flops.structured(generator, tokens, groups)
     again = recomputed * judged.again(critic.remat)
     adversarial = judged.train_input + again + settings.relativistic * judged.forward
     penalties = bool(settings.r1.weight) + bool(settings.r2.weight)
     clips = 3 + penalties if settings.gan_discriminator_weight else 1
-    window = made.less(before)
+    # Of a block in the window, the last step and the clean pass take gradients.
+    window = rolled(steps=last).less(rolled(d.first, last))
     sequential = window.train + recomputed * window.again(generator.remat)
     found = {
         "rollout": made.forward,
         "scores": judged.forward + 2 * flops.clip(teacher, tokens, frames).forward,
         "adversarial": bool(settings.gan_generator_weight) * adversarial,
         "replay": made.forward + replayed.train + recomputed * replayed.again(generator.remat),
-        "sequential": before.forward + sequential,
+        "sequential": made.less(window).forward + sequential,
         "critic": made.forward + clips * (judged.train + again),
     }
     gradient = found["sequential" if settings.context_gradient == "full" else "replay"]
     return found | {"generator": found["scores"] + found["adversarial"] + gradient}
 
 
-def keys_seen(plan: Plan) -> float:
-    """Mean share of a clip's keys that the passes of a rollout see."""
-    seen, asked, stop = 0, 0, 0
-    for number, block in enumerate(plan):
+def keys_seen(plan: Plan, steps: Sequence[float]) -> float:
+    """Mean share of a clip's keys that the passes of a rollout see; `steps` are those of each block."""
+    seen, asked, stop = 0.0, 0.0, 0
+    for number, (block, count) in enumerate(zip(plan, steps, strict=True)):
         stop += block.frames
-        queries = block.frames * (len(block.sigmas) + (number < len(plan) - 1))
+        queries = block.frames * (count + (number < len(plan) - 1))
         seen, asked = seen + queries * stop, asked + queries
     return seen / (asked * stop)
 

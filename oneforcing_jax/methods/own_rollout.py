@@ -16,7 +16,14 @@ import jax.numpy as jnp
 
 from oneforcing_jax import flow
 from oneforcing_jax.causal.generate import Generator, generate
-from oneforcing_jax.causal.plan import ClipDraws, Plan, draw, first_of_window, num_frames
+from oneforcing_jax.causal.plan import (
+    ClipDraws,
+    Plan,
+    draw,
+    first_of_window,
+    mean_steps,
+    num_frames,
+)
 from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS
 from oneforcing_jax.errors import InputError
@@ -65,6 +72,8 @@ class Settings:
       gradient_blocks: the last blocks, which take gradients; 0: all.
       context_gradient: "straight_through", "stop" or "full".
       context_sigma: noise level of finished blocks before their clean pass.
+      random_exit: blocks of several steps end at a step drawn from their list, one for all blocks and
+        clips of an update (Self Forcing); otherwise all their steps run. The last that runs takes gradients.
       guidance: s in cond + s (cond - uncond) of the teacher.
       gan_generator_weight, gan_discriminator_weight: lambda_G and lambda_D; 0 leaves the branch out.
       relativistic: compare real and fake in pairs.
@@ -78,6 +87,7 @@ class Settings:
     gradient_blocks: Natural = 0
     context_gradient: str = "straight_through"
     context_sigma: Share = 0.0
+    random_exit: bool = True
     guidance: float = 5.0
     gan_generator_weight: NotNegative = 0.03
     gan_discriminator_weight: NotNegative = 0.03
@@ -114,6 +124,15 @@ class Distillation:
     plan: Plan
     settings: Settings = Settings()
     shift: float = 5.0
+
+    def draw_rollout(self, key: jax.Array, shape: tuple[int, ...]) -> ClipDraws:
+        """Fresh randomness of a rollout of latents of `shape`."""
+        return draw(key, shape, self.plan, self.settings.context_sigma, self.settings.random_exit)
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """Mean number of steps that each block of a training clip takes."""
+        return mean_steps(self.plan, self.settings.random_exit)
 
     @property
     def first(self) -> int:
@@ -152,7 +171,7 @@ def draw_generator(method: Distillation, key: jax.Array, shape: tuple[int, ...])
     """Fresh randomness for latents of `shape`."""
     roll, dmd_sigma, dmd_noise, gan_sigma, gan_noise = jax.random.split(key, 5)
     return GeneratorDraws(
-        draw(roll, shape, method.plan, method.settings.context_sigma),
+        method.draw_rollout(roll, shape),
         flow.sample_critic_sigma(dmd_sigma, shape[0], method.shift),
         jax.random.normal(dmd_noise, shape),
         flow.sample_critic_sigma(gan_sigma, shape[0], method.shift),
@@ -164,7 +183,7 @@ def draw_critic(method: Distillation, key: jax.Array, shape: tuple[int, ...]) ->
     """Fresh randomness for latents of `shape`."""
     roll, sigma, noise, gan_sigma, gan_noise, r1, r2 = jax.random.split(key, 7)
     return CriticDraws(
-        draw(roll, shape, method.plan, method.settings.context_sigma),
+        method.draw_rollout(roll, shape),
         flow.sample_critic_sigma(sigma, shape[0], method.shift),
         jax.random.normal(noise, shape),
         flow.sample_critic_sigma(gan_sigma, shape[0], method.shift),
