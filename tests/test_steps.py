@@ -14,14 +14,16 @@ import pytest
 from goldens import abstract, error
 from jax.flatten_util import ravel_pytree
 
-from oneforcing_jax import checkpoint, sharding
+from oneforcing_jax import checkpoint, flow, sharding
 from oneforcing_jax import config as configs
 from oneforcing_jax.causal.plan import make_plan
 from oneforcing_jax.methods import (
+    AVERAGE,
     Method,
     Network,
     Sampled,
     Update,
+    causal_consistency,
     causal_ode,
     one_forcing,
     teacher,
@@ -245,7 +247,7 @@ def small_trainer(net=None, ema=False, start=0, sizes=None):
 
     def loss(params, nets, batch, draws):
         value = 0.5 * optax.tree.norm(params, squared=True) * batch["latents"].mean()
-        return value, {"loss": value}
+        return value, {"loss": value, "average": optax.tree.norm(nets[AVERAGE])}
 
     update = Update("model", 1, lambda key, batch: (), loss)
     method = Method({"model": Network(net)}, (update,), Sampled("model", None))
@@ -268,7 +270,10 @@ def test_ema_holds_every_key_and_starts_as_a_copy(random_params):
                 jax.tree.leaves(state["ema"]["model"]), jax.tree.leaves(expected), strict=True
             ):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
-            state, _ = step(state, {}, trainer.put(data), np.int32(iteration))
+            before = expected
+            state, metrics = step(state, {}, trainer.put(data), np.int32(iteration))
+            # The loss finds the average as it was before the update.
+            assert error(metrics["average"], optax.tree.norm(before)) < 1e-5
             new, decay = state["params"]["model"], 0.0 if iteration < 2 else 0.5
             expected = jax.tree.map(
                 lambda a, b, d=decay: d * a + (1 - d) * np.asarray(b), expected, new
@@ -412,6 +417,13 @@ def causal_ode_method():
     return Method({"model": Network(WanDiT(CONFIG))}, (update,))
 
 
+def causal_consistency_method():
+    net = Network(WanDiT(CONFIG))
+    update = causal_consistency.distillation(WanDiT(CONFIG), (1, 1), flow.grid(4, 3.0), 2.0)
+    sampled = Sampled("model", make_plan(2, 1, [1000], 3.0))
+    return Method({"model": net, "teacher": net}, (update,), sampled)
+
+
 def teacher_method():
     return Method(
         {"model": Network(WanDiT(CONFIG))}, (teacher.bidirectional(WanDiT(CONFIG), 3.0, 0.5),)
@@ -419,7 +431,14 @@ def teacher_method():
 
 
 @pytest.mark.parametrize(
-    "make", [one_forcing_method, teacher_forcing_method, causal_ode_method, teacher_method]
+    "make",
+    [
+        one_forcing_method,
+        teacher_forcing_method,
+        causal_ode_method,
+        causal_consistency_method,
+        teacher_method,
+    ],
 )
 def test_updates_reuse_no_key_and_promote_no_rank(make):
     trainer = make_trainer(make())

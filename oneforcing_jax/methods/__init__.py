@@ -24,8 +24,12 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 # draw(key, batch) -> all randomness of an update, a tree of arrays whose first axis is the batch's
 Draw = Callable[[jax.Array, Batch], Any]
-# loss(params of the updated network, parameters of all networks, batch, draws) -> (loss, metrics)
+# loss(params of the updated network, parameters of all networks and AVERAGE, batch, draws) -> (loss, metrics)
 Loss = Callable[[Params, Mapping[str, Params], Batch, Any], tuple[jax.Array, Metrics]]
+
+# Beside the networks by their names, a loss finds under this one the moving average of the network that the
+# method samples from, as it was before the update; without an average, that network itself.
+AVERAGE = "average"
 
 # What a batch holds once for all its samples; everything else in it has the batch axis first.
 SHARED = ("negative",)

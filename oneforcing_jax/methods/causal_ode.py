@@ -23,7 +23,7 @@ from oneforcing_jax.methods import (
     flow_matching,
     sample_fields,
 )
-from oneforcing_jax.methods.flow_matching import teacher_forced
+from oneforcing_jax.methods.flow_matching import guided, teacher_forced
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.ranges import Count, Natural
 from oneforcing_jax.run import Run
@@ -86,15 +86,11 @@ def trajectory(
     Returns:
       [b, kept + 1, f, c, y, x], the last row the end point.
     """
-    twice = jnp.concatenate([clean, clean])
-    prompts = jnp.concatenate([text, jnp.broadcast_to(negative, text.shape)])
 
     def step(x: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
         now, after = levels
-        level = jnp.full((2 * x.shape[0], x.shape[1]), now)
-        v = teacher_forced(model, params, twice, jnp.concatenate([x, x]), level, prompts, layout)
-        conditional, unconditional = jnp.split(v, 2)
-        v = flow.guide(conditional, unconditional, guidance)
+        level = jnp.full(x.shape[:2], now)
+        v = guided(model, params, clean, x, level, text, negative, layout, guidance)
         return x + (after - now) * v, x
 
     pairs = jnp.stack([jnp.asarray(sigmas[:-1]), jnp.asarray(sigmas[1:])], 1).astype(jnp.float32)

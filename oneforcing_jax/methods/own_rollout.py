@@ -29,6 +29,7 @@ from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.losses import denoise, dmd, gan
 from oneforcing_jax.methods import Batch, Metrics
+from oneforcing_jax.methods.flow_matching import side_by_side
 from oneforcing_jax.models.critic import Critic
 from oneforcing_jax.models.wan import WanDiT
 from oneforcing_jax.ranges import Count, Natural, NotNegative, Positive, Share
@@ -197,7 +198,7 @@ def real_x0(
     """Clean latents as the guided teacher sees them; both prompts in one forward."""
     prompts = [text, jnp.broadcast_to(negative, text.shape)]
     out: Any = method.teacher.apply(
-        {"params": params}, *(_side_by_side(x) for x in ([x_t, x_t], [sigma, sigma], prompts))
+        {"params": params}, *(side_by_side(x) for x in ([x_t, x_t], [sigma, sigma], prompts))
     )
     conditional, unconditional = out.flow[::2], out.flow[1::2]
     guided = flow.guide(conditional, unconditional, method.settings.guidance)
@@ -342,14 +343,9 @@ def _judged(
         found = [scores(clip, sigma, text) for clip, sigma in zip(clips, sigmas, strict=True)]
         return found[0].flow, jnp.stack([one.logit for one in found])
     # Clips are ordered sample by sample, so that each device has all clips of its own samples.
-    found = scores(_side_by_side(clips), _side_by_side(sigmas), _side_by_side([text] * count))
+    found = scores(side_by_side(clips), side_by_side(sigmas), side_by_side([text] * count))
     flows = found.flow.reshape(-1, count, *found.flow.shape[1:])
     return flows[:, 0], None if count == 1 else found.logit.reshape(-1, count).T
-
-
-def _side_by_side(parts: list[jax.Array]) -> jax.Array:
-    """Arrays [b, ...] as [b parts, ...], the parts of a sample next to each other."""
-    return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
 
 
 def _discriminator(method: Distillation, fake: jax.Array, real: jax.Array) -> jax.Array:
