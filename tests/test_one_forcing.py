@@ -14,7 +14,13 @@ from oneforcing_jax.causal.sequential import sequential
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.methods import own_rollout
-from oneforcing_jax.methods.own_rollout import Distillation, Settings
+from oneforcing_jax.methods.distillation import (
+    CriticDraws,
+    Distillation,
+    GeneratorDraws,
+    Penalty,
+    Settings,
+)
 from oneforcing_jax.models.wan import WanDiT
 
 TOLERANCE = 5e-3
@@ -31,8 +37,8 @@ def method(golden, **changes):
     penalties = {}
     if "r1_weight" in c:
         penalties = {
-            "r1": own_rollout.Penalty(c["r1_weight"], c["r1_sigma"], c["r1_loss_type"]),
-            "r2": own_rollout.Penalty(c["r2_weight"], c["r2_sigma"], "finite_difference"),
+            "r1": Penalty(c["r1_weight"], c["r1_sigma"], c["r1_loss_type"]),
+            "r2": Penalty(c["r2_weight"], c["r2_sigma"], "finite_difference"),
         }
     settings = Settings(
         gradient_blocks=c["gradient_num_blocks"] or 0,
@@ -115,9 +121,7 @@ def test_generator_update(name, monkeypatch):
     golden = Golden(name)
     m, params, critic, teacher = method(golden)
     i, sigma, noise, batch = draws_and_batch(golden)
-    draws = own_rollout.GeneratorDraws(
-        noise, sigma("dmd"), i["dmd_noise"], sigma("gan"), i["gan_fake_noise"]
-    )
+    draws = GeneratorDraws(noise, sigma("dmd"), i["dmd_noise"], sigma("gan"), i["gan_fake_noise"])
     replayed, seen = own_rollout.differentiable, {}
 
     def loss(params, change, critic, teacher):
@@ -178,7 +182,7 @@ def test_critic_update(name, clips):
     m, params, critic, _ = method(golden, critic_clips=clips)
     i, sigma, noise, batch = draws_and_batch(golden)
     zero = jnp.zeros_like(i["critic_noise"])
-    draws = own_rollout.CriticDraws(
+    draws = CriticDraws(
         noise,
         sigma("critic"),
         i["critic_noise"],

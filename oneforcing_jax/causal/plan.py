@@ -66,6 +66,17 @@ def make_plan(
     return (Block(first, head), *(Block(frames_per_block, sigmas) for _ in range(rest)))
 
 
+def with_one_more_step(plan: Plan, shift: float) -> Plan:
+    """The same blocks in one step more each, their steps evenly spaced before the schedule is warped."""
+
+    def longer(block: Block) -> Block:
+        count = len(block.sigmas) + 1
+        steps = [flow.TRAIN_STEPS * (1 - i / count) for i in range(count)]
+        return Block(block.frames, flow.warp_steps(steps, shift))
+
+    return tuple(longer(block) for block in plan)
+
+
 def num_frames(plan: Plan) -> int:
     """Latent frames of a plan."""
     return sum(block.frames for block in plan)

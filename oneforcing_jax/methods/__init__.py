@@ -123,6 +123,7 @@ class Method:
       updates: in the order in which they run within an iteration.
       sampled: the network that makes videos; None: there is none.
       fields: of a batch, with the shape of one sample.
+      left_out: networks that these settings leave out; a config may still say where they start.
       choices: settings that change time and memory, and no result: values by name in the config.
       parts: gives pieces of an update to time, from the networks' parameters and a batch.
       refused: why it cannot train with these settings, which other uses of the networks do not need; "":
@@ -133,6 +134,7 @@ class Method:
     updates: tuple[Update, ...]
     sampled: Sampled | None = None
     fields: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     choices: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     parts: Callable[[Mapping[str, Params], Batch], Iterator[Part]] | None = None
     refused: str = ""

@@ -88,8 +88,9 @@ def prepare(run: Run, name: str, stage: Train) -> Stage:
     """Checks a stage that trains, and the sources that its networks start from."""
     made = trainer(run, name, stage)
     made.abstract()
-    _same_names(f"stages.{name}.init", stage.init, tuple(made.method.nets))
-    for net, source in stage.init.items():
+    init = {net: at for net, at in stage.init.items() if net not in made.method.left_out}
+    _same_names(f"stages.{name}.init", init, tuple(made.method.nets))
+    for net, source in init.items():
         sources.check(f"stages.{name}.init.{net}", source, run)
 
     def check(workdir: Path) -> None:
