@@ -96,9 +96,23 @@ def prepare(run: Run, name: str, stage: Train) -> Stage:
     def check(workdir: Path) -> None:
         folder = workdir / name / checkpoint.FOLDER
         checkpoint.check_claim(folder, loop.identity(run, stage, workdir))
+        done = checkpoint.newest(folder)
+        if done is None or done < stage.iterations:
+            _check_sources(run, name, stage, made, workdir, begun=done is not None)
 
     work = functools.partial(loop.run, run, name, stage, made)
     return Stage(name, work, check, several_processes=True)
+
+
+def _check_sources(
+    run: Run, name: str, stage: Train, made: Trainer, workdir: Path, begun: bool
+) -> None:
+    """Checks what the networks of a stage start from; one that has begun reads the frozen ones alone."""
+    state, frozen = made.abstract()
+    for net, abstract in (frozen if begun else state["params"] | frozen).items():
+        source = stage.init[net]
+        part = sources.part(made.method.nets[net], net, source)
+        sources.check_made(run, name, workdir, source, abstract[part] if part else abstract)
 
 
 def views(stage: Train) -> tuple[type, ...]:
