@@ -97,9 +97,8 @@ def updates(d: Distillation, work: Mapping[str, Work] | None = None) -> tuple[Up
     def generator(
         params: Params, nets: Mapping[str, Params], batch: Batch, draws: distillation.GeneratorDraws
     ) -> tuple[jax.Array, Metrics]:
-        return own_rollout.generator_loss(
-            d, params, nets["critic"], nets.get("teacher"), batch, draws
-        )
+        teacher = nets.get(TEACHER, {})  # distribution matching alone reads it
+        return own_rollout.generator_loss(d, params, nets["critic"], teacher, batch, draws)
 
     def critic(
         params: Params, nets: Mapping[str, Params], batch: Batch, draws: distillation.CriticDraws
@@ -137,7 +136,7 @@ def make(config: Config, run: Run) -> Method:
     model = operations(d, size.rows, size.columns)
     hardware = operations(d, size.rows, size.columns, recomputed=True)
     seen = keys_seen(d.plan, d.steps)
-    # Of the steps after the first, whose number is the mean of all that can be drawn, half run.
+    # Where the last step is drawn, half of those after the first run in the mean.
     branches = {"_tap": len(config.head.layers) / config.critic.num_layers, UNTIL_EXIT: 0.5}
     work = {
         net: Work(model[net], hardware[net], keys_seen=seen, branches=branches)
@@ -184,7 +183,6 @@ def operations(
     groups = noisy_after_clean(layout, first=d.first)
     replayed = flops.structured(generator, tokens, groups)
     forced = flops.structured(generator, tokens, teacher_forcing(layout))
-    longer = flops.generation(generator, tokens, d.longer).forward
     again = recomputed * judged.again(critic.remat)
     adversarial = judged.train_input + again + settings.relativistic * judged.forward
     penalties = bool(settings.r1.weight) + bool(settings.r2.weight)
@@ -203,15 +201,14 @@ def operations(
         "sequential": made.less(window).forward + sequential,
         "critic": made.forward + clips * (judged.train + again),
     }
-    if settings.real == "self":
-        found["critic"] += bool(settings.gan_discriminator_weight) * longer
-        longer *= settings.relativistic and bool(settings.gan_generator_weight)
-    else:
-        longer = 0.0
     gradient = found["sequential" if settings.context_gradient == "full" else "replay"]
     gradient *= bool(settings.dmd_weight or settings.gan_generator_weight)
     terms = found["scores"] + found["adversarial"] + found["forward_kl"]
-    return found | {"generator": terms + longer + gradient}
+    if settings.real == "self":
+        longer = flops.generation(generator, tokens, d.longer).forward
+        found["critic"] += bool(settings.gan_discriminator_weight) * longer
+        terms += bool(settings.relativistic and settings.gan_generator_weight) * longer
+    return found | {"generator": terms + gradient}
 
 
 def keys_seen(plan: Plan, steps: Sequence[float]) -> float:

@@ -41,7 +41,7 @@ def generator_loss(
     method: Distillation,
     params: Params,
     critic: Params,
-    teacher: Params | None,
+    teacher: Params,
     batch: Batch,
     draws: GeneratorDraws,
 ) -> tuple[jax.Array, Metrics]:
@@ -66,7 +66,7 @@ def generator_loss(
                 method.first,
                 settings.context_gradient,
             )
-    if settings.dmd_weight and teacher is not None:
+    if settings.dmd_weight:
         value, metrics = distribution_matching(method, critic, teacher, x, batch, draws)
         loss += settings.dmd_weight * value
     if settings.gan_generator_weight:
