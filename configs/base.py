@@ -69,14 +69,22 @@ def get_config():
     c.head = {"layers": (21, 29), "ffn_dim": 2048}
     c.one_forcing = {
         "generator_every": 5,
+        # Of distribution matching, and of the regression of ODE end points (equation 10), which needs
+        # trajectories in the data; 0 leaves a branch out.
+        "dmd_weight": 1.0,
+        "forward_kl_weight": 0.0,
         # The last blocks, which take gradients; 0: all.
         "gradient_blocks": 17,
         "context_gradient": "straight_through",
         "context_sigma": 0.004980080295354128,
+        # Blocks of several steps end at one drawn from their list (False: all run).
+        "random_exit": True,
         # s in cond + s (cond - uncond) of the teacher.
         "guidance": 5.0,
         "gan_generator_weight": 0.03,
         "gan_discriminator_weight": 0.03,
+        # What the discriminator takes for real: "data", or "self", the student's clips in one step more.
+        "real": "data",
         "relativistic": False,
         # The clips of a critic update, side by side or one after the other, in less memory.
         "critic_clips": "together",

@@ -157,10 +157,15 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted((p for p in numbered if any(p.glob("*_*/"))), key=lambda p: int(p.name))
 
 
+def newest(folder: Path) -> int | None:
+    """The iteration of the newest checkpoint in a folder; None if there is none."""
+    found = _numbered(folder)
+    return int(found[-1].name) if found else None
+
+
 def latest(of: ocp.CheckpointManager) -> int | None:
     """The iteration of the newest checkpoint; None if there is none."""
-    found = _numbered(Path(str(of.directory)))
-    return int(found[-1].name) if found else None
+    return newest(Path(str(of.directory)))
 
 
 def last(of: ocp.CheckpointManager) -> str:
@@ -272,18 +277,32 @@ def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> 
     return _read(find(folder), f"{'ema' if ema else 'params'}_{net}", abstract)
 
 
+def check_net(folder: str | Path, net: str, abstract: Any) -> None:
+    """Checks that `load_net` would find a network of these shapes; reads no array.
+
+    Raises:
+      MissingInput, InputError: nothing there, or a checkpoint of another model.
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        _check_item(checkpointer, find(folder) / f"params_{net}", abstract)
+
+
+def _check_item(checkpointer: Any, path: Path, abstract: Any) -> None:
+    if not path.is_dir():
+        found = sorted(p.name for p in path.parent.iterdir() if p.is_dir())
+        raise InputError(f"checkpoint {path.parent}: expected an item {path.name!r}, found {found}")
+    stored = checkpointer.metadata(path).item_metadata
+    _compare(path, _shapes(getattr(stored, "tree", stored)), _shapes(abstract))
+
+
 def _read(folder: Path, item: str, abstract: Any) -> Any:
     path = folder / item
     # A conversion is sealed as a whole, one folder further out.
     sealed = folder if integrity.is_sealed(folder) else folder.parent
     if path.is_dir() and integrity.is_sealed(sealed):
         integrity.verify(sealed, path.relative_to(sealed).as_posix())
-    if not path.is_dir():
-        found = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        raise InputError(f"checkpoint {folder}: expected an item {item!r}, found {found}")
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path).item_metadata
-        _compare(path, _shapes(getattr(stored, "tree", stored)), _shapes(abstract))
+        _check_item(checkpointer, path, abstract)
         return checkpointer.restore(path, abstract)
 
 

@@ -17,7 +17,15 @@ from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.generate import Generator, generate
-from oneforcing_jax.causal.plan import Block, ClipDraws, first_of_window, make_plan, num_frames
+from oneforcing_jax.causal.plan import (
+    Block,
+    ClipDraws,
+    draw,
+    first_of_window,
+    make_plan,
+    mean_steps,
+    num_frames,
+)
 from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
 from oneforcing_jax.generation import student as students
@@ -203,6 +211,48 @@ def test_rollout_and_stream_are_block_by_block(name, random_params):
     parts = list(Student(CONFIG, params, window).stream(noise, text, plan))
     assert [part.shape[1] for part in parts] == [block.frames for block in plan]
     assert error(np.concatenate(parts, 1), found.latents) < 1e-5
+
+
+EXITS = (Block(1, (1.0, 0.8)), *blocks(3, 1, 1.0, 0.7, 0.3))
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def ended(params, noise, text, plan):
+    found = generate(student(params, context_sigma=0.1), noise, text, plan)
+    return found.latents, found.levels
+
+
+@pytest.mark.parametrize("exit", [0, 2])
+def test_blocks_end_at_their_exit(exit, random_params):
+    """As if the list ended there; the first block has a list of its own. What follows does not run."""
+    cut = (EXITS[0], *blocks(3, 1, *EXITS[1].sigmas[: exit + 1]))
+    params, text, noise = random_params(NET), prompt(2), draws(2, EXITS, context=True)
+    noise = noise._replace(renoise=np.swapaxes(noise.renoise, 0, 1))
+    unread = noise._replace(renoise=noise.renoise.copy(), exit=np.full(2, exit, np.int32))
+    unread.renoise[:, exit:, 1:] = np.nan
+    (latents, levels), (expected, last) = (
+        ended(params, given, text, plan) for given, plan in ((unread, EXITS), (noise, cut))
+    )
+    assert error(latents, expected) < 1e-5
+    np.testing.assert_array_equal(levels, last)
+    again = jax.jit(
+        lambda: sequential(
+            student(params, context_sigma=0.1), unread, text, EXITS, 0, "straight_through"
+        )
+    )()
+    assert error(again, expected) < 1e-5
+
+
+def test_one_exit_is_drawn_for_all(random_params):
+    shape = (3, num_frames(EXITS), 2, ROWS, COLUMNS)
+    found = np.array(
+        [draw(jax.random.key(i), shape, EXITS, 0.0, random_exit=True).exit for i in range(32)]
+    )
+    assert set(found[:, 0]) == {0, 1, 2} and (found == found[:, :1]).all()
+    assert mean_steps(EXITS, random_exit=True) == (2, 2, 2, 2)
+    assert mean_steps(EXITS) == (2, 3, 3, 3)
+    one_step = (EXITS[0], *blocks(3, 1, 1.0))
+    assert draw(jax.random.key(0), shape, one_step, 0.0, random_exit=True).exit is None
 
 
 # Gradients through the context.

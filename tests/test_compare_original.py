@@ -12,7 +12,7 @@ from oneforcing_jax.bench import ours
 from oneforcing_jax.bench.setting import Record, Setting, random_batch
 from oneforcing_jax.causal.plan import ClipDraws
 from oneforcing_jax.convert import keys, to_torch
-from oneforcing_jax.methods import own_rollout
+from oneforcing_jax.methods import distillation
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
 from oneforcing_jax.run import Run
 from oneforcing_jax.training import train
@@ -119,7 +119,7 @@ def test_our_side_repeats_a_recorded_update():
     batch, timesteps = random_batch(setting), [np.float32([300]), np.float32([700])]
     start, context, *noises = np.random.default_rng(1).standard_normal((6, *setting.latents))
     sigmas = [flow.critic_sigma(x, config.shift) for x in timesteps]
-    draws = own_rollout.CriticDraws(
+    draws = distillation.CriticDraws(
         ClipDraws(start, context), sigmas[0], noises[0], sigmas[1], *noises[1:]
     )
     update = {u.net: u for u in trainer.method.updates}["critic"]

@@ -59,6 +59,26 @@ def test_chunkwise_values():
     assert c.stages.one_forcing.iterations == 750
 
 
+# The settings of docs/method.md that make the other methods.
+METHODS = {
+    "causal forcing": ["gan_generator_weight=0", "gan_discriminator_weight=0"],
+    "adversarial alone": ["dmd_weight=0"],
+    "ASD": ["real=self"],
+    "forward KL": ["forward_kl_weight=1"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_few_settings(name, tmp_path):
+    settings = [f"--config.one_forcing.{setting}" for setting in METHODS[name]]
+    if name == "causal forcing":
+        settings.append("--config.blocks.steps=(1000,750,500,250)")
+    if name == "ASD":
+        settings.append("--config.stages.one_forcing.init.generator=causal_consistency:model")
+        settings.append("--config.run=teacher_forcing,causal_consistency,one_forcing")
+    main.run("configs/recipe_framewise.py", tmp_path, settings, dry_run=True)
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])
 def test_every_config_builds(file, tmp_path):
     init = configs.load(file).stages.one_forcing.init
@@ -71,8 +91,11 @@ def test_every_config_builds(file, tmp_path):
 
 
 # tests/test_toy_chain.py runs all of tiny.py, and so One-Forcing with the toy's stages; tests/test_train.py
-# runs noise.py.
-@pytest.mark.parametrize("name", [f.stem for f in CONFIGS if f.stem not in ("tiny", "noise")])
+# runs noise.py. Of the recipes, the stage that no other config has is in tests/test_baselines.py.
+RUN_ELSEWHERE = ("tiny", "noise", "recipe_framewise", "recipe_chunkwise")
+
+
+@pytest.mark.parametrize("name", [f.stem for f in CONFIGS if f.stem not in RUN_ELSEWHERE])
 def test_every_config_runs_tiny(name, tmp_path, light_environment):
     file = f"configs/{name}.py"
     stages = ["--config.run=teacher,teacher_forcing,ode"] if name == "toy" else []

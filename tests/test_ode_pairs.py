@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -95,6 +96,27 @@ def test_finished_pairs_are_kept(run, whole):
 def test_odd_fields_are_refused(run, override, message):
     with pytest.raises(SystemExit, match=message):
         run("whole", "mesh.data=8", override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("shift=3", r"trained with shift 3.0, found 5.0 in \S*/causal/config.json; set shift to"),
+        ("blocks.frames=2", "trained with blocks.frames 2, found 1 in .* stage 'causal' again"),
+        ("generator.dim=32", "is of another model: "),
+        ("", "expected Orbax checkpoints .* found none"),
+    ],
+)
+def test_what_a_stage_starts_from_is_checked_first(run, whole, override, message):
+    """Before anything is computed or written, and the line says which stage makes it."""
+    made = whole.parent / "started"
+    shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(whole, made, ignore=lambda *_: ["pairs", *([] if override else ["causal"])])
+    with pytest.raises(SystemExit, match=message) as caught:
+        run("started", "mesh.data=8", "run=pairs", *([override] if override else []))
+    maker = "stage 'causal' of this config makes 'causal:model': --config.run=causal"
+    assert str(caught.value).endswith(maker) and "\n" not in str(caught.value)
+    assert not (made / "pairs").exists()
 
 
 @contextlib.contextmanager

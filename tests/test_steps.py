@@ -14,20 +14,25 @@ import pytest
 from goldens import abstract, error
 from jax.flatten_util import ravel_pytree
 
-from oneforcing_jax import checkpoint, sharding
+from oneforcing_jax import checkpoint, flow, sharding
 from oneforcing_jax import config as configs
 from oneforcing_jax.causal.plan import make_plan
 from oneforcing_jax.methods import (
+    AVERAGE,
     Method,
     Network,
     Sampled,
     Update,
+    causal_consistency,
     causal_ode,
     one_forcing,
     teacher,
     teacher_forcing,
 )
-from oneforcing_jax.methods.own_rollout import Distillation, Settings
+from oneforcing_jax.methods.distillation import (
+    Distillation,
+    Settings,
+)
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.training import steps
@@ -82,6 +87,7 @@ def begin(trainer, random_params):
 def batch(seed):
     rng = np.random.default_rng(seed)
     shapes = {"latents": (BATCH, 2, 2, 4, 4), "text": (BATCH, 8, 8), "negative": (8, 8)}
+    shapes["trajectory"] = (BATCH, 3, 2, 2, 4, 4)
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -245,7 +251,7 @@ def small_trainer(net=None, ema=False, start=0, sizes=None):
 
     def loss(params, nets, batch, draws):
         value = 0.5 * optax.tree.norm(params, squared=True) * batch["latents"].mean()
-        return value, {"loss": value}
+        return value, {"loss": value, "average": optax.tree.norm(nets[AVERAGE])}
 
     update = Update("model", 1, lambda key, batch: (), loss)
     method = Method({"model": Network(net)}, (update,), Sampled("model", None))
@@ -268,7 +274,10 @@ def test_ema_holds_every_key_and_starts_as_a_copy(random_params):
                 jax.tree.leaves(state["ema"]["model"]), jax.tree.leaves(expected), strict=True
             ):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
-            state, _ = step(state, {}, trainer.put(data), np.int32(iteration))
+            before = expected
+            state, metrics = step(state, {}, trainer.put(data), np.int32(iteration))
+            # The loss finds the average as it was before the update.
+            assert error(metrics["average"], optax.tree.norm(before)) < 1e-5
             new, decay = state["params"]["model"], 0.0 if iteration < 2 else 0.5
             expected = jax.tree.map(
                 lambda a, b, d=decay: d * a + (1 - d) * np.asarray(b), expected, new
@@ -412,6 +421,13 @@ def causal_ode_method():
     return Method({"model": Network(WanDiT(CONFIG))}, (update,))
 
 
+def causal_consistency_method():
+    net = Network(WanDiT(CONFIG))
+    update = causal_consistency.distillation(WanDiT(CONFIG), (1, 1), flow.grid(4, 3.0), 2.0)
+    sampled = Sampled("model", make_plan(2, 1, [1000], 3.0))
+    return Method({"model": net, "teacher": net}, (update,), sampled)
+
+
 def teacher_method():
     return Method(
         {"model": Network(WanDiT(CONFIG))}, (teacher.bidirectional(WanDiT(CONFIG), 3.0, 0.5),)
@@ -419,12 +435,22 @@ def teacher_method():
 
 
 @pytest.mark.parametrize(
-    "make", [one_forcing_method, teacher_forcing_method, causal_ode_method, teacher_method]
+    "make",
+    [
+        one_forcing_method,
+        teacher_forcing_method,
+        causal_ode_method,
+        causal_consistency_method,
+        teacher_method,
+    ],
 )
 def test_updates_reuse_no_key_and_promote_no_rank(make):
-    trainer = make_trainer(make())
-    fields = batch(0) | {"trajectory": np.zeros((BATCH, 3, 2, 2, 4, 4), np.float32)}
-    data = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in fields.items()}
+    assert_traces(make_trainer(make()))
+
+
+def assert_traces(trainer):
+    """Programs of a trainer's updates, without compiling them."""
+    data = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch(0).items()}
     iteration = jax.ShapeDtypeStruct((), np.int32)
     with (
         jax.set_mesh(trainer.mesh),

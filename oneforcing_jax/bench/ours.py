@@ -22,7 +22,7 @@ from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.main import keep_freed_memory
-from oneforcing_jax.methods import one_forcing, own_rollout
+from oneforcing_jax.methods import distillation, one_forcing
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.run import Run
 from oneforcing_jax.training.train import trained, trainer
@@ -67,7 +67,7 @@ class Ours:
         stage = trained(self.described)["one_forcing"]
         self.trainer = trainer(self.described, "one_forcing", stage, jax.devices()[:1])
         config = self.described.view(one_forcing.Config)
-        self.distillation = one_forcing.distillation(config, self.described)
+        self.distillation = one_forcing.described(config, self.described)
         self.key_maps = key_maps(setting)
         state, frozen = self.trainer.abstract()
         abstract = state["params"] | frozen
@@ -153,10 +153,11 @@ class Ours:
         sigmas = [flow.critic_sigma(jnp.asarray(t), self.described.shift) for t in record.timesteps]
         noises = [jnp.asarray(x) for x in later[count:]]
         if work == "generator":
-            return own_rollout.GeneratorDraws(roll, sigmas[0], noises[0], sigmas[1], noises[1])
+            return distillation.GeneratorDraws(roll, sigmas[0], noises[0], sigmas[1], noises[1])
         # Penalties that the config leaves out draw nothing.
         noises += [jnp.zeros_like(noises[0])] * (4 - len(noises))
-        return own_rollout.CriticDraws(roll, sigmas[0], noises[0], sigmas[1], *noises[1:])
+        denoise, gan, r1, r2 = noises
+        return distillation.CriticDraws(roll, sigmas[0], denoise, sigmas[1], gan, r1, r2)
 
 
 def _norm(tree: Any) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from oneforcing_jax.causal.plan import Plan
+from oneforcing_jax.causal.plan import Plan, mean_steps
 from oneforcing_jax.causal.structures import Group
 from oneforcing_jax.models.wan import WanConfig
 
@@ -87,12 +87,21 @@ def structured(c: WanConfig, frame_tokens: int, groups: Sequence[Group]) -> Flop
     return dit(c, frame_tokens, sum(q for q, _ in sizes), sum(q * k for q, k in sizes))
 
 
-def generation(c: WanConfig, frame_tokens: int, plan: Plan) -> Flops:
-    """A rollout: all steps of every block, and the clean pass of all but the last."""
+def generation(
+    c: WanConfig, frame_tokens: int, plan: Plan, steps: Sequence[float] | None = None
+) -> Flops:
+    """A rollout: the steps of every block, and the clean pass of all but the last.
+
+    Args:
+      c, frame_tokens: see `dit`.
+      plan: the blocks.
+      steps: of each block; None: all that it has.
+    """
+    steps = mean_steps(plan) if steps is None else steps
     total, stop = Flops(0.0, 0.0), 0
-    for number, block in enumerate(plan):
+    for number, (block, count) in enumerate(zip(plan, steps, strict=True)):
         stop += block.frames
-        passes = len(block.sigmas) + (number < len(plan) - 1)
+        passes = count + (number < len(plan) - 1)
         one = dit(c, frame_tokens, block.frames, block.frames * stop, prompts=0)
         total = total.plus(Flops(passes * one.linear, passes * one.attention))
     return total

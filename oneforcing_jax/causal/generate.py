@@ -14,6 +14,7 @@ noisy pass of the next block. The last block has no clean pass. Three blocks of 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,13 +31,15 @@ from oneforcing_jax.causal.plan import (
     Plan,
     cut,
     join,
+    last_levels,
     num_frames,
     pieces,
 )
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import KeyValue, WanConfig
 
-Apply = Callable[..., Any]
+# Steps that may be skipped, by this name in a traced program.
+UNTIL_EXIT = "until_exit"
 
 
 class Rollout(NamedTuple):
@@ -45,11 +48,13 @@ class Rollout(NamedTuple):
     Attributes:
       latents: [b, f, c, y, x], generated (without the given first frames).
       inputs: [b, f, c, y, x], what the last denoising step of each block saw.
+      levels: [f], its noise levels.
       cache: keys and values of the clean frames; the last block's are not in it.
     """
 
     latents: jax.Array
     inputs: jax.Array
+    levels: jax.Array
     cache: Cache
 
 
@@ -58,16 +63,23 @@ class Generator:
     """A causal model and how it is rolled out.
 
     Attributes:
-      apply: `functools.partial(WanDiT(config).apply, {"params": params})`.
+      apply: `functools.partial(WanDiT(config).apply, {"params": params})`, whose arguments hold all that
+        can take gradients.
       config: of the model.
       window: how far back a block sees.
       context_sigma: noise level that a finished block gets before its clean pass; the network is told 0.
     """
 
-    apply: Apply
+    apply: functools.partial[Any]
     config: WanConfig
     window: Window = Window()
     context_sigma: float = 0.0
+
+    def stopped(self) -> Generator:
+        """The same model without gradient."""
+        arguments = jax.lax.stop_gradient(self.apply.args)
+        again = functools.partial(self.apply.func, *arguments, **self.apply.keywords)
+        return dataclasses.replace(self, apply=again)
 
     def frame_tokens(self, latents: jax.Array) -> int:
         """Tokens of one of the given latent frames."""
@@ -82,11 +94,11 @@ def forward(
     g: Generator,
     cache: Caches,
     text: KeyValue,
-    parts: Sequence[tuple[jax.Array, float]],
+    parts: Sequence[tuple[jax.Array, Any]],
     start: Any,
     limit: int,
 ) -> tuple[jax.Array, Any]:
-    """One forward of consecutive blocks (latents, sigma), the first beginning at frame `start`.
+    """One forward of consecutive blocks (latents, noise level), the first beginning at frame `start`.
 
     Returns the flow of the last block, and what `kv.cached` gives back, which `kept` takes.
     """
@@ -123,8 +135,12 @@ def denoise_block(
     before: jax.Array | None,
     start: Any,
     limit: int,
+    exit: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Caches]:
-    """All steps of one block; the first also passes over the clean block `before`, if there is one.
+    """The steps of one block; the first also passes over the clean block `before`, if there is one.
+
+    Args:
+      exit: number of the last step that runs; None: all do.
 
     Returns the block's clean latents, the input of its last step, and the cache with `before` in it.
     """
@@ -141,21 +157,50 @@ def denoise_block(
     cache = kept(g, cache, new, clean, start - clean)
     x0 = flow.x0_from_flow(x, v, block.sigmas[0])
 
-    def again(carry: Any, xs: Any) -> tuple[Any, None]:
-        (sigma, noise), (_, x0, cache) = xs, carry
+    def again(carry: Any, xs: Any) -> Any:
+        (sigma, noise), (_, x0, own) = xs, carry
         x = flow.add_noise(x0, noise, sigma)
-        v, new = forward(g, cache, text, [(x, sigma)], start, limit)
-        return (x, flow.x0_from_flow(x, v, sigma), kept(g, cache, new, 0, start)), None
+        v, new = forward(g, cache if own is None else own, text, [(x, sigma)], start, limit)
+        return x, flow.x0_from_flow(x, v, sigma), None if own is None else new
 
     if len(block.sigmas) > 1:
-        if step.renoise is None:
-            raise InputError(
-                f"rollout: expected renoise for a block of {len(block.sigmas)} steps, found None"
-            )
-        noises = jnp.moveaxis(step.renoise[:, : len(block.sigmas) - 1], 1, 0)
-        steps = (jnp.array(block.sigmas[1:]), noises)
-        (x, x0, cache), _ = jax.lax.scan(again, (x, x0, cache), steps)
+        steps = (jnp.array(block.sigmas[1:]), renoise_of(step, block))
+        # Noisy passes leave a stacked cache as it is; layers that own theirs write into it.
+        own = None if isinstance(cache, Cache) else cache
+        x, x0, own = loop(again, (x, x0, own), steps, exit)
+        cache = cache if own is None else own
     return x0, x, cache
+
+
+def renoise_of(step: BlockDraws, block: Block) -> jax.Array:
+    """Noise between the steps of a block, [steps - 1, b, f, c, y, x].
+
+    Raises:
+      InputError: there is none.
+    """
+    if step.renoise is None:
+        raise InputError(
+            f"rollout: expected renoise for a block of {len(block.sigmas)} steps, found None"
+        )
+    return jnp.moveaxis(step.renoise[:, : len(block.sigmas) - 1], 1, 0)
+
+
+def loop(body: Callable[..., Any], carry: Any, xs: Any, count: jax.Array | None) -> Any:
+    """carry = body(carry, x) for the first `count` rows of `xs`, a traced number; None: for all.
+
+    Rows after that are skipped by a conditional, so that it is known before how often the loop turns, and
+    reverse mode can pass.
+    """
+    if count is None:
+        return jax.lax.scan(lambda carry, x: (body(carry, x), None), carry, xs)[0]
+
+    def guarded(carry: Any, numbered: Any) -> tuple[Any, None]:
+        number, x = numbered
+        with jax.named_scope(UNTIL_EXIT):
+            return jax.lax.cond(number < count, lambda c: body(c, x), lambda c: c, carry), None
+
+    numbers = jnp.arange(jax.tree.leaves(xs)[0].shape[0])
+    return jax.lax.scan(guarded, carry, (numbers, xs))[0]
 
 
 def scan(body: Callable[..., Any], carry: Any, xs: Any, count: int) -> tuple[Any, Any]:
@@ -237,7 +282,8 @@ def generate(
             carry: Any, step: BlockDraws, block: Block = block, limit: int = limit
         ) -> tuple[Any, Any]:
             cache, before, start = carry
-            x0, x, cache = denoise_block(g, cache, text, block, step, before, start, limit)
+            exit = draws.exit_of(block, plan)
+            x0, x, cache = denoise_block(g, cache, text, block, step, before, start, limit, exit)
             return (cache, x0, start + block.frames), (x0, x)
 
         (cache, before, _), (x0, x) = scan(
@@ -246,4 +292,5 @@ def generate(
         latents.append(join(x0))
         inputs.append(join(x))
         done += (j - i) * block.frames
-    return Rollout(jnp.concatenate(latents, 1), jnp.concatenate(inputs, 1), cache)
+    levels = last_levels(plan, draws)
+    return Rollout(jnp.concatenate(latents, 1), jnp.concatenate(inputs, 1), levels, cache)

@@ -66,34 +66,90 @@ def make_plan(
     return (Block(first, head), *(Block(frames_per_block, sigmas) for _ in range(rest)))
 
 
+def with_one_more_step(plan: Plan, shift: float) -> Plan:
+    """The same blocks in one step more each, their steps evenly spaced before the schedule is warped."""
+
+    def longer(block: Block) -> Block:
+        count = len(block.sigmas) + 1
+        steps = [flow.TRAIN_STEPS * (1 - i / count) for i in range(count)]
+        return Block(block.frames, flow.warp_steps(steps, shift))
+
+    return tuple(longer(block) for block in plan)
+
+
 def num_frames(plan: Plan) -> int:
     """Latent frames of a plan."""
     return sum(block.frames for block in plan)
 
 
 class ClipDraws(NamedTuple):
-    """The noise of a rollout, drawn by the caller; samples first, so that a batch can be cut.
+    """The randomness of a rollout, drawn by the caller; samples first, so that a batch can be cut.
 
     Attributes:
       start: [b, f, c, y, x], what each block starts from.
       context: [b, f, c, y, x], added before the clean pass; None where context_sigma is 0.
       renoise: [b, steps - 1, f, c, y, x], added between steps; None where no block has a second step.
+      exit: int [b], all equal: the number of the step whose prediction is the output of a block that
+        `exits`; None: the last.
     """
 
     start: jax.Array
     context: jax.Array | None = None
     renoise: jax.Array | None = None
+    exit: jax.Array | None = None
+
+    def exit_of(self, block: Block, plan: Plan) -> jax.Array | None:
+        """Number of the step at which a block of the plan ends; None: its last."""
+        return None if self.exit is None or not exits(block, plan) else self.exit[0]
 
 
-def draw(key: jax.Array, shape: tuple[int, ...], plan: Plan, context_sigma: float) -> ClipDraws:
-    """Fresh noise for latents of `shape`."""
+def exits(block: Block, plan: Plan) -> bool:
+    """Whether a block can end before its last step: if it has several, in the list that the last block has.
+
+    A first block with a list of its own runs all of it, as it will when it is served.
+    """
+    return len(block.sigmas) > 1 and block.sigmas == plan[-1].sigmas
+
+
+def draw(
+    key: jax.Array,
+    shape: tuple[int, ...],
+    plan: Plan,
+    context_sigma: float,
+    random_exit: bool = False,
+) -> ClipDraws:
+    """Fresh randomness for latents of `shape`.
+
+    With `random_exit` one exit step is drawn from the plan's list for all clips and blocks: steps after it
+    are not computed, which a step for each clip of a batch would not allow.
+    """
     start, context, renoise = jax.random.split(key, 3)
-    extra = max(len(block.sigmas) for block in plan) - 1
+    extra, exit = max(len(block.sigmas) for block in plan) - 1, None
+    if random_exit and exits(plan[-1], plan):
+        renoise, step = jax.random.split(renoise)
+        exit = jnp.full(shape[:1], jax.random.randint(step, (), 0, len(plan[-1].sigmas)))
     return ClipDraws(
         jax.random.normal(start, shape),
         jax.random.normal(context, shape) if context_sigma else None,
         jax.random.normal(renoise, (shape[0], extra, *shape[1:])) if extra else None,
+        exit,
     )
+
+
+def mean_steps(plan: Plan, random_exit: bool = False) -> tuple[float, ...]:
+    """Steps that each block takes, their mean where the last is drawn."""
+    counts = ((len(block.sigmas), random_exit and exits(block, plan)) for block in plan)
+    return tuple((count + 1) / 2 if drawn else float(count) for count, drawn in counts)
+
+
+def last_levels(plan: Plan, draws: ClipDraws) -> jax.Array:
+    """Noise level [f] of the step at which each frame's block ends."""
+
+    def level(block: Block) -> jax.Array:
+        exit = draws.exit_of(block, plan)
+        return jnp.full(block.frames, jnp.array(block.sigmas)[-1 if exit is None else exit])
+
+    return jnp.concatenate([level(block) for block in plan])
 
 
 class BlockDraws(NamedTuple):

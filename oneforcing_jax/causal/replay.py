@@ -67,8 +67,7 @@ def replay(
         )
     groups = structures.noisy_after_clean(layout, first=first)
     x = jax.lax.stop_gradient(rollout.inputs[:, before:])
-    sigma = jnp.concatenate([jnp.full(b.frames, b.sigmas[-1]) for b in plan[first:]])
-    sigma = jnp.broadcast_to(sigma, x.shape[:2])
+    sigma = jnp.broadcast_to(rollout.levels[before:], x.shape[:2])
     attend = context(straight_through, groups, before)
     frames = before + jnp.arange(total - before)
     out = g.apply(x, sigma, text, frames=frames, attend=attend, memory=rollout.cache)
@@ -78,7 +77,7 @@ def replay(
 def differentiable(
     g: Generator, draws: ClipDraws, text: jax.Array, plan: Plan, first: int, context_gradient: str
 ) -> jax.Array:
-    """Latents of a rollout, with gradient to the model from block `first` on.
+    """Latents of a rollout, with gradient to the last step of each block from number `first` on.
 
     Args:
       context_gradient: "straight_through" or "stop" (replayed in parallel), or "full" (sequential).
@@ -89,7 +88,7 @@ def differentiable(
         raise InputError(
             f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}"
         )
-    rollout = jax.lax.stop_gradient(generate(g, draws, text, plan))
+    rollout = generate(g.stopped(), draws, text, plan)
     again = replay(g, rollout, text, plan, first, context_gradient == "straight_through")
     before = sum(block.frames for block in plan[:first])
     return jnp.concatenate([rollout.latents[:, :before], again], 1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from oneforcing_jax import flow
 from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal.cache import Cache
-from oneforcing_jax.causal.generate import Generator, forward, scan
+from oneforcing_jax.causal.generate import Generator, forward, loop, renoise_of, scan
 from oneforcing_jax.causal.plan import (
     Block,
     BlockDraws,
@@ -39,16 +39,25 @@ def _both_passes(
     start: Any,
     limit: int,
     context_gradient: str,
+    exit: jax.Array | None,
 ) -> tuple[jax.Array, Cache]:
-    """Noisy passes and the clean pass of one block: its latents, and the keys and values to store."""
-    stop = jax.lax.stop_gradient
-    x, noises = step.start, () if step.renoise is None else jnp.moveaxis(step.renoise, 1, 0)
-    v, noisy = forward(g, cache, text, [(x, block.sigmas[0])], start, limit)
-    x0 = flow.x0_from_flow(x, v, block.sigmas[0])
-    for sigma, noise in zip(block.sigmas[1:], noises, strict=False):
-        x = flow.add_noise(stop(x0), noise, sigma)
-        v, noisy = forward(g, cache, text, [(x, sigma)], start, limit)
-        x0 = flow.x0_from_flow(x, v, sigma)
+    """Noisy passes and the clean pass of one block: its latents, and the keys and values to store.
+
+    `exit` is the number of the noisy pass that is the last and takes the gradient; None: the last of all.
+    """
+    stop, sigmas = jax.lax.stop_gradient, jnp.array(block.sigmas)
+    x, still = step.start, g.stopped()
+
+    def denoise(x: jax.Array, xs: Any) -> jax.Array:
+        sigma, noise, after = xs
+        v, _ = forward(still, stop(cache), stop(text), [(x, sigma)], start, limit)
+        return flow.add_noise(flow.x0_from_flow(x, v, sigma), noise, after)
+
+    if len(block.sigmas) > 1:
+        x = loop(denoise, x, (sigmas[:-1], renoise_of(step, block), sigmas[1:]), exit)
+    sigma = sigmas[-1 if exit is None else exit]
+    v, noisy = forward(g, cache, text, [(x, sigma)], start, limit)
+    x0 = flow.x0_from_flow(x, v, sigma)
     clean = x0 if step.context is None else flow.add_noise(x0, step.context, g.context_sigma)
     _, new = forward(g, cache, text, [(clean, 0.0)], start, limit)
     if context_gradient == "straight_through":
@@ -68,7 +77,7 @@ def sequential(
 
     Args:
       context_gradient: "straight_through" and "stop" as in `replay`; "full": true back-propagation
-        through the clean pass. Of a block's steps only the last takes gradients.
+        through the clean pass. Of the steps that a block takes only the last takes gradients.
 
     Returns:
       [b, f, c, y, x].
@@ -95,7 +104,10 @@ def sequential(
             carry: Any, step: BlockDraws, block: Block = block, limit: int = limit
         ) -> tuple[Any, jax.Array]:
             cache, start = carry
-            x0, new = _both_passes(g, cache, text, block, step, start, limit, context_gradient)
+            exit = draws.exit_of(block, plan)
+            x0, new = _both_passes(
+                g, cache, text, block, step, start, limit, context_gradient, exit
+            )
             return (kv.write(cache, new, start, g.window), start + block.frames), x0
 
         carry, x0 = scan(jax.checkpoint(body), (cache, jnp.int32(done)), steps, j - i)

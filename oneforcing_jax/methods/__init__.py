@@ -24,8 +24,12 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 # draw(key, batch) -> all randomness of an update, a tree of arrays whose first axis is the batch's
 Draw = Callable[[jax.Array, Batch], Any]
-# loss(params of the updated network, parameters of all networks, batch, draws) -> (loss, metrics)
+# loss(params of the updated network, parameters of all networks and AVERAGE, batch, draws) -> (loss, metrics)
 Loss = Callable[[Params, Mapping[str, Params], Batch, Any], tuple[jax.Array, Metrics]]
+
+# Beside the networks by their names, a loss finds under this one the moving average of the network that the
+# method samples from, as it was before the update; without an average, that network itself.
+AVERAGE = "average"
 
 # What a batch holds once for all its samples; everything else in it has the batch axis first.
 SHARED = ("negative",)
@@ -119,6 +123,7 @@ class Method:
       updates: in the order in which they run within an iteration.
       sampled: the network that makes videos; None: there is none.
       fields: of a batch, with the shape of one sample.
+      left_out: networks that these settings leave out; a config may still say where they start.
       choices: settings that change time and memory, and no result: values by name in the config.
       parts: gives pieces of an update to time, from the networks' parameters and a batch.
       refused: why it cannot train with these settings, which other uses of the networks do not need; "":
@@ -129,6 +134,7 @@ class Method:
     updates: tuple[Update, ...]
     sampled: Sampled | None = None
     fields: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     choices: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     parts: Callable[[Mapping[str, Params], Batch], Iterator[Part]] | None = None
     refused: str = ""

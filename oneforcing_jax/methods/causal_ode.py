@@ -23,7 +23,7 @@ from oneforcing_jax.methods import (
     flow_matching,
     sample_fields,
 )
-from oneforcing_jax.methods.flow_matching import teacher_forced
+from oneforcing_jax.methods.flow_matching import guided, teacher_forced
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.ranges import Count, Natural
 from oneforcing_jax.run import Run
@@ -86,20 +86,46 @@ def trajectory(
     Returns:
       [b, kept + 1, f, c, y, x], the last row the end point.
     """
-    twice = jnp.concatenate([clean, clean])
-    prompts = jnp.concatenate([text, jnp.broadcast_to(negative, text.shape)])
 
     def step(x: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
         now, after = levels
-        level = jnp.full((2 * x.shape[0], x.shape[1]), now)
-        v = teacher_forced(model, params, twice, jnp.concatenate([x, x]), level, prompts, layout)
-        conditional, unconditional = jnp.split(v, 2)
-        v = flow.guide(conditional, unconditional, guidance)
+        level = jnp.full(x.shape[:2], now)
+        v = guided(model, params, clean, x, level, text, negative, layout, guidance)
         return x + (after - now) * v, x
 
     pairs = jnp.stack([jnp.asarray(sigmas[:-1]), jnp.asarray(sigmas[1:])], 1).astype(jnp.float32)
     end, rows = jax.lax.scan(step, noise, pairs)
     return jnp.moveaxis(jnp.concatenate([rows[jnp.array(kept)], end[None]]), 0, 1)
+
+
+def endpoint_error(
+    model: WanDiT,
+    params: Params,
+    batch: Batch,
+    row: jax.Array,
+    levels: tuple[float, ...],
+    layout: tuple[int, ...],
+) -> jax.Array:
+    """mean (x0(x_t) - x_end)^2, x_t a row of each trajectory, every block seeing real clean context.
+
+    Args:
+      model, params: the student.
+      batch: "latents" [b, f, c, y, x], "text" [b, s, d] and "trajectory" [b, rows + 1, f, c, y, x].
+      row: [b], the number of x_t in it.
+      levels: noise levels of the rows before the last.
+      layout: frames of each block.
+    """
+    rows, clean = batch["trajectory"], batch["latents"]
+    x = rows[jnp.arange(rows.shape[0]), row]
+    sigma = jnp.broadcast_to(jnp.array(levels)[row][:, None], x.shape[:2])
+    v = teacher_forced(model, params, clean, x, sigma, batch["text"], layout)
+    return jnp.square(flow.x0_from_flow(x, v, sigma) - rows[:, -1]).mean()
+
+
+def levels(ode: Ode, shift: float) -> tuple[float, ...]:
+    """Noise levels of the kept rows."""
+    grid = flow.grid(ode.steps, shift)
+    return tuple(float(grid[i]) for i in ode.kept)
 
 
 def regression(
@@ -115,11 +141,7 @@ def regression(
         return jax.random.randint(key, batch["latents"].shape[:1], 0, len(levels))
 
     def loss(params: Params, nets: Any, batch: Batch, row: jax.Array) -> tuple[jax.Array, Metrics]:
-        rows, clean = batch["trajectory"], batch["latents"]
-        x = rows[jnp.arange(rows.shape[0]), row]
-        sigma = jnp.broadcast_to(jnp.array(levels)[row][:, None], x.shape[:2])
-        v = teacher_forced(model, params, clean, x, sigma, batch["text"], layout)
-        value = jnp.square(flow.x0_from_flow(x, v, sigma) - rows[:, -1]).mean()
+        value = endpoint_error(model, params, batch, row, levels, layout)
         return value, {"loss": value}
 
     return Update("model", 1, draw, loss, work)
@@ -128,13 +150,11 @@ def regression(
 def make(config: Config, run: Run) -> Method:
     """The method."""
     model, ode = WanDiT(config.generator), config.ode
-    grid = flow.grid(ode.steps, run.shift)
-    levels = tuple(float(grid[i]) for i in ode.kept)
     work = flow_matching.work(config.generator, run)
     fields = sample_fields(run, config.generator)
     return Method(
         nets={"model": Network(model, "generator")},
-        updates=(regression(model, run.layout, levels, work),),
+        updates=(regression(model, run.layout, levels(ode, run.shift), work),),
         sampled=Sampled("model", run.plan),
         fields=fields | {"trajectory": (len(ode.kept) + 1, *run.latents.shape)},
     )

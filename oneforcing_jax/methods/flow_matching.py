@@ -30,6 +30,11 @@ class FlowDraws(NamedTuple):
     drop: jax.Array
 
 
+def side_by_side(parts: list[jax.Array]) -> jax.Array:
+    """Arrays [b, ...] as [b parts, ...], the parts of a sample next to each other and so on one device."""
+    return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
+
+
 def draw(
     key: jax.Array, shape: tuple[int, ...], levels: int, shift: float, drop_rate: float
 ) -> FlowDraws:
@@ -73,6 +78,29 @@ def teacher_forced(
         attend=structured(teacher_forcing(layout)),
     )
     return out.flow[:, frames:]
+
+
+def guided(
+    model: WanDiT,
+    params: Params,
+    clean: jax.Array,
+    noisy: jax.Array,
+    sigma: jax.Array,
+    text: jax.Array,
+    negative: jax.Array,
+    layout: tuple[int, ...],
+    guidance: float,
+) -> jax.Array:
+    """`teacher_forced` with classifier-free guidance; both prompts in one forward.
+
+    Args:
+      text, negative: [b, s, d] and [s, d].
+      guidance: s in cond + s (cond - uncond).
+    """
+    prompts = side_by_side([text, jnp.broadcast_to(negative, text.shape)])
+    clean, noisy, sigma = (side_by_side([x, x]) for x in (clean, noisy, sigma))
+    v = teacher_forced(model, params, clean, noisy, sigma, prompts, layout)
+    return flow.guide(v[::2], v[1::2], guidance)
 
 
 def work(config: WanConfig, run: Run) -> Work:

@@ -161,12 +161,10 @@ def _initial(
     run: Run, trainer: Trainer, source: str, net: str, abstract: Any, workdir: Path
 ) -> Params:
     """Parameters that a network begins with."""
-    backbone = trainer.method.nets[net].backbone
     if source == sources.RANDOM:
         return trainer.init_net(net)
-    if backbone and sources.place(run, workdir, source)[1] != net:
-        part = sources.load(run, workdir, source, abstract[backbone])
-        return {**trainer.init_net(net), backbone: part}
+    if part := sources.part(trainer.method.nets[net], net, source):
+        return trainer.init_net(net) | {part: sources.load(run, workdir, source, abstract[part])}
     return sources.load(run, workdir, source, abstract)
 
 

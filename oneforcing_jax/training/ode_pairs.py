@@ -137,7 +137,13 @@ def prepare(run: Run, name: str, fields: Fields) -> Stage:
     parts = share(fields.share)
     sharding.check("a batch", fields.batch, "batch", mesh)
     sharding.check("attention heads", module.config.num_heads, "whole_heads", mesh)
-    return Stage(name, functools.partial(make, run, name, fields), share=parts)
+
+    def check(workdir: Path) -> None:
+        if not (workdir / name / "store").is_dir():
+            like = parameters.in_use(module, mesh)
+            sources.check_made(run, name, workdir, fields.source, like)
+
+    return Stage(name, functools.partial(make, run, name, fields), check, share=parts)
 
 
 KIND = Kind(Fields, lambda fields: (Config,), prepare)

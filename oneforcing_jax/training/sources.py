@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from oneforcing_jax import checkpoint, methods
+from oneforcing_jax import config as configs
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Network
 from oneforcing_jax.run import Run
@@ -41,7 +44,71 @@ def load(run: Run, workdir: Path, source: str, abstract: Any, ema: bool = False)
       MissingInput, InputError: nothing there, or another model.
     """
     folder, net = place(run, workdir, source)
-    return checkpoint.load_net(folder, net, abstract, ema)
+    with _maker_named(run, source):
+        _check_schedule(run, folder, net)
+        return checkpoint.load_net(folder, net, abstract, ema)
+
+
+def check_made(run: Run, stage: str, workdir: Path, source: str, abstract: Any) -> None:
+    """Checks what `load` will read, before any stage runs, unless an earlier stage of the run makes it.
+
+    Raises:
+      MissingInput, InputError: nothing there, another model, or one for another schedule; says what makes it.
+    """
+    made_before = run.run[: run.run.index(stage)]
+    if source == RANDOM or source.rpartition(":")[0] in made_before:
+        return
+    folder, net = place(run, workdir, source)
+    with _maker_named(run, source):
+        _check_schedule(run, folder, net)
+        checkpoint.check_net(folder, net, abstract)
+
+
+def part(network: Network, net: str, source: str) -> str:
+    """The part of a network `net` that a source fills, whose rest is random; "": all of it."""
+    return network.backbone if source.rpartition(":")[2] != net else ""
+
+
+@contextlib.contextmanager
+def _maker_named(run: Run, source: str) -> Iterator[None]:
+    """Adds to an error about a source what makes it."""
+    try:
+        yield
+    except InputError as error:
+        where = source.rpartition(":")[0]
+        maker = f"{source!r} is what the config names for a network to start from"
+        if where in run.stages:
+            maker = f"stage {where!r} of this config makes {source!r}: --config.run={where}"
+        raise type(error)(f"{error}; {maker}") from None
+
+
+def _check_schedule(run: Run, folder: Path, net: str) -> None:
+    """Refuses a causal student whose stage had another shift or other blocks than the run.
+
+    Raises:
+      InputError: names what differs.
+    """
+    stage = next((p.parent for p in (folder, folder.parent) if p.name == checkpoint.FOLDER), None)
+    record = stage / checkpoint.CONFIG if stage else None
+    if stage is None or record is None or not record.is_file():
+        return
+    try:
+        then = Run.of(configs.of_json(record))
+        sampled = methods.make(str(then.stages[stage.name]["method"]), then).sampled
+    except InputError:
+        return  # of another version, or with a method that is not here: it says nothing
+    if sampled is None or sampled.net != net or sampled.plan is None:
+        return
+    for name, found, expected in (
+        ("shift", then.shift, run.shift),
+        ("blocks.frames", then.blocks.frames, run.blocks.frames),
+        ("blocks.first_frames", then.blocks.first_frames, run.blocks.first_frames),
+    ):
+        if found != expected:
+            raise InputError(
+                f"checkpoint {folder}: expected a network trained with {name} {expected}, found {found} "
+                f"in {record}; set {name} to that, or train stage {stage.name!r} again"
+            )
 
 
 def network(run: Run, source: str) -> Network:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from oneforcing_jax import randomness, sharding, trees
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.methods import SHARED, Batch, Method, Metrics, Update
+from oneforcing_jax.methods import AVERAGE, SHARED, Batch, Method, Metrics, Update
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.params import in_compute_dtype
 from oneforcing_jax.ranges import Decay, Natural
@@ -248,6 +248,8 @@ class Trainer:
                 randomness.key(self.seed, self.stage, net, "update"), iteration
             )
             nets = state["params"] | frozen
+            if sampled := self.method.sampled:
+                nets |= {AVERAGE: state["ema" if self.averaged else "params"][sampled.net]}
             whole = state["params"][net]
             part = trees.select(whole, update.trains)
             gradients, metrics = self._gradients(update, part, nets, batch, key)
@@ -278,6 +280,8 @@ class Trainer:
         """
 
         def cast(name: str, params: Any) -> Any:
+            if name == AVERAGE and self.method.sampled:
+                name = self.method.sampled.net
             return in_compute_dtype(params, self.method.nets[name].config)
 
         others = {name: cast(name, other) for name, other in nets.items()}

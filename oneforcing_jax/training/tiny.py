@@ -42,8 +42,10 @@ def shrink(config: ConfigDict) -> None:
         if "gradient_blocks" in section:
             section.gradient_blocks = min(section.gradient_blocks, 1)
     config.run = tuple(name for name in config.run if config.stages[name].kind == "train")
-    for name in config.run:
-        stage = config.stages[name]
+    # Also those that do not run yet: what a command line sets, such as `run`, comes after.
+    for stage in config.stages.values():
+        if stage.kind != "train":
+            continue
         parts = 2 if stage.microbatch else 1
         stage.microbatch = jax.device_count() if stage.microbatch else 0
         stage.update({"data": STORE, "iterations": ITERATIONS})

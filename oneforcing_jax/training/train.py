@@ -88,20 +88,36 @@ def prepare(run: Run, name: str, stage: Train) -> Stage:
     """Checks a stage that trains, and the sources that its networks start from."""
     made = trainer(run, name, stage)
     made.abstract()
-    _same_names(f"stages.{name}.init", stage.init, tuple(made.method.nets))
-    for net, source in stage.init.items():
+    init = {net: at for net, at in stage.init.items() if net not in made.method.left_out}
+    _same_names(f"stages.{name}.init", init, tuple(made.method.nets))
+    for net, source in init.items():
         sources.check(f"stages.{name}.init.{net}", source, run)
 
     def check(workdir: Path) -> None:
         folder = workdir / name / checkpoint.FOLDER
         checkpoint.check_claim(folder, loop.identity(run, stage, workdir))
+        done = checkpoint.newest(folder)
+        if done is not None and done >= stage.iterations:
+            return
         devices = list(made.mesh.local_devices)
         needed = room.per_device(made.abstract()) * len(devices)
         advice = "take a smaller model, more devices over mesh.fsdp, or another --preset"
         room.check_memory(f"stage {name!r}", needed, advice, devices)
+        _check_sources(run, name, stage, made, workdir, begun=done is not None)
 
     work = functools.partial(loop.run, run, name, stage, made)
     return Stage(name, work, check, several_processes=True)
+
+
+def _check_sources(
+    run: Run, name: str, stage: Train, made: Trainer, workdir: Path, begun: bool
+) -> None:
+    """Checks what the networks of a stage start from; one that has begun reads the frozen ones alone."""
+    state, frozen = made.abstract()
+    for net, abstract in (frozen if begun else state["params"] | frozen).items():
+        source = stage.init[net]
+        part = sources.part(made.method.nets[net], net, source)
+        sources.check_made(run, name, workdir, source, abstract[part] if part else abstract)
 
 
 def views(stage: Train) -> tuple[type, ...]:
