@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import math
 import runpy
 import traceback
 import types
@@ -134,10 +135,10 @@ def _parse(name: str, text: str, like: Any) -> Any:
     )
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         value = {"true": True, "false": False}.get(text.lower())
     if isinstance(like, float) and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < ranges.MOST else math.inf
     if isinstance(like, tuple) and not isinstance(value, tuple) and value is not None:
         value = (value,)
     if type(value) is not type(like):
