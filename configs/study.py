@@ -1,0 +1,35 @@
+"""The toy on which tools/study.py compares methods: captions leave words open, all initialisations are made.
+
+    python tools/study.py --out=runs/study
+
+A caption says the shape alone. Colour and direction are free, so a student of one step has to choose.
+"""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+from oneforcing_jax.toy.world import WORLD
+
+HERE = Path(__file__).parent
+TOY = runpy.run_path(str(HERE / "toy.py"))
+TRAIN = runpy.run_path(str(HERE / "base.py"))["train_stage"]
+
+
+def get_config():
+    c = TOY["get_config"]()
+    world = dataclasses.replace(WORLD, told=("shape",))
+    c.world = dataclasses.asdict(world)
+    c.consistency = {"steps": 12, "guidance": 1.0}
+    causal = "teacher_forcing:model"
+    # As the regression of ODE pairs, which it stands in for.
+    rules = {"model": c.stages.ode.optimisers.model.copy_and_resolve_references()}
+    c.stages.consistency = TRAIN(
+        "causal_consistency", "world/store", 200, 8, rules, {"model": causal, "teacher": causal},
+        ema={"decay": 0.97, "start": 0}, log_every=10,
+    )  # fmt: skip
+    c.stages.one_forcing.samples.every = 0
+    c.stages.report.students = (("student", "one_forcing:generator"),)
+    c.stages.report.videos = 3
+    c.run = ("world", "teacher", "exam", "teacher_forcing", "ode_pairs", "ode", "consistency")
+    return c

@@ -1,0 +1,55 @@
+"""Metrics over iterations, means and spans over the runs of each method (Figures 4 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from oneforcing_jax.errors import MissingPackage
+from oneforcing_jax.training.metrics import read_rows
+
+# Panels: a title, and the metrics whose first less the second is shown.
+PANELS = {
+    "DMD loss": ("generator/dmd_loss",),
+    "generator's adversarial loss": ("generator/gan_loss",),
+    "critic's denoising loss": ("critic/denoise_loss",),
+    "discriminator's loss": ("critic/gan_loss",),
+    "logit gap, real - fake": ("critic/real_logit", "critic/fake_logit"),
+}
+
+
+def series(folder: Path, metrics: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations [n] and values [n] of the rows that have all the metrics."""
+    rows = [row for row in read_rows(folder) if all(metric in row for metric in metrics)]
+    values = [row[metrics[0]] - sum(row[metric] for metric in metrics[1:]) for row in rows]
+    return np.array([row["iteration"] for row in rows]), np.array(values)
+
+
+def plot(path: Path, runs: Mapping[str, Sequence[Path]]) -> None:
+    """Draws the panels; `runs` are folders of stages, by method.
+
+    Raises:
+      MissingPackage: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackage(
+            'a plot needs the package matplotlib: pip install "oneforcing_jax[plots]"'
+        ) from error
+    figure = Figure(figsize=(3.6 * len(PANELS), 3.6), layout="constrained")
+    for axes, (title, metrics) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for name, folders in runs.items():
+            found = [series(folder, metrics) for folder in folders]
+            found = [(at, values) for at, values in found if len(at)]
+            if not found:
+                continue
+            shortest = min(len(at) for at, _ in found)
+            at, values = found[0][0][:shortest], np.stack([v[:shortest] for _, v in found])
+            (line,) = axes.plot(at, values.mean(0), label=name)
+            axes.fill_between(at, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
+        axes.set(title=title, xlabel="iteration")
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,194 @@
+"""Comparison of methods over seeds: which runs there are, what is read of them, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from oneforcing_jax.files import read_record
+from oneforcing_jax.training.metrics import read_rows
+
+# Stages that all rows share, and those of a row.
+SHARED = ("world", "teacher", "exam", "teacher_forcing", "ode_pairs", "ode", "consistency")
+OWN = ("one_forcing", "report")
+# What a base of another layout of blocks takes from the first one.
+COMMON = ("world", "teacher", "exam")
+SCORES = "scores.json"
+LEVEL = 0.95
+
+# Fields of the distillation without its adversarial branch.
+DMD = {"one_forcing.gan_generator_weight": 0.0, "one_forcing.gan_discriminator_weight": 0.0}
+CONSISTENT = {"stages.one_forcing.init.generator": "consistency:model"}
+CHUNKS = {"blocks.frames": 2}
+
+
+class Row(NamedTuple):
+    """A method of the comparison.
+
+    Attributes:
+      name: in the table.
+      fields: of the config, which make it.
+      seeds: runs.
+      base: which shared stages it begins from: "framewise" or "chunkwise".
+      student: the network that is scored; one that a shared stage made is scored as it is.
+    """
+
+    name: str
+    fields: Mapping[str, Any] = {}
+    seeds: int = 3
+    base: str = "framewise"
+    student: str = "one_forcing:generator"
+
+    @property
+    def folder(self) -> str:
+        """Its name as a folder's."""
+        return re.sub(r"\W+", "_", self.name.lower()).strip("_")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that are its own."""
+        return OWN if self.student.startswith(OWN[0]) else OWN[1:]
+
+
+BASES: dict[str, Mapping[str, Any]] = {"framewise": {}, "chunkwise": CHUNKS}
+AGAINST = "DMD alone"
+ROWS = (
+    Row("ODE regression alone", student="ode:model"),
+    Row("consistency alone", student="consistency:model"),
+    Row(AGAINST, DMD, 5),
+    Row("One-Forcing", {}, 5),
+    Row("adversarial alone", {"one_forcing.dmd_weight": 0.0}),
+    Row("ASD", {"one_forcing.real": "self"}),
+    Row(
+        "One-Forcing + forward KL",
+        {"one_forcing.forward_kl_weight": 1.0, "stages.one_forcing.data": "ode_pairs/store"},
+    ),
+    Row("One-Forcing from consistency", CONSISTENT),
+    Row("DMD alone from consistency", DMD | CONSISTENT),
+    Row("DMD alone, four steps", DMD | {"blocks.steps": (1000.0, 750.0, 500.0, 250.0)}),
+    Row("One-Forcing, chunkwise", CHUNKS, base="chunkwise"),
+    Row("DMD alone, chunkwise", DMD | CHUNKS, base="chunkwise"),
+)
+
+
+class Claim(NamedTuple):
+    """A statement of the paper: that `metric` of one row is higher than that of another, or lower."""
+
+    text: str
+    row: str
+    against: str
+    metric: str
+    higher: bool
+
+
+CLAIMS = (
+    Claim("Real data keeps the logit gap open where ASD's closes (Figure 4)",
+          "One-Forcing", "ASD", "logit_gap", True),
+    Claim("The adversarial branch brings one step nearer to real videos than DMD alone (Table 2)",
+          "One-Forcing", AGAINST, "frechet", False),
+    Claim("... and makes more of them clear", "One-Forcing", AGAINST, "clear", True),
+    Claim("Framewise is better than chunkwise (Table 1)",
+          "One-Forcing", "One-Forcing, chunkwise", "frechet", False),
+    Claim("Initialisation by ODE pairs keeps more motion than consistency (Table 3)",
+          "One-Forcing", "One-Forcing from consistency", "motion", True),
+    Claim("A forward KL costs motion (section 4.5)",
+          "One-Forcing + forward KL", "One-Forcing", "motion", False),
+)  # fmt: skip
+COLUMNS = ("joint", "clear", "variety", "sharpness", "motion", "frechet", "logit_gap")
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and the half width of its interval of 95% (Student's t); NaN for one seed."""
+
+    mean: float
+    half: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """From one value a seed."""
+        n = len(values)
+        half = math.nan
+        if n > 1:
+            error = float(np.std(values, ddof=1)) / math.sqrt(n)
+            half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+        return cls(float(np.mean(values)), half, n)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g}" if math.isnan(self.half) else f"{self.mean:.3g} ± {self.half:.2g}"
+
+
+Results = Mapping[str, Mapping[int, Mapping[str, float]]]
+
+
+def read(folder: Path) -> dict[str, float]:
+    """Scores of a finished run, and the gap of the critic's logits in the last quarter of its training.
+
+    Raises:
+      InputError: a damaged file.
+    """
+    found = dict(read_record(folder / OWN[1] / SCORES, "student"))
+    rows = [row for row in read_rows(folder / OWN[0]) if "critic/real_logit" in row]
+    last = rows[-max(1, len(rows) // 4) :]
+    gaps = [row["critic/real_logit"] - row["critic/fake_logit"] for row in last]
+    return found | ({"logit_gap": float(np.mean(gaps))} if gaps else {})
+
+
+def paired(results: Results, row: str, against: str, metric: str) -> Estimate | None:
+    """The difference of two rows over the seeds that both have; None where they share none."""
+    one, other = results.get(row, {}), results.get(against, {})
+    differences = [
+        one[seed][metric] - other[seed][metric]
+        for seed in sorted(one.keys() & other.keys())
+        if metric in one[seed] and metric in other[seed]
+    ]
+    return Estimate.of(differences) if differences else None
+
+
+def verdict(claim: Claim, results: Results) -> str:
+    """Whether a claim comes out here: a line with the paired difference and its interval."""
+    found = paired(results, claim.row, claim.against, claim.metric)
+    if found is None:
+        return f"not tried: {claim.text}"
+    sign = found.mean if claim.higher else -found.mean
+    if math.isnan(found.half) or abs(found.mean) <= found.half:
+        said = "open"
+    else:
+        said = "holds here" if sign > 0 else "**does not hold here**"
+    difference = f"{claim.metric} {claim.row} minus {claim.against}: {found}, {found.count} seeds"
+    return f"{said}: {claim.text} ({difference})"
+
+
+def table(results: Results, failed: Mapping[str, str]) -> str:
+    """Markdown: means over seeds with intervals, and the rows that failed."""
+    lines = [f"| method | seeds | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for row in ROWS:
+        if row.name in failed:
+            lines.append(f"| {row.name} | failed: {failed[row.name]} |" + " |" * len(COLUMNS))
+        elif seeds := results.get(row.name):
+            cells = [
+                str(Estimate.of([v[c] for v in seeds.values()]))
+                if all(c in v for v in seeds.values())
+                else ""
+                for c in COLUMNS
+            ]
+            lines.append(f"| {row.name} | {len(seeds)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def differences(results: Results) -> str:
+    """Markdown: every row less DMD alone, paired by seeds."""
+    lines = [f"| less {AGAINST} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for row in ROWS:
+        if row.name in results and row.name != AGAINST:
+            found = (paired(results, row.name, AGAINST, column) for column in COLUMNS)
+            lines.append(f"| {row.name} | {' | '.join(str(x) if x else '' for x in found)} |")
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""Compares the methods of the paper over seeds, from the same teacher and initialisations.
+
+    python tools/study.py --out=runs/study
+    python tools/study.py --out=runs/study --rows="DMD alone,One-Forcing" --seeds=2
+
+The shared stages are run once; each method and seed then has a work directory in which they are links. The
+same command continues; a run that fails is named in the table and does not stop the others. Writes
+OUT/study.md, and the losses over iterations, OUT/curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from oneforcing_jax.command import any_path, count, ending
+from oneforcing_jax.config import PREFIX
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.evaluation import study
+from oneforcing_jax.evaluation.curves import plot
+from oneforcing_jax.evaluation.study import BASES, COMMON, OWN, ROWS, SCORES, SHARED, Row
+from oneforcing_jax.files import write_whole
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "study.py"
+
+
+class Study(NamedTuple):
+    """Where a study lies, its config, and fields of it that all runs have."""
+
+    out: Path
+    config: Path
+    fields: tuple[str, ...]
+
+    def base(self, name: str) -> Path:
+        """Work directory of shared stages."""
+        return self.out / "shared" / name
+
+    def folder(self, row: Row, seed: int) -> Path:
+        """Work directory of a run."""
+        return self.out / "rows" / row.folder / str(seed)
+
+
+def run(study: Study, folder: Path, fields: Mapping[str, Any], stages: Sequence[str]) -> str:
+    """Runs stages in a work directory, or what is missing of them; "" or the line with which they failed."""
+    given = [f"{PREFIX}{k}={v}" for k, v in (fields | {"run": ",".join(stages)}).items()]
+    main = [sys.executable, "-m", "oneforcing_jax.main", f"--config={study.config}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    # Rows differ in few programs, so what is compiled for one serves others.
+    kept = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(study.out / "compiled")}
+    with (folder / "log.txt").open("a") as log:
+        command = [*main, f"--workdir={folder}", *given, *study.fields]
+        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=kept, check=False)
+    if ended.returncode == 0:
+        return ""
+    return (folder / "log.txt").read_text().replace("\r", "\n").strip().splitlines()[-1]
+
+
+def link(folder: Path, shared: Path, stages: Sequence[str]) -> None:
+    """Makes stages of another work directory those of this one too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if not (folder / stage).exists():
+            (folder / stage).symlink_to(shared / stage)
+
+
+def prepare(study: Study, names: Sequence[str]) -> None:
+    """Runs the shared stages of some bases.
+
+    Raises:
+      InputError: one that failed; nothing can be compared without them.
+    """
+    for name in tqdm(["framewise", *(n for n in names if n != "framewise")], desc="shared stages"):
+        folder, stages = study.base(name), list(SHARED)
+        if name != "framewise":
+            link(folder, study.base("framewise"), COMMON)
+            stages = [stage for stage in SHARED if stage not in COMMON]
+        if failed := run(study, folder, BASES[name], stages):
+            raise InputError(f"{folder}: {failed.removeprefix('error: ')}")
+
+
+def one(study: Study, row: Row, seed: int) -> str:
+    """Runs a method with a seed; "" or the line with which it failed."""
+    folder = study.folder(row, seed)
+    if (folder / OWN[1] / SCORES).exists():
+        return ""
+    link(folder, study.base(row.base), SHARED)
+    students = {"stages.report.students": f"(('student', '{row.student}'),)"}
+    return run(study, folder, {**row.fields, **students, "seed": seed}, row.stages)
+
+
+def compare(study_: Study, rows: Sequence[Row], seeds: int | None, jobs: int) -> None:
+    """Runs everything that is missing, and writes the page and the figure."""
+    prepare(study_, sorted({row.base for row in rows}))
+    runs = [(row, seed) for row in rows for seed in range(seeds or row.seeds)]
+    failed: dict[str, str] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        started = {pool.submit(one, study_, row, seed): (row, seed) for row, seed in runs}
+        try:
+            for future in tqdm(as_completed(started), total=len(runs), desc="rows", unit="run"):
+                row, seed = started[future]
+                if line := future.result():
+                    failed[row.name] = f"seed {seed}: {line}"
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    results: dict[str, dict[int, dict[str, float]]] = {}
+    for row, seed in runs:
+        folder = study_.folder(row, seed)
+        if (folder / OWN[1] / SCORES).exists():
+            results.setdefault(row.name, {})[seed] = study.read(folder)
+    lines = [f"- {study.verdict(claim, results)}" for claim in study.CLAIMS]
+    page = [*lines, "", study.table(results, failed), "", study.differences(results)]
+    write_whole(study_.out / "study.md", ("\n".join(page) + "\n").encode())
+    print("\n".join(page))
+    plot(study_.out / "curves.png", {
+        row.name: [study_.folder(row, seed) / OWN[0] for seed in results.get(row.name, {})]
+        for row in rows if row.stages == OWN
+    })  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", required=True, type=any_path, help="folder of all runs")
+    parser.add_argument("--config", type=any_path, default=CONFIG, help="default: configs/study.py")
+    parser.add_argument("--rows", help=f"some of: {', '.join(row.name for row in ROWS)}")
+    parser.add_argument("--seeds", type=count, help="of each row; default: its own number")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at once")
+    given, fields = parser.parse_known_args(arguments)
+    with ending("the same command continues after the finished runs"):
+        known = {row.name: row for row in ROWS}
+        names = [name.strip() for name in given.rows.split(",")] if given.rows else list(known)
+        if unknown := [name for name in names if name not in known]:
+            raise InputError(f"--rows: expected names among {list(known)}, found {unknown[0]!r}")
+        made = Study(given.out.absolute(), given.config.absolute(), tuple(fields))
+        compare(made, [known[name] for name in names], given.seeds, given.jobs)
+
+
+if __name__ == "__main__":
+    main()
