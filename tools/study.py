@@ -50,7 +50,7 @@ class Study(NamedTuple):
 
 def run(study: Study, folder: Path, fields: Mapping[str, Any], stages: Sequence[str]) -> str:
     """Runs stages in a work directory, or what is missing of them; "" or the line with which they failed."""
-    given = [f"{PREFIX}{k}={v}" for k, v in (fields | {"run": ",".join(stages)}).items()]
+    given = [f"{PREFIX}{k}={v}" for k, v in {**fields, "run": ",".join(stages)}.items()]
     main = [sys.executable, "-m", "oneforcing_jax.main", f"--config={study.config}"]
     folder.mkdir(parents=True, exist_ok=True)
     # Rows differ in few programs, so what is compiled for one serves others.

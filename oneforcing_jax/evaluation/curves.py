@@ -39,6 +39,8 @@ def plot(path: Path, runs: Mapping[str, Sequence[Path]]) -> None:
         raise MissingPackage(
             'a plot needs the package matplotlib: pip install "oneforcing_jax[plots]"'
         ) from error
+    colours = {name: f"C{i}" for i, name in enumerate(runs)}
+    shown = {}
     figure = Figure(figsize=(3.6 * len(PANELS), 3.6), layout="constrained")
     for axes, (title, metrics) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for name, folders in runs.items():
@@ -48,8 +50,8 @@ def plot(path: Path, runs: Mapping[str, Sequence[Path]]) -> None:
                 continue
             shortest = min(len(at) for at, _ in found)
             at, values = found[0][0][:shortest], np.stack([v[:shortest] for _, v in found])
-            (line,) = axes.plot(at, values.mean(0), label=name)
-            axes.fill_between(at, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
+            (shown[name],) = axes.plot(at, values.mean(0), color=colours[name])
+            axes.fill_between(at, values.min(0), values.max(0), alpha=0.2, color=colours[name])
         axes.set(title=title, xlabel="iteration")
-    figure.axes[0].legend(fontsize="small")
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=130)

@@ -1,0 +1,126 @@
+"""The comparison of methods: intervals, pairs and verdicts; a study runs, continues, names what failed."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oneforcing_jax import config as configs
+from oneforcing_jax import stages
+from oneforcing_jax.evaluation import curves, study
+from oneforcing_jax.run import Run
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "study.py"
+
+
+def test_intervals_hold_their_level():
+    """Of normal samples of three and of five, the interval holds the mean in 95 of 100."""
+    rng = np.random.default_rng(0)
+    for n in (3, 5):
+        found = [study.Estimate.of(rng.normal(2.0, 3.0, n).tolist()) for _ in range(2000)]
+        held = np.mean([abs(e.mean - 2.0) <= e.half for e in found])
+        assert 0.93 < held < 0.97
+    alone = study.Estimate.of([1.5])
+    assert math.isnan(alone.half) and str(alone) == "1.5"
+
+
+def test_verdicts_are_of_pairs():
+    """Seeds differ by more than methods; their pairs do not."""
+    noise = np.random.default_rng(0).normal(0, 10, 5)
+    results = {
+        "One-Forcing": {
+            i: {"frechet": x, "motion": 1.0, "clear": 0.5} for i, x in enumerate(noise)
+        },
+        study.AGAINST: {
+            i: {"frechet": x + 1 + 0.1 * (i % 2), "clear": 0.4} for i, x in enumerate(noise)
+        },
+        "One-Forcing + forward KL": {0: {"motion": 0.5}},
+    }
+    found = study.paired(results, "One-Forcing", study.AGAINST, "frechet")
+    assert found.count == 5 and abs(found.mean + 1.04) < 1e-9 and found.half < 0.1
+    said = [study.verdict(claim, results) for claim in study.CLAIMS]
+    assert said[0].startswith("not tried: Real data keeps")
+    assert said[1].startswith("holds here: The adversarial branch")
+    assert said[5].startswith("open: A forward KL costs motion") and "1 seeds" in said[5]
+    turned = {"One-Forcing": results[study.AGAINST], study.AGAINST: results["One-Forcing"]}
+    assert "**does not hold here**" in study.verdict(study.CLAIMS[1], turned)
+    shown = study.table(results, {"ASD": "seed 0: error: no room"})
+    assert "| ASD | failed: seed 0: error: no room |" in shown
+    assert "| One-Forcing | 5 |" in shown and "| One-Forcing |" in study.differences(results)
+
+
+@pytest.mark.parametrize("row", study.ROWS, ids=lambda row: row.folder)
+def test_every_row_is_a_run(row):
+    fields = row.fields | {"run": ",".join(row.stages)}
+    fields |= {"stages.report.students": f"(('student', '{row.student}'),)"}
+    run = Run.of(configs.load(CONFIG, [f"--config.{k}={v}" for k, v in fields.items()]))
+    assert [stage.name for stage in stages.prepare(run)] == list(row.stages)
+
+
+def test_curves_are_drawn(tmp_path):
+    for run in range(2):
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        rows = [
+            {"iteration": i, "critic/real_logit": 0.1 * i + run, "critic/fake_logit": 0.0}
+            for i in range(1, 6)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    at, gap = curves.series(tmp_path / "1", ("critic/real_logit", "critic/fake_logit"))
+    np.testing.assert_allclose(at, range(1, 6))
+    np.testing.assert_allclose(gap, 0.1 * at + 1)
+    curves.plot(tmp_path / "c.png", {"a": [tmp_path / "0", tmp_path / "1"]})
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+def test_a_study_runs_continues_and_names_what_failed(tmp_path, light_environment):
+    """At the smallest size: two methods, one of which cannot start."""
+    sizes = ["world.frames=4", "latents.frames=4", "evaluation.samples=8", "evaluation.steps=2",
+             "ode.steps=4", "ode.kept=(0,2)", "consistency.steps=4", "stages.world.count=32",
+             "stages.world.codec_videos=16", "stages.exam.least.colour=0.0", "stages.exam.least.shape=0.0",
+             "stages.exam.least.direction=0.0", "stages.ode_pairs.count=8", "stages.ode_pairs.batch=8",
+             "stages.report.videos=1", "head.layers=(0,1)", "head.ffn_dim=16"]  # fmt: skip
+    for net in ("generator", "teacher", "critic"):
+        sizes += [
+            f"{net}.{k}={v}"
+            for k, v in {"dim": 32, "ffn_dim": 32, "num_heads": 2, "num_layers": 2}.items()
+        ]
+    for stage in ("teacher", "teacher_forcing", "ode", "consistency", "one_forcing"):
+        sizes += [
+            f"stages.{stage}.iterations=4",
+            f"stages.{stage}.batch=4",
+            f"stages.{stage}.log_every=1",
+        ]
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "study.py"),
+        f"--out={tmp_path / 'study'}",
+        "--seeds=1",
+    ]
+    command += [
+        "--rows=One-Forcing,One-Forcing from consistency",
+        *(f"--config.{field}" for field in sizes),
+    ]
+    run = lambda: subprocess.run(  # noqa: E731
+        command, env=light_environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    made = run().stdout
+    assert "| One-Forcing | 1 |" in made and "| One-Forcing from consistency | 1 |" in made
+    page = (tmp_path / "study" / "study.md").read_text()
+    assert "motion One-Forcing minus One-Forcing from consistency" in page
+    # A row whose start is gone is named, and the other stays.
+    broken = tmp_path / "study/rows/one_forcing_from_consistency/0"
+    for stage in study.OWN:
+        shutil.rmtree(broken / stage)
+    (broken / "consistency").unlink()
+    (broken / "consistency").mkdir()
+    again = run().stdout
+    assert "| One-Forcing | 1 |" in again
+    assert "| One-Forcing from consistency | failed: seed 0: error: " in again
