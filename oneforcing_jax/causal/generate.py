@@ -276,13 +276,16 @@ def generate(
             cut(draws.renoise, done, j - i, block.frames) if len(block.sigmas) > 1 else None,
             cut(draws.context, done - last, j - i, last) if i else None,
         )
-        limit = offset + done + (j - i) * block.frames
+        limit, exit = offset + done + (j - i) * block.frames, draws.exit_of(block, plan)
 
         def body(
-            carry: Any, step: BlockDraws, block: Block = block, limit: int = limit
+            carry: Any,
+            step: BlockDraws,
+            block: Block = block,
+            limit: int = limit,
+            exit: jax.Array | None = exit,
         ) -> tuple[Any, Any]:
             cache, before, start = carry
-            exit = draws.exit_of(block, plan)
             x0, x, cache = denoise_block(g, cache, text, block, step, before, start, limit, exit)
             return (cache, x0, start + block.frames), (x0, x)
 

@@ -98,13 +98,16 @@ def sequential(
                 for x in (draws.start, draws.renoise, draws.context)
             )
         )
-        limit = done + (j - i) * block.frames
+        limit, exit = done + (j - i) * block.frames, draws.exit_of(block, plan)
 
         def body(
-            carry: Any, step: BlockDraws, block: Block = block, limit: int = limit
+            carry: Any,
+            step: BlockDraws,
+            block: Block = block,
+            limit: int = limit,
+            exit: jax.Array | None = exit,
         ) -> tuple[Any, jax.Array]:
             cache, start = carry
-            exit = draws.exit_of(block, plan)
             x0, new = _both_passes(
                 g, cache, text, block, step, start, limit, context_gradient, exit
             )
