@@ -1,7 +1,7 @@
 """What all command lines share: numbers in options, and how a command ends.
 
 An error in what was given is one line. So is any other, and a file keeps its traceback. Signals have their
-exit codes.
+exit codes, and one line too.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 
 PACKAGE = Path(__file__).parent.name
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. It ends a command as Ctrl-C does."""
 
 
 class Stopped(Exception):
@@ -39,6 +44,7 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     """Runs a command. An error gives one line and exit code 1, and a signal that ended it 128 + its number.
 
     Threads print nothing. What ended one of them ends the command, where it did not end by itself.
+    SIGTERM is an exception as Ctrl-C is, so that what is half written is removed.
 
     Args:
       interrupted: what is left after Ctrl-C, and what to do.
@@ -48,6 +54,7 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     silent: list[Any] = []
     before = threading.excepthook
     threading.excepthook = lambda found: silent.append(found.exc_value)
+    handlers = _handle({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate})
     try:
         yield
         if silent:
@@ -55,13 +62,39 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.number)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as asked:
         print(f"interrupted; {interrupted}", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (signal.SIGTERM if isinstance(asked, Terminated) else signal.SIGINT))
     except Exception as error:
         sys.exit(_line(error, folder))
     finally:
         threading.excepthook = before
+        _handle(handlers)
+
+
+def starting() -> None:
+    """Lets a signal end this process with one line, before the command has begun and after it has ended.
+
+    A program calls it before it imports what takes seconds, and a library never.
+    """
+    _handle({signal.SIGINT: _leave, signal.SIGTERM: _leave})
+
+
+def _handle(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Sets handlers where it may, but for signals that are ignored; gives those that were there before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    heard = {n: handler for n, handler in handlers.items() if signal.getsignal(n) != signal.SIG_IGN}
+    return {number: signal.signal(number, handler) for number, handler in heard.items()}
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted; the same command continues\n")
+    os._exit(128 + number)
 
 
 def _line(error: Exception, folder: Path | None) -> str:

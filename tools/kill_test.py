@@ -43,6 +43,9 @@ from kill_stages import (
 )
 from tqdm import tqdm
 
+from oneforcing_jax import checkpoint
+from oneforcing_jax.command import ending
+
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 # This share of the kills comes at any time of a start-up, once the interpreter is there. The others come
 # after up to this part of the work, and up to the time of two more units of it.
@@ -117,6 +120,7 @@ class Trial:
         make_data(self._given)
         if stage.before:
             self._run(command(self._given, f"run={','.join(stage.before)}"))
+            (self._given / checkpoint.CONFIG).unlink()  # of the last run; the work writes its own
         self._begin()
         self._run(stage.command(self._out))
         first = state(self._out)
@@ -165,22 +169,21 @@ class Trial:
     def plan(self, rng: random.Random) -> Plan:
         """Draws when the next kill comes, and by which signal."""
         first, whole = self.seconds
-        finished = self._stage.progress(self._out) >= self._total
-        if finished or rng.random() < EARLY:
-            units, span = 0, (INTERPRETER, first * (1 + finished))
-        else:
-            units = rng.randint(1, max(int(self._total * PART), 1))
-            span = (0.0, 2 * (whole - first) / self._total)
+        units = 0 if rng.random() < EARLY else rng.randint(1, max(int(self._total * PART), 1))
+        span = (0.0, 2 * (whole - first) / self._total) if units else (INTERPRETER, first)
         return Plan(rng.choice(SIGNALS), units, rng.uniform(*span))
 
     def kill(self, plan: Plan) -> None:
-        """Starts the work and kills it, and looks at what is there; work that was finished begins anew.
+        """Starts the work and kills it, and looks at what is there; what has all units is finished instead.
 
         Raises:
           RuntimeError: it ended with an error before.
         """
-        log, halves, begun = self._log(), half(self._out), time.perf_counter()
         present = self._stage.progress(self._out)
+        if present >= self._total:
+            self.finish()
+            return
+        log, halves, begun = self._log(), half(self._out), time.perf_counter()
         with running(self._stage.command(self._out), self._env, log) as process:
             if plan.units:
                 self._wait(process, plan.units, self._total)
@@ -195,7 +198,7 @@ class Trial:
             process.kill()
             code, ended = process.wait(), time.perf_counter() - sent
         if code == 0 and found >= self._total:
-            self._compare()
+            self._compare()  # it was finished just before
             return
         new = len((writing | half(self._out)) - halves)
         phase = "ending" if found >= self._total else "working"
@@ -218,7 +221,7 @@ class Trial:
         self._begin()
 
     def finish(self) -> None:
-        """Does the rest of the work undisturbed, and compares it."""
+        """Does the rest of the work undisturbed, compares it, and begins anew."""
         self._run(self._stage.command(self._out))
         self._compare()
 
@@ -306,7 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # A process that a shell put into the background ignores SIGINT, and so would those that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     stages, results = list(STAGES) if known.stage == ALL else [known.stage], list[Result]()
-    with tempfile.TemporaryDirectory() as temporary:
+    again = "in a --folder the same command continues after the stages that are done"
+    with ending(again), tempfile.TemporaryDirectory() as temporary:
         folder = (known.folder or Path(temporary)).absolute()
         for stage in stages:
             try:
