@@ -39,9 +39,14 @@ def test_what_is_whole_is_found_and_its_loss_is_seen(tmp_path):
 
 
 def test_newer_checkpoints_replace_older_ones_and_bytes_of_videos_may_differ():
-    before = {"s: checkpoint 3 params_model": "a", "s: row 2 of metrics": "b"}
+    before = {"s: checkpoint 3": "a", "s: row 2 of metrics": "b"}
     assert not kill_stages.lost(before, {"s: row 2 of metrics": "b"})
     assert kill_stages.lost(before, {}) == ["s: row 2 of metrics is lost"]
+    end = {"s: checkpoint 6": "a", "s: checkpoint 9": "b"}
+    assert not kill_stages.differences({"s: checkpoint 7": "c", "s: checkpoint 9": "b"}, end)
+    assert not kill_stages.differences({"s: checkpoint 7": "c"}, end, finished=False)
+    assert len(kill_stages.differences({"s: checkpoint 7": "c"}, end)) == 2
+    assert len(kill_stages.differences({**end, "s: checkpoint 6": "c"}, end)) == 1
     end = {"v: a.mp4": "bytes", "v: frames of a.mp4": "frames"}
     assert not kill_stages.differences({**end, "v: a.mp4": "others"}, end)
     assert kill_stages.other_bytes({**end, "v: a.mp4": "others"}, end) == 1

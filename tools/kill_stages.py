@@ -6,6 +6,7 @@ so that a start takes seconds, and the work behind it about as long.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -43,7 +44,7 @@ LATENTS, VIDEOS = "store/arrays/latents/c.*", "videos/*.mp4"
 HALF = ("*.tmp", "*.partial", "*.__lock", f"*{ocp.utils.TMP_DIR_SUFFIX}*", checkpoint.TRASH)
 INNER = {"arrays", "compiled", "tensorboard", checkpoint.FOLDER}
 CLOCKS = {"lock", ROWS}
-# In names of what is whole: a checkpoint's leaf, which a newer one replaces, and the content of a video.
+# In names of what is whole: a checkpoint, which a newer one replaces, and the content of a video.
 REPLACED, FRAMES = ": checkpoint ", ": frames of "
 
 
@@ -195,11 +196,11 @@ def _digest(value: np.ndarray | bytes) -> str:
 
 
 def _trained(stage: Path) -> Iterator[tuple[str, str]]:
-    """Leaves of checkpoints, and the metrics up to the newest; a start takes back those beyond it."""
+    """Checkpoints, and the metrics up to the newest; a start takes back those beyond it."""
     whole = checkpoints(stage)
     for path in whole:
-        for name, leaf in read(path).items():
-            yield f"checkpoint {path.name} {name}", _digest(leaf)
+        leaves = {name: _digest(leaf) for name, leaf in read(path).items()}
+        yield f"checkpoint {path.name}", _digest(json.dumps(leaves).encode())
     newest = int(whole[-1].name) if whole else 0
     rows = [row for row in read_rows(stage) if row["iteration"] <= newest]
     for i, row in enumerate(rows):
@@ -216,7 +217,7 @@ def _samples(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def state(out: Path) -> dict[str, str]:
-    """Digests of whatever is whole in a folder: leaves, metrics, samples, frames, and all other files."""
+    """Digests of whatever is whole in a folder: checkpoints, metrics, samples, frames, other files."""
     found: dict[str, str] = {}
     for at, folders, files in os.walk(out):
         here = Path(at)
@@ -258,10 +259,23 @@ def lost(before: dict[str, str], after: dict[str, str]) -> list[str]:
     return [f"{name} is lost" for name in gone] + [f"{name} has changed" for name in changed]
 
 
+def _replaced(state: dict[str, str]) -> set[str]:
+    """The checkpoints that have newer ones beside them."""
+    numbers = collections.defaultdict[str, list[int]](list)
+    for name in state:
+        folder, found, number = name.partition(REPLACED)
+        if found:
+            numbers[folder].append(int(number))
+    return {f"{at}{REPLACED}{n}" for at, all_ in numbers.items() for n in all_ if n < max(all_)}
+
+
 def differences(found: dict[str, str], end: dict[str, str], finished: bool = True) -> list[str]:
     """What is not as in the undisturbed work, in words. Of videos the frames count, and not the bytes."""
-    more = [name for name in found if name not in end and (finished or REPLACED not in name)]
-    missing = [name for name in end if name not in found and finished]
+    passing = _replaced(found) | _replaced(end)
+    if not finished:
+        passing |= {name for name in found if REPLACED in name}
+    more = [name for name in found if name not in end and name not in passing]
+    missing = [name for name in end if name not in found and name not in passing and finished]
     other = [name for name in found if name in end and found[name] != end[name]]
     other = [name for name in other if FRAMES in name or not name.endswith(".mp4")]
     return [
