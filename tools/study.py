@@ -30,6 +30,8 @@ from oneforcing_jax.evaluation.study import BASES, COMMON, OWN, ROWS, SCORES, SH
 from oneforcing_jax.files import write_whole
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "study.py"
+# Runs that end with this process; they save what they have.
+RUNNING: set[subprocess.Popen[bytes]] = set()
 
 
 class Study(NamedTuple):
@@ -55,12 +57,21 @@ def run(study: Study, folder: Path, fields: Mapping[str, Any], stages: Sequence[
     folder.mkdir(parents=True, exist_ok=True)
     # Rows differ in few programs, so what is compiled for one serves others.
     kept = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(study.out / "compiled")}
-    with (folder / "log.txt").open("a") as log:
-        command = [*main, f"--workdir={folder}", *given, *study.fields]
-        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=kept, check=False)
-    if ended.returncode == 0:
+    command = [*main, f"--workdir={folder}", *given, *study.fields]
+    with (
+        (folder / "log.txt").open("a") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=kept) as process,
+    ):
+        RUNNING.add(process)
+        try:
+            ended = process.wait()
+        finally:
+            process.terminate()  # where this one was asked to end
+            RUNNING.discard(process)
+    if not ended:
         return ""
-    return (folder / "log.txt").read_text().replace("\r", "\n").strip().splitlines()[-1]
+    said = (folder / "log.txt").read_text().replace("\r", "\n").strip().splitlines()[-1]
+    return said[max(0, said.rfind("error: ")) :]  # a progress bar may stand before it
 
 
 def link(folder: Path, shared: Path, stages: Sequence[str]) -> None:
@@ -109,7 +120,9 @@ def compare(study_: Study, rows: Sequence[Row], seeds: int | None, jobs: int) ->
                 if line := future.result():
                     failed[row.name] = f"seed {seed}: {line}"
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(RUNNING):
+                process.terminate()
             raise
     results: dict[str, dict[int, dict[str, float]]] = {}
     for row, seed in runs:
