@@ -194,11 +194,12 @@ def test_the_next_block_is_queued_before_frames_are_read():
 
 
 def test_latents_that_are_not_finite_do_not_leave():
-    blocks = [jnp.zeros((1, 1, 2, 4, 2)), jnp.full((1, 1, 2, 4, 2), jnp.nan)]
-    frames = streaming.decoded(blocks, lambda x: x)
-    next(frames)
-    with pytest.raises(NotFinite, match="latents: expected finite values, found 16 of 16"):
+    for wrong in (jnp.nan, -jnp.inf, 1e30):
+        blocks = [jnp.zeros((1, 1, 2, 4, 2)), jnp.full((1, 1, 2, 4, 2), wrong)]
+        frames = streaming.decoded(blocks, lambda x: x)
         next(frames)
+        with pytest.raises(NotFinite, match="expected finite values below 1e.06, found 16 of 16"):
+            next(frames)
 
 
 def test_refusals_of_a_stream(student):

@@ -38,6 +38,8 @@ from oneforcing_jax.generation.student import Noise, Settings, Student, Text, sa
 from oneforcing_jax.models.params import unstacked
 from oneforcing_jax.models.wan import WanDiT
 
+# Latents of real clips stay below 10 or so. What is beyond this, or no number, is no picture when decoded.
+BEYOND = 1e6
 # Clean latents [b, n, c, y, x] of a video, block by block: what `Student.stream` is.
 Blocks = Callable[[Noise, Text, Plan, jax.Array | None], Iterator[jax.Array]]
 
@@ -51,11 +53,11 @@ def decoded(
     already has the next block and its decoding to do.
 
     Raises:
-      NotFinite: latents that are not finite; their frames are not handed out.
+      NotFinite: latents that are not finite, or too large to decode; their frames are not handed out.
     """
     waiting = None
     for latents in blocks:
-        queued = latents, decode(latents), jnp.isfinite(latents).sum()
+        queued = latents, decode(latents), (jnp.abs(latents) < BEYOND).sum()
         if waiting is not None:
             yield _on_host(*waiting)
         waiting = queued
@@ -68,8 +70,8 @@ def _on_host(
 ) -> tuple[jax.Array, np.ndarray]:
     if wrong := jnp.size(latents) - int(finite):
         raise NotFinite(
-            f"latents: expected finite values, found {wrong} of {jnp.size(latents)} that are not; check the "
-            "weights with tools/check.py, or give --dtype=float32"
+            f"latents: expected finite values below {BEYOND:g}, found {wrong} of {jnp.size(latents)} that "
+            "are not; check the weights with tools/check.py, or give --dtype=float32"
         )
     return latents, np.asarray(frames)
 
