@@ -8,6 +8,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from oneforcing_jax.errors import InputError
 
 Record = TypeVar("Record")
@@ -51,6 +53,11 @@ def wrong(kind: Any, value: Any) -> str:
     if hasattr(kind, "__metadata__"):
         return next((r.words for r in kind.__metadata__ if not r.holds(value)), "")
     return ""
+
+
+def not_finite(array: np.ndarray) -> int:
+    """How many values of an array are no finite numbers; whole numbers all are."""
+    return 0 if array.dtype.kind in "iub" else int(np.count_nonzero(~np.isfinite(array)))
 
 
 def options(record: type[Record], given: Mapping[str, Any]) -> Record:

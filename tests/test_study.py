@@ -67,12 +67,9 @@ def test_curves_are_drawn(tmp_path):
     for run in range(2):
         folder = tmp_path / str(run)
         folder.mkdir()
-        rows = [
-            {"iteration": i, "critic/real_logit": 0.1 * i + run, "critic/fake_logit": 0.0}
-            for i in range(1, 6)
-        ]
+        rows = [{"iteration": i, "critic/logit_gap": 0.1 * i + run} for i in range(1, 6)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    at, gap = curves.series(tmp_path / "1", ("critic/real_logit", "critic/fake_logit"))
+    at, gap = curves.series(tmp_path / "1", "critic/logit_gap")
     np.testing.assert_allclose(at, range(1, 6))
     np.testing.assert_allclose(gap, 0.1 * at + 1)
     curves.plot(tmp_path / "c.png", {"a": [tmp_path / "0", tmp_path / "1"]})

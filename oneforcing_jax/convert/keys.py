@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.ranges import not_finite
 
 LAYOUTS = ("same", "linear", "conv")
 # Problems of a checkpoint that an error names.
@@ -181,10 +182,10 @@ def load(
         where = () if leaf.layer is None else (leaf.layer,)
         target = get(tree, leaf.path)[where + (...,)]
         target[...] = from_torch(np.asarray(tensors[key]), leaf.layout).reshape(target.shape)
-        if not np.isfinite(target).all():
+        if wrong := not_finite(target):
             raise InputError(
-                f"{source}: expected finite weights, found {int((~np.isfinite(target)).sum())} values of "
-                f"{key} that are not; get the file again"
+                f"{source}: expected finite weights, found {wrong} values of {key} that are "
+                "not; get the file again"
             )
     return tree
 

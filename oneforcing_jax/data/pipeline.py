@@ -10,6 +10,7 @@ import numpy as np
 
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.ranges import not_finite
 
 
 def batches(
@@ -95,8 +96,8 @@ def check_finite(store: Store, number: int, sample: Mapping[str, np.ndarray]) ->
       InputError: names the sample.
     """
     for name, value in sample.items():
-        if value.dtype.kind not in "iu" and not np.isfinite(value).all():
+        if wrong := not_finite(value):
             raise InputError(
-                f"{store.path}: expected finite {name} of sample {number}, found "
-                f"{int((~np.isfinite(value)).sum())} values that are not; make the store again"
+                f"{store.path}: expected finite {name} of sample {number}, found {wrong} "
+                "values that are not; make the store again"
             )

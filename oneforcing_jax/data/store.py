@@ -27,6 +27,7 @@ from oneforcing_jax import room
 from oneforcing_jax.data import store_meta
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
+from oneforcing_jax.ranges import not_finite
 
 META = "meta.json"
 LEFT_OUT = "left_out"
@@ -152,10 +153,10 @@ class Store:
                     f"{self.path}, sample {index}: expected {name} {dtype} {list(shape)}, found "
                     f"{value.dtype.name} {list(value.shape)}; convert it first"
                 )
-            if dtype not in ("int32", "uint8") and not np.isfinite(value).all():
+            if wrong := not_finite(value):
                 raise InputError(
-                    f"{self.path}, sample {index}: expected finite {name}, found "
-                    f"{int((~np.isfinite(value)).sum())} values that are not; look at its source"
+                    f"{self.path}, sample {index}: expected finite {name}, found {wrong} values that "
+                    "are not; look at its source"
                 )
         try:
             writes = [self._arrays[name][index].write(sample[name]) for name in self.fields]
@@ -288,10 +289,10 @@ class Store:
             array = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{file}: expected an array, found a damaged file") from error
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if wrong := not_finite(array):
             raise InputError(
-                f"{file}: expected finite values, found {int((~np.isfinite(array)).sum())} that are not; run "
-                "the command that fills the store again"
+                f"{file}: expected finite values, found {wrong} that are not; run the "
+                "command that fills the store again"
             )
         return array
 

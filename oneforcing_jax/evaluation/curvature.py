@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax.errors import InputError, MissingPackage
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.evaluation.figures import figure
 
 # Noise levels of the ends of a trajectory that the paper compares, and of its middle.
 HIGH, MIDDLE = 0.9, (0.4, 0.6)
@@ -99,14 +100,8 @@ def plot(path: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
       MissingPackage: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackage(
-            'a plot needs the package matplotlib: pip install "oneforcing_jax[plots]"'
-        ) from error
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
+    made = figure(6.4, 4.0)
+    axes = made.subplots()
     for name, report in reports.items():
         curve: Sequence[Mapping[str, float]] = report["curve"]
         peak = max(point["mean"] for point in curve)
@@ -118,4 +113,4 @@ def plot(path: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
         xlabel="noise level t", ylabel="curvature C(t), over its peak", xlim=(0, 1), ylim=(0, None)
     )
     axes.legend()
-    figure.savefig(path, dpi=150)
+    made.savefig(path, dpi=150)

@@ -7,24 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from oneforcing_jax.errors import MissingPackage
+from oneforcing_jax.evaluation.figures import figure
 from oneforcing_jax.training.metrics import read_rows
 
-# Panels: a title, and the metrics whose first less the second is shown.
+# Panels: titles and metrics.
 PANELS = {
-    "DMD loss": ("generator/dmd_loss",),
-    "generator's adversarial loss": ("generator/gan_loss",),
-    "critic's denoising loss": ("critic/denoise_loss",),
-    "discriminator's loss": ("critic/gan_loss",),
-    "logit gap, real - fake": ("critic/real_logit", "critic/fake_logit"),
+    "DMD loss": "generator/dmd_loss",
+    "generator's adversarial loss": "generator/gan_loss",
+    "critic's denoising loss": "critic/denoise_loss",
+    "discriminator's loss": "critic/gan_loss",
+    "logit gap, real - fake": "critic/logit_gap",
 }
 
 
-def series(folder: Path, metrics: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Iterations [n] and values [n] of the rows that have all the metrics."""
-    rows = [row for row in read_rows(folder) if all(metric in row for metric in metrics)]
-    values = [row[metrics[0]] - sum(row[metric] for metric in metrics[1:]) for row in rows]
-    return np.array([row["iteration"] for row in rows]), np.array(values)
+def series(folder: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations [n] and values [n] of the rows that have the metric."""
+    rows = [row for row in read_rows(folder) if metric in row]
+    return np.array([row["iteration"] for row in rows]), np.array([row[metric] for row in rows])
 
 
 def plot(path: Path, runs: Mapping[str, Sequence[Path]]) -> None:
@@ -33,18 +32,12 @@ def plot(path: Path, runs: Mapping[str, Sequence[Path]]) -> None:
     Raises:
       MissingPackage: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackage(
-            'a plot needs the package matplotlib: pip install "oneforcing_jax[plots]"'
-        ) from error
     colours = {name: f"C{i}" for i, name in enumerate(runs)}
     shown = {}
-    figure = Figure(figsize=(3.6 * len(PANELS), 3.6), layout="constrained")
-    for axes, (title, metrics) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+    made = figure(3.6 * len(PANELS), 3.6)
+    for axes, (title, metric) in zip(made.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for name, folders in runs.items():
-            found = [series(folder, metrics) for folder in folders]
+            found = [series(folder, metric) for folder in folders]
             found = [(at, values) for at, values in found if len(at)]
             if not found:
                 continue
@@ -53,5 +46,5 @@ def plot(path: Path, runs: Mapping[str, Sequence[Path]]) -> None:
             (shown[name],) = axes.plot(at, values.mean(0), color=colours[name])
             axes.fill_between(at, values.min(0), values.max(0), alpha=0.2, color=colours[name])
         axes.set(title=title, xlabel="iteration")
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=130)
+    made.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4)
+    made.savefig(path, dpi=130)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from oneforcing_jax.evaluation.curves import series
 from oneforcing_jax.files import read_record
-from oneforcing_jax.training.metrics import read_rows
 
 # Stages that all rows share, and those of a row.
 SHARED = ("world", "teacher", "exam", "teacher_forcing", "ode_pairs", "ode", "consistency")
@@ -136,10 +136,9 @@ def read(folder: Path) -> dict[str, float]:
       InputError: a damaged file.
     """
     found = dict(read_record(folder / OWN[1] / SCORES, "student"))
-    rows = [row for row in read_rows(folder / OWN[0]) if "critic/real_logit" in row]
-    last = rows[-max(1, len(rows) // 4) :]
-    gaps = [row["critic/real_logit"] - row["critic/fake_logit"] for row in last]
-    return found | ({"logit_gap": float(np.mean(gaps))} if gaps else {})
+    _, gaps = series(folder / OWN[0], "critic/logit_gap")
+    last = gaps[-max(1, len(gaps) // 4) :]
+    return found | ({"logit_gap": float(last.mean())} if len(last) else {})
 
 
 def paired(results: Results, row: str, against: str, metric: str) -> Estimate | None:

@@ -73,12 +73,13 @@ def clips(args: argparse.Namespace, source: Source) -> tuple[list[Clip], np.ndar
 
 
 def solver(
-    source: Source, given: Sampling, params: Any, negative: np.ndarray
+    source: Source, given: Sampling, params: Any, negative: np.ndarray, at: np.ndarray
 ) -> Callable[..., Any]:
-    """A function of noise [b, f, c, y, x], texts and real clips: states [b, steps + 1, f, c, y, x]."""
+    """A function of noise [b, f, c, y, x], texts and real clips: states [b, steps + 1, f, c, y, x]
+    at noise levels `at`."""
     model = WanDiT(source.config)
     if not given.causal:
-        table = samplers.unipc(samplers.wan_grid(given.sampling_steps, source.shift))
+        table = samplers.unipc(at)
         return lambda noise, text, _: samplers.sample(
             model, params, noise, text, jnp.asarray(negative), table,
             guidance=given.guidance - 1, states=True,
@@ -87,12 +88,11 @@ def solver(
         source.frames, source.block_frames, (1000.0,), source.shift, source.first_frames
     )
     layout = tuple(block.frames for block in plan)
-    grid = flow.grid(given.sampling_steps, source.shift)
 
     @jax.jit
     def causal(noise: jax.Array, text: jax.Array, clean: jax.Array) -> jax.Array:
         return causal_ode.trajectory(
-            model, params, clean, noise, text, jnp.asarray(negative), layout, grid,
+            model, params, clean, noise, text, jnp.asarray(negative), layout, at,
             tuple(range(given.sampling_steps)), given.guidance - 1,
         )  # fmt: skip
 
@@ -103,15 +103,15 @@ def times(given: Sampling, shift: float) -> np.ndarray:
     """Noise levels of the states."""
     if given.causal:
         return flow.grid(given.sampling_steps, shift)
-    return np.append(samplers.wan_grid(given.sampling_steps, shift)[:-1], 0.0)
+    return samplers.wan_grid(given.sampling_steps, shift)
 
 
 def measure(
     source: Source, given: Sampling, found: Sequence[Clip], negative: np.ndarray, done: int
 ) -> Iterator[dict[str, list[list[float]]]]:
     """Profiles of the clips from number `done` on, batch by batch, by kind."""
-    solve = solver(source, given, source.params(), negative)
     at, c = times(given, source.shift), source.config
+    solve = solver(source, given, source.params(), negative, at)
     shape = (source.frames, c.in_dim, source.rows, source.columns)
     for start in range(done, len(found), given.batch):
         chosen = found[start : start + given.batch]

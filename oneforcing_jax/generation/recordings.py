@@ -9,6 +9,7 @@ from typing import IO
 import numpy as np
 
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.ranges import not_finite
 
 Shape = tuple[int, ...]
 
@@ -75,8 +76,7 @@ def _read(path: Path, expected: dict[str, Shape]) -> dict[str, np.ndarray]:
             )
     arrays = {name: array.astype(np.float32) for name, array in read.items()}
     for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            wrong = int((~np.isfinite(array)).sum())
+        if wrong := not_finite(array):
             raise InputError(
                 f"{path}: expected finite numbers in {name}, found {wrong} that are not; record it again"
             )

@@ -173,14 +173,13 @@ def render(caption: str | Attributes, rng: np.random.Generator, world: World = W
       InputError: no caption of this world.
     """
     said = world.parse(caption if isinstance(caption, str) else caption.caption)
-    along = rng.uniform(-world.jitter_along, world.jitter_along)
+    begin = rng.uniform()
+    along = -world.jitter_along + 2 * world.jitter_along * begin
     across = rng.uniform(-world.jitter_across, world.jitter_across)
     free = (world.colours, world.shapes, world.directions)
     words = (word or rng.choice(words) for word, words in zip(said, free, strict=True))
     colour, shape, direction = map(str, words)
     step = np.array(DIRECTIONS[direction])
-    # Where a bouncing shape begins: a share of the places from which two steps fit.
-    begin = (along / world.jitter_along + 1) / 2 if world.bounce else 0.0
 
     def centre(time: int, back: float) -> np.ndarray:
         aside = world.size / 2 + across * step[::-1]
