@@ -25,7 +25,8 @@ def get_config():
     c.latents.frames = 4
     c.ode.update({"steps": 8, "kept": (0, 2, 4, 6)})
     c.evaluation.samples = 32
-    c.stages.world.count = 128
+    c.evaluation.long = 8
+    c.stages.world.update({"count": 128, "judge_iterations": 100})
     c.stages.exam.least = {"colour": 0.9, "shape": 0.8}
     c.stages.ode_pairs.count = 64
     for name, iterations in (

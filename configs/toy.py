@@ -48,7 +48,7 @@ def get_config():
     c.prompt_drop_rate = 0.1
     # Trajectories of the causal teacher for ODE initialisation; `kept` steps, and the end point.
     c.ode = {"steps": 12, "kept": (0, 3, 6, 9), "guidance": 1.0}
-    c.evaluation = {"samples": 96, "steps": 16, "guidance": 1.0}
+    c.evaluation = {"samples": 96, "steps": 16, "guidance": 1.0, "long": 24}
 
     def from_scratch(updates, rate):
         return {
@@ -64,7 +64,12 @@ def get_config():
         return section(Optimiser(learning_rate=rate, beta2=0.99))
 
     stages = {
-        "world": {"kind": KINDS + "world", "count": 960, "codec_videos": 128},
+        "world": {
+            "kind": KINDS + "world",
+            "count": 960,
+            "codec_videos": 128,
+            "judge_iterations": 500,
+        },
         "teacher": train(
             "teacher",
             "world/store",

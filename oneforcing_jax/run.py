@@ -112,9 +112,17 @@ class Run:
     @property
     def plan(self) -> Plan:
         """Blocks of a training clip, with their noise levels."""
+        return self.plan_of(self.latents.frames)
+
+    def plan_of(self, frames: int) -> Plan:
+        """The same of a clip of another length.
+
+        Raises:
+          InputError: latent frames that the blocks do not fill.
+        """
         blocks = self.blocks
         return make_plan(
-            self.latents.frames,
+            frames,
             blocks.frames,
             blocks.steps,
             self.shift,

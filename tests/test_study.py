@@ -81,7 +81,8 @@ def test_a_study_runs_continues_and_names_what_failed(tmp_path, light_environmen
     """At the smallest size: two methods, one of which cannot start."""
     sizes = ["world.frames=4", "latents.frames=4", "evaluation.samples=8", "evaluation.steps=2",
              "ode.steps=4", "ode.kept=(0,2)", "consistency.steps=4", "stages.world.count=32",
-             "stages.world.codec_videos=16", "stages.exam.least.colour=0.0", "stages.exam.least.shape=0.0",
+             "stages.world.codec_videos=16", "stages.world.judge_iterations=20",
+             "evaluation.long=8", "stages.exam.least.colour=0.0", "stages.exam.least.shape=0.0",
              "stages.exam.least.direction=0.0", "stages.ode_pairs.count=8", "stages.ode_pairs.batch=8",
              "stages.report.videos=1", "head.layers=(0,1)", "head.ffn_dim=16"]  # fmt: skip
     for net in ("generator", "teacher", "critic"):

@@ -1,6 +1,7 @@
 """The toy world end to end: rendered, scored, encoded, stored, and read back."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy import codec as codecs
-from oneforcing_jax.toy import scores, text, world
+from oneforcing_jax.toy import judge, readings, scores, text, world
 from oneforcing_jax.toy.world import TINY, WORLD, World
 
 WORLDS = {"world": WORLD, "tiny": TINY}
@@ -123,18 +124,67 @@ def rng_noise(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 20, shape)
 
 
-def test_frechet_distance_orders_faults(data):
-    def distance(videos):
-        return scores.frechet_distance(videos, others, data.world)
-
+@once
+def test_distances_to_real_videos_order_faults(data, tmp_path):
+    """Each fault is seen by the scores that are there for it; other real videos by none."""
+    judge.train(data.world, 150).save(tmp_path / "judge.npz")
     others = data.others[: len(data.videos)]
-    real = distance(data.videos)
-    assert distance(others) < 1e-3 < real
-    for broken in (np.repeat(data.videos[:, :1], data.world.frames, axis=1), data.videos // 2):
-        assert distance(broken) > 5 * real
-    assert scores.embed(data.videos[:3], data.world).shape == (3, 64)
+    made = list(itertools.islice(itertools.cycle(data.world.captions()), len(others)))
+    against = scores.Against(others, made, judge.load(tmp_path / "judge.npz"), data.world)
+    real = against.scores(data.videos, data.captions)
+    same = against.scores(others, made)
+    assert same["frechet"] < 1e-3 and same["scene"] < 1e-3 and same["spectrum"] == 0
+    assert same["diversity"] == same["sharpness"] == same["steady"] == 1
+    still = np.repeat(data.videos[:, :1], data.world.frames, axis=1)
+    blurred = sum(np.roll(data.videos, i, 3).astype(float) for i in (-1, 0, 1)) / 3
+    blended = (data.videos + data.videos[::-1].astype(int)) // 2
+    few = data.videos[np.repeat(np.arange(0, len(data.videos), 4), 4)]
+    found = {
+        "still": against.scores(still, data.captions),
+        "blurred": against.scores(blurred.astype(np.uint8), data.captions),
+        "blended": against.scores(blended.astype(np.uint8), data.captions),
+        "few": against.scores(few, data.captions),
+    }
+    for fault in ("still", "blended", "few"):
+        assert found[fault]["frechet"] > 1.5 * real["frechet"], (fault, real, found[fault])
+        assert found[fault]["scene"] > 2 * real["scene"], (fault, real, found[fault])
+    assert found["blurred"]["spectrum"] > 3 * real["spectrum"]
+    assert found["blended"]["clear"] < 0.5 < real["clear"]
+    turned = np.where(
+        np.arange(data.world.frames)[:, None, None, None] % 2, data.videos[..., ::-1], data.videos
+    )
+    assert against.scores(turned, data.captions)["steady"] < 0.9 * real["steady"]
     with pytest.raises(ValueError, match="2 or more videos"):
-        distance(data.videos[:1])
+        against.scores(data.videos[:1], data.captions[:1])
+    (tmp_path / "judge.npz").write_bytes(b"PK half")
+    with pytest.raises(ValueError, match="expected a judge"):
+        judge.load(tmp_path / "judge.npz")
+    with pytest.raises(FileNotFoundError, match="no judge"):
+        judge.load(tmp_path / "absent.npz")
+
+
+def test_frechet_distance_is_that_of_normal_distributions():
+    """|m|^2 + sum (s_a - s_b)^2 for independent axes; the covariances' weight of the identity aside."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 40000, 3))
+    moved = b * 2 + np.array([1.0, 2.0, 0.0])
+    assert scores.frechet(a, moved) == pytest.approx(5 + 3, rel=0.03)
+    assert scores.frechet(a, b) < 1e-2
+
+
+def test_drift_is_what_the_end_lost():
+    long = dataclasses.replace(world.WORLD, bounce=True, frames=24)
+    videos = np.stack([video for _, video in world.videos(48, 0, long)])
+    found = scores.drift(videos, 8, long)
+    assert found["drift_clear"] == 0
+    for name in ("sharpness", "motion", "steady"):
+        assert found[f"drift_{name}"] == pytest.approx(1, abs=0.1)
+    fading = videos * np.linspace(1, 0.4, 24)[:, None, None, None]
+    assert scores.drift(fading.astype(np.uint8), 8, long)["drift_sharpness"] < 0.5
+    stopped = videos[:, np.minimum(np.arange(24), 12)]
+    assert scores.drift(stopped, 8, long)["drift_motion"] < 0.1
+    with pytest.raises(ValueError, match="window of 2 to 12 of 24 frames, found 13"):
+        scores.drift(videos, 13, long)
 
 
 @pytest.mark.parametrize("told", [(), ("shape",), ("colour", "direction")], ids=["", "s", "cd"])
@@ -230,7 +280,7 @@ def test_bad_input_to_world_and_scores():
         scores.scores(video, WORLD.captions()[:2])
     for bad in (video[..., :16, :], video.astype(np.float32), video[0], video[:0]):
         with pytest.raises(ValueError, match=r"uint8 \[n, f, 24, 24, 3\], found"):
-            scores.read_attributes(bad)
+            readings.read(bad)
 
 
 @once

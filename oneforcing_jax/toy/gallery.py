@@ -12,23 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax import flow, randomness, sharding
-from oneforcing_jax.causal.plan import draw
+from oneforcing_jax.causal.plan import ClipDraws, Plan, draw, num_frames
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.samplers import euler, sample
+from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import params as parameters
-from oneforcing_jax.ranges import Count
+from oneforcing_jax.ranges import Count, Natural
 from oneforcing_jax.run import Run
-from oneforcing_jax.toy import scores as scoring
+from oneforcing_jax.toy import judge
+from oneforcing_jax.toy.scores import Against
 from oneforcing_jax.toy.world import World
 from oneforcing_jax.training import sources
 from oneforcing_jax.trees import Params
-
-# Scores given as a part of those of real videos.
-RATIOS = ("sharpness", "motion")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +37,13 @@ class Evaluation:
     Attributes:
       samples: prompts, and videos of each model.
       steps, guidance: of the teacher's sampler.
+      long: latent frames of the videos on which drift is measured; 0: it is not.
     """
 
     samples: Count
     steps: Count
     guidance: float
+    long: Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,14 @@ def check(run: Run, world: str) -> None:
     Raises:
       InputError: sections that do not fit, or no such stage.
     """
-    run.view(Config)
+    config = run.view(Config)
+    if config.evaluation.long:
+        if not config.world.bounce:
+            raise InputError(
+                "evaluation.long: expected a world that bounces, found one whose shapes leave the frame; "
+                "set world.bounce, or 0"
+            )
+        run.plan_of(config.evaluation.long)
     if world not in run.stages:
         raise InputError(
             f"config: expected the stage of a world among {list(run.stages)}, found {world!r}; name it"
@@ -106,28 +114,31 @@ class Gallery:
         self.real_captions = [row["caption"] for row in rows][:count]
         self.real = np.stack([read_video(file)[0] for file in files[:count]])
         self.seen = self.decode(self.codec.encode(self.real))
-        self.reference = scoring.scores(self.seen, self.real_captions, self.world)
-        self.plan = run.plan
-        key = randomness.key(run.seed, "gallery")
-        self.draws = draw(key, (count, *run.latents.shape), self.plan, 0.0)
+        judged = judge.load(folder / judge.FILE)
+        # Real videos as the models know them: through the codec.
+        self.against = Against(self.seen, self.real_captions, judged, self.world)
+        self.plan, self.long = run.plan, run.plan_of(self.settings.long or run.latents.frames)
+
+    def draws(self, plan: Plan) -> ClipDraws:
+        """The noise of the captions' videos of some plan."""
+        key = randomness.key(self.run.seed, "gallery")
+        shape = (len(self.captions), num_frames(plan), *self.run.latents.shape[1:])
+        return draw(key, shape, plan, 0.0)
+
+    def clip(self, student: Student, plan: Plan) -> np.ndarray:
+        """A student's videos of the captions."""
+        return self.decode(student.clip(self.draws(plan), jnp.asarray(self.text), plan))
 
     def decode(self, latents: jax.Array) -> np.ndarray:
         """Pixels uint8 [n, f, y, x, 3]."""
         return np.asarray(self.codec.stream()(latents))
-
-    def score(self, videos: np.ndarray, captions: list[str]) -> dict[str, float]:
-        """Accuracies, sharpness and motion as parts of those of real videos seen through the codec, and
-        the Fréchet distance to them."""
-        found = scoring.scores(videos, captions, self.world)
-        ratios = {k: found[k] / max(self.reference[k], 1e-6) for k in RATIOS}
-        return found | ratios | {"frechet": scoring.frechet_distance(self.seen, videos, self.world)}
 
     def teacher(self, source: str) -> np.ndarray:
         """Videos of the many-step bidirectional teacher."""
         latents = sample(
             sources.network(self.run, source).module,
             load(self.run, self.workdir, source),
-            self.draws.start,
+            self.draws(self.plan).start,
             jnp.asarray(self.text),
             jnp.asarray(self.negative),
             euler(flow.grid(self.settings.steps, self.run.shift)),

@@ -36,7 +36,7 @@ def examine(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     file = workdir / name / "scores.json"
     if not file.exists():
         gallery = Gallery(run, workdir, fields.world)
-        found = gallery.score(gallery.teacher(fields.source), gallery.captions)
+        found = gallery.against.scores(gallery.teacher(fields.source), gallery.captions)
         write_whole(file, json.dumps(found, indent=1).encode())
     found = read_record(file)
     tqdm.write(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.student import Student
@@ -19,6 +20,7 @@ from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Kind, Stage
 from oneforcing_jax.toy import world as worlds
 from oneforcing_jax.toy.gallery import Config, Gallery, check, load
+from oneforcing_jax.toy.scores import drift
 from oneforcing_jax.toy.sheet import contact_sheet, spread
 from oneforcing_jax.toy.world import Attributes, World
 from oneforcing_jax.training import sources
@@ -32,7 +34,7 @@ class Fields:
 
     Attributes:
       world: stage of the world.
-      teacher: "STAGE:NET".
+      teacher: "STAGE:NET", or nothing where it is known already.
       students: rows of the table: a name, and "STAGE:NET"; "ema STAGE:NET" is its average, and
         "random STAGE:NET" such a network before any training.
       videos: that the last student streams.
@@ -51,18 +53,24 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
         print((folder / "table.txt").read_text())
         return
     gallery = Gallery(run, workdir, fields.world)
+    score = gallery.against.scores
     videos = {"real": gallery.real, "real through the codec": gallery.seen}
-    results = {row: gallery.score(shown, gallery.real_captions) for row, shown in videos.items()}
-    videos["teacher"] = gallery.teacher(fields.teacher)
-    student = Student(sources.network(run, _plain(fields.students[-1][1])).config, None)
+    results = {row: score(shown, gallery.real_captions) for row, shown in videos.items()}
+    if fields.teacher:
+        videos["teacher"] = gallery.teacher(fields.teacher)
+        results["teacher"] = score(videos["teacher"], gallery.captions)
+    config = sources.network(run, _plain(fields.students[-1][1])).config
+    student = Student(config, None)
+    # What it sees of a longer video is no longer than what it was trained on.
+    long = Student(config, None, Window(run.latents.frames))
     for row, source in tqdm(fields.students, desc=name, unit="student"):
         average = source.startswith(AVERAGE)
         student = student.of(load(run, workdir, source.removeprefix(AVERAGE), average))
-        videos[row] = gallery.decode(
-            student.clip(gallery.draws, jnp.asarray(gallery.text), gallery.plan)
-        )
-    for row in ("teacher", *dict(fields.students)):
-        results[row] = gallery.score(videos[row], gallery.captions)
+        videos[row] = gallery.clip(student, gallery.plan)
+        results[row] = score(videos[row], gallery.captions)
+        if gallery.settings.long:
+            made = gallery.clip(long.of(student.params), gallery.long)
+            results[row] |= drift(made, run.latents.frames, gallery.world)
     _stream(gallery, student, folder / "videos", fields.videos)
     contact_sheet(folder / "sheet.png", videos, results, gallery.captions, gallery.real_captions)
     table = _table(results, gallery.world)
@@ -75,7 +83,7 @@ def _stream(gallery: Gallery, student: Student, folder: Path, count: int) -> Non
     """Writes videos of the last student as they are made, block by block."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in tqdm(spread(len(gallery.world.captions()), count), desc="stream", unit="video"):
-        draws = jax.tree.map(lambda x, i=i: x[i : i + 1], gallery.draws)
+        draws = jax.tree.map(lambda x, i=i: x[i : i + 1], gallery.draws(gallery.plan))
         path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
         with VideoWriter(path, worlds.FPS, crf=worlds.CRF, full_chroma=True) as writer:
             for block in student.stream(draws, jnp.asarray(gallery.text[i : i + 1]), gallery.plan):
@@ -83,7 +91,7 @@ def _stream(gallery: Gallery, student: Student, folder: Path, count: int) -> Non
 
 
 def _table(results: dict[str, dict[str, float]], world: World) -> str:
-    columns = ["colour", "shape", "direction", "joint", "clear", "sharpness", "motion", "frechet"]
+    columns = [*Attributes._fields, "joint", "clear", "sharpness", "motion", "frechet", "scene"]
     if world.told != Attributes._fields:
         columns.insert(columns.index("clear") + 1, "variety")
     width = max(map(len, results))
@@ -102,7 +110,8 @@ def _plain(source: str) -> str:
 def prepare(run: Run, name: str, fields: Fields) -> Stage:
     """Checks the stage."""
     check(run, fields.world)
-    for source in (fields.teacher, *(source for _, source in fields.students)):
+    teacher = (fields.teacher,) if fields.teacher else ()
+    for source in (*teacher, *(source for _, source in fields.students)):
         sources.network(run, _plain(source))
     return Stage(name, functools.partial(report, run, name, fields))
 

@@ -1,4 +1,4 @@
-"""The toy's first stage: renders captioned mp4 files, fits codec and text encoder, encodes into a store."""
+"""The toy's first stage: renders captioned mp4 files, fits codec, text encoder and judge, fills a store."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Kind, Stage
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import encoders as folders
-from oneforcing_jax.toy import text, world
+from oneforcing_jax.toy import judge, text, world
 from oneforcing_jax.training.clips import clip
 
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Fields of the stage: videos, and how many of them the codec is fitted on."""
+    """Fields of the stage: videos, how many of them the codec is fitted on, and updates of the judge."""
 
     count: Count
     codec_videos: Count
+    judge_iterations: Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
         width, length = config.generator.text_dim, config.generator.text_len
         words = text.TextEncoder.train(config.world.captions(), width, length, run.seed)
         folders.save(folder, codecs.fit(frames, run.latents.channels), words)
+    if not (folder / judge.FILE).exists():
+        judge.train(config.world, fields.judge_iterations).save(folder / judge.FILE)
     encoders = encoding.load(folder)
     captions = videos / "captions.jsonl"
     made = encode(videos, captions, folder, encoders, clip(run, encoders.codec), folder / "store")
