@@ -29,6 +29,8 @@ def recipe(c):
     """Adds the stages before One-Forcing to a config that has it alone."""
     # Share of prompts that the negative one replaces, so that the causal teacher can be guided.
     c.prompt_drop_rate = 0.1
+    # Of the first stage, as the original's.
+    c.bell_weighting = True
     # Guidance is cond + s (cond - uncond): 6 and 3 of uncond + s (cond - uncond).
     c.ode = {"steps": 48, "kept": (0, 12, 24, 36), "guidance": 5.0}
     c.consistency = {"steps": 48, "guidance": 2.0}

@@ -1,15 +1,10 @@
-"""The toy on which tools/study.py compares methods: captions leave words open, all initialisations are made.
+"""The toy on which tools/study.py compares methods: all initialisations are made, one student is scored.
 
-    python tools/study.py --out=runs/study
-
-A caption says the shape alone. Colour and direction are free, so a student of one step has to choose.
+python tools/study.py --out=runs/study
 """
 
-import dataclasses
 import runpy
 from pathlib import Path
-
-from oneforcing_jax.toy.world import WORLD
 
 HERE = Path(__file__).parent
 TOY = runpy.run_path(str(HERE / "toy.py"))
@@ -18,9 +13,7 @@ TRAIN = runpy.run_path(str(HERE / "base.py"))["train_stage"]
 
 def get_config():
     c = TOY["get_config"]()
-    world = dataclasses.replace(WORLD, told=("shape",))
-    c.world = dataclasses.asdict(world)
-    c.consistency = {"steps": 12, "guidance": 1.0}
+    c.consistency = {"steps": 12, "guidance": c.ode.guidance}
     causal = "teacher_forcing:model"
     # As the regression of ODE pairs, which it stands in for.
     rules = {"model": c.stages.ode.optimisers.model.copy_and_resolve_references()}
@@ -29,7 +22,9 @@ def get_config():
         ema={"decay": 0.97, "start": 0}, log_every=10,
     )  # fmt: skip
     c.stages.one_forcing.samples.every = 0
-    c.stages.report.students = (("student", "one_forcing:generator"),)
+    # The teacher's scores are those of the exam.
+    c.stages.report.teacher = ""
+    c.stages.report.students = (("student", "ema one_forcing:generator"),)
     c.stages.report.videos = 3
     c.run = ("world", "teacher", "exam", "teacher_forcing", "ode_pairs", "ode", "consistency")
     return c

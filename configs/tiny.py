@@ -21,7 +21,7 @@ def get_config():
         "shapes": ("square", "triangle"),
         "directions": ("left", "right"),
     }
-    c.world = dataclasses.asdict(WORLD) | {"frames": 4, **words}
+    c.world = dataclasses.asdict(WORLD) | {"frames": 4, "bounce": True, **words}
     c.latents.frames = 4
     c.ode.update({"steps": 8, "kept": (0, 2, 4, 6)})
     c.evaluation.samples = 32

@@ -17,6 +17,11 @@ from oneforcing_jax.training.optim import Optimiser
 
 # Modules of the toy's own kinds of stages.
 KINDS = "oneforcing_jax.toy.stages."
+# A caption says shape and direction. Colour, place and where it turns back are open, so a student of one
+# step has to choose at once; no mixture of two of the colours is a third.
+OPEN = dataclasses.replace(
+    WORLD, told=("shape", "direction"), colours=("red", "green", "blue"), bounce=True
+)
 BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))
 
 
@@ -29,7 +34,7 @@ def spread(world):
 def get_config():
     c, train = BASE["get_config"](), BASE["train_stage"]
     c.mesh.update({"data": -1, "fsdp": 1})
-    c.world = dataclasses.asdict(WORLD)
+    c.world = dataclasses.asdict(OPEN)
     c.latents = {"frames": 8, "channels": 12, "rows": 6, "columns": 6}
     c.fps = FPS
     c.shift = 3.0
@@ -46,6 +51,7 @@ def get_config():
     c.one_forcing.generator_every = 4
     # Share of prompts that the negative one replaces when a model learns by flow matching.
     c.prompt_drop_rate = 0.1
+    c.bell_weighting = False
     # Trajectories of the causal teacher for ODE initialisation; `kept` steps, and the end point.
     c.ode = {"steps": 12, "kept": (0, 3, 6, 9), "guidance": 1.0}
     c.evaluation = {"samples": 96, "steps": 16, "guidance": 1.0, "long": 24}
@@ -120,7 +126,7 @@ def get_config():
             {"generator": "ode:model", "critic": "teacher:model", "teacher": "teacher:model"},
             ema={"decay": 0.97, "start": 0},
             log_every=10,
-            samples={"every": 60, "prompts": spread(WORLD)},
+            samples={"every": 60, "prompts": spread(OPEN)},
         ),
         "report": {
             "kind": KINDS + "report",

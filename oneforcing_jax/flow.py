@@ -57,6 +57,16 @@ def sample_critic_sigma(key: jax.Array, batch: int, shift: float) -> jax.Array:
     return critic_sigma(jax.random.randint(key, (batch,), 0, TRAIN_STEPS), shift)
 
 
+def bell_weight(sigma: jax.Array, shift: float) -> jax.Array:
+    """Weight of the loss at a noise level in the original's first stage: exp(-2 (sigma - 1/2)^2) less its
+    value at 0 and 1, with mean 1 over the training schedule."""
+
+    def bell(sigma: jax.typing.ArrayLike) -> jax.Array:
+        return jnp.exp(-2 * jnp.square(jnp.asarray(sigma) - 0.5)) - jnp.exp(-0.5)
+
+    return bell(sigma) / bell(grid(TRAIN_STEPS, shift)[:-1]).mean()
+
+
 def _like(sigma: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
     """`sigma` (scalar, [b] or [b, f]) with trailing axes, to broadcast against [b, f, c, y, x]."""
     sigma = jnp.asarray(sigma, jnp.float32)

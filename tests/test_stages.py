@@ -9,29 +9,37 @@ from jax.flatten_util import ravel_pytree
 from oneforcing_jax import flow
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
-from oneforcing_jax.losses import denoise
-from oneforcing_jax.methods import AVERAGE, causal_consistency
-from oneforcing_jax.methods.flow_matching import teacher_forced
+from oneforcing_jax.methods import AVERAGE, causal_consistency, causal_ode, teacher_forcing
+from oneforcing_jax.methods.flow_matching import FlowDraws
 from oneforcing_jax.models.wan import WanDiT
 
 
-def run(golden, clean, noisy, sigma):
-    config, params = golden.model()
-    layout = (1,) * clean.shape[1]
-    text = golden.inputs["prompt_embeds"]
-    forward = jax.jit(lambda p, *x: teacher_forced(WanDiT(config), p, *x, text, layout))
-    return forward(params, clean, noisy, sigma)
+def check(golden, update, params, key_map, batch, draws, nets=None, loss=1e-3, gradient=1e-3):
+    """Loss and every gradient of an update against those recorded."""
+    value, gradients = jax.jit(
+        jax.value_and_grad(lambda p: update.loss(p, nets or {}, batch, draws)[0])
+    )(params)
+    assert error(value, golden.outputs["loss"]) < loss
+    recorded = keys.load(key_map, golden.gradients(), jax.tree.map(np.asarray, params))
+    assert error(ravel_pytree(gradients)[0], ravel_pytree(recorded)[0]) < gradient
 
 
 def test_causal_ode_regression():
     golden = Golden("stage_causal_ode")
-    rows, sigma = golden.inputs["trajectory"], golden.inputs["timestep"] / 1000
-    x = rows[:, golden.config["picked_step"]]
+    config, params = golden.model()
+    rows, sigma = golden.inputs["trajectory"], golden.inputs["timestep"][0] / 1000
     # The recording keeps the end point and then the real clip, the context.
-    end, clean = rows[:, -2], rows[:, -1]
-    x0 = flow.x0_from_flow(x, run(golden, clean, x, sigma), sigma)
-    assert error(x0, golden.outputs["pred"]) < 1e-3
-    assert error(jnp.square(x0 - end).mean(), golden.outputs["loss"]) < 1e-3
+    batch = {
+        "trajectory": rows[:, :-1],
+        "latents": rows[:, -1],
+        "text": golden.inputs["prompt_embeds"],
+    }
+    picked = golden.config["picked_step"]
+    levels = [0.0] * (rows.shape[1] - 2)
+    levels[picked] = float(sigma[0])
+    update = causal_ode.regression(WanDiT(config), (1,) * rows.shape[2], tuple(levels))
+    key_map = keys_wan.transformer(config.num_layers, "model.")
+    check(golden, update, params, key_map, batch, jnp.array([picked]))
 
 
 def test_causal_consistency():
@@ -51,22 +59,20 @@ def test_causal_consistency():
     draws = causal_consistency.Draws(jnp.array([c["index"]]), i["noise"])
     nets = {"model": student, "teacher": teacher, AVERAGE: average}
 
-    def loss(params):
-        return update.loss(params, nets, batch, draws)[0]
-
-    value, gradients = jax.jit(jax.value_and_grad(loss))(student)
-    assert error(value, golden.outputs["loss"]) < 2e-4
     key_map = keys_wan.transformer(config.num_layers, "model.")
-    recorded = keys.load(key_map, golden.gradients(), jax.tree.map(np.asarray, student))
-    assert error(ravel_pytree(gradients)[0], ravel_pytree(recorded)[0]) < 1e-3
+    check(golden, update, student, key_map, batch, draws, nets, loss=2e-4)
 
 
-def test_teacher_forcing_loss():
+def test_teacher_forcing():
     golden = Golden("stage_teacher_forcing")
-    clean, noise = golden.inputs["clean"], golden.inputs["noise"]
-    sigma = golden.inputs["timestep"] / 1000
-    v = run(golden, clean, flow.add_noise(clean, noise, sigma), sigma)
-    assert error(v, golden.outputs["flow"]) < 1e-3
-    weighted = denoise.loss(v, clean, noise, jnp.asarray(golden.outputs["weight"]))
-    assert error(weighted, golden.outputs["loss"]) < 1e-3
-    assert np.isfinite(denoise.loss(v, clean, noise))
+    config, params = golden.model()
+    i, shift = golden.inputs, golden.config["timestep_shift"]
+    grid = jnp.asarray(flow.grid(flow.TRAIN_STEPS, shift)[:-1])
+    assert error(flow.bell_weight(grid, shift), golden.outputs["all_weights"]) < 1e-4
+    layout = (1,) * i["clean"].shape[1]
+    update = teacher_forcing.causal(WanDiT(config), layout, shift, 0.0, bell=True)
+    text = i["prompt_embeds"]
+    batch = {"latents": i["clean"], "text": text, "negative": jnp.zeros_like(text[0])}
+    draws = FlowDraws(i["timestep"] / 1000, i["noise"], jnp.array([False]))
+    key_map = keys_wan.transformer(config.num_layers, "model.")
+    check(golden, update, params, key_map, batch, draws)

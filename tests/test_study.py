@@ -15,6 +15,9 @@ from oneforcing_jax import stages
 from oneforcing_jax.evaluation import curves, study
 from oneforcing_jax.run import Run
 
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import kill_stages  # noqa: E402
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "study.py"
 
@@ -76,26 +79,49 @@ def test_curves_are_drawn(tmp_path):
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+SIZES = (
+    "world.frames=4", "latents.frames=4", "evaluation.samples=8", "evaluation.steps=2", "evaluation.long=8",
+    "ode.steps=4", "ode.kept=(0,2)", "consistency.steps=4", "stages.world.count=32",
+    "stages.world.codec_videos=16", "stages.world.judge_iterations=20", "stages.exam.least.colour=0.0",
+    "stages.exam.least.shape=0.0", "stages.exam.least.direction=0.0", "stages.ode_pairs.count=8",
+    "stages.ode_pairs.batch=8", "stages.report.videos=1", "head.layers=(0,1)", "head.ffn_dim=16",
+    *(
+        f"{net}.{field}={value}"
+        for net in ("generator", "teacher", "critic")
+        for field, value in {"dim": 32, "ffn_dim": 32, "num_heads": 2, "num_layers": 2}.items()
+    ),
+    *(
+        f"stages.{stage}.{field}={value}"
+        for stage in ("teacher", "teacher_forcing", "ode", "consistency", "one_forcing")
+        for field, value in {"iterations": 4, "batch": 4, "log_every": 1}.items()
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.long
+def test_a_chain_resumed_after_each_stage_equals_an_unbroken_one(tmp_path, light_environment):
+    """All files, checkpoints, rows and scores, bit for bit."""
+
+    def chain(folder, *names):
+        command = [sys.executable, "-m", "oneforcing_jax.main", f"--config={CONFIG}"]
+        command += [f"--workdir={folder}", f"--config.run={','.join(names)}"]
+        command += [f"--config.{field}" for field in SIZES]
+        subprocess.run(
+            command, env=light_environment, cwd=ROOT, capture_output=True, text=True, check=True
+        )
+
+    names = (*study.SHARED, *study.OWN)
+    chain(tmp_path / "unbroken", *names)
+    for i in range(len(names)):
+        chain(tmp_path / "resumed", *names[: i + 1])
+    whole = kill_stages.state(tmp_path / "unbroken")
+    assert {name.split(":")[0].split("/")[0] for name in whole} >= {*names}
+    assert not kill_stages.differences(kill_stages.state(tmp_path / "resumed"), whole)
+
+
 @pytest.mark.long
 def test_a_study_runs_continues_and_names_what_failed(tmp_path, light_environment):
     """At the smallest size: two methods, one of which cannot start."""
-    sizes = ["world.frames=4", "latents.frames=4", "evaluation.samples=8", "evaluation.steps=2",
-             "ode.steps=4", "ode.kept=(0,2)", "consistency.steps=4", "stages.world.count=32",
-             "stages.world.codec_videos=16", "stages.world.judge_iterations=20",
-             "evaluation.long=8", "stages.exam.least.colour=0.0", "stages.exam.least.shape=0.0",
-             "stages.exam.least.direction=0.0", "stages.ode_pairs.count=8", "stages.ode_pairs.batch=8",
-             "stages.report.videos=1", "head.layers=(0,1)", "head.ffn_dim=16"]  # fmt: skip
-    for net in ("generator", "teacher", "critic"):
-        sizes += [
-            f"{net}.{k}={v}"
-            for k, v in {"dim": 32, "ffn_dim": 32, "num_heads": 2, "num_layers": 2}.items()
-        ]
-    for stage in ("teacher", "teacher_forcing", "ode", "consistency", "one_forcing"):
-        sizes += [
-            f"stages.{stage}.iterations=4",
-            f"stages.{stage}.batch=4",
-            f"stages.{stage}.log_every=1",
-        ]
     command = [
         sys.executable,
         str(ROOT / "tools" / "study.py"),
@@ -104,7 +130,7 @@ def test_a_study_runs_continues_and_names_what_failed(tmp_path, light_environmen
     ]
     command += [
         "--rows=One-Forcing,One-Forcing from consistency",
-        *(f"--config.{field}" for field in sizes),
+        *(f"--config.{field}" for field in SIZES),
     ]
     run = lambda: subprocess.run(  # noqa: E731
         command, env=light_environment, cwd=ROOT, capture_output=True, text=True, check=True

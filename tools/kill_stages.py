@@ -55,7 +55,12 @@ def get_config() -> Any:
     c.world = dataclasses.asdict(TINY)
     c.ode = {"steps": 8, "kept": (0, 2, 4, 6), "guidance": 1.0}
     teacher = {name: c.stages.teacher[name] for name in ("optimisers", "init", "ema")}
-    c.stages.world = {"kind": "oneforcing_jax.toy.stages.world", "count": 60, "codec_videos": 16, "judge_iterations": 20}
+    c.stages.world = {
+        "kind": "oneforcing_jax.toy.stages.world",
+        "count": 60,
+        "codec_videos": 16,
+        "judge_iterations": 20,
+    }
     c.stages.teacher_forcing = train(
         "teacher_forcing", "noise", 8, 8, **teacher, checkpoint_every=3
     )

@@ -4,8 +4,8 @@
     python tools/study.py --out=runs/study --rows="DMD alone,One-Forcing" --seeds=2
 
 The shared stages are run once; each method and seed then has a work directory in which they are links. The
-same command continues; a run that fails is named in the table and does not stop the others. Writes
-OUT/study.md, and the losses over iterations, OUT/curves.png.
+same command continues; a run that fails is named in the table and does not stop the others. Writes the page
+OUT/study.md after every run, with the losses over iterations, pictures, and the curvature of the teacher.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from oneforcing_jax.config import PREFIX
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import study
 from oneforcing_jax.evaluation.curves import plot
+from oneforcing_jax.evaluation.figures import strips
 from oneforcing_jax.evaluation.study import BASES, COMMON, OWN, ROWS, SCORES, SHARED, Row
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.files import read_record, write_whole
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "study.py"
+CURVATURE = "curvature.json"
 # Runs that end with this process; they save what they have.
 RUNNING: set[subprocess.Popen[bytes]] = set()
 
@@ -53,14 +55,20 @@ class Study(NamedTuple):
 def run(study: Study, folder: Path, fields: Mapping[str, Any], stages: Sequence[str]) -> str:
     """Runs stages in a work directory, or what is missing of them; "" or the line with which they failed."""
     given = [f"{PREFIX}{k}={v}" for k, v in {**fields, "run": ",".join(stages)}.items()]
-    main = [sys.executable, "-m", "oneforcing_jax.main", f"--config={study.config}"]
+    main = ["-m", "oneforcing_jax.main", f"--config={study.config}", f"--workdir={folder}"]
+    return call(study, folder, [*main, *given, *study.fields])
+
+
+def call(study: Study, folder: Path, command: Sequence[str]) -> str:
+    """Runs Python with a command line, what it says going to a log; "" or the line with which it failed."""
     folder.mkdir(parents=True, exist_ok=True)
     # Rows differ in few programs, so what is compiled for one serves others.
     kept = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(study.out / "compiled")}
-    command = [*main, f"--workdir={folder}", *given, *study.fields]
     with (
         (folder / "log.txt").open("a") as log,
-        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=kept) as process,
+        subprocess.Popen(
+            [sys.executable, *command], stdout=log, stderr=subprocess.STDOUT, env=kept
+        ) as process,
     ):
         RUNNING.add(process)
         try:
@@ -95,6 +103,13 @@ def prepare(study: Study, names: Sequence[str]) -> None:
             stages = [stage for stage in SHARED if stage not in COMMON]
         if failed := run(study, folder, BASES[name], stages):
             raise InputError(f"{folder}: {failed.removeprefix('error: ')}")
+    report, first = study.out / CURVATURE, study.base("framewise")
+    if not report.exists():
+        command = [str(Path(__file__).with_name("curvature.py")), f"--checkpoint={first / 'teacher'}",
+                   f"--store={first / 'world' / 'store'}", "--clips=32", "--batch=8", "--guidance=1",
+                   f"--out={report}"]  # fmt: skip
+        if failed := call(study, study.out, command):
+            raise InputError(f"{report}: {failed.removeprefix('error: ')}")
 
 
 def one(study: Study, row: Row, seed: int) -> str:
@@ -119,24 +134,38 @@ def compare(study_: Study, rows: Sequence[Row], seeds: int | None, jobs: int) ->
                 row, seed = started[future]
                 if line := future.result():
                     failed[row.name] = f"seed {seed}: {line}"
+                publish(study_, rows, runs, failed)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(RUNNING):
                 process.terminate()
             raise
+    print((study_.out / "study.md").read_text())
+
+
+def publish(
+    study_: Study, rows: Sequence[Row], runs: Sequence[tuple[Row, int]], failed: Mapping[str, str]
+) -> None:
+    """Writes the page and the figures from the runs that are finished."""
     results: dict[str, dict[int, dict[str, float]]] = {}
     for row, seed in runs:
         folder = study_.folder(row, seed)
         if (folder / OWN[1] / SCORES).exists():
             results.setdefault(row.name, {})[seed] = study.read(folder)
-    lines = [f"- {study.verdict(claim, results)}" for claim in study.CLAIMS]
-    page = [*lines, "", study.table(results, failed), "", study.differences(results)]
-    write_whole(study_.out / "study.md", ("\n".join(page) + "\n").encode())
-    print("\n".join(page))
+    made = [row for row in rows if row.name in results]
+    if not made:
+        return
     plot(study_.out / "curves.png", {
-        row.name: [study_.folder(row, seed) / OWN[0] for seed in results.get(row.name, {})]
-        for row in rows if row.stages == OWN
+        row.name: [study_.folder(row, seed) / OWN[0] for seed in results[row.name]]
+        for row in made if row.stages == OWN
     })  # fmt: skip
+    strips(study_.out / "pictures.png", {
+        row.name: study_.folder(row, min(results[row.name])) / OWN[1] / "videos" for row in made
+    })  # fmt: skip
+    teacher = read_record(study_.base("framewise") / "exam" / SCORES)
+    curvature = read_record(study_.out / CURVATURE)
+    page = study.page(results, failed, curvature, teacher, " ".join(sys.argv))
+    write_whole(study_.out / "study.md", page.encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

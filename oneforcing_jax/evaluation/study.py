@@ -44,7 +44,7 @@ class Row(NamedTuple):
     fields: Mapping[str, Any] = {}
     seeds: int = 3
     base: str = "framewise"
-    student: str = "one_forcing:generator"
+    student: str = "ema one_forcing:generator"
 
     @property
     def folder(self) -> str:
@@ -54,7 +54,7 @@ class Row(NamedTuple):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that are its own."""
-        return OWN if self.student.startswith(OWN[0]) else OWN[1:]
+        return OWN if OWN[0] in self.student else OWN[1:]
 
 
 BASES: dict[str, Mapping[str, Any]] = {"framewise": {}, "chunkwise": CHUNKS}
@@ -101,7 +101,11 @@ CLAIMS = (
     Claim("A forward KL costs motion (section 4.5)",
           "One-Forcing + forward KL", "One-Forcing", "motion", False),
 )  # fmt: skip
-COLUMNS = ("joint", "clear", "variety", "sharpness", "motion", "frechet", "logit_gap")
+# What is compared first, and what is said besides.
+COLUMNS = ("frechet", "scene", "joint", "clear", "variety", "sharpness", "motion", "logit_gap")
+MORE = (
+    "diversity", "spectrum", "steady", "drift_clear", "drift_sharpness", "drift_motion", "drift_steady",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,28 +170,79 @@ def verdict(claim: Claim, results: Results) -> str:
     return f"{said}: {claim.text} ({difference})"
 
 
-def table(results: Results, failed: Mapping[str, str]) -> str:
+def table(results: Results, failed: Mapping[str, str], columns: Sequence[str] = COLUMNS) -> str:
     """Markdown: means over seeds with intervals, and the rows that failed."""
-    lines = [f"| method | seeds | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = _head("method | seeds", columns)
     for row in ROWS:
         if row.name in failed:
-            lines.append(f"| {row.name} | failed: {failed[row.name]} |" + " |" * len(COLUMNS))
+            lines.append(f"| {row.name} | failed: {failed[row.name]} |" + " |" * len(columns))
         elif seeds := results.get(row.name):
-            cells = [
-                str(Estimate.of([v[c] for v in seeds.values()]))
-                if all(c in v for v in seeds.values())
-                else ""
-                for c in COLUMNS
-            ]
+            found = ([v[c] for v in seeds.values() if c in v] for c in columns)
+            cells = [str(Estimate.of(values)) if values else "" for values in found]
             lines.append(f"| {row.name} | {len(seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def differences(results: Results) -> str:
     """Markdown: every row less DMD alone, paired by seeds."""
-    lines = [f"| less {AGAINST} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = _head(f"less {AGAINST}", COLUMNS)
     for row in ROWS:
         if row.name in results and row.name != AGAINST:
             found = (paired(results, row.name, AGAINST, column) for column in COLUMNS)
             lines.append(f"| {row.name} | {' | '.join(str(x) if x else '' for x in found)} |")
     return "\n".join(lines)
+
+
+def page(
+    results: Results, failed: Mapping[str, str], curvature: Mapping[str, Any], teacher: Mapping[str, float],
+    command: str,
+) -> str:  # fmt: skip
+    """The page of a study: claims, tables, and how each row is made.
+
+    Args:
+      results, failed: scores by row and seed, and the line with which a row failed.
+      curvature: report of the shared teacher.
+      teacher: its scores.
+      command: that was run.
+    """
+    known = [f"{name} {teacher[name]:.3g}" for name in (*COLUMNS, *MORE) if name in teacher]
+    fields = [
+        f"| {row.name} | {', '.join(f'`{k}={v}`' for k, v in row.fields.items()) or 'the config'} |"
+        for row in ROWS
+    ]
+    parts = [
+        "# A study of the methods on the toy world",
+        f"`{command}`",
+        "\n".join(
+            f"- {line}"
+            for line in (*(verdict(claim, results) for claim in CLAIMS), curved(curvature))
+        ),
+        f"Means over seeds ± half of an interval of {100 * LEVEL:.0f}% (Student's t).",
+        table(results, failed),
+        f"The shared teacher in many steps: {', '.join(known)}.",
+        table(results, failed, MORE),
+        f"## Less {AGAINST}, paired by seeds",
+        differences(results),
+        "## How rows differ",
+        "\n".join([*_head("method", ("fields",)), *fields]),
+        "![First, middle and last frames](pictures.png)",
+        "![Losses and the logit gap over iterations](curves.png)",
+        "![Curvature of the teacher's trajectories](curvature.png)",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(first: str, columns: Sequence[str]) -> list[str]:
+    line = f"| {first} | {' | '.join(columns)} |"
+    return [line, "|---" * (line.count("|") - 1) + "|"]
+
+
+def curved(report: Mapping[str, Any]) -> str:
+    """What came of the claim on curvature, from a report of tools/curvature.py on the shared teacher."""
+    share = report["latents"]["high_share"]
+    low, high = share["low"], share["high"]
+    said = "holds here" if low > 0.5 else "**does not hold here**" if high < 0.5 else "open"
+    return (
+        f"{said}: Curvature gathers at high noise (appendix B; the share of it at t >= 0.9 is "
+        f"{share['mean']:.3g} [{low:.3g}, {high:.3g}], {report['settings']['clips']} clips)"
+    )

@@ -31,14 +31,26 @@ from oneforcing_jax.trees import Params
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sections of a config: sizes, and the share of prompts that the negative one replaces."""
+    """Sections of a config.
+
+    Attributes:
+      generator: sizes.
+      prompt_drop_rate: share of prompts that the negative one replaces.
+      bell_weighting: whether middle noise levels weigh more (`flow.bell_weight`), as in the original.
+    """
 
     generator: WanConfig
     prompt_drop_rate: Share
+    bell_weighting: bool
 
 
 def causal(
-    model: WanDiT, layout: tuple[int, ...], shift: float, drop_rate: float, work: Work = Work()
+    model: WanDiT,
+    layout: tuple[int, ...],
+    shift: float,
+    drop_rate: float,
+    bell: bool = False,
+    work: Work = Work(),
 ) -> Update:
     """The update of a causal model whose blocks have `layout` frames."""
 
@@ -53,7 +65,8 @@ def causal(
         sigma = jnp.repeat(draws.sigma, sizes, axis=1, total_repeat_length=x0.shape[1])
         noisy = flow.add_noise(x0, draws.noise, sigma)
         v = flow_matching.teacher_forced(model, params, x0, noisy, sigma, text, layout)
-        value = denoise.loss(v, x0, draws.noise)
+        weight = flow.bell_weight(sigma, shift) if bell else None
+        value = denoise.loss(v, x0, draws.noise, weight)
         return value, {"loss": value}
 
     return Update("model", 1, draw, loss, work)
@@ -63,9 +76,10 @@ def make(config: Config, run: Run) -> Method:
     """The method."""
     model = WanDiT(config.generator)
     work = flow_matching.work(config.generator, run)
+    rate, bell = config.prompt_drop_rate, config.bell_weighting
     return Method(
         nets={"model": Network(model, "generator")},
-        updates=(causal(model, run.layout, run.shift, config.prompt_drop_rate, work),),
+        updates=(causal(model, run.layout, run.shift, rate, bell, work),),
         sampled=Sampled("model", run.plan),
         fields=sample_fields(run, config.generator),
     )
