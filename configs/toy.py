@@ -47,14 +47,14 @@ def get_config():
     c.generator = c.teacher = c.critic = section(size)
     c.head = {"layers": (1, 3), "ffn_dim": 256}
     c.one_forcing.gradient_blocks = 0
-    c.one_forcing.guidance = 1.0
+    c.one_forcing.guidance = 0.5
     c.one_forcing.generator_every = 4
     # Share of prompts that the negative one replaces when a model learns by flow matching.
     c.prompt_drop_rate = 0.1
     c.bell_weighting = False
     # Trajectories of the causal teacher for ODE initialisation; `kept` steps, and the end point.
-    c.ode = {"steps": 12, "kept": (0, 3, 6, 9), "guidance": 1.0}
-    c.evaluation = {"samples": 96, "steps": 16, "guidance": 1.0, "long": 24}
+    c.ode = {"steps": 12, "kept": (0, 3, 6, 9), "guidance": 0.5}
+    c.evaluation = {"samples": 96, "steps": 16, "guidance": 0.5, "long": 24}
 
     def from_scratch(updates, rate):
         return {
@@ -79,9 +79,9 @@ def get_config():
         "teacher": train(
             "teacher",
             "world/store",
-            900,
+            1500,
             24,
-            from_scratch(900, 3e-3),
+            from_scratch(1500, 3e-3),
             {"model": "random"},
             log_every=10,
         ),

@@ -14,9 +14,10 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import Queue
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -52,15 +53,22 @@ class Study(NamedTuple):
         return self.out / "rows" / row.folder / str(seed)
 
 
-def run(study: Study, folder: Path, fields: Mapping[str, Any], stages: Sequence[str]) -> str:
+def run(
+    study: Study,
+    folder: Path,
+    fields: Mapping[str, Any],
+    stages: Sequence[str],
+    cpus: Set[int] = frozenset(),
+) -> str:
     """Runs stages in a work directory, or what is missing of them; "" or the line with which they failed."""
     given = [f"{PREFIX}{k}={v}" for k, v in {**fields, "run": ",".join(stages)}.items()]
     main = ["-m", "oneforcing_jax.main", f"--config={study.config}", f"--workdir={folder}"]
-    return call(study, folder, [*main, *given, *study.fields])
+    return call(study, folder, [*main, *given, *study.fields], cpus)
 
 
-def call(study: Study, folder: Path, command: Sequence[str]) -> str:
-    """Runs Python with a command line, what it says going to a log; "" or the line with which it failed."""
+def call(study: Study, folder: Path, command: Sequence[str], cpus: Set[int] = frozenset()) -> str:
+    """Runs Python with a command line, on some CPUs or on all, and logs what it says; "" or the line with
+    which it failed."""
     folder.mkdir(parents=True, exist_ok=True)
     # Rows differ in few programs, so what is compiled for one serves others.
     kept = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(study.out / "compiled")}
@@ -71,6 +79,8 @@ def call(study: Study, folder: Path, command: Sequence[str]) -> str:
         ) as process,
     ):
         RUNNING.add(process)
+        if cpus:
+            os.sched_setaffinity(process.pid, cpus)  # before it makes its threads
         try:
             ended = process.wait()
         finally:
@@ -112,23 +122,40 @@ def prepare(study: Study, names: Sequence[str]) -> None:
             raise InputError(f"{report}: {failed.removeprefix('error: ')}")
 
 
-def one(study: Study, row: Row, seed: int) -> str:
-    """Runs a method with a seed; "" or the line with which it failed."""
+def shares(jobs: int) -> Queue[Set[int]]:
+    """CPUs for each of some runs at once: small programs gain little from a second CPU, and lose much where
+    two of them quarrel over all."""
+    free: Queue[Set[int]] = Queue()
+    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    for i in range(jobs):
+        free.put(frozenset(known[i::jobs]) if jobs > 1 else frozenset())
+    return free
+
+
+def one(study: Study, row: Row, seed: int, free: Queue[Set[int]]) -> str:
+    """Runs a method with a seed on CPUs that are free; "" or the line with which it failed."""
     folder = study.folder(row, seed)
     if (folder / OWN[1] / SCORES).exists():
         return ""
     link(folder, study.base(row.base), SHARED)
     students = {"stages.report.students": f"(('student', '{row.student}'),)"}
-    return run(study, folder, {**row.fields, **students, "seed": seed}, row.stages)
+    cpus = free.get()
+    try:
+        return run(study, folder, {**row.fields, **students, "seed": seed}, row.stages, cpus)
+    finally:
+        free.put(cpus)
 
 
 def compare(study_: Study, rows: Sequence[Row], seeds: int | None, jobs: int) -> None:
     """Runs everything that is missing, and writes the page and the figure."""
     prepare(study_, sorted({row.base for row in rows}))
+    # All methods with one seed before any with the next, so that an unfinished study says something of all.
     runs = [(row, seed) for row in rows for seed in range(seeds or row.seeds)]
+    runs.sort(key=lambda run: run[1])
     failed: dict[str, str] = {}
+    free = shares(jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        started = {pool.submit(one, study_, row, seed): (row, seed) for row, seed in runs}
+        started = {pool.submit(one, study_, row, seed, free): (row, seed) for row, seed in runs}
         try:
             for future in tqdm(as_completed(started), total=len(runs), desc="rows", unit="run"):
                 row, seed = started[future]

@@ -56,8 +56,8 @@ def contact_sheet(
         found = results[name]
         draw.text((GAP, top), name, (20, 20, 20), font)
         lines = (
-            f"colour {found['colour']:.2f}  shape {found['shape']:.2f}",
-            f"direction {found['direction']:.2f}  sharp {found['sharpness']:.2f}",
+            f"as the caption says {found['joint']:.2f}",
+            f"clear {found['clear']:.2f}  sharp {found['sharpness']:.2f}",
             f"Frechet {found['frechet']:.1f}",
         )
         for n, line in enumerate(lines):
