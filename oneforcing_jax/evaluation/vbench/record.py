@@ -49,18 +49,17 @@ def describe(
     source = pretrained.find(loading.checkpoint, loading.ema, loading.dtype, loading.shift)
     weights = checkpoint.find(source.folder)
     encoders = loading.encoders or pretrained.find_encoders(loading.checkpoint)
+    # A conversion is sealed as a whole, one folder further out.
+    sealed = next((p for p in (weights, weights.parent) if integrity.is_sealed(p)), None)
     chosen = dataclasses.asdict(loading) | dataclasses.asdict(making.look)
     made: dict[str, Any] = {
         "checkpoint": str(weights.resolve()),
-        "checksums": _digest((weights / integrity.SUMS).read_bytes())
-        if integrity.is_sealed(weights)
-        else None,
+        "checksums_sha256": _digest((sealed / integrity.SUMS).read_bytes()) if sealed else None,
         "encoders": str(encoders.resolve()),
         "network": source.net,
         "config": dataclasses.asdict(source.config),
         "options": {name: value for name, value in chosen.items() if name not in _LEFT_OUT},
         "seed": seed,
-        "prompts": suite.path.name,
         "prompts_sha256": suite.digest,
         "rewritten_sha256": _digest("\n".join(texts.values()).encode()) if texts else None,
     }
