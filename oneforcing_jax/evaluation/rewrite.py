@@ -80,9 +80,14 @@ def rewrite(prompts: Sequence[str], chat: Chat, cache: Cache, batch: int) -> lis
         for group in batches:
             if new := [prompt for prompt in group if prompt not in cache.answers]:
                 answers = dict(zip(group, chat(group), strict=True))
-                cache.add({prompt: " ".join(answers[prompt].split()) for prompt in new})
+                cache.add({prompt: _line(answers[prompt]) for prompt in new})
                 bar.update(len(new))
     return [cache.answers[prompt] or prompt for prompt in prompts]
+
+
+def _line(answer: str) -> str:
+    """In one line, and such that a file can hold it."""
+    return " ".join(answer.encode(errors="replace").decode().split())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
