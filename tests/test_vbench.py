@@ -208,6 +208,9 @@ def test_the_evaluator_runs_dimension_by_dimension(checkout, tmp_path, monkeypat
     run[0]("--dimension", "color", "scene")
     assert results.read(out) == {"color": 0.5, "scene": 0.5}
 
+    (videos / "notes.txt").touch()
+    assert "nothing but .mp4 files, found 'notes.txt'" in run[1]("--dimension", "color")
+    (videos / "notes.txt").unlink()
     (videos / f"{LONG}-3.mp4").unlink()
     assert "expected 5 videos in" in run[1]("--dimension", "temporal_flickering")
     run[0]("--dimension", "temporal_flickering", "--partial")

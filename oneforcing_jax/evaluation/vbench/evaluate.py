@@ -55,6 +55,11 @@ def run(
     wanted, videos = dimensions or list(DIMENSIONS), videos.resolve()
     todo = [name for name in wanted if not _is_done(_result(out, name), name, videos)]
     present = listed(videos)
+    if others := sorted(file for file in present if not file.endswith(".mp4")):
+        raise InputError(
+            f"{videos}: expected nothing but .mp4 files, found {others[0]!r}: VBench takes the ending of all "
+            "videos from the first file of their folder; move it elsewhere"
+        )
     for name in todo:
         expected = names(suite.prompts([name]), samples)
         missing = [file for file in expected if file not in present]
