@@ -173,6 +173,7 @@ def test_bad_input_is_one_line(server, command, qwen, tmp_path, monkeypatch):
     (tmp_path / "bad.py").write_text("x = (\n")
     cases = [
         (["--model=m", "--url=ftp://x"], "--url: expected http://"),
+        (["--model=m", "--url=http://[x"], "--url: expected http://"),
         (["--model=m", "--url=http://127.0.0.1:9"], "expected an answer, found .*refused"),
         ([f"--model={tmp_path / 'nowhere'}"], "--model: expected a folder or a repository"),
         ([f"--model={plain}"], "expected a chat model, found no chat template"),

@@ -218,6 +218,8 @@ def test_the_evaluator_runs_dimension_by_dimension(checkout, tmp_path, monkeypat
         "run", "--vbench", checkout, "--videos", tmp_path, "--out", out, "--dimension", "color"
     )
     assert "color_eval_results.json: expected results of" in other
+    (out / "scene_eval_results.json").write_text('{"color": [0.5, []]}')
+    assert "expected a score of scene, found none" in run[1]("--dimension", "scene")
     assert "cannot run /no/python" in run[1](
         "--dimension", "appearance_style", "--python=/no/python"
     )

@@ -6,10 +6,12 @@ import ast
 import concurrent.futures
 import dataclasses
 import hashlib
+import http.client
 import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,7 +149,12 @@ def served(settings: Settings, instruction: str) -> Chat:
       InputError: another kind of URL.
     """
     url = f"{settings.url}".rstrip("/") + "/chat/completions"
-    if not url.startswith(("http://", "https://")):
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_web = False
+    if not is_web:
         raise InputError(f"--url: expected http://... or https://..., found {settings.url!r}")
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
@@ -182,7 +189,7 @@ def _fetch(request: urllib.request.Request) -> bytes:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
             reason, final = f"{error.code} {error.reason}", error.code not in RETRIED
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason, final = str(getattr(error, "reason", error)), False
         if final or pause is None:
             break

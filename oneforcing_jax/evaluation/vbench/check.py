@@ -75,10 +75,13 @@ def check(suite: Suite, wanted: Sequence[str], samples: int, folder: Path, clip:
     # VBench takes the ending of all videos from the first file that it is shown: nothing else may lie there.
     extra = [name for name in sorted(present) if re.sub(r"-\d+\.mp4$", "", name) not in known]
     there = [name for name in expected if name in present]
-    with ThreadPoolExecutor(_THREADS) as pool:
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
         said = pool.map(lambda name: _wrong(folder / name, clip), there)
         bar = tqdm(said, total=len(there), unit="video", disable=None)
         wrong = {name: what for name, what in zip(there, bar, strict=True) if what}
+    finally:  # Ctrl-C does not wait for those that are still to be decoded
+        pool.shutdown(cancel_futures=True)
     missing = [name for name in expected if name not in present]
     return Found(missing, extra, wrong, len(there) - len(wrong))
 

@@ -83,13 +83,15 @@ def _is_done(file: Path, dimension: str, videos: Path) -> bool:
     """Whether there is a result, of these videos."""
     if not file.exists():
         return False
-    results.scores(str(file), file.read_bytes())
-    _, rows = read_record(file)[dimension]
-    folders = {str(Path(row["video_path"]).parent) for row in rows if "video_path" in row}
-    if folders and folders != {str(videos)}:
-        raise InputError(
-            f"{file}: expected results of {videos}, found those of {sorted(folders)[0]}; choose another --out"
-        )
+    if dimension not in results.scores(str(file), file.read_bytes()):
+        raise InputError(f"{file}: expected a score of {dimension}, found none; remove it")
+    rows = [row for part in read_record(file)[dimension][1:] for row in part]
+    for row in rows:
+        if "video_path" in row and Path(row["video_path"]).parent != videos:
+            raise InputError(
+                f"{file}: expected results of {videos}, found one of {row['video_path']}; choose "
+                "another --out"
+            )
     return True
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation import jobs as listing
-from oneforcing_jax.generation.jobs import Prompt
 
 INFO, TEXT = Path("vbench/VBench_full_info.json"), Path("prompts/all_dimension.txt")
 # The standard evaluator reads samples 0 to 4 of a prompt.
@@ -121,8 +120,7 @@ def read(path: Path) -> Suite:
 
 
 def _text(file: Path) -> Suite:
-    prompts: list[Prompt] = listing.read_prompts(file)
-    return Suite(file, [prompt.words for prompt in prompts], None)
+    return Suite(file, [prompt.words for prompt in listing.read_prompts(file)], None)
 
 
 def _info(file: Path) -> Suite:
