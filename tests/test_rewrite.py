@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import re
+import sys
 import threading
 
 import pytest
@@ -193,6 +194,12 @@ def test_bad_input_is_one_line(server, command, qwen, tmp_path, monkeypatch):
             command(*options)
         line = str(caught.value)
         assert re.match(f"error: .*{message}", line) and "\n" not in line, line
+    with (
+        monkeypatch.context() as without,
+        pytest.raises(SystemExit, match=r"oneforcing_jax\[torch,wan\]"),
+    ):
+        without.setitem(sys.modules, "transformers", None)
+        command("--model=m")
     for content in ("<html>", "{}", '{"choices": [{"message": {"content": null}}]}'):
         server.replies = [(200, content)]
         with pytest.raises(SystemExit, match="expected an answer with choices, found"):

@@ -85,8 +85,8 @@ def _is_done(file: Path, dimension: str, videos: Path) -> bool:
         return False
     if dimension not in results.scores(str(file), file.read_bytes()):
         raise InputError(f"{file}: expected a score of {dimension}, found none; remove it")
-    rows = [row for part in read_record(file)[dimension][1:] for row in part]
-    for row in rows:
+    parts = [part for part in read_record(file)[dimension] if isinstance(part, list)]
+    for row in (row for part in parts for row in part if isinstance(row, dict)):
         if "video_path" in row and Path(row["video_path"]).parent != videos:
             raise InputError(
                 f"{file}: expected results of {videos}, found one of {row['video_path']}; choose "
