@@ -15,7 +15,8 @@ import contextlib
 import dataclasses
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,6 +50,41 @@ class Writing:
     save_latents: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Making:
+    """The options that say how videos are made, checked before anything is."""
+
+    look: Look
+    files: Given
+    loading: Loading
+    writing: Writing
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Making:
+        """From the options of a command line.
+
+        Raises:
+          InputError: an option outside its range.
+        """
+        return cls(
+            options(Look, given), options(Given, given), options(Loading, given),
+            options(Writing, given),
+        )  # fmt: skip
+
+    def fitted(self, videos: int) -> Making:
+        """With no more places in a batch than videos, rounded up to the devices."""
+        devices = jax.local_device_count()
+        batch = min(self.writing.batch, -(-videos // devices) * devices)
+        loading = dataclasses.replace(self.loading, batch=batch)
+        return dataclasses.replace(
+            self, loading=loading, writing=dataclasses.replace(self.writing, batch=batch)
+        )
+
+    def scene(self, jobs: Sequence[Job]) -> Scene:
+        """The model, and what its videos are made from; `jobs` are all of the command, of all shards."""
+        return Scene.of(self.loading.model(), self.look, self.files, jobs)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="oneforcing_jax.generate",
@@ -57,21 +93,32 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     # fmt: off
-    found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
     add, several = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
-    add("--checkpoint", required=True, type=any_path, help=found)
-    add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
-    add("--ema", action="store_true", help="the moving average of the weights")
-    add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
-
     several.add_argument("--prompt", help="what to show")
     several.add_argument("--prompts", type=any_path, help="a prompt a line, or .jsonl of prompt and seed")
     add("--rewritten_prompts", type=any_path, help="a line for each of --prompts: embedded in its place")
     add("--image", type=any_path, help="first frame of every video")
     add("--video", type=any_path, help="first frames of every video, which continues them")
     add("--out", required=True, type=any_path, help="folder, or for a single video a .mp4 file")
-    add("--naming", choices=listing.NAMINGS, default="vbench", help="PROMPT-K.mp4 or LINE-K.mp4")
+    add("--naming", choices=listing.NAMINGS, default="prompt", help="PROMPT-K.mp4 or LINE-K.mp4")
     add("--samples", type=int, default=1, help="videos of each prompt")
+    add("--noise_file", type=any_path, help=".npz: noise [n, f, c, y, x], renoise [n, steps - 1, f, ...]")
+    add("--prompt_embeds", type=any_path, help=".npy [prompts, s, d], read in place of the text encoder")
+    add("--save_latents", action="store_true", help="float32 [f, c, y, x] beside each video, .npy")
+    # fmt: on
+    add_making(parser)
+    return parser
+
+
+def add_making(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how videos are made, whatever they show."""
+    # fmt: off
+    add = parser.add_argument
+    found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
+    add("--checkpoint", required=True, type=any_path, help=found)
+    add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
+    add("--ema", action="store_true", help="the moving average of the weights")
+    add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
     add("--seed", type=int, default=0, help="of the noise, which depends on it and on K alone")
 
     add("--frames", type=int, help="pixel frames, given ones included; default as trained, Wan 81")
@@ -97,11 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
     add("--shard", default="0/1", help="I/N: this process makes share I of N")
-    add("--noise_file", type=any_path, help=".npz: noise [n, f, c, y, x], renoise [n, steps - 1, f, ...]")
-    add("--prompt_embeds", type=any_path, help=".npy [prompts, s, d], read in place of the text encoder")
-    add("--save_latents", action="store_true", help="float32 [f, c, y, x] beside each video, .npy")
     # fmt: on
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,16 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Makes the videos that are missing."""
     given = vars(args)
-    wanted, look, files = options(Listing, given), options(Look, given), options(Given, given)
-    loading, writing = options(Loading, given), options(Writing, given)
+    wanted, making = options(Listing, given), Making.of(given)
     jobs = wanted.jobs()
     if todo := wanted.missing(jobs):
-        # No more places than videos, rounded up to the devices.
-        devices = jax.local_device_count()
-        batch = min(writing.batch, -(-len(todo) // devices) * devices)
-        model = dataclasses.replace(loading, batch=batch).model()
-        write(Scene.of(model, look, files, jobs), todo, dataclasses.replace(writing, batch=batch))
-        print(f"videos made in {todo[0].path.parent}: {len(todo)}")
+        making = making.fitted(len(todo))
+        write(making.scene(jobs), todo, making.writing)
 
 
 def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
@@ -144,6 +182,7 @@ def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
             made = scene.model.videos(noise, text, scene.settings, first)
             for latents in _written(made, group, scene.fps, writing):
                 bar.update(len(group) * latents.shape[1])
+    print(f"videos made in {jobs[0].path.parent}: {len(jobs)}")
 
 
 def _written(

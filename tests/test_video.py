@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from oneforcing_jax.data.captions import pair, read_captions
-from oneforcing_jax.data.video import Clip, VideoWriter, read_clip, read_video, write_video
+from oneforcing_jax.data.video import (
+    Clip,
+    VideoWriter,
+    measured,
+    read_clip,
+    read_video,
+    write_video,
+)
 
 
 def moving_square(frames: int = 6, rows: int = 32, columns: int = 48) -> np.ndarray:
@@ -233,6 +240,7 @@ def test_videos_are_turned_as_players_turn_them(tmp_path):
     shown = read_video(tmp_path / "v.mp4")[0]
     assert shown.shape == (2, 48, 32, 3)
     assert abs(shown[0].astype(int) - expected).mean() < 8
+    assert measured(tmp_path / "v.mp4") == Clip(2, 48, 32, 8)
     clip = read_clip(tmp_path / "v.mp4", Clip(2, 24, 16, 8))
     assert abs(clip[0].astype(int) - expected[::2, ::2]).mean() < 16
 

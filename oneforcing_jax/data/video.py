@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +31,10 @@ _INSTRUCTIONS = {"x264-params": "asm=sse4.2"} if platform.machine() in ("x86_64"
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """What a video is brought to before it is encoded.
+    """What a video is, or is brought to before it is encoded.
 
     Attributes:
-      frames: how many, from the beginning of the video.
+      frames: how many; of a longer video those from the beginning.
       rows, columns: pixels.
       fps: frames per second.
     """
@@ -67,10 +67,24 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
             room.check_memory(f"{path}, {len(frames)} frames", needed, "cut the video")
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
-        raise InputError(
-            f"{path}: expected frames of one size, found {sorted(shapes)}; encode the video again"
-        )
+        raise _of_sizes(path, shapes)
     return np.stack(frames), rate
+
+
+def measured(path: str | Path) -> Clip:
+    """What a video is. All of it is decoded, so that damage is found, and no frame is kept.
+
+    Raises:
+      MissingInput, InputError: see `read_video`.
+    """
+    count, sizes, rate = 0, set[tuple[int, int]](), 0.0
+    for frame, _, average in _decode(path):
+        turned = frame.rotation % 180 != 0
+        sizes.add((frame.width, frame.height) if turned else (frame.height, frame.width))
+        count, rate = count + 1, average
+    if len(sizes) > 1:
+        raise _of_sizes(path, sizes)
+    return Clip(count, *sizes.pop(), rate)
 
 
 def read_clip(path: str | Path, clip: Clip) -> np.ndarray:
@@ -139,6 +153,12 @@ def _cover(converter: VideoReformatter, frame: av.VideoFrame, clip: Clip) -> np.
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """Turns an image as the display matrix of its file says."""
     return np.rot90(image, frame.rotation // 90)
+
+
+def _of_sizes(path: str | Path, sizes: Set[tuple[int, ...]]) -> InputError:
+    return InputError(
+        f"{path}: expected frames of one size, found {sorted(sizes)}; encode the video again"
+    )
 
 
 def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:

@@ -13,10 +13,9 @@ from oneforcing_jax.data.captions import check_unicode
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.ranges import Amount, Seed
 
-NAMINGS = ("vbench", "number")
-# Names are cut as VBench's tools cut them, and also in bytes: a file name has 255 of them at most, of which
-# a temporary name, the sample's number and the ending take some.
-NAME_CHARACTERS, NAME_BYTES = 180, 220
+NAMINGS = ("prompt", "number")
+# A file name has 255 bytes at most, of which a temporary name, the sample's number and the ending take some.
+NAME_BYTES = 220
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +109,15 @@ def _line(where: str, line: str, suffix: str) -> tuple[str, int | None]:
 
 
 def file_name(words: str) -> str:
-    """A prompt as a file name: "/" and what cannot be printed become "_", and it is cut."""
-    name = re.sub(r"[/\\\x00-\x1f\x7f]", "_", words)[:NAME_CHARACTERS].strip()
+    """A prompt as a file name: "/" and what cannot be printed become "_", and a long one is cut."""
+    name = re.sub(r"[/\\\x00-\x1f\x7f]", "_", words).strip()
     name = name.encode()[:NAME_BYTES].decode(errors="ignore")
     # A name of dots would be a folder's, and one that begins with a dot is hidden.
     return re.sub(r"^\.", "_", name)
 
 
 def make(
-    prompts: Sequence[Prompt], out: Path, samples: int = 1, seed: int = 0, naming: str = "vbench"
+    prompts: Sequence[Prompt], out: Path, samples: int = 1, seed: int = 0, naming: str = "prompt"
 ) -> list[Job]:
     """The videos of a command, all samples of a prompt together.
 
@@ -127,7 +126,7 @@ def make(
       out: a folder, or the file of a single video where it ends in .mp4.
       samples: videos of each prompt.
       seed: of prompts that have none; samples of one prompt differ in any case.
-      naming: "vbench" ({prompt}-{k}.mp4), or "number" ({line}-{k}.mp4).
+      naming: "prompt" ({prompt}-{k}.mp4), or "number" ({line}-{k}.mp4).
 
     Raises:
       InputError: no sample, two videos of one name, one file for several videos.
@@ -143,7 +142,7 @@ def make(
     seen: dict[Path, int] = {}
     for line, prompt in enumerate(prompts):
         for k in range(samples):
-            stem = file_name(prompt.words) if naming == "vbench" else f"{line:05d}"
+            stem = file_name(prompt.words) if naming == "prompt" else f"{line:05d}"
             path = out if single else out / f"{stem}-{k}.mp4"
             if path in seen:
                 raise InputError(
@@ -164,6 +163,32 @@ def share_of(jobs: Sequence[Job], part: str) -> list[Job]:
     """
     index, count = share(part)
     return list(jobs)[index::count]
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder that videos go to.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: cannot make {folder}: {error.strerror}; choose another") from None
+
+
+def missing(jobs: Sequence[Job], with_latents: bool = False) -> list[Job]:
+    """Those that are not there yet; says how many are."""
+
+    def is_made(job: Job) -> bool:
+        # Files take their names when they are whole, but a copy of one may have failed.
+        files = [job.path, *([job.latents] if with_latents else [])]
+        return all(file.is_file() and file.stat().st_size for file in files)
+
+    todo = [job for job in jobs if not is_made(job)]
+    if len(todo) < len(jobs):
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} videos are there already")
+    return todo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,24 +220,9 @@ class Listing:
         else:
             prompts = [Prompt(self.prompt, self.prompt)]
         jobs = make(prompts, self.out, self.samples, self.seed, self.naming)
-        folder = jobs[0].path.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"--out: cannot make {folder}: {error.strerror}; choose another"
-            ) from None
+        make_folder(jobs[0].path.parent)
         return jobs
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
         """Those of this shard that are not there yet; says how many are."""
-        mine = share_of(jobs, self.shard)
-        todo = [job for job in mine if not self._is_made(job)]
-        if len(todo) < len(mine):
-            print(f"{len(mine) - len(todo)} of {len(mine)} videos are there already")
-        return todo
-
-    def _is_made(self, job: Job) -> bool:
-        # Files take their names when they are whole, but a copy of one may have failed.
-        files = [job.path, *([job.latents] if self.save_latents else [])]
-        return all(file.is_file() and file.stat().st_size for file in files)
+        return missing(share_of(jobs, self.shard), self.save_latents)

@@ -1,0 +1,116 @@
+"""What the videos of a folder were made from: a file beside the folder, never in it.
+
+VBench takes the ending of all videos from the first file of their folder, so nothing else may lie there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oneforcing_jax import checkpoint, integrity
+from oneforcing_jax.data.video import Clip
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.evaluation.vbench.suite import Suite
+from oneforcing_jax.files import read_record, write_whole
+from oneforcing_jax.generate import Making
+from oneforcing_jax.generation import pretrained
+from oneforcing_jax.generation.jobs import Job
+
+# Options that do not change what is made, and those that a record says in another way.
+_LEFT_OUT = ("batch", "mesh", "checkpoint", "encoders")
+
+
+def beside(folder: Path) -> Path:
+    """Where the record of a folder of videos is."""
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}.record.json")
+
+
+def describe(
+    making: Making, seed: int, suite: Suite, texts: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """What the videos are made from, as far as it is known before the model is loaded.
+
+    Args:
+      making: the options.
+      seed: sample k of every prompt has noise of this seed and k.
+      suite: the list.
+      texts: what is embedded in place of each prompt; None: the prompt itself.
+
+    Raises:
+      MissingInput, InputError: no such checkpoint or encoders.
+    """
+    loading = making.loading
+    source = pretrained.find(loading.checkpoint, loading.ema, loading.dtype, loading.shift)
+    weights = checkpoint.find(source.folder)
+    encoders = loading.encoders or pretrained.find_encoders(loading.checkpoint)
+    # A conversion is sealed as a whole, one folder further out.
+    sealed = next((p for p in (weights, weights.parent) if integrity.is_sealed(p)), None)
+    chosen = dataclasses.asdict(loading) | dataclasses.asdict(making.look)
+    made: dict[str, Any] = {
+        "checkpoint": str(weights.resolve()),
+        "checksums_sha256": _digest((sealed / integrity.SUMS).read_bytes()) if sealed else None,
+        "encoders": str(encoders.resolve()),
+        "network": source.net,
+        "config": dataclasses.asdict(source.config),
+        "options": {name: value for name, value in chosen.items() if name not in _LEFT_OUT},
+        "seed": seed,
+        "prompts_sha256": suite.digest,
+        "rewritten_sha256": _digest("\n".join(texts.values()).encode()) if texts else None,
+    }
+    # As it is read back: tuples are lists, and what JSON does not know is its name.
+    return json.loads(json.dumps(made, default=str))
+
+
+def compare(folder: Path, made: Mapping[str, Any], jobs: Sequence[Job]) -> None:
+    """Refuses a folder whose videos were made from something else.
+
+    Raises:
+      InputError: names what differs; or there are videos and no record.
+    """
+    file = beside(folder)
+    if not file.exists():
+        if any(job.path.exists() for job in jobs):
+            raise InputError(
+                f"--out: expected {file} beside the videos of {folder}, found none: nobody knows what "
+                "they were made from; choose another folder"
+            )
+        return
+    before = read_record(file)
+    for key, value in made.items():
+        if before.get(key) != value:
+            raise InputError(
+                f"--out: expected the {key} that {file} names, {str(before.get(key))[:200]}, found "
+                f"{str(value)[:200]}; choose another folder"
+            )
+
+
+def keep(folder: Path, made: Mapping[str, Any], clip: Clip) -> None:
+    """Writes the record, with what each video is."""
+    content = {**made, "clip": dataclasses.asdict(clip)}
+    write_whole(beside(folder), json.dumps(content, indent=1).encode())
+
+
+def clip(folder: Path) -> Clip | None:
+    """What each video of a folder should be; None where it has no record.
+
+    Raises:
+      InputError: a damaged record.
+    """
+    file = beside(folder)
+    if not file.is_file():
+        return None
+    found = read_record(file, "clip")
+    try:
+        return Clip(**found)
+    except TypeError:
+        raise InputError(f"{file}: expected a clip's sizes, found {found}; make it again") from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
