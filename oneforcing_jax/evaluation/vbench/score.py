@@ -50,7 +50,7 @@ class Score:
     Attributes:
       rows: raw value of each dimension that counts.
       missing: dimensions without a result.
-      quality, semantic, total: None where a dimension of theirs is missing, unless it counts as zero.
+      quality, semantic, total: None where a dimension is missing, unless it counts as zero.
     """
 
     rows: Mapping[str, float]
@@ -88,15 +88,14 @@ def score(raw: Mapping[str, float], leaderboard_zero: bool = False) -> Score:
     """
     missing = tuple(name for name in DIMENSIONS if name not in raw)
     rows = {name: raw.get(name, 0.0) for name in DIMENSIONS if name in raw or leaderboard_zero}
+    if len(rows) < len(DIMENSIONS):
+        return Score(rows, missing, None, None, None)
     quality, semantic = _mean(rows, "quality"), _mean(rows, "semantic")
-    both = None if quality is None or semantic is None else total(quality, semantic)
-    return Score(rows, missing, quality, semantic, both)
+    return Score(rows, missing, quality, semantic, total(quality, semantic))
 
 
-def _mean(rows: Mapping[str, float], group: str) -> float | None:
-    """The weighted mean of a group; None where one of it is missing."""
+def _mean(rows: Mapping[str, float], group: str) -> float:
+    """The weighted mean of a group."""
     its = {name: row for name, row in DIMENSIONS.items() if row.group == group}
-    if not its.keys() <= rows.keys():
-        return None
     weighted = sum(row.weight * normalised(name, rows[name]) for name, row in its.items())
     return weighted / sum(row.weight for row in its.values())
