@@ -26,7 +26,6 @@ def get_config():
     c.one_forcing.gradient_blocks = 0
     c.one_forcing.generator_every = 2
     c.prompt_drop_rate = 0.1
-    c.bell_weighting = True
     rule = section(Optimiser(learning_rate=1e-3, beta1=0.9))
     ema = {"decay": 0.9, "start": 2}
     nets = dict.fromkeys(("generator", "critic", "teacher"), "random")

@@ -53,6 +53,7 @@ def get_config() -> Any:
     c, train = NOISE["get_config"](), NOISE["BASE"]["train_stage"]
     c.fps = FPS
     c.world = dataclasses.asdict(TINY)
+    c.bell_weighting = True
     c.ode = {"steps": 8, "kept": (0, 2, 4, 6), "guidance": 1.0}
     teacher = {name: c.stages.teacher[name] for name in ("optimisers", "init", "ema")}
     c.stages.world = {
