@@ -12,7 +12,8 @@ import pytest
 
 from oneforcing_jax import config as configs
 from oneforcing_jax import stages
-from oneforcing_jax.evaluation import curves, study
+from oneforcing_jax.data.video import write_video
+from oneforcing_jax.evaluation import curves, figures, study
 from oneforcing_jax.run import Run
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
@@ -56,6 +57,39 @@ def test_verdicts_are_of_pairs():
     shown = study.table(results, {"ASD": "seed 0: error: no room"})
     assert "| ASD | failed: seed 0: error: no room |" in shown
     assert "| One-Forcing | 5 |" in shown and "| One-Forcing |" in study.differences(results)
+
+
+def test_the_page_says_what_came_of_each_claim():
+    results = {study.AGAINST: {0: {"frechet": 2.0, "drift_clear": -0.1}}}
+    curvature = {
+        "latents": {"high_share": {"mean": 0.6, "low": 0.55, "high": 0.65}},
+        "settings": {"clips": 32},
+    }
+    page = study.page(
+        results, {"ASD": "no room"}, curvature, {"joint": 0.8}, "tools/study.py --out=x"
+    )
+    assert page.count("- not tried: ") == len(study.CLAIMS)
+    assert "- holds here: Curvature gathers" in page and "0.6 [0.55, 0.65], 32 clips" in page
+    assert "| DMD alone | 1 | 2 |" in page and "| ASD | failed: no room |" in page
+    assert "`tools/study.py --out=x`" in page and "joint 0.8" in page and " -0.1 |" in page
+    assert "| DMD alone, chunkwise | `one_forcing.gan_generator_weight=0.0`" in page
+    for low, high, said in ((0.45, 0.55, "open: "), (0.3, 0.45, "**does not hold here**: ")):
+        curvature["latents"]["high_share"].update({"low": low, "high": high})
+        assert study.curved(curvature).startswith(said)
+
+
+def test_strips_show_videos_of_one_name_beside_each_other(tmp_path):
+    for i, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        for name in ("one.mp4", f"{folder}.mp4"):
+            video = np.full((8, 16, 16, 3), 60 * i + 40, np.uint8)
+            write_video(tmp_path / folder / name, video, 8.0)
+    folders = {name: tmp_path / name for name in ("a", "b")}
+    figures.strips(tmp_path / "s.png", folders)
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "b" / "one.mp4").unlink()
+    with pytest.raises(ValueError, match="expected mp4 files of the same names"):
+        figures.strips(tmp_path / "s.png", folders)
 
 
 @pytest.mark.parametrize("row", study.ROWS, ids=lambda row: row.folder)
