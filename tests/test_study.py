@@ -1,6 +1,5 @@
 """The comparison of methods: intervals, pairs and verdicts; a study runs, continues, names what failed."""
 
-import json
 import math
 import shutil
 import subprocess
@@ -12,8 +11,7 @@ import pytest
 
 from oneforcing_jax import config as configs
 from oneforcing_jax import stages
-from oneforcing_jax.data.video import write_video
-from oneforcing_jax.evaluation import curves, figures, study
+from oneforcing_jax.evaluation import study
 from oneforcing_jax.run import Run
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
@@ -78,39 +76,12 @@ def test_the_page_says_what_came_of_each_claim():
         assert study.curved(curvature).startswith(said)
 
 
-def test_strips_show_videos_of_one_name_beside_each_other(tmp_path):
-    for i, folder in enumerate(("a", "b")):
-        (tmp_path / folder).mkdir()
-        for name in ("one.mp4", f"{folder}.mp4"):
-            video = np.full((8, 16, 16, 3), 60 * i + 40, np.uint8)
-            write_video(tmp_path / folder / name, video, 8.0)
-    folders = {name: tmp_path / name for name in ("a", "b")}
-    figures.strips(tmp_path / "s.png", folders)
-    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "b" / "one.mp4").unlink()
-    with pytest.raises(ValueError, match="expected mp4 files of the same names"):
-        figures.strips(tmp_path / "s.png", folders)
-
-
 @pytest.mark.parametrize("row", study.ROWS, ids=lambda row: row.folder)
 def test_every_row_is_a_run(row):
     fields = row.fields | {"run": ",".join(row.stages)}
     fields |= {"stages.report.students": f"(('student', '{row.student}'),)"}
     run = Run.of(configs.load(CONFIG, [f"--config.{k}={v}" for k, v in fields.items()]))
     assert [stage.name for stage in stages.prepare(run)] == list(row.stages)
-
-
-def test_curves_are_drawn(tmp_path):
-    for run in range(2):
-        folder = tmp_path / str(run)
-        folder.mkdir()
-        rows = [{"iteration": i, "critic/logit_gap": 0.1 * i + run} for i in range(1, 6)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    at, gap = curves.series(tmp_path / "1", "critic/logit_gap")
-    np.testing.assert_allclose(at, range(1, 6))
-    np.testing.assert_allclose(gap, 0.1 * at + 1)
-    curves.plot(tmp_path / "c.png", {"a": [tmp_path / "0", tmp_path / "1"]})
-    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
 SIZES = (

@@ -26,7 +26,7 @@ from oneforcing_jax.command import any_path, count, ending
 from oneforcing_jax.config import PREFIX
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import study
-from oneforcing_jax.evaluation.curves import plot
+from oneforcing_jax.evaluation.curves import GAP, LOSSES, plot
 from oneforcing_jax.evaluation.figures import strips
 from oneforcing_jax.evaluation.study import BASES, COMMON, OWN, ROWS, SCORES, SHARED, Row
 from oneforcing_jax.files import read_record, write_whole
@@ -182,10 +182,13 @@ def publish(
     made = [row for row in rows if row.name in results]
     if not made:
         return
-    plot(study_.out / "curves.png", {
+    trained = {
         row.name: [study_.folder(row, seed) / OWN[0] for seed in results[row.name]]
-        for row in made if row.stages == OWN
-    })  # fmt: skip
+        for row in made
+        if row.stages == OWN
+    }
+    if trained:
+        plot(study_.out / "curves.png", trained, LOSSES | GAP)
     strips(study_.out / "pictures.png", {
         row.name: study_.folder(row, min(results[row.name])) / OWN[1] / "videos" for row in made
     })  # fmt: skip

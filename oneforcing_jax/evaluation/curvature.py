@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.evaluation.figures import figure
+from oneforcing_jax.evaluation.drawing import figure, save
 
 # Noise levels of the ends of a trajectory that the paper compares, and of its middle.
 HIGH, MIDDLE = 0.9, (0.4, 0.6)
@@ -113,4 +113,4 @@ def plot(path: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
         xlabel="noise level t", ylabel="curvature C(t), over its peak", xlim=(0, 1), ylim=(0, None)
     )
     axes.legend()
-    made.savefig(path, dpi=150)
+    save(made, path)

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from oneforcing_jax.evaluation.figures import figure
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.evaluation.drawing import figure, save
 from oneforcing_jax.training.metrics import read_rows
 
 # Panels: titles and metrics.
-PANELS = {
+GAP = {"logit gap, real - fake": "critic/logit_gap"}
+LOSSES = {
     "DMD loss": "generator/dmd_loss",
     "generator's adversarial loss": "generator/gan_loss",
     "critic's denoising loss": "critic/denoise_loss",
     "discriminator's loss": "critic/gan_loss",
-    "logit gap, real - fake": "critic/logit_gap",
 }
 
 
@@ -26,16 +27,20 @@ def series(folder: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([row["iteration"] for row in rows]), np.array([row[metric] for row in rows])
 
 
-def plot(path: Path, runs: Mapping[str, Sequence[Path]]) -> None:
-    """Draws the panels; `runs` are folders of stages, by method.
+def plot(
+    path: Path, runs: Mapping[str, Sequence[Path]], panels: Mapping[str, str] = LOSSES
+) -> None:
+    """Draws panels of metrics; `runs` are folders of stages, by method.
 
     Raises:
       MissingPackage: matplotlib is not installed.
+      InputError: no run has any of the metrics.
     """
     colours = {name: f"C{i}" for i, name in enumerate(runs)}
     shown = {}
-    made = figure(3.6 * len(PANELS), 3.6)
-    for axes, (title, metric) in zip(made.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+    made = figure(3.6 * len(panels) + 1, 3.6)
+    grid = made.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, metric) in zip(grid, panels.items(), strict=True):
         for name, folders in runs.items():
             found = [series(folder, metric) for folder in folders]
             found = [(at, values) for at, values in found if len(at)]
@@ -46,5 +51,10 @@ def plot(path: Path, runs: Mapping[str, Sequence[Path]]) -> None:
             (shown[name],) = axes.plot(at, values.mean(0), color=colours[name])
             axes.fill_between(at, values.min(0), values.max(0), alpha=0.2, color=colours[name])
         axes.set(title=title, xlabel="iteration")
+    if not shown:
+        raise InputError(
+            f"expected rows with {', '.join(panels.values())} in the runs of {list(runs)}, found none; name "
+            "folders of stages that train a critic"
+        )
     made.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4)
-    made.savefig(path, dpi=130)
+    save(made, path)

@@ -1,32 +1,78 @@
-"""Figures of the reports, by matplotlib without a display."""
+"""Figures 3 to 6 of the paper, of one's own runs.
+
+    python -m oneforcing_jax.evaluation.figures --out=figures \\
+        --curvature Wan=curvature.json toy=teacher.json \\
+        --runs One-Forcing=runs/a/one_forcing ASD=runs/b/one_forcing ASD=runs/c/one_forcing \\
+        --scores=score.json --videos One-Forcing=videos/a ASD=videos/b
+
+Writes what there is something for: 3 the curvature of trajectories (reports of tools/curvature.py), 4 the
+logit gap and 5 the losses over iterations (folders of stages; of equal names the mean and the span are
+drawn), 6 the dimensions of VBench (score.json of `evaluation.vbench score`), and strips of videos of the same
+names. Each is a PNG and an SVG.
+"""
 
 from __future__ import annotations
 
+import argparse
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.data.video import read_video
-from oneforcing_jax.errors import InputError, MissingPackage
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.evaluation import curvature, curves
+from oneforcing_jax.evaluation.drawing import figure, save
+from oneforcing_jax.evaluation.vbench.score import DIMENSIONS
+from oneforcing_jax.files import read_record
 
 # Frames shown of a video.
 SHOWN = 4
 
 
-def figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure; sizes in inches.
+def named(text: str) -> tuple[str, Path]:
+    """A line or row of a figure, "NAME=PATH"."""
+    name, _, path = text.partition("=")
+    if not name.strip() or not path:
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, found {text!r}")
+    return name.strip(), Path(path)
+
+
+def gathered(pairs: Sequence[tuple[str, Path]]) -> dict[str, list[Path]]:
+    """Paths by name, in order."""
+    found: dict[str, list[Path]] = {}
+    for name, path in pairs:
+        found.setdefault(name, []).append(path)
+    return found
+
+
+def radar(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draws the normalised dimensions of VBench (Figure 6); `models` are those of score.json.
 
     Raises:
       MissingPackage: matplotlib is not installed.
+      InputError: a model that lacks a dimension.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackage(
-            'a plot needs the package matplotlib: pip install "oneforcing_jax[plots]"'
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+    made = figure(7.5, 6.5)
+    axes = made.subplots(subplot_kw={"projection": "polar"})
+    angles = np.linspace(0, 2 * np.pi, len(DIMENSIONS), endpoint=False)
+    for name, model in models.items():
+        try:
+            values = [model["rows"][dimension]["score"] for dimension in DIMENSIONS]
+        except (KeyError, TypeError):
+            raise InputError(
+                f"--scores: expected all {len(DIMENSIONS)} dimensions of {name!r}, found some missing; "
+                "evaluate them, or score with --leaderboard_zero"
+            ) from None
+        (line,) = axes.plot([*angles, 0.0], [*values, values[0]], marker=".", label=name)
+        axes.fill([*angles, 0.0], [*values, values[0]], alpha=0.08, color=line.get_color())
+    axes.set_xticks(angles, [name.replace("_", "\n") for name in DIMENSIONS], fontsize=8)
+    axes.set(ylim=(0, 1), yticks=[0.25, 0.5, 0.75, 1.0])
+    made.legend(loc="outside lower center", ncols=3)
+    save(made, path)
 
 
 def strips(path: Path, folders: Mapping[str, Path]) -> None:
@@ -56,4 +102,57 @@ def strips(path: Path, folders: Mapping[str, Path]) -> None:
     for n, name in enumerate(shared):
         words = Path(name).stem.replace("_", " ")
         grid[0][SHOWN * n].set_title(words, fontsize=8, loc="left")
-    made.savefig(path, dpi=130)
+    save(made, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", required=True, type=any_path, help="folder")
+    add("--curvature", type=named, nargs="+", default=(), metavar="NAME=FILE", help="reports")
+    add(
+        "--runs", type=named, nargs="+", default=(), metavar="NAME=FOLDER", help="folders of stages"
+    )
+    add("--scores", type=any_path, help="score.json")
+    add(
+        "--videos",
+        type=named,
+        nargs="+",
+        default=(),
+        metavar="NAME=FOLDER",
+        help="folders of mp4 files",
+    )
+    args = parser.parse_args(arguments)
+    with ending("figures that are written stay"):
+        if not (args.curvature or args.runs or args.scores or args.videos):
+            parser.error("expected something to draw: --curvature, --runs, --scores or --videos")
+        draw(args)
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Draws what the options name.
+
+    Raises:
+      InputError: files that are missing or hold something else.
+    """
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.curvature:
+        reports = {name: read_record(path, "latents") for name, path in args.curvature}
+        curvature.plot(args.out / "figure3_curvature.png", reports)
+    if args.runs:
+        runs = gathered(args.runs)
+        curves.plot(args.out / "figure4_logit_gap.png", runs, curves.GAP)
+        curves.plot(args.out / "figure5_losses.png", runs)
+    if args.scores:
+        radar(args.out / "figure6_vbench.png", read_record(args.scores))
+    if args.videos:
+        strips(args.out / "strips.png", dict(args.videos))
+    for file in sorted(args.out.glob("*.png")):
+        print(file)
+
+
+if __name__ == "__main__":
+    main()
