@@ -45,7 +45,10 @@ def read(path: Path) -> list[Prompt]:
         raise InputError(f"{path}: expected {FORMS}, found: {error}") from None
     found = [_prompt(f"{path}, row {i}", row) for i, row in enumerate(rows, 1) if row != ""]
     # VBench's list names two prompts twice.
-    return list({prompt.words: prompt for prompt in reversed(found)}.values())[::-1]
+    first: dict[str, Prompt] = {}
+    for prompt in found:
+        first.setdefault(prompt.words, prompt)
+    return list(first.values())
 
 
 def _prompt(where: str, row: Any) -> Prompt:

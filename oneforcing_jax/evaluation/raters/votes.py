@@ -20,7 +20,7 @@ CHOICES = (*SIDES, "tie")
 # Seconds for which a pair that a rater was shown counts as theirs.
 HOLD = 30 * 60
 # Seconds that a transaction waits for another one.
-PATIENCE = 5.0
+PATIENCE = 2.0
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS draw (hash TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS raters (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, at REAL NOT NULL)",
