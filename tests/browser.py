@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import time
 
 # Chromium asks its maker for nothing.
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -37,3 +38,13 @@ def page_of(browser, viewport=WIDE, **options):
     yield page
     context.close()
     assert not wrong, wrong
+
+
+def until(page, condition, seconds=15):
+    """Waits for a condition in JavaScript, also where a page forbids `eval`, as Playwright's own way needs."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, (
+            f"{condition} did not become true; the page: {page.inner_text('body')}"
+        )
+        page.wait_for_timeout(50)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import krippendorff
 import numpy as np
 import pytest
-from browser import NARROW, chromium, page_of
+from browser import NARROW, chromium, page_of, until
 
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import InputError, MissingInput
@@ -426,9 +426,8 @@ def test_two_raters_vote_at_once_and_one_reloads(models, tmp_path):
     ready = "document.querySelector('[data-choice]').getAttribute('aria-disabled') === 'false'"
 
     def wait(page, done):
-        page.wait_for_function(
-            f"!document.querySelector('#done').hidden || document.querySelector('#bar').value === {done}"
-            f" && {ready}", timeout=15_000)  # fmt: skip
+        shown = f"!document.querySelector('#rate').hidden && document.querySelector('#bar').value === {done}"
+        until(page, f"{shown} && {ready}")
 
     with (
         served(study) as address, chromium() as browser, page_of(browser) as wide,
@@ -483,5 +482,5 @@ def test_the_page_keeps_a_choice_that_did_not_arrive(study, tmp_path):
         port = re.search(r":(\d+)/", address)[1]
         with served(study, f"--port={port}"):
             page.click("#again")
-            page.wait_for_function("document.querySelector('#bar').value === 1")
+            until(page, "document.querySelector('#bar').value === 1")
     assert [vote.choice for vote in Votes(study, draw.read(study)).all()] == ["left"]

@@ -6,14 +6,20 @@ const PLACE = `rater ${document.documentElement.dataset.study}`;
 const TINY = 256; // pixels below which videos are scaled up without smoothing
 const videos = [$("left"), $("right")];
 const choices = [...document.querySelectorAll("[data-choice]")];
-const together = new Together(() => allow(true));
+const together = new Together(looked);
 let pair = null; // number of the pair that is shown
 let sending = false;
 let retry = null; // what "Try again" does
 
 function allow(may) {
   for (const button of choices) button.setAttribute("aria-disabled", String(!may));
-  if (may) say("");
+}
+
+// Both videos have been seen: the pair can be judged, unless something is under way or to be tried again.
+function looked() {
+  if (allowed() || sending || retry) return;
+  allow(true);
+  say("");
 }
 
 const allowed = () => choices[0].getAttribute("aria-disabled") === "false";
