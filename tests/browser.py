@@ -41,7 +41,7 @@ def page_of(browser, viewport=WIDE, **options):
 
 
 def until(page, condition, seconds=15):
-    """Waits for a condition in JavaScript, also where a page forbids `eval`, as Playwright's own way needs."""
+    """Waits for a condition in JavaScript, also where a page forbids `eval`; Playwright's way needs it."""
     end = time.monotonic() + seconds
     while not page.evaluate(condition):
         assert time.monotonic() < end, (

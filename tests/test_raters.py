@@ -87,6 +87,7 @@ def served(study, *more):
             yield address
         finally:
             process.terminate()
+            assert process.wait(15) == 128 + 15
 
 
 def ask(address, path, body=None, headers=None, method="POST"):

@@ -183,7 +183,6 @@ def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
     name = host if _is_local(host) else socket.gethostname()
     address = f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}/"
     done, needed = votes.progress()
-    print(f"{address}{f'?{TOKEN}={token}' if token else ''}", flush=True)
     with listening, tqdm(total=needed, initial=done, desc="votes", unit="vote") as bar:
 
         def voted() -> None:
@@ -195,6 +194,8 @@ def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
             page.app, lifespan="off", log_level="error", access_log=False, server_header=False,
             timeout_graceful_shutdown=3,
         )  # fmt: skip
+        config.load()
+        print(f"{address}{f'?{TOKEN}={token}' if token else ''}", flush=True)
         uvicorn.Server(config).run(sockets=[listening])
 
 
