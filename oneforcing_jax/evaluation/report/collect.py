@@ -31,7 +31,7 @@ class Run:
     Attributes:
       method: what it is called in the report; runs of one method differ in their seeds.
       seed: as text; "" where there is only one.
-      config: fields by dotted names.
+      config: fields by dotted names, without the seed where `seed` holds it.
       scores: of each model that was scored.
       curves: iterations [n] and values [n] of panels, which are named "stage: metric".
       clips: video files by what they show.
@@ -131,10 +131,11 @@ def _run(folder: Path, method: str, seed: str, notes: list[str]) -> Run:
             }
         except (ValueError, KeyError, OSError):
             notes.append(f"{stage / METRICS}: expected rows of metrics, found damaged ones")
-    return Run(
-        method, seed, dict(flat(record(folder / CONFIG))), _scores(record(folder / REPORT / SCORES)),
-        curves, dict(_clips(folder)),
-    )  # fmt: skip
+    config = dict(flat(record(folder / CONFIG)))
+    if seed:
+        config.pop("seed", None)
+    scores = _scores(record(folder / REPORT / SCORES))
+    return Run(method, seed, config, scores, curves, dict(_clips(folder)))
 
 
 def _stages(folder: Path) -> list[Path]:
