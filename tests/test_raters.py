@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urljoin
 
 import krippendorff
 import numpy as np
@@ -209,7 +210,7 @@ def rate(votes, drawn, key, choose):
     return seen
 
 
-def test_many_raters_at_once_give_each_pair_its_votes(study):
+def test_many_raters_at_once_give_each_pair_its_votes(study, capsys):
     drawn = draw.read(study)
     votes = Votes(study, drawn, create=True)
 
@@ -224,7 +225,10 @@ def test_many_raters_at_once_give_each_pair_its_votes(study):
     real = set(range(len(drawn.pairs))) - drawn.checks
     assert sorted(v.pair for v in found if v.pair in real) == sorted([*real] * 3)
     assert sum(map(len, seen)) == len(found) and all(drawn.checks <= set(mine) for mine in seen)
-    assert votes.progress() == (18, 18)
+    assert votes.count() == drawn.needed == 18
+    command.main(["analyse", str(study)])
+    assert "| Self Forcing | 9 | 0 | 0 | 9 | 100.0% | 100.0% to 100.0% |" in capsys.readouterr().out
+    assert json.loads((study / "analysis.json").read_text())["complete"]
 
 
 def test_a_kill_loses_no_vote(study):
@@ -251,7 +255,7 @@ while (pair := votes.turn(key).pair) is not None:
     assert set(told) <= {vote.pair for vote in votes.all()}
     for _ in range(3):
         rate(votes, drawn, votes.join(), lambda n: drawn.pairs[n].ours)
-    assert 17 <= votes.progress()[0] <= 18  # one pair may be held for the rater who is gone
+    assert 17 <= votes.count() <= 18  # one pair may be held for the rater who is gone
 
 
 def test_raters_who_fail_the_checks_do_not_count(study):
@@ -301,12 +305,12 @@ def test_a_pair_that_was_left_is_given_to_another(study, monkeypatch):
     while (pair := votes.turn(away).pair) in drawn.checks:
         votes.vote(away, pair, right(pair))
     seen = [pair in rate(votes, drawn, votes.join(), right) for _ in range(3)]
-    assert seen == [True, True, False] and votes.progress() == (17, 18)
+    assert seen == [True, True, False] and votes.count() == 17
     monkeypatch.setattr(module, "HOLD", -1)
     assert pair in rate(votes, drawn, votes.join(), right)
     with pytest.raises(Refused, match="all its votes"):
         votes.vote(away, pair, "left")
-    assert votes.turn(away).pair in {None, *drawn.checks} and votes.progress() == (18, 18)
+    assert votes.turn(away).pair in {None, *drawn.checks} and votes.count() == drawn.needed == 18
 
 
 def test_bad_databases_are_one_line(study, capsys, monkeypatch):
@@ -486,6 +490,10 @@ def test_two_raters_vote_at_once_and_one_reloads(models, tmp_path):
                 wide.reload()
                 wait(wide, done)
                 assert before == (wide.inner_text("#words"), wide.get_attribute("#left", "src"))
+                with page_of(browser) as elsewhere:
+                    elsewhere.goto(urljoin(address, wide.get_attribute("#link", "href")))
+                    wait(elsewhere, done)
+                    assert before[1] == elsewhere.get_attribute("#left", "src")
             wide.keyboard.press("ArrowRight" if done % 2 else "ArrowDown")
             narrow.tap("[data-choice=left]")
         for page in (wide, narrow):
@@ -501,11 +509,11 @@ def test_two_raters_vote_at_once_and_one_reloads(models, tmp_path):
 
 @pytest.mark.browser
 def test_the_page_keeps_a_choice_that_did_not_arrive(study, tmp_path):
-    """A clip that does not load and a server that is away are told; "Try again" goes on."""
+    """A clip that does not load and a server that is away are told; "Try again" goes on. With a token."""
     with chromium() as browser, page_of(browser) as page:
-        with served(study) as address:
+        with served(study, "--host=0.0.0.0") as address:
             page.route("**/clips/*/right", lambda route: route.abort())
-            page.goto(address)
+            page.goto(re.sub(r"//[^:]+", "//127.0.0.1", address))
             page.click("#begin")
             page.wait_for_selector("#again:not([hidden])")
             assert "The right video could not be loaded" in page.inner_text("#status")
@@ -517,7 +525,7 @@ def test_the_page_keeps_a_choice_that_did_not_arrive(study, tmp_path):
         page.wait_for_selector("#again:not([hidden])")
         assert "not kept yet" in page.inner_text("#status")
         port = re.search(r":(\d+)/", address)[1]
-        with served(study, f"--port={port}"):
+        with served(study, f"--port={port}", "--host=0.0.0.0"):
             page.click("#again")
             until(page, "document.querySelector('#bar').value === 1")
     assert [vote.choice for vote in Votes(study, draw.read(study)).all()] == ["left"]

@@ -38,7 +38,7 @@ def analyse(drawn: Draw, votes: list[Vote]) -> dict[str, Any]:
         "draw": drawn.hash,
         "ours": drawn.ours,
         "votes": len(counted),
-        "complete": len(counted) == (len(drawn.pairs) - len(drawn.checks)) * drawn.settings.raters,
+        "complete": len(counted) == drawn.needed,
         "raters": {str(r): {"wrong_checks": wrong[r], "counts": r in kept} for r in raters},
         "baselines": {name: _baseline(said[name]) for name in drawn.baselines},
         "agreement": agreement(np.concatenate(list(said.values()))),

@@ -6,6 +6,7 @@ A study is a folder: prompts.txt, draw.json, the clips under names that say noth
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -96,10 +97,15 @@ class Draw:
         """SHA-256 of all of it."""
         return hashlib.sha256(json.dumps(self._record(), sort_keys=True).encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def checks(self) -> frozenset[int]:
         """Numbers of the pairs that are attention checks."""
         return frozenset(n for n, pair in enumerate(self.pairs) if not pair.baseline)
+
+    @property
+    def needed(self) -> int:
+        """Votes of a finished study; those on attention checks are not among them."""
+        return (len(self.pairs) - len(self.checks)) * self.settings.raters
 
     def _record(self) -> dict[str, Any]:
         prompts = [prompt._asdict() for prompt in self.prompts]

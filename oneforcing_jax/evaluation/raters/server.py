@@ -182,11 +182,13 @@ def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
     token = "" if _is_local(host) else _token(folder)
     name = host if _is_local(host) else socket.gethostname()
     address = f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}/"
-    done, needed = votes.progress()
-    with listening, tqdm(total=needed, initial=done, desc="votes", unit="vote") as bar:
+    with (
+        listening,
+        tqdm(total=drawn.needed, initial=votes.count(), desc="votes", unit="vote") as bar,
+    ):
 
         def voted() -> None:
-            bar.n, _ = votes.progress()
+            bar.n = votes.count()
             bar.refresh()
 
         page = Page(folder, drawn, votes, token, voted)

@@ -192,12 +192,9 @@ class Votes:
             row = (pair, rater, time.time(), choice)
             database.execute("INSERT INTO votes VALUES (?, ?, ?, ?)", row)
 
-    def progress(self) -> tuple[int, int]:
-        """Votes that count, and how many there will be; attention checks are not among them."""
-        counted = self._counted(self.all()).total()
-        return counted, (
-            len(self._draw.pairs) - len(self._draw.checks)
-        ) * self._draw.settings.raters
+    def count(self) -> int:
+        """Votes that count; those on attention checks are not among them."""
+        return self._counted(self.all()).total()
 
     def _out(self, votes: list[Vote]) -> set[int]:
         """Raters whose votes do not count."""
