@@ -6,13 +6,17 @@ TORCH = ["torch>=2.6", "safetensors>=0.5", "huggingface_hub>=0.30"]
 WAN = ["transformers>=4.56", "ftfy>=6.2", "sentencepiece>=0.2"]
 LMDB = ["lmdb>=1.4"]
 PLOTS = ["matplotlib>=3.9"]
+SERVE = ["krippendorff>=0.8", "starlette>=0.45", "uvicorn>=0.34"]
 
 setup(
     name="oneforcing_jax",
     version="0.2.0.dev0",
     description="One-step causal video generation (One-Forcing) in JAX",
     packages=find_packages(include=["oneforcing_jax", "oneforcing_jax.*"]),
-    package_data={"oneforcing_jax": ["py.typed"]},
+    package_data={
+        "oneforcing_jax": ["py.typed"],
+        "oneforcing_jax.evaluation.pages": ["*.css", "*.html", "*.js"],
+    },
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
@@ -46,6 +50,8 @@ setup(
         "lmdb": LMDB,
         # Figures.
         "plots": PLOTS,
+        # The page of the human study and its table.
+        "serve": SERVE,
         # Telemetry beside JSONL and TensorBoard.
         "wandb": ["wandb>=0.19"],
         "test": [
@@ -53,9 +59,11 @@ setup(
             *WAN,
             *LMDB,
             *PLOTS,
+            *SERVE,
             "diffusers>=0.36",
             "hypothesis>=6.100",
             "mypy>=1.15",
+            "playwright>=1.49",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.11",

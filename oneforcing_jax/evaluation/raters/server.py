@@ -1,0 +1,227 @@
+"""The page of a study: a Starlette app, and how it is served."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import secrets
+import socket
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from oneforcing_jax.errors import InputError, MissingPackage
+from oneforcing_jax.evaluation import pages
+from oneforcing_jax.evaluation.raters.draw import CLIPS, SIDES, Draw
+from oneforcing_jax.evaluation.raters.votes import Refused, Turn, Votes
+from oneforcing_jax.files import write_whole
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+except ImportError as error:
+    raise MissingPackage(
+        'the page needs starlette and uvicorn: pip install "oneforcing_jax[serve]"'
+    ) from error
+
+TOKEN = "token"
+# Bytes of a request.
+LARGEST = 4096
+_STATIC = {"theme.css": "text/css", "raters.css": "text/css",
+           "together.js": "text/javascript", "raters.js": "text/javascript"}  # fmt: skip
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+_Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Page:
+    """What a study answers to browsers. Neither addresses nor answers name a model or a file of one.
+
+    Args:
+      folder, drawn, votes: of the study.
+      token: that every request needs; "" where only this machine can ask.
+      voted: called after each vote.
+    """
+
+    def __init__(
+        self, folder: Path, drawn: Draw, votes: Votes, token: str, voted: Callable[[], None]
+    ) -> None:
+        self._folder, self._draw, self._votes = folder, drawn, votes
+        self._token, self._voted = token, voted
+        self._cookie = f"token_{drawn.hash[:8]}"
+        self._page = pages.part("raters.html").replace("{{study}}", drawn.hash[:12])
+
+    @property
+    def app(self) -> Starlette:
+        """The application."""
+        get = {"/": self._index, "/clips/{number:int}/{side}": self._clip} | {
+            f"/{name}": self._static for name in _STATIC
+        }
+        post = {"/api/join": self._join, "/api/turn": self._turn, "/api/vote": self._vote}
+        routes = [Route(path, self._guarded(f), methods=["GET"]) for path, f in get.items()]
+        routes += [Route(path, self._guarded(f), methods=["POST"]) for path, f in post.items()]
+        return Starlette(routes=routes)
+
+    def _guarded(self, endpoint: _Endpoint) -> _Endpoint:
+        """An endpoint that needs the token, and whose errors are an HTTP status and one line of JSON."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                self._check_caller(request)
+                response = await endpoint(request)
+            except Refused as error:
+                response = JSONResponse({"error": str(error)}, error.status)
+            except sqlite3.OperationalError as error:
+                line = f"the database cannot be used now: {error}; try again"
+                response = JSONResponse({"error": line}, 503, {"Retry-After": "1"})
+            except sqlite3.DatabaseError as error:
+                response = JSONResponse({"error": f"the database is damaged: {error}"}, 500)
+            response.headers.update(_HEADERS)
+            return response
+
+        return answer
+
+    def _check_caller(self, request: Request) -> None:
+        if not self._token:
+            # A page of another site must not reach this machine under a name of its own.
+            if request.url.hostname not in _LOCAL:
+                raise Refused(400, "expected an address of this machine")
+            return
+        given = request.query_params.get(TOKEN) or request.cookies.get(self._cookie, "")
+        if not secrets.compare_digest(given.encode(), self._token.encode()):
+            raise Refused(
+                403, "expected the token of this study; use the whole link that you were given"
+            )
+
+    async def _index(self, request: Request) -> Response:
+        response = HTMLResponse(self._page)
+        if self._token:
+            response.set_cookie(
+                self._cookie, self._token, 30 * 86400, httponly=True, samesite="strict"
+            )
+        return response
+
+    async def _static(self, request: Request) -> Response:
+        name = request.url.path[1:]
+        return Response(pages.part(name), media_type=_STATIC[name])
+
+    async def _clip(self, request: Request) -> Response:
+        number, side = request.path_params["number"], request.path_params["side"]
+        if number >= len(self._draw.pairs) or side not in SIDES:
+            raise Refused(404, "no such clip")
+        file = self._folder / CLIPS / getattr(self._draw.pairs[number], side)
+        if not file.is_file():
+            raise Refused(500, "a clip of this study is gone; tell who runs it")
+        return FileResponse(file, media_type="video/mp4")
+
+    async def _join(self, request: Request) -> Response:
+        await _body(request)
+        return JSONResponse({"rater": await run_in_threadpool(self._votes.join)}, 201)
+
+    async def _turn(self, request: Request) -> Response:
+        body = await _body(request)
+        return await self._next(body.get("rater"))
+
+    async def _vote(self, request: Request) -> Response:
+        body = await _body(request)
+        rater, pair, choice = (body.get(key) for key in ("rater", "pair", "choice"))
+        await run_in_threadpool(self._votes.vote, rater, pair, choice)
+        self._voted()
+        return await self._next(rater)
+
+    async def _next(self, rater: Any) -> Response:
+        turn: Turn = await run_in_threadpool(self._votes.turn, rater)
+        prompt = None
+        if turn.pair is not None:
+            prompt = self._draw.prompts[self._draw.pairs[turn.pair].prompt].words
+        record = turn._asdict() | {"prompt": prompt, "question": self._draw.question}
+        return JSONResponse(record, headers={"Cache-Control": "no-store"})
+
+
+async def _body(request: Request) -> Mapping[str, Any]:
+    """The JSON object of a request. Other sites cannot send this type without being allowed to.
+
+    Raises:
+      Refused: another type, too large, or no JSON object.
+    """
+    if request.headers.get("content-type", "").split(";")[0] != "application/json":
+        raise Refused(415, "expected the type application/json")
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > LARGEST:
+            raise Refused(413, f"expected {LARGEST} bytes at most")
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Refused(400, "expected a JSON object")
+    return found
+
+
+def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
+    """Serves a study until it is interrupted. Its address goes to standard output.
+
+    Raises:
+      InputError: votes on another draw, a damaged database, or an address that cannot be used.
+    """
+    votes = Votes(folder, drawn, create=True)
+    listening = _listen(host, port)
+    token = "" if _is_local(host) else _token(folder)
+    name = host if _is_local(host) else socket.gethostname()
+    address = f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}/"
+    with (
+        listening,
+        tqdm(total=drawn.needed, initial=votes.count(), desc="votes", unit="vote") as bar,
+    ):
+
+        def voted() -> None:
+            bar.n = votes.count()
+            bar.refresh()
+
+        page = Page(folder, drawn, votes, token, voted)
+        config = uvicorn.Config(
+            page.app, lifespan="off", log_level="error", access_log=False, server_header=False,
+            timeout_graceful_shutdown=3,
+        )  # fmt: skip
+        config.load()
+        print(f"{address}{f'?{TOKEN}={token}' if token else ''}", flush=True)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"expected a free address, found {host} port {port}: {error}; choose another --host or --port"
+        ) from None
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _token(folder: Path) -> str:
+    """The token of a study, made once so that links stay good."""
+    file = folder / TOKEN
+    if not file.is_file():
+        write_whole(file, secrets.token_urlsafe(16).encode())
+        file.chmod(0o600)
+    return file.read_text()

@@ -1,0 +1,1 @@
+"""One page about runs and studies, in one HTML file that needs nothing beside it."""

@@ -1,0 +1,50 @@
+"""A real browser for tests of pages: Chromium, driven by Playwright. For tests with the marker `browser`."""
+
+import contextlib
+import shutil
+import time
+
+# Chromium asks its maker for nothing.
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+
+
+@contextlib.contextmanager
+def chromium():
+    """A browser without a window; `browser.new_context()` gives a person of their own."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    assert path, "tests with the marker browser need Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=path, headless=True, args=list(QUIET))
+        yield made
+        made.close()
+
+
+@contextlib.contextmanager
+def page_of(browser, viewport=WIDE, **options):
+    """A page whose errors fail the test, and with them requests to other machines."""
+    context = browser.new_context(viewport=viewport, **options)
+    page, wrong = context.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+
+    def asked(request):
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "file:", "blob:")):
+            wrong.append(request.url)
+
+    page.on("request", asked)
+    yield page
+    context.close()
+    assert not wrong, wrong
+
+
+def until(page, condition, seconds=15):
+    """Waits for a condition in JavaScript, also where a page forbids `eval`; Playwright's way needs it."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, (
+            f"{condition} did not become true; the page: {page.inner_text('body')}"
+        )
+        page.wait_for_timeout(50)
