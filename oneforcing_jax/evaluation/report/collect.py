@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.evaluation.curves import PANELS, series
+from oneforcing_jax.evaluation.curves import GAP, LOSSES, series
 from oneforcing_jax.evaluation.study import ROWS, SCORES, Estimate
 from oneforcing_jax.files import read_record
 from oneforcing_jax.training.metrics import ROWS as METRICS
@@ -149,7 +149,7 @@ def _panels(stage: Path) -> list[tuple[str, str]]:
     metrics = {
         name for row in read_rows(stage) for name, value in row.items() if isinstance(value, float)
     }
-    titles = {metric: title for title, metric in PANELS.items()}
+    titles = {metric: title for title, metric in (LOSSES | GAP).items()}
     losses = sorted(m for m in metrics - titles.keys() if m.endswith("/loss"))
     chosen = [metric for metric in titles if metric in metrics] + losses
     return [(titles.get(m, m.replace("/", "'s ", 1)), m) for m in chosen]
