@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from oneforcing_jax import checkpoint
+from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.student import Student
@@ -63,7 +65,7 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
         )
     for row in ("teacher", *dict(fields.students)):
         results[row] = gallery.score(videos[row], gallery.captions)
-    _stream(gallery, student, folder / "videos", fields.videos)
+    _stream(gallery, student, _identity(run, workdir, source), folder / "videos", fields.videos)
     contact_sheet(folder / "sheet.png", videos, results, gallery.captions, gallery.real_captions)
     table = _table(results, gallery.world)
     write_whole(folder / "table.txt", table.encode())
@@ -71,13 +73,26 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     print(f"{table}\nVideos: {folder / 'videos'}\nContact sheet: {folder / 'sheet.png'}")
 
 
-def _stream(gallery: Gallery, student: Student, folder: Path, count: int) -> None:
+def _identity(run: Run, workdir: Path, source: str) -> str | None:
+    """Names the weights of a student; those before any training have none."""
+    if source.startswith(RANDOM):
+        return None
+    place = sources.place(run, workdir, _plain(source))
+    return checkpoint.identity(*place, source.startswith(AVERAGE))
+
+
+def _stream(
+    gallery: Gallery, student: Student, weights: str | None, folder: Path, count: int
+) -> None:
     """Writes videos of the last student as they are made, block by block."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in tqdm(spread(len(gallery.world.captions()), count), desc="stream", unit="video"):
         draws = jax.tree.map(lambda x, i=i: x[i : i + 1], gallery.draws)
         path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
-        with VideoWriter(path, worlds.FPS, crf=worlds.CRF, full_chroma=True) as writer:
+        origin = Origin(weights, gallery.captions[i], gallery.run.seed, i)
+        with VideoWriter(
+            path, worlds.FPS, crf=worlds.CRF, full_chroma=True, origin=origin
+        ) as writer:
             for block in student.stream(draws, jnp.asarray(gallery.text[i : i + 1]), gallery.plan):
                 writer.write(gallery.decode(block)[0])
 
