@@ -6,6 +6,7 @@ TORCH = ["torch>=2.6", "safetensors>=0.5", "huggingface_hub>=0.30"]
 WAN = ["transformers>=4.56", "ftfy>=6.2", "sentencepiece>=0.2"]
 LMDB = ["lmdb>=1.4"]
 PLOTS = ["matplotlib>=3.9"]
+MEASURES = [*PLOTS, "opencv-python-headless>=4.10", "scikit-image>=0.25"]
 
 setup(
     name="oneforcing_jax",
@@ -46,13 +47,15 @@ setup(
         "lmdb": LMDB,
         # Figures.
         "plots": PLOTS,
+        # Measures of videos, and the study of the mark.
+        "measures": MEASURES,
         # Telemetry beside JSONL and TensorBoard.
         "wandb": ["wandb>=0.19"],
         "test": [
             *TORCH,
             *WAN,
             *LMDB,
-            *PLOTS,
+            *MEASURES,
             "diffusers>=0.36",
             "hypothesis>=6.100",
             "mypy>=1.15",

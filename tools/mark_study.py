@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--scenes", type=count, default=20, help="large scenes, marked")
     add("--toys", type=count, default=100, help="toy videos of each size, marked")
     add("--unmarked", type=count, default=1000, help="clips without the mark")
-    add("--searches", type=int, default=40, help="of those, searched as if they were cropped")
+    add("--searches", type=count, default=200, help="of those, searched as if they were cropped")
     args = parser.parse_args(arguments)
     with ending("the same command continues after the finished clips"):
         rows = read_record(args.out) if args.out.exists() else {}

@@ -218,7 +218,7 @@ def _plot(made: Any, folders: Mapping[str, Sequence[pixels.Series]]) -> None:
         for folder, videos in folders.items():
             shortest = min(len(video[name]) for video in videos)
             axes.plot(np.mean([video[name][:shortest] for video in videos], 0), label=folder)
-        axes.set(title=TITLES[name], xlabel="frame", ylim=(0, None))
+        axes.set(title=TITLES[name], xlabel="frame", ylim=(0, 1.1 * axes.dataLim.y1 or 1))
     made.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
