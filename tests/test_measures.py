@@ -216,6 +216,7 @@ def test_the_command_reports_draws_and_continues(folders, capsys):
         (["tiny"], "expected frames of 12x12 or larger, found 8x8"),
         (["real", "--window=5"], "expected 10 frames or more for two windows of 5, found 8"),
         (["real", "--window=0"], "--window: expected a whole number of 1 or more"),
+        (["real", "--out=gone/m.json"], "cannot write gone/m.json"),
         (["real", "--block=1"], "--block: expected 2 frames or more, found 1"),
         (["real", "--block=8"], "expected two blocks or more, of 8 and then 8 frames, found 8"),
         (["real", "--first_block=1"], "--first_block: expected --block with it"),
@@ -230,5 +231,5 @@ def test_the_command_reports_draws_and_continues(folders, capsys):
 def test_bad_input_is_one_line(arguments, message, clips, tmp_path, monkeypatch):
     monkeypatch.chdir(clips)
     with pytest.raises(SystemExit, match=message) as caught:
-        measures.main([*arguments, f"--out={tmp_path / 'm.json'}"])
+        measures.main([f"--out={tmp_path / 'm.json'}", *arguments])
     assert str(caught.value).startswith("error: ") and "\n" not in str(caught.value)

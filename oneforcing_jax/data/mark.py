@@ -143,7 +143,7 @@ def _waves(rows: int, columns: int, key: str) -> Waves:
     band = (far >= LEAST) & (far <= MOST)
     down, across = down[band], across[band]
     # A hash, because it gives the same phases in all versions of all packages.
-    drawn = hashlib.shake_256(key.encode()).digest(2 * len(down))
+    drawn = hashlib.shake_256(key.encode(errors="surrogatepass")).digest(2 * len(down))
     phase = np.frombuffer(drawn, "<u2") * (2 * np.pi / 2**16)
     shown = (2 * abs(down) < rows) & (2 * across < columns)
     if not shown.any():

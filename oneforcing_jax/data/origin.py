@@ -38,7 +38,10 @@ class Origin:
         """As it stands in a file."""
         said = {"software": software(), **dataclasses.asdict(self)}
         if self.prompt is not None:
-            said["prompt"] = hashlib.sha256(self.prompt.encode()).hexdigest()
+            words = self.prompt.encode(
+                errors="surrogatepass"
+            )  # of bytes in a shell that are no text
+            said["prompt"] = hashlib.sha256(words).hexdigest()
         return json.dumps({name: value for name, value in said.items() if value is not None})
 
 

@@ -157,6 +157,7 @@ def _measure_all(
 ) -> None:
     """Fills in the rows of all videos; what is done is saved from time to time, and on an error."""
     work = [(folder, name, file) for folder, v in folders.items() for name, file in v.items()]
+    _save(args, rows, {})  # a place that cannot be written is to be known now
     saved = time.monotonic()
     try:
         for folder, name, file in tqdm(work, desc="measures", unit="video"):
@@ -166,8 +167,7 @@ def _measure_all(
                 _save(args, rows, {})
                 saved = time.monotonic()
     except BaseException:
-        if any(rows.values()):
-            _save(args, rows, {})
+        _save(args, rows, {})
         raise
 
 

@@ -65,7 +65,8 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
         )
     for row in ("teacher", *dict(fields.students)):
         results[row] = gallery.score(videos[row], gallery.captions)
-    _stream(gallery, student, _identity(run, workdir, source), folder / "videos", fields.videos)
+    weights = _identity(run, workdir, fields.students[-1][1])
+    _stream(gallery, student, weights, folder / "videos", fields.videos)
     contact_sheet(folder / "sheet.png", videos, results, gallery.captions, gallery.real_captions)
     table = _table(results, gallery.world)
     write_whole(folder / "table.txt", table.encode())
