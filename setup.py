@@ -7,6 +7,7 @@ WAN = ["transformers>=4.56", "ftfy>=6.2", "sentencepiece>=0.2"]
 LMDB = ["lmdb>=1.4"]
 PLOTS = ["matplotlib>=3.9"]
 SERVE = ["krippendorff>=0.8", "starlette>=0.45", "uvicorn>=0.34"]
+MEASURES = [*PLOTS, "opencv-python-headless>=4.10", "scikit-image>=0.25"]
 
 setup(
     name="oneforcing_jax",
@@ -52,13 +53,15 @@ setup(
         "plots": PLOTS,
         # The page of the human study and its table.
         "serve": SERVE,
+        # Measures of videos, and the study of the mark.
+        "measures": MEASURES,
         # Telemetry beside JSONL and TensorBoard.
         "wandb": ["wandb>=0.19"],
         "test": [
             *TORCH,
             *WAN,
             *LMDB,
-            *PLOTS,
+            *MEASURES,
             *SERVE,
             "diffusers>=0.36",
             "hypothesis>=6.100",

@@ -277,6 +277,13 @@ def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> 
     return _read(find(folder), f"{'ema' if ema else 'params'}_{net}", abstract)
 
 
+def identity(folder: str | Path, net: str, ema: bool = False) -> str:
+    """A SHA-256 that names the parameters that `load_net` reads; see `integrity.identity`."""
+    path = find(folder) / f"{'ema' if ema else 'params'}_{net}"
+    sealed = _sealed(path)
+    return integrity.identity(sealed, path.relative_to(sealed).as_posix())
+
+
 def check_net(folder: str | Path, net: str, abstract: Any) -> None:
     """Checks that `load_net` would find a network of these shapes; reads no array.
 
@@ -297,13 +304,18 @@ def _check_item(checkpointer: Any, path: Path, abstract: Any) -> None:
 
 def _read(folder: Path, item: str, abstract: Any) -> Any:
     path = folder / item
-    # A conversion is sealed as a whole, one folder further out.
-    sealed = folder if integrity.is_sealed(folder) else folder.parent
+    sealed = _sealed(path)
     if path.is_dir() and integrity.is_sealed(sealed):
         integrity.verify(sealed, path.relative_to(sealed).as_posix())
     with ocp.StandardCheckpointer() as checkpointer:
         _check_item(checkpointer, path, abstract)
         return checkpointer.restore(path, abstract)
+
+
+def _sealed(item: Path) -> Path:
+    """The folder with the checksums of an item: a conversion is sealed as a whole, one folder further out."""
+    folder = item.parent
+    return folder if integrity.is_sealed(folder) else folder.parent
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

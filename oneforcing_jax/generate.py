@@ -23,6 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from oneforcing_jax.command import any_path, axes, ending, numbers, size
+from oneforcing_jax.data import mark
+from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.files import write_whole
@@ -48,6 +50,7 @@ class Writing:
     batch: Amount
     crf: Quality
     save_latents: bool
+    mark: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,8 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     add("--size", type=size, help="rows x columns in pixels; default as trained, Wan 480x832")
     add("--fps", type=float, help="frames per second; default as trained, Wan 16")
     add("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+    marks = "marks the pixels invisibly; KEY, where given, is needed to find it (docs/provenance.md)"
+    add("--mark", nargs="?", const=mark.KEY, metavar="KEY", help=marks)
 
     add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
     add("--steps", type=numbers, default=(1000.0,), help="timesteps of a block; default 1000")
@@ -180,13 +185,18 @@ def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
             filled = [group[i % len(group)] for i in range(writing.batch)]
             noise, text = scene.noise(filled), scene.text(filled)
             made = scene.model.videos(noise, text, scene.settings, first)
-            for latents in _written(made, group, scene.fps, writing):
+            origins = [scene.origin(job) for job in group]
+            for latents in _written(made, group, origins, scene.fps, writing):
                 bar.update(len(group) * latents.shape[1])
     print(f"videos made in {jobs[0].path.parent}: {len(jobs)}")
 
 
 def _written(
-    made: Iterator[tuple[jax.Array, np.ndarray]], group: Sequence[Job], fps: float, writing: Writing
+    made: Iterator[tuple[jax.Array, np.ndarray]],
+    group: Sequence[Job],
+    origins: Sequence[Origin],
+    fps: float,
+    writing: Writing,
 ) -> Iterator[jax.Array]:
     """Latents of a batch as they come, their frames written; files take their names when they are whole."""
     parts: list[np.ndarray] = []
@@ -195,11 +205,13 @@ def _written(
         for latents, frames in made:
             small = min(frames.shape[2:4]) < SMALL
             writers = writers or [
-                stack.enter_context(VideoWriter(job.path, fps, crf=writing.crf, full_chroma=small))
-                for job in group
+                stack.enter_context(
+                    VideoWriter(job.path, fps, crf=writing.crf, full_chroma=small, origin=origin)
+                )
+                for job, origin in zip(group, origins, strict=True)
             ]
             for writer, video in zip(writers, frames, strict=False):
-                writer.write(video)
+                writer.write(video if writing.mark is None else mark.add(video, writing.mark))
             if writing.save_latents:
                 parts.append(np.asarray(latents, np.float32))
             yield latents

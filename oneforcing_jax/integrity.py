@@ -5,6 +5,7 @@ They find damage (a flipped bit, a cut or missing file), not tampering. A folder
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.files import read_record, write_whole
 
 SUMS = "checksums.json"
 _CHUNK = 1 << 22
@@ -62,6 +63,21 @@ def verify(folder: Path, under: str = "") -> None:
             + (f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else "")
             + "; restore it from a copy, or make it again"
         )
+
+
+def identity(folder: Path, under: str = "") -> str:
+    """A SHA-256 over names, sizes and CRC-32 of the files below a name in a folder.
+
+    It is made of the checksums where there are some, so that no file is read.
+    """
+    if is_sealed(folder):
+        sums = {name: tuple(found) for name, found in read_record(folder / SUMS).items()}
+    else:
+        sums = dict(_sums(folder, [name for name in _files(folder) if _below(name, under)]))
+    lines = [
+        f"{name.removeprefix(under)} {sums[name]}" for name in sorted(sums) if _below(name, under)
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _below(name: str, under: str) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import hashlib
 import json
 import re
 import shutil
@@ -22,6 +23,8 @@ from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Block, ClipDraws
 from oneforcing_jax.convert import sizes, to_orbax
 from oneforcing_jax.data import encoders as encoding
+from oneforcing_jax.data import mark
+from oneforcing_jax.data.origin import read_origin
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import NotFinite
 from oneforcing_jax.generation import jobs, pretrained, samplers, streaming
@@ -340,6 +343,16 @@ def test_prompts_from_a_file(tmp_path, command, capsys):
     command(*options)
     assert "2 of 2 videos are there already" in capsys.readouterr().out
     assert (out / "a blue circle-0.mp4").stat().st_mtime_ns == kept
+
+
+def test_videos_say_how_they_were_made(command, weights):
+    out = command("--prompt=a red square", "--seed=5", "--mark=secret", "--crf=2")
+    said = read_origin(out / "a red square-0.mp4")
+    assert said["checkpoint"] == pretrained.find(weights("inference_framewise_ffe")).identity
+    assert said["prompt"] == hashlib.sha256(b"a red square").hexdigest()
+    assert (said["seed"], said["sample"]) == (5, 0)
+    image = mark.average(read_video(out / "a red square-0.mp4")[0])
+    assert mark.detect(image, "secret").marked and not mark.detect(image).marked
 
 
 def test_interrupted_runs_leave_no_half_video(command, monkeypatch, capsys):

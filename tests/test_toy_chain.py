@@ -1,5 +1,6 @@
 """The whole chain at its smallest: video files in, a one-step student and its videos out."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from oneforcing_jax.data.origin import read_origin
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy.world import FPS
 
@@ -64,6 +66,9 @@ def test_videos_and_sheet(workdir):
         assert frames.shape == (4, 24, 24, 3)
         assert fps == FPS
         assert frames.max() > 100
+        said = read_origin(file)
+        words = hashlib.sha256(file.stem.replace("_", " ").encode()).hexdigest()
+        assert said["prompt"] == words and len(said["checkpoint"]) == 64 and said["seed"] == 0
     sheet = np.asarray(Image.open(workdir / "report" / "sheet.png"))
     assert sheet.shape[0] > 600
     assert sheet.std() > 10
@@ -78,6 +83,7 @@ def test_samples_on_the_way(workdir):
     assert frames.shape == (4, 2 * 24, 3 * 24, 3)
     assert fps == FPS
     assert frames.max() > 100
+    assert read_origin(files[-1]).keys() == {"software", "prompt", "seed"}
     assert all(row["samples/motion"] > 0 and row["samples/motion_ema"] > 0 for row in rows)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from oneforcing_jax import room
+from oneforcing_jax.data.origin import FIELD, UNSAID, Origin
 from oneforcing_jax.errors import InputError, MissingInput
 
 # Frames of a video that is read whole, from one look at the memory to the next.
@@ -58,17 +59,29 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
       MissingInput: there is no such file.
       InputError: the file is empty, is no video, is damaged, or holds no frame.
     """
-    converter, frames, rate = VideoReformatter(), [], 0.0
-    for frame, _, average in _decode(path):
+    frames, rate = list[np.ndarray](), 0.0
+    for frame, average in frames_of(path):
         rate = average
-        frames.append(_upright(converter.reformat(frame, format="rgb24").to_ndarray(), frame))
+        frames.append(frame)
         if len(frames) % _LOOK == 0:  # in the end they are copied into one array
             needed = len(frames) * frames[0].nbytes
             room.check_memory(f"{path}, {len(frames)} frames", needed, "cut the video")
-    shapes = {frame.shape for frame in frames}
-    if len(shapes) > 1:
-        raise _of_sizes(path, shapes)
     return np.stack(frames), rate
+
+
+def frames_of(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames of a file one by one, uint8 [y, x, 3], each with the average frame rate; at least one.
+
+    Raises:
+      MissingInput, InputError: see `read_video`.
+    """
+    converter, first = VideoReformatter(), None
+    for frame, _, rate in _decode(path):
+        image = _upright(converter.reformat(frame, format="rgb24").to_ndarray(), frame)
+        first = first or image.shape
+        if image.shape != first:
+            raise _of_sizes(path, {first, image.shape})
+        yield image, rate
 
 
 def measured(path: str | Path) -> Clip:
@@ -156,9 +169,8 @@ def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 
 
 def _of_sizes(path: str | Path, sizes: Set[tuple[int, ...]]) -> InputError:
-    return InputError(
-        f"{path}: expected frames of one size, found {sorted(sizes)}; encode the video again"
-    )
+    found = " and ".join(f"{rows}x{columns}" for rows, columns, *_ in sorted(sizes))
+    return InputError(f"{path}: expected frames of one size, found {found}; encode the video again")
 
 
 def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
@@ -206,13 +218,20 @@ class VideoWriter:
       full_chroma: store colour at full resolution (yuv444p). Tiny videos need it to keep their
         colours; few players other than FFmpeg show it. Otherwise the file is yuv420p, which
         every player shows and which needs even sizes.
+      origin: what the file says of how it was made, in its metadata.
 
     Raises:
       InputError: a bad argument, or a target that cannot be written.
     """
 
     def __init__(
-        self, path: str | Path, fps: float, *, crf: int = 18, full_chroma: bool = False
+        self,
+        path: str | Path,
+        fps: float,
+        *,
+        crf: int = 18,
+        full_chroma: bool = False,
+        origin: Origin = UNSAID,
     ) -> None:
         if not 0.1 <= fps <= 1000:
             raise InputError(f"expected 0.1 to 1000 frames per second, found {fps}; correct fps")
@@ -221,7 +240,7 @@ class VideoWriter:
         self._path = Path(path)
         self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._crf = crf
+        self._crf, self._origin = crf, origin
         self._pixels = "yuv444p" if full_chroma else "yuv420p"
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
@@ -232,6 +251,7 @@ class VideoWriter:
             raise InputError(f"cannot write {self._path}: it is a folder; name a file")
         try:
             self._container = av.open(str(self._temporary), "w", format="mp4")
+            self._container.metadata[FIELD] = self._origin.text
         except (OSError, av.FFmpegError) as error:
             raise InputError(
                 f"cannot write {self._path}: {_reason(error)}; name a file in a folder that exists "
@@ -321,13 +341,14 @@ def write_video(
     *,
     crf: int = 18,
     full_chroma: bool = False,
+    origin: Origin = UNSAID,
 ) -> None:
     """Writes frames, uint8 [f, y, x, 3], as one mp4 file; see `VideoWriter`.
 
     Raises:
       InputError: bad frames, or a target that cannot be written.
     """
-    with VideoWriter(path, fps, crf=crf, full_chroma=full_chroma) as writer:
+    with VideoWriter(path, fps, crf=crf, full_chroma=full_chroma, origin=origin) as writer:
         writer.write(frames)
 
 

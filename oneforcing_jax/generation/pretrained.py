@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Source:
     fps: float = 16.0
     block_frames: int = 1
     first_frames: int | None = None
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A SHA-256 that names the weights, from the checksums that lie beside them."""
+        return checkpoint.identity(self.folder, self.net, self.ema)
 
     def params(self, mesh: Mesh | None = None) -> Any:
         """The parameters over a mesh, by default on the first device."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from oneforcing_jax.causal.plan import ClipDraws
 from oneforcing_jax.data.images import at_rate, read_image
+from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation import recordings
@@ -145,6 +146,11 @@ class Scene:
         if self.embeddings is None:
             return self.model.embed([job.prompt.embedded for job in group])
         return self.model.place(self.embeddings[[job.line for job in group]])
+
+    def origin(self, job: Job) -> Origin:
+        """What a video's file is to say of it. Noise from a file has no seed."""
+        seed, sample = (None, None) if self.draws else (job.seed, job.sample)
+        return Origin(self.model.source.identity, job.prompt.embedded, seed, sample)
 
     def given(self, batch: int) -> jax.Array | None:
         """Given latents, once for each video of a batch."""

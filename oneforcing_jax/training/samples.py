@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from oneforcing_jax import randomness, sharding
 from oneforcing_jax.causal.plan import draw
 from oneforcing_jax.data import encoders as encoding
+from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.errors import InputError, MissingInput
@@ -75,6 +76,7 @@ class Samples:
                 f"samples: {error}; or set the stage's samples.every to 0 to train without"
             ) from None
         self._prompts = len(settings.prompts)
+        self._origin = Origin(prompt="\n".join(settings.prompts), seed=run.seed)
         embedded = [pad(text.encode(p), text.length) for p in settings.prompts]
         # As many as the mesh splits evenly; the surplus is not shown.
         parts = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -115,8 +117,9 @@ class Samples:
             frames = np.concatenate(grid, axis=1)
             even = [(0, 0), *((0, size % 2) for size in frames.shape[1:3]), (0, 0)]
             write_video(
-                self._folder / f"{iteration:06d}.mp4", np.pad(frames, even), self._fps, crf=_CRF
-            )
+                self._folder / f"{iteration:06d}.mp4", np.pad(frames, even), self._fps, crf=_CRF,
+                origin=self._origin,
+            )  # fmt: skip
         return motions
 
     def _video(self, params: Any) -> np.ndarray:

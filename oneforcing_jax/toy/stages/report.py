@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from oneforcing_jax import checkpoint
 from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.student import Student
@@ -71,7 +73,8 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
         if gallery.settings.long:
             made = gallery.clip(long.of(student.params), gallery.long)
             results[row] |= drift(made, run.latents.frames, gallery.world)
-    _stream(gallery, student, folder / "videos", fields.videos)
+    weights = _identity(run, workdir, fields.students[-1][1])
+    _stream(gallery, student, weights, folder / "videos", fields.videos)
     contact_sheet(folder / "sheet.png", videos, results, gallery.captions, gallery.real_captions)
     table = _table(results, gallery.world)
     write_whole(folder / "table.txt", table.encode())
@@ -79,13 +82,26 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     print(f"{table}\nVideos: {folder / 'videos'}\nContact sheet: {folder / 'sheet.png'}")
 
 
-def _stream(gallery: Gallery, student: Student, folder: Path, count: int) -> None:
+def _identity(run: Run, workdir: Path, source: str) -> str | None:
+    """Names the weights of a student; those before any training have none."""
+    if source.startswith(RANDOM):
+        return None
+    place = sources.place(run, workdir, _plain(source))
+    return checkpoint.identity(*place, source.startswith(AVERAGE))
+
+
+def _stream(
+    gallery: Gallery, student: Student, weights: str | None, folder: Path, count: int
+) -> None:
     """Writes videos of the last student as they are made, block by block."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in tqdm(spread(len(gallery.world.captions()), count), desc="stream", unit="video"):
         draws = jax.tree.map(lambda x, i=i: x[i : i + 1], gallery.draws(gallery.plan))
         path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
-        with VideoWriter(path, worlds.FPS, crf=worlds.CRF, full_chroma=True) as writer:
+        origin = Origin(weights, gallery.captions[i], gallery.run.seed, i)
+        with VideoWriter(
+            path, worlds.FPS, crf=worlds.CRF, full_chroma=True, origin=origin
+        ) as writer:
             for block in student.stream(draws, jnp.asarray(gallery.text[i : i + 1]), gallery.plan):
                 writer.write(gallery.decode(block)[0])
 
