@@ -21,6 +21,7 @@ def get_config():
     c, train = noise["get_config"](), noise["BASE"]["train_stage"]
     c.ode = {"steps": 4, "kept": (0, 2), "guidance": 1.0}
     rule = c.stages.teacher.optimisers.model.to_dict()
+    c.bell_weighting = False
     c.stages.causal = train("teacher_forcing", "noise", 1, 8, {"model": rule}, {"model": "random"})
     c.stages.pairs = {
         "kind": "ode_pairs", "source": "causal:model", "data": "noise",
