@@ -1,6 +1,8 @@
 """The comparison of methods: intervals, pairs and verdicts; a study runs, continues, names what failed."""
 
+import json
 import math
+import runpy
 import shutil
 import subprocess
 import sys
@@ -74,6 +76,25 @@ def test_the_page_says_what_came_of_each_claim():
     for low, high, said in ((0.45, 0.55, "open: "), (0.3, 0.45, "**does not hold here**: ")):
         curvature["latents"]["high_share"].update({"low": low, "high": high})
         assert study.curved(curvature).startswith(said)
+
+
+def test_a_study_of_which_nothing_ran_still_has_a_page(tmp_path):
+    """It names what failed; there are no figures yet."""
+    tool = runpy.run_path(str(ROOT / "tools" / "study.py"))
+    made = tool["Study"](tmp_path, CONFIG, ())
+    exam = made.base("framewise") / "exam"
+    exam.mkdir(parents=True)
+    (exam / study.SCORES).write_text(json.dumps({"joint": 0.8}))
+    share = {"mean": 0.6, "low": 0.55, "high": 0.65}
+    curvature = {"latents": {"high_share": share}, "settings": {"clips": 32}}
+    (tmp_path / "curvature.json").write_text(json.dumps(curvature))
+    rows = study.ROWS[:1]
+    tool["publish"](made, rows, [(rows[0], 0)], {rows[0].name: "seed 0: error: no room"})
+    assert (
+        f"| {rows[0].name} | failed: seed 0: error: no room |"
+        in (tmp_path / "study.md").read_text()
+    )
+    assert not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize("row", study.ROWS, ids=lambda row: row.folder)

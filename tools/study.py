@@ -52,6 +52,10 @@ class Study(NamedTuple):
         """Work directory of a run."""
         return self.out / "rows" / row.folder / str(seed)
 
+    def finished(self, row: Row, seed: int) -> bool:
+        """Whether a run has its scores."""
+        return (self.folder(row, seed) / OWN[1] / SCORES).exists()
+
 
 def run(
     study: Study,
@@ -135,8 +139,6 @@ def shares(jobs: int) -> Queue[Set[int]]:
 def one(study: Study, row: Row, seed: int, free: Queue[Set[int]]) -> str:
     """Runs a method with a seed on CPUs that are free; "" or the line with which it failed."""
     folder = study.folder(row, seed)
-    if (folder / OWN[1] / SCORES).exists():
-        return ""
     link(folder, study.base(row.base), SHARED)
     students = {"stages.report.students": f"(('student', '{row.student}'),)"}
     cpus = free.get()
@@ -152,21 +154,28 @@ def compare(study_: Study, rows: Sequence[Row], seeds: int | None, jobs: int) ->
     # All methods with one seed before any with the next, so that an unfinished study says something of all.
     runs = [(row, seed) for row in rows for seed in range(seeds or row.seeds)]
     runs.sort(key=lambda run: run[1])
+    todo = [(row, seed) for row, seed in runs if not study_.finished(row, seed)]
     failed: dict[str, str] = {}
     free = shares(jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        started = {pool.submit(one, study_, row, seed, free): (row, seed) for row, seed in runs}
+        started = {pool.submit(one, study_, row, seed, free): (row, seed) for row, seed in todo}
+        bar = tqdm(total=len(runs), initial=len(runs) - len(todo), desc="rows", unit="run")
         try:
-            for future in tqdm(as_completed(started), total=len(runs), desc="rows", unit="run"):
+            for future in as_completed(started):
                 row, seed = started[future]
                 if line := future.result():
                     failed[row.name] = f"seed {seed}: {line}"
                 publish(study_, rows, runs, failed)
+                bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(RUNNING):
                 process.terminate()
             raise
+        finally:
+            bar.close()
+    if not todo:
+        publish(study_, rows, runs, failed)
     print((study_.out / "study.md").read_text())
 
 
@@ -176,12 +185,9 @@ def publish(
     """Writes the page and the figures from the runs that are finished."""
     results: dict[str, dict[int, dict[str, float]]] = {}
     for row, seed in runs:
-        folder = study_.folder(row, seed)
-        if (folder / OWN[1] / SCORES).exists():
-            results.setdefault(row.name, {})[seed] = study.read(folder)
+        if study_.finished(row, seed):
+            results.setdefault(row.name, {})[seed] = study.read(study_.folder(row, seed))
     made = [row for row in rows if row.name in results]
-    if not made:
-        return
     trained = {
         row.name: [study_.folder(row, seed) / OWN[0] for seed in results[row.name]]
         for row in made
@@ -189,9 +195,10 @@ def publish(
     }
     if trained:
         plot(study_.out / "curves.png", trained, LOSSES | GAP)
-    strips(study_.out / "pictures.png", {
-        row.name: study_.folder(row, min(results[row.name])) / OWN[1] / "videos" for row in made
-    })  # fmt: skip
+    if made:
+        strips(study_.out / "pictures.png", {
+            row.name: study_.folder(row, min(results[row.name])) / OWN[1] / "videos" for row in made
+        })  # fmt: skip
     teacher = read_record(study_.base("framewise") / "exam" / SCORES)
     curvature = read_record(study_.out / CURVATURE)
     page = study.page(results, failed, curvature, teacher, " ".join(sys.argv))
