@@ -9,9 +9,6 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from oneforcing_jax.config import section
-from oneforcing_jax.models.wan import WanConfig
-
 TOY = runpy.run_path(str(Path(__file__).with_name("toy.py")))
 WORLD = dataclasses.replace(TOY["OPEN"], size=64, frames=24, speed=4.0, radius=12.0)
 
@@ -20,11 +17,9 @@ def get_config():
     c = TOY["get_config"]()
     c.world = dataclasses.asdict(WORLD)
     c.latents = {"frames": 24, "channels": 12, "rows": 16, "columns": 16}
-    size = WanConfig(
-        dim=384, ffn_dim=1536, num_heads=6, num_layers=12, in_dim=12, out_dim=12, text_dim=32, text_len=8,
-        freq_dim=64, rope_theta=100.0, qk_bias=1.0,
-    )  # fmt: skip
-    c.generator = c.teacher = c.critic = section(size)
+    size = {"dim": 384, "ffn_dim": 1536, "num_heads": 6, "num_layers": 12, "rope_theta": 100.0}
+    for net in ("generator", "teacher", "critic"):
+        c[net].update(size)
     c.head = {"layers": (8, 11), "ffn_dim": 768}
     c.evaluation.long = 72
     c.stages.world.update({"count": 9600, "codec_videos": 256, "judge_iterations": 2000})

@@ -313,9 +313,8 @@ def _read(folder: Path, item: str, abstract: Any) -> Any:
 
 
 def _sealed(item: Path) -> Path:
-    """The folder with the checksums of an item: a conversion is sealed as a whole, one folder further out."""
-    folder = item.parent
-    return folder if integrity.is_sealed(folder) else folder.parent
+    """The folder with the checksums of an item, or where they would be."""
+    return integrity.sealed(item.parent) or item.parent.parent
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

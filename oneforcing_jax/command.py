@@ -130,6 +130,14 @@ def any_path(text: str) -> Path:
     return Path(text)
 
 
+def named(text: str) -> tuple[str, Path]:
+    """A name and a file or folder of an option, "NAME=PATH"."""
+    name, _, path = text.partition("=")
+    if not name.strip() or not path:
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, found {text!r}")
+    return name.strip(), Path(path)
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers of an option, "1000,750,500,250"."""
     return tuple(float(part) for part in text.split(","))

@@ -30,6 +30,12 @@ def is_sealed(folder: Path) -> bool:
     return (folder / SUMS).is_file()
 
 
+def sealed(folder: Path) -> Path | None:
+    """The folder with the checksums of what lies in a folder: itself, or the one around it, for a conversion
+    is sealed as a whole; None: there are none."""
+    return next((place for place in (folder, folder.parent) if is_sealed(place)), None)
+
+
 def problems(folder: Path, under: str = "") -> list[str]:
     """What is wrong with a sealed folder, or with the part of it below a name; none where all is whole."""
     file = folder / SUMS

@@ -8,6 +8,7 @@ import pytest
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.evaluation import curves, figures
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS
+from oneforcing_jax.training.metrics import read_rows
 
 
 def write_rows(folder, more=()):
@@ -22,7 +23,7 @@ def write_rows(folder, more=()):
 
 def test_curves_are_read_and_drawn(tmp_path):
     write_rows(tmp_path)
-    at, gap = curves.series(tmp_path / "1", "critic/logit_gap")
+    at, gap = curves.series(read_rows(tmp_path / "1"), "critic/logit_gap")
     np.testing.assert_allclose(at, range(1, 6))
     np.testing.assert_allclose(gap, 0.1 * at + 1)
     runs = {"a": [tmp_path / "0", tmp_path / "1"]}

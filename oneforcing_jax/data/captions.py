@@ -78,18 +78,28 @@ def pair(videos_dir: str | Path, captions_path: str | Path) -> list[Pair]:
     if not folder.is_dir():
         raise MissingInput(f"no folder of videos at {folder}; check the path")
     captions = read_captions(captions_path)
+    videos = videos_in(folder)
+    names = sorted(videos.keys() | captions.keys())
+    return [Pair(name, videos.get(name), captions.get(name)) for name in names]
+
+
+def videos_in(folder: Path) -> dict[str, Path]:
+    """The videos in a folder that is there, by their names, sorted; subfolders do not count.
+
+    Raises:
+      InputError: no video at all.
+    """
     # Names that start with a dot are files that a writer has not finished.
     videos = {
         file.name: file
-        for file in folder.iterdir()
+        for file in sorted(folder.iterdir())
         if file.suffix.lower() in VIDEO_SUFFIXES and not file.name.startswith(".")
     }
     if not videos:
         raise InputError(
             f"{folder}: expected videos ({' '.join(VIDEO_SUFFIXES)}), found none; check the folder"
         )
-    names = sorted(videos.keys() | captions.keys())
-    return [Pair(name, videos.get(name), captions.get(name)) for name in names]
+    return videos
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +22,24 @@ LOSSES = {
 }
 
 
-def series(folder: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Iterations [n] and values [n] of the rows that have the metric."""
-    rows = [row for row in read_rows(folder) if metric in row]
-    return np.array([row["iteration"] for row in rows]), np.array([row[metric] for row in rows])
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def series(rows: Sequence[Mapping[str, Any]], metric: str) -> Curve:
+    """Iterations [n] and values [n] of the rows of a stage that have the metric."""
+    found = [row for row in rows if metric in row]
+    return np.array([row["iteration"] for row in found]), np.array([row[metric] for row in found])
+
+
+def span(curves: Sequence[Curve]) -> np.ndarray:
+    """Iterations, mean, lowest and highest value of several runs, [4, n], as far as all of them went; runs
+    without values do not count."""
+    found = [(at, values) for at, values in curves if len(at)]
+    if not found:
+        return np.zeros((4, 0))
+    shortest = min(len(at) for at, _ in found)
+    values = np.stack([values[:shortest] for _, values in found])
+    return np.stack([found[0][0][:shortest], values.mean(0), values.min(0), values.max(0)])
 
 
 def plot(
@@ -37,19 +52,16 @@ def plot(
       InputError: no run has any of the metrics.
     """
     colours = {name: f"C{i}" for i, name in enumerate(runs)}
+    read = {name: [read_rows(folder) for folder in folders] for name, folders in runs.items()}
     shown = {}
     made = figure(3.6 * len(panels) + 1, 3.6)
     grid = made.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, metric) in zip(grid, panels.items(), strict=True):
-        for name, folders in runs.items():
-            found = [series(folder, metric) for folder in folders]
-            found = [(at, values) for at, values in found if len(at)]
-            if not found:
-                continue
-            shortest = min(len(at) for at, _ in found)
-            at, values = found[0][0][:shortest], np.stack([v[:shortest] for _, v in found])
-            (shown[name],) = axes.plot(at, values.mean(0), color=colours[name])
-            axes.fill_between(at, values.min(0), values.max(0), alpha=0.2, color=colours[name])
+        for name, folders in read.items():
+            at, mean, low, high = span([series(rows, metric) for rows in folders])
+            if len(at):
+                (shown[name],) = axes.plot(at, mean, color=colours[name])
+                axes.fill_between(at, low, high, alpha=0.2, color=colours[name])
         axes.set(title=title, xlabel="iteration")
     if not shown:
         raise InputError(

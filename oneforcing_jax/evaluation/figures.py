@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import any_path, ending, named
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import curvature, curves
@@ -31,14 +31,6 @@ from oneforcing_jax.files import read_record
 
 # Frames shown of a video.
 SHOWN = 4
-
-
-def named(text: str) -> tuple[str, Path]:
-    """A line or row of a figure, "NAME=PATH"."""
-    name, _, path = text.partition("=")
-    if not name.strip() or not path:
-        raise argparse.ArgumentTypeError(f"expected NAME=PATH, found {text!r}")
-    return name.strip(), Path(path)
 
 
 def gathered(pairs: Sequence[tuple[str, Path]]) -> dict[str, list[Path]]:

@@ -36,10 +36,11 @@ def read_features(path: Path) -> np.ndarray:
     return found.astype(np.float64)
 
 
-def distance(one: np.ndarray, other: np.ndarray) -> float:
+def distance(one: np.ndarray, other: np.ndarray, shrinkage: float = 0.0) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the normal distributions of two sets, each [n, d].
 
-    It is too large where sets are small: compare only distances of equally many videos.
+    It is too large where sets are small: compare only distances of equally many videos. Samples of about d
+    videos want covariances shrunk towards a multiple of the identity, C <- (1 - s) C + s tr(C)/d I.
 
     Raises:
       InputError: features of different widths.
@@ -49,9 +50,19 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
             f"features: expected one width, found {one.shape[1]} and {other.shape[1]}; use one network"
         )
     means = np.square(one.mean(0) - other.mean(0)).sum()
-    a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (one, other))
+    a, b = (_root(x, shrinkage) for x in (one, other))
     # The trace of the root is the sum of the singular values of a b^T, and those are the same for the
     # triangles of a and b, which are small. Covariances without full rank need no care in this form.
     a, b = (np.asarray(np.linalg.qr(x, mode="r")) for x in (a, b))
     root = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     return float(max(0.0, means + np.square(a).sum() + np.square(b).sum() - 2 * root))
+
+
+def _root(features: np.ndarray, shrinkage: float) -> np.ndarray:
+    """A matrix a, [n or more, d], of which a^T a is the covariance."""
+    a = (features - features.mean(0)) / np.sqrt(len(features) - 1)
+    if not shrinkage:
+        return a
+    width = a.shape[1]
+    more = np.sqrt(shrinkage * np.square(a).sum() / width) * np.eye(width)
+    return np.concatenate([np.sqrt(1 - shrinkage) * a, more])

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from oneforcing_jax.command import any_path, ending
-from oneforcing_jax.data.captions import VIDEO_SUFFIXES
+from oneforcing_jax.data.captions import videos_in
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation import frechet, pixels
 from oneforcing_jax.evaluation.curvature import interval
@@ -48,20 +48,14 @@ Rows = dict[str, dict[str, Any]]
 
 
 def videos_of(folder: Path) -> dict[str, Path]:
-    """The videos in a folder by their names, sorted; subfolders do not count.
+    """The videos in a folder by their names, see `captions.videos_in`.
 
     Raises:
       MissingInput, InputError: no such folder, or no video in it.
     """
     if not folder.is_dir():
         raise MissingInput(f"expected a folder of videos, found none at {folder}")
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in VIDEO_SUFFIXES)
-    found = {file.name: file for file in files if not file.name.startswith(".")}
-    if not found:
-        raise InputError(
-            f"{folder}: expected videos ({' '.join(VIDEO_SUFFIXES)}), found none; check the folder"
-        )
-    return found
+    return videos_in(folder)
 
 
 def check_names(folder: Path, names: Mapping[str, Path], against: Mapping[str, Path]) -> None:
@@ -118,9 +112,8 @@ def report(args: argparse.Namespace) -> None:
     for folder, videos in folders.items() if others is not None else ():
         check_names(Path(folder), videos, others or {})
     distances = _distances(args)
-    made = figure(
-        11, 6
-    )  # now, because packages that are missing are to be known before hours of work
+    # Now, because packages that are missing are to be known before hours of work.
+    made = figure(11, 6)
     rows = _known(args.out, str(args.against))
     rows = {folder: dict(rows.get(folder, {})) for folder in folders}
     _measure_all(args, folders, others, rows)

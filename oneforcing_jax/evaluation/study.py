@@ -14,6 +14,7 @@ from scipy import stats
 
 from oneforcing_jax.evaluation.curves import series
 from oneforcing_jax.files import read_record
+from oneforcing_jax.training.metrics import read_rows
 
 # Stages that all rows share, and those of a row.
 SHARED = ("world", "teacher", "exam", "teacher_forcing", "ode_pairs", "ode", "consistency")
@@ -140,7 +141,7 @@ def read(folder: Path) -> dict[str, float]:
       InputError: a damaged file.
     """
     found = dict(read_record(folder / OWN[1] / SCORES, "student"))
-    _, gaps = series(folder / OWN[0], "critic/logit_gap")
+    _, gaps = series(read_rows(folder / OWN[0]), "critic/logit_gap")
     last = gaps[-max(1, len(gaps) // 4) :]
     return found | ({"logit_gap": float(last.mean())} if len(last) else {})
 

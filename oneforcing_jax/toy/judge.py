@@ -26,6 +26,7 @@ from oneforcing_jax.toy.world import World
 FILE = "judge.npz"
 CHANNELS = (3, 24, 48, 64)
 WIDTH = 64
+FAULTS = ("blur", "noise", "blend", "still", "dim")
 VIDEOS, BATCH, RATE = 768, 24, 2e-3
 # Deviation of the noise; weight of the error of a fault, which is small beside the other losses.
 NOISE, WEIGHT = 0.1, 20.0
@@ -172,9 +173,6 @@ def _loss(
     for i, word in enumerate(words):
         loss += optax.softmax_cross_entropy_with_integer_labels(word, truth.words[:, i]).mean()
     return loss
-
-
-FAULTS = ("blur", "noise", "blend", "still", "dim")
 
 
 def _spoil(key: jax.Array, clips: jax.Array) -> tuple[jax.Array, jax.Array]:

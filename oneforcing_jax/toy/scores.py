@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.evaluation.frechet import distance
 from oneforcing_jax.toy import readings
 from oneforcing_jax.toy.judge import Judge
 from oneforcing_jax.toy.world import WORLD, Attributes, World
@@ -135,10 +136,8 @@ def drift(videos: np.ndarray, window: int, world: World = WORLD) -> dict[str, fl
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance between two sets of features; no relation to FVD or FID, whose networks are others.
-
-    |mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)). The covariances are shrunk towards a multiple
-    of the identity, C <- (1 - s) C + s trace(C)/d I with s = SHRINKAGE, for samples of about d videos.
+    """Fréchet distance between two sets of features, with shrunk covariances, for samples of about d videos;
+    no relation to FVD or FID, whose networks are others.
 
     Args:
       a, b: float [n, d], two or more each.
@@ -148,11 +147,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     """
     if min(len(a), len(b)) < 2:
         raise InputError(f"expected two sets of 2 or more videos, found {len(a)} and {len(b)}")
-    (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
-    root_a = _root(cov_a)
-    cross = np.trace(_root(root_a @ cov_b @ root_a))
-    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
-    return max(float(distance), 0.0)
+    return distance(a, b, SHRINKAGE)
 
 
 def spectrum(videos: np.ndarray) -> np.ndarray:
@@ -194,16 +189,3 @@ def _sharpness(videos: np.ndarray) -> float:
     pixels = videos.astype(np.float32) / 255
     down, right = np.diff(pixels, axis=2), np.diff(pixels, axis=3)
     return float((down**2).mean() + (right**2).mean())
-
-
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    covariance = np.cov(features, rowvar=False)
-    size = len(covariance)
-    scale = np.trace(covariance) / size
-    return features.mean(0), (1 - SHRINKAGE) * covariance + SHRINKAGE * scale * np.eye(size)
-
-
-def _root(matrix: np.ndarray) -> np.ndarray:
-    """The square root of a symmetric matrix without negative eigenvalues."""
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    return np.asarray((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)

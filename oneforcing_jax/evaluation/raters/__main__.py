@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from oneforcing_jax.command import any_path, count, ending
+from oneforcing_jax.command import any_path, count, ending, named
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.raters import analysis, draw, prompts
 from oneforcing_jax.evaluation.raters.votes import Votes
@@ -23,14 +22,6 @@ from oneforcing_jax.files import write_whole
 from oneforcing_jax.ranges import options
 
 ANALYSIS = "analysis.json"
-
-
-def model(text: str) -> tuple[str, Path]:
-    """A model of an option, "NAME=FOLDER"."""
-    name, _, folder = text.partition("=")
-    if not name.strip() or not folder:
-        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, found {text!r}")
-    return name.strip(), Path(folder)
 
 
 def run_draw(args: argparse.Namespace) -> None:
@@ -75,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verb.set_defaults(run=run_draw)
     add = verb.add_argument
     add("--prompts", required=True, type=any_path, help=prompts.FORMS)
-    add("--ours", required=True, type=model, metavar="NAME=FOLDER", help="clips of our model")
-    add("--baseline", required=True, type=model, metavar="NAME=FOLDER", action="append",
+    add("--ours", required=True, type=named, metavar="NAME=FOLDER", help="clips of our model")
+    add("--baseline", required=True, type=named, metavar="NAME=FOLDER", action="append",
         help="clips of another one; give it again for the next")  # fmt: skip
     add("--count", type=count, default=50, help="prompts")
     add("--raters", type=count, default=3, help="votes of each pair")

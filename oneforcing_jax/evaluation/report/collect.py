@@ -8,10 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.evaluation.curves import GAP, LOSSES, series
+from oneforcing_jax.evaluation.curves import GAP, LOSSES, Curve, series
 from oneforcing_jax.evaluation.study import ROWS, SCORES, Estimate
 from oneforcing_jax.files import read_record
 from oneforcing_jax.training.metrics import ROWS as METRICS
@@ -21,7 +19,6 @@ from oneforcing_jax.training.samples import FOLDER as SAMPLES
 CONFIG, REPORT, VIDEOS = "config.json", "report", "videos"
 # The entry of a study's scores that is the row's own.
 STUDENT = "student"
-Curve = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +123,9 @@ def _run(folder: Path, method: str, seed: str, notes: list[str]) -> Run:
     curves: dict[str, Curve] = {}
     for stage in _stages(folder):
         try:
+            rows = read_rows(stage)
             curves |= {
-                f"{stage.name}: {title}": series(stage, metric) for title, metric in _panels(stage)
+                f"{stage.name}: {title}": series(rows, metric) for title, metric in _panels(rows)
             }
         except (ValueError, KeyError, OSError):
             notes.append(f"{stage / METRICS}: expected rows of metrics, found damaged ones")
@@ -144,11 +142,9 @@ def _stages(folder: Path) -> list[Path]:
     return [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime, file))]
 
 
-def _panels(stage: Path) -> list[tuple[str, str]]:
+def _panels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Titles and metrics of a stage's curves: those of the paper's figures, and other losses."""
-    metrics = {
-        name for row in read_rows(stage) for name, value in row.items() if isinstance(value, float)
-    }
+    metrics = {name for row in rows for name, value in row.items() if isinstance(value, float)}
     titles = {metric: title for title, metric in (LOSSES | GAP).items()}
     losses = sorted(m for m in metrics - titles.keys() if m.endswith("/loss"))
     chosen = [metric for metric in titles if metric in metrics] + losses

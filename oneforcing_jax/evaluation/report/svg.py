@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from oneforcing_jax.evaluation.report.collect import Curve
+from oneforcing_jax.evaluation.curves import Curve, span
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 12, 34
@@ -24,7 +24,7 @@ def panel(title: str, lines: Mapping[int, Sequence[Curve]]) -> str:
       title: of the panel.
       lines: curves of the runs of a method, by the method's number, which is its class.
     """
-    drawn = {n: _span([_thinned(curve) for curve in curves]) for n, curves in lines.items()}
+    drawn = {n: span([_thinned(curve) for curve in curves]) for n, curves in lines.items()}
     drawn = {n: rows for n, rows in drawn.items() if rows.size}
     if not drawn:
         return ""
@@ -64,22 +64,13 @@ def panel(title: str, lines: Mapping[int, Sequence[Curve]]) -> str:
     return f"<figure><figcaption>{html.escape(title)}</figcaption>{figure}</figure>"
 
 
-def _thinned(curve: Curve) -> np.ndarray:
-    """[2, n] with POINTS columns at most; values that are no numbers are left out."""
+def _thinned(curve: Curve) -> Curve:
+    """POINTS at most; values that are no numbers are left out."""
     rows = np.stack(curve).astype(float) if len(curve[0]) else np.zeros((2, 0))
     rows = rows[:, np.isfinite(rows).all(0)]
     parts = np.array_split(rows, min(POINTS, max(1, rows.shape[1])), axis=1)
-    return np.stack([part.mean(1) for part in parts], 1) if rows.size else rows
-
-
-def _span(curves: Sequence[np.ndarray]) -> np.ndarray:
-    """Iterations, mean, lowest and highest value, [4, n], as far as all runs went."""
-    found = [curve for curve in curves if curve.size]
-    if not found:
-        return np.zeros((4, 0))
-    shortest = min(curve.shape[1] for curve in found)
-    values = np.stack([curve[1, :shortest] for curve in found])
-    return np.stack([found[0][0, :shortest], values.mean(0), values.min(0), values.max(0)])
+    at, values = np.stack([part.mean(1) for part in parts], 1) if rows.size else rows
+    return at, values
 
 
 def _ticks(low: float, high: float) -> list[float]:

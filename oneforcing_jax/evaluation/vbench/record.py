@@ -49,8 +49,7 @@ def describe(
     source = pretrained.find(loading.checkpoint, loading.ema, loading.dtype, loading.shift)
     weights = checkpoint.find(source.folder)
     encoders = loading.encoders or pretrained.find_encoders(loading.checkpoint)
-    # A conversion is sealed as a whole, one folder further out.
-    sealed = next((p for p in (weights, weights.parent) if integrity.is_sealed(p)), None)
+    sealed = integrity.sealed(weights)
     chosen = dataclasses.asdict(loading) | dataclasses.asdict(making.look)
     made: dict[str, Any] = {
         "checkpoint": str(weights.resolve()),

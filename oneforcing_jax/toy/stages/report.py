@@ -95,8 +95,9 @@ def _stream(
 ) -> None:
     """Writes videos of the last student as they are made, block by block."""
     folder.mkdir(parents=True, exist_ok=True)
+    noise = gallery.draws(gallery.plan)
     for i in tqdm(spread(len(gallery.world.captions()), count), desc="stream", unit="video"):
-        draws = jax.tree.map(lambda x, i=i: x[i : i + 1], gallery.draws(gallery.plan))
+        draws = jax.tree.map(lambda x, i=i: x[i : i + 1], noise)
         path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
         origin = Origin(weights, gallery.captions[i], gallery.run.seed, i)
         with VideoWriter(
