@@ -56,7 +56,11 @@ def test_verdicts_are_of_pairs():
     assert "**does not hold here**" in study.verdict(study.CLAIMS[1], turned)
     shown = study.table(results, {"ASD": "seed 0: error: no room"})
     assert "| ASD | failed: seed 0: error: no room |" in shown
-    assert "| One-Forcing | 5 |" in shown and "| One-Forcing |" in study.differences(results)
+    assert "| One-Forcing | 5 |" in shown
+    assert "| One-Forcing | DMD alone |" in study.differences(results)
+    # Lower is better in the first, higher in the fourth, and motion is known of one row alone.
+    said = "| One-Forcing | DMD alone | better | open | open | better | open | open |"
+    assert said in study.conditions(results)
 
 
 def test_the_page_says_what_came_of_each_claim():

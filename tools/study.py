@@ -28,7 +28,16 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import study
 from oneforcing_jax.evaluation.curves import GAP, LOSSES, plot
 from oneforcing_jax.evaluation.figures import strips
-from oneforcing_jax.evaluation.study import BASES, COMMON, OWN, ROWS, SCORES, SHARED, Row
+from oneforcing_jax.evaluation.study import (
+    BASES,
+    COMMON,
+    METHODS,
+    OWN,
+    ROWS,
+    SCORES,
+    SHARED,
+    Row,
+)
 from oneforcing_jax.files import read_record, write_whole
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "study.py"
@@ -187,7 +196,7 @@ def publish(
     for row, seed in runs:
         if study_.finished(row, seed):
             results.setdefault(row.name, {})[seed] = study.read(study_.folder(row, seed))
-    made = [row for row in rows if row.name in results]
+    made = [row for row in rows if row.name in results and row in METHODS]
     trained = {
         row.name: [study_.folder(row, seed) / OWN[0] for seed in results[row.name]]
         for row in made

@@ -28,6 +28,8 @@ LEVEL = 0.95
 DMD = {"one_forcing.gan_generator_weight": 0.0, "one_forcing.gan_discriminator_weight": 0.0}
 CONSISTENT = {"stages.one_forcing.init.generator": "consistency:model"}
 CHUNKS = {"blocks.frames": 2}
+UNGUIDED = {"one_forcing.guidance": 0.0}
+NOISIER = {"shift": 6.0}
 
 
 class Row(NamedTuple):
@@ -37,8 +39,9 @@ class Row(NamedTuple):
       name: in the table.
       fields: of the config, which make it.
       seeds: runs.
-      base: which shared stages it begins from: "framewise" or "chunkwise".
+      base: which shared stages it begins from, out of BASES.
       student: the network that is scored; one that a shared stage made is scored as it is.
+      against: the row that it is compared with, seed by seed.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Row(NamedTuple):
     seeds: int = 3
     base: str = "framewise"
     student: str = "ema one_forcing:generator"
+    against: str = "DMD alone"
 
     @property
     def folder(self) -> str:
@@ -58,9 +62,9 @@ class Row(NamedTuple):
         return OWN if OWN[0] in self.student else OWN[1:]
 
 
-BASES: dict[str, Mapping[str, Any]] = {"framewise": {}, "chunkwise": CHUNKS}
+BASES: dict[str, Mapping[str, Any]] = {"framewise": {}, "chunkwise": CHUNKS, "noisier": NOISIER}
 AGAINST = "DMD alone"
-ROWS = (
+METHODS = (
     Row("ODE regression alone", student="ode:model"),
     Row("consistency alone", student="consistency:model"),
     Row(AGAINST, DMD, 5),
@@ -77,6 +81,21 @@ ROWS = (
     Row("One-Forcing, chunkwise", CHUNKS, base="chunkwise"),
     Row("DMD alone, chunkwise", DMD | CHUNKS, base="chunkwise"),
 )
+# One-Forcing under other settings, and what it must be compared with there.
+CONDITIONS = (
+    Row(
+        "One-Forcing, adversarial weights x10",
+        {"one_forcing.gan_generator_weight": 0.3, "one_forcing.gan_discriminator_weight": 0.3},
+    ),
+    Row("One-Forcing, relativistic", {"one_forcing.relativistic": True}),
+    Row("One-Forcing, R1 and R2", {"one_forcing.r1.weight": 1.0, "one_forcing.r2.weight": 0.001}),
+    Row("One-Forcing, head on the last layer", {"head.layers": (3,)}),
+    Row("DMD alone, no guidance", DMD | UNGUIDED),
+    Row("One-Forcing, no guidance", UNGUIDED, against="DMD alone, no guidance"),
+    Row("DMD alone, more noise", DMD | NOISIER, base="noisier"),
+    Row("One-Forcing, more noise", NOISIER, base="noisier", against="DMD alone, more noise"),
+)
+ROWS = (*METHODS, *CONDITIONS)
 
 
 class Claim(NamedTuple):
@@ -162,11 +181,8 @@ def verdict(claim: Claim, results: Results) -> str:
     found = paired(results, claim.row, claim.against, claim.metric)
     if found is None:
         return f"not tried: {claim.text}"
-    sign = found.mean if claim.higher else -found.mean
-    if math.isnan(found.half) or abs(found.mean) <= found.half:
-        said = "open"
-    else:
-        said = "holds here" if sign > 0 else "**does not hold here**"
+    sign = _sign(found) * (1 if claim.higher else -1)
+    said = {1: "holds here", 0: "open", -1: "**does not hold here**"}[sign]
     difference = f"{claim.metric} {claim.row} minus {claim.against}: {found}, {found.count} seeds"
     return f"{said}: {claim.text} ({difference})"
 
@@ -185,13 +201,36 @@ def table(results: Results, failed: Mapping[str, str], columns: Sequence[str] = 
 
 
 def differences(results: Results) -> str:
-    """Markdown: every row less DMD alone, paired by seeds."""
-    lines = _head(f"less {AGAINST}", COLUMNS)
+    """Markdown: every row less the one that it is compared with, paired by seeds."""
+    lines = _head("method | less", COLUMNS)
     for row in ROWS:
-        if row.name in results and row.name != AGAINST:
-            found = (paired(results, row.name, AGAINST, column) for column in COLUMNS)
-            lines.append(f"| {row.name} | {' | '.join(str(x) if x else '' for x in found)} |")
+        if row.name in results and row.name != row.against:
+            found = (paired(results, row.name, row.against, column) for column in COLUMNS)
+            cells = " | ".join(str(x) if x else "" for x in found)
+            lines.append(f"| {row.name} | {row.against} | {cells} |")
     return "\n".join(lines)
+
+
+def conditions(results: Results) -> str:
+    """Markdown: in which scores One-Forcing is better than DMD alone under each setting."""
+    better = {"frechet": -1, "scene": -1, "joint": 1, "clear": 1, "variety": 1, "motion": 1}
+    lines = _head("method | less", tuple(better))
+    for row in ROWS:
+        if row.name in results and row.name.startswith("One-Forcing") and "DMD" in row.against:
+            found = (_sign(paired(results, row.name, row.against, metric)) for metric in better)
+            cells = (
+                {1: "better", -1: "worse", 0: "open"}[sign * s]
+                for sign, s in zip(better.values(), found, strict=True)
+            )
+            lines.append(f"| {row.name} | {row.against} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _sign(found: Estimate | None) -> int:
+    """Of a difference whose interval does not hold 0; otherwise 0."""
+    if found is None or math.isnan(found.half) or abs(found.mean) <= found.half:
+        return 0
+    return 1 if found.mean > 0 else -1
 
 
 def page(
@@ -222,8 +261,10 @@ def page(
         table(results, failed),
         f"The shared teacher in many steps: {', '.join(known)}.",
         table(results, failed, MORE),
-        f"## Less {AGAINST}, paired by seeds",
+        "## Differences, paired by seeds",
         differences(results),
+        "## Where the adversarial branch helps",
+        conditions(results),
         "## How rows differ",
         "\n".join([*_head("method", ("fields",)), *fields]),
         "![First, middle and last frames](pictures.png)",
