@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_evaluation
 import lmdb
 import numpy as np
 import torch
@@ -286,7 +287,7 @@ def damage(rng: random.Random, given: Path) -> Case:
 def records(rng: random.Random, given: Path) -> Case:
     """What runs, weights, encoders and stores say of themselves, damaged or of another form."""
     files = sorted(p for p in given.rglob("*.json") if p.name != integrity.SUMS)
-    file = rng.choice([p for p in files if "store" not in p.parts and "noise" not in p.parts])
+    file = rng.choice([p for p in files if not {"store", "noise", "evaluation"} & set(p.parts)])
     how = rng.choice(("damaged", "list", "key", "value", "empty"))
     if how == "damaged":
         file.write_bytes(_damaged(file.read_bytes(), rng))
@@ -373,6 +374,25 @@ def clips(rng: random.Random, given: Path) -> Case:
     ])  # fmt: skip
 
 
+def evaluation(rng: random.Random, given: Path) -> Case:
+    """What the evaluation's commands read, damaged or missing, and options that they must refuse."""
+    here = given / "evaluation"
+    if rng.random() < 0.3:
+        command, *wrong = rng.choice(fuzz_evaluation.WRONG)
+        return Case(command, [option.replace("@", str(here)) for option in wrong], wrong=True)
+    command, read, options = rng.choice(fuzz_evaluation.arguments(here, given / "run"))
+    harmed = here / rng.choice(read)
+    if harmed.is_dir():
+        harmed = rng.choice(sorted(harmed.iterdir()))
+    if harmed.suffix == ".json" and rng.random() < 0.5:
+        harmed.write_text(
+            rng.choice(("[]", "null", "3", "{}", '[{"a": 1}]', '{"a": [1]}', "[" * 10**5))
+        )
+    else:
+        _harm(harmed, rng)
+    return Case(command, options)
+
+
 CLASSES: dict[str, Callable[[random.Random, Path], Case]] = {
     made.__name__: made
     for made in (
@@ -388,5 +408,6 @@ CLASSES: dict[str, Callable[[random.Random, Path], Case]] = {
         weights,
         clips,
         databases,
+        evaluation,
     )
 }

@@ -13,6 +13,7 @@ import check
 import convert_wan
 import encode_videos
 import export_torch
+import fuzz_evaluation
 import import_lmdb
 import jax
 import lmdb
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "export_torch": export_torch.main,
     "import_lmdb": import_lmdb.main,
     "plan": plan.main,
+    **fuzz_evaluation.COMMANDS,
 }
 
 
@@ -93,6 +95,7 @@ def make(folder: Path) -> None:
     for i in range(2):
         write_video(folder / "videos" / f"{i}.mp4", frames, 8.0)
     database(folder / "lmdb")
+    fuzz_evaluation.make(folder / "evaluation")
     run(Case("generate", generation(folder, "--prompt=a red square")))
     shutil.rmtree(folder / "out")
 
