@@ -54,20 +54,33 @@ def test_the_command_draws_what_it_is_given(tmp_path, capsys):
     report = {"latents": {"times": [0.9, 0.5], "curve": [point, point]}}
     (tmp_path / "curvature.json").write_text(json.dumps(report))
     rows = {name: {"raw": 0.5, "score": 0.5} for name in DIMENSIONS}
-    (tmp_path / "score.json").write_text(json.dumps({"ours": {"rows": rows}}))
+    scores = {
+        f"ours{at}": {"rows": rows, "total": 80.0, "quality": quality, "semantic": 70.0}
+        for at, quality in (("", 1.0), ("@200", 2.0), ("@100", None))
+    }
+    (tmp_path / "score.json").write_text(json.dumps(scores))
     out = tmp_path / "figures"
     figures.main([
         f"--out={out}", "--curvature", f"toy={tmp_path / 'curvature.json'}", "--runs", f"a={tmp_path / '0'}",
         f"a={tmp_path / '1'}", f"--scores={tmp_path / 'score.json'}",
     ])  # fmt: skip
-    names = ("figure3_curvature", "figure4_logit_gap", "figure5_losses", "figure6_vbench")
+    names = (
+        "figure3_curvature",
+        "figure4_logit_gap",
+        "figure5_losses",
+        "figure6_vbench",
+        "vbench_over_iterations",
+    )
     assert {file.name for file in out.iterdir()} == {
         f"{n}.{s}" for n in names for s in ("png", "svg")
     }
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    whole = dict(rows)
     del rows["color"]
-    (tmp_path / "score.json").write_text(json.dumps({"ours": {"rows": rows}}))
+    (tmp_path / "score.json").write_text(json.dumps(scores))
+    (tmp_path / "no.json").write_text(json.dumps({"a@1": {"rows": whole}}))
     for wrong, line in (
+        ([f"--scores={tmp_path / 'no.json'}"], "expected what `vbench score` writes of 'a'"),
         ([f"--scores={tmp_path / 'score.json'}"], "expected all 16 dimensions of 'ours'"),
         ([], "expected something to draw"),
         (["--runs", "a"], "expected NAME=PATH, found 'a'"),

@@ -7,8 +7,9 @@
 
 Writes what there is something for: 3 the curvature of trajectories (reports of tools/curvature.py), 4 the
 logit gap and 5 the losses over iterations (folders of stages; of equal names the mean and the span are
-drawn), 6 the dimensions of VBench (score.json of `evaluation.vbench score`), and strips of videos of the same
-names. Each is a PNG and an SVG.
+drawn), 6 the dimensions of VBench (score.json of `evaluation.vbench score`), VBench's scores over iterations
+(of models that are named NAME@ITERATION in score.json), and strips of videos of the same names. Each is a PNG
+and an SVG.
 """
 
 from __future__ import annotations
@@ -64,6 +65,38 @@ def radar(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set_xticks(angles, [name.replace("_", "\n") for name in DIMENSIONS], fontsize=8)
     axes.set(ylim=(0, 1), yticks=[0.25, 0.5, 0.75, 1.0])
     made.legend(loc="outside lower center", ncols=3)
+    save(made, path)
+
+
+def trained(models: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
+    """Models that are named NAME@ITERATION, by name and iteration."""
+    found: dict[str, dict[int, Any]] = {}
+    for whole, model in models.items():
+        name, _, iteration = whole.rpartition("@")
+        if name and iteration.isdecimal():
+            found.setdefault(name, {})[int(iteration)] = model
+    return found
+
+
+def progress(path: Path, models: Mapping[str, Mapping[int, Any]]) -> None:
+    """Draws VBench's three scores over iterations, by name and iteration; incomplete ones are left out.
+
+    Raises:
+      MissingPackage: matplotlib is not installed.
+      InputError: entries that are no scores.
+    """
+    made = figure(11.0, 3.6)
+    for axes, score in zip(made.subplots(1, 3), ("total", "quality", "semantic"), strict=True):
+        for name, scored in models.items():
+            try:
+                points = [(i, m[score]) for i, m in sorted(scored.items()) if m[score] is not None]
+                axes.plot(*np.array(points, float).reshape(-1, 2).T, marker=".", label=name)
+            except (KeyError, TypeError, ValueError):
+                raise InputError(
+                    f"--scores: expected what `vbench score` writes of {name!r}, found no {score!r} of it"
+                ) from None
+        axes.set(title=f"VBench, {score}", xlabel="iteration")
+    made.legend(*made.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     save(made, path)
 
 
@@ -139,7 +172,13 @@ def draw(args: argparse.Namespace) -> None:
         curves.plot(args.out / "figure4_logit_gap.png", runs, curves.GAP)
         curves.plot(args.out / "figure5_losses.png", runs)
     if args.scores:
-        radar(args.out / "figure6_vbench.png", read_record(args.scores))
+        scores = read_record(args.scores)
+        over = trained(scores)
+        last = {name: f"{name}@{max(scored)}" for name, scored in over.items()}
+        shown = [name for name in scores if "@" not in name or name in last.values()]
+        radar(args.out / "figure6_vbench.png", {name: scores[name] for name in shown})
+        if over:
+            progress(args.out / "vbench_over_iterations.png", over)
     if args.videos:
         strips(args.out / "strips.png", dict(args.videos))
     for file in sorted(args.out.glob("*.png")):
