@@ -100,7 +100,7 @@ def test_damage_is_noted_and_the_rest_is_shown(study, capsys):
     out = study / "report.html"
     command.main([str(study), f"--out={out}"])
     said = capsys.readouterr().out
-    for words in ("found zero bytes", "expected a readable video", "found damaged ones", "config.json",
+    for words in ("found zero bytes", "expected a readable video", "found a damaged one", "config.json",
                   "scores.json", "ASD, seed 0, is not finished"):  # fmt: skip
         assert words in said
     assert out.read_text().count("data:video/mp4") == 4

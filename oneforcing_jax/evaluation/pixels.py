@@ -14,7 +14,7 @@ import numpy as np
 
 from oneforcing_jax.data.video import frames_of
 from oneforcing_jax.errors import InputError, MissingPackage
-from oneforcing_jax.ranges import Count, Natural
+from oneforcing_jax.ranges import Count
 
 # Values of a frame, and of a pair of neighbours.
 OF_FRAMES = ("sharpness", "saturation", "luminance")
@@ -39,7 +39,7 @@ class Parts:
 
     window: Count | None = None
     block: Count | None = None
-    first_block: Natural | None = None
+    first_block: Count | None = None
 
     def __post_init__(self) -> None:
         if self.block == 1:

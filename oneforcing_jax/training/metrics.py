@@ -224,19 +224,42 @@ def _begin_wandb(project: str, folder: Path, name: str) -> Any:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows that a stage wrote; what a kill left of the last one is not among them."""
+    """The rows that a stage wrote; what a kill left of the last one is not among them.
+
+    Raises:
+      InputError: the file is damaged.
+    """
     file = folder / ROWS
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [row for _, row in _whole(file)] if file.is_file() else []
+
+
+def _whole(file: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The whole lines of a file of rows, and what they say."""
+    *lines, _ = file.read_bytes().split(b"\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            sound = type(row["iteration"]) is int and all(
+                type(x) in (int, float) for name, x in row.items() if name != "alarms"
+            )
+        except (ValueError, LookupError, TypeError, RecursionError):
+            sound = False
+        if not sound:
+            raise InputError(
+                f"{file}, line {number}: expected a row of metrics, found a damaged one; restore the file "
+                "from a copy, or remove the line"
+            )
+        found.append((line, row))
+    return found
 
 
 def _truncate(file: Path, last: int) -> Sequence[Mapping[str, Any]]:
     """Removes the rows of iterations beyond `last`, and what a kill left of a row; returns the others."""
     if not file.is_file():
         return []
-    lines = file.read_text().splitlines(keepends=True)
-    rows = {line: json.loads(line) for line in lines if line.endswith("\n")}
-    kept = [line for line in rows if rows[line]["iteration"] <= last]
-    if kept != lines:
-        write_whole(file, "".join(kept).encode())
-    return [rows[line] for line in kept]
+    kept = [(line, row) for line, row in _whole(file) if row["iteration"] <= last]
+    content = b"".join(line + b"\n" for line, _ in kept)
+    if content != file.read_bytes():
+        write_whole(file, content)
+    return [row for _, row in kept]

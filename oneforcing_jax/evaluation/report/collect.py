@@ -127,8 +127,8 @@ def _run(folder: Path, method: str, seed: str, notes: list[str]) -> Run:
             curves |= {
                 f"{stage.name}: {title}": series(rows, metric) for title, metric in _panels(rows)
             }
-        except (ValueError, KeyError, OSError):
-            notes.append(f"{stage / METRICS}: expected rows of metrics, found damaged ones")
+        except InputError as error:
+            notes.append(str(error))
     config = dict(flat(record(folder / CONFIG)))
     if seed:
         config.pop("seed", None)
