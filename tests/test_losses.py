@@ -1,6 +1,5 @@
 """What a score that is not finite does to distribution matching: it is left out, counted, and rings."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,14 +18,6 @@ def test_values_that_are_not_finite_are_left_out_and_counted():
     # A teacher's value spoils the mean that all of its sample are divided by.
     broken, replaced = dmd.gradient(x, fake, real.at[0, 0, 0, 0, 0].set(jnp.nan))
     assert replaced == 1 / 2 and not broken[0].any() and broken[1].any()
-
-
-def test_nothing_is_counted_where_all_is_finite():
-    """Not even round-off: any number but 0 rings."""
-    for size in (3, 12, 27648, 8 * 8 * 12 * 6 * 6):
-        x = jnp.zeros((size, 1, 1, 1, 1))
-        _, replaced = jax.jit(dmd.gradient)(x, x + 1, x + 2)
-        assert replaced == 0
 
 
 def test_they_ring():
