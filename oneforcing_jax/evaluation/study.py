@@ -94,7 +94,6 @@ METHODS = (
 CONDITIONS = (
     Row("One-Forcing, adversarial x10", STRONG),
     Row("One-Forcing, adversarial x100", _adversarial(3.0)),
-    Row("One-Forcing, adversarial x10, relativistic", STRONG | {"one_forcing.relativistic": True}),
     Row(
         "One-Forcing, adversarial x10, R1 and R2",
         STRONG | {"one_forcing.r1.weight": 1.0, "one_forcing.r2.weight": 0.001},
