@@ -67,7 +67,7 @@ class Group:
         self.index, self._count = state.process_id, state.num_processes
         self._coordinator = str(state.coordinator_address).rpartition(":")[::2]
         self._lost_after, self._turn, self._asked = lost_after, 0, False
-        self._closed, self._leaving = threading.Event(), threading.Lock()
+        self._closed, self._leaving, self._gone = threading.Event(), threading.Lock(), set[int]()
         self.names = [str(i) for i in range(self._count)]
         hosts = self.exchange(socket.gethostname(), "start")
         self.names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
@@ -125,7 +125,7 @@ class Group:
             self._client.key_value_set(f"end/{self.index}", json.dumps([code, line]))
             # The service ends with process 0, and JAX then aborts whoever still uses it.
             until = time.monotonic() + (GRACE + 3 * BEAT if self.index == 0 else 0)
-            while time.monotonic() < until and len(self._ends()) < self._count:
+            while time.monotonic() < until and len(self._ends().keys() | self._gone) < self._count:
                 time.sleep(0.1)
         os._exit(code)
 
@@ -151,9 +151,12 @@ class Group:
                     seen[i] = (beat, now)
             for i in ends.keys() & seen.keys():
                 self._follow(i, *ends[i], now - ended.setdefault(i, now))
-            for i, (_, last) in seen.items():
-                if i not in ends and now - last > self._lost_after:
-                    self._lost(i, f"gave no sign of life for {self._lost_after:g} s")
+            silent = (i for i, (_, last) in seen.items() if now - last > self._lost_after)
+            self._gone = set(silent) - ends.keys()
+            if self._gone:
+                named = ", ".join(self.names[i] for i in sorted(self._gone))
+                how = f"gave no sign of life for {self._lost_after:g} s"
+                self.leave(AGAIN, f"lost: {named} {how}; {CONTINUES}")
 
     def _follow(self, process: int, code: int, line: str, since: float) -> None:
         """Ends after another process: at once where one was lost, or as soon as this one is done with what it
@@ -166,9 +169,6 @@ class Group:
             os.kill(os.getpid(), signal.SIGTERM)
         if code and since > (self._lost_after if asked else GRACE):
             self.leave(code, f"{self.names[process]} ended; {line or 'it was asked to stop'}")
-
-    def _lost(self, process: int, how: str) -> NoReturn:
-        self.leave(AGAIN, f"lost: {self.names[process]} {how}; {CONTINUES}")
 
     def _handle_abort(self) -> None:
         """Says which process was lost where JAX aborts this one because its service is gone.
@@ -218,7 +218,7 @@ def join(given: argparse.Namespace) -> None:
             num_processes=said[2],
             process_id=said[1],
             # Our own watch comes first, and says more.
-            heartbeat_timeout_seconds=int(2 * given.lost_after),
+            heartbeat_timeout_seconds=int(given.lost_after) + 30,
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"distributed: {str(error).splitlines()[0]}") from None

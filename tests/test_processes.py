@@ -1,4 +1,4 @@
-"""Several processes of one run: they agree, and when one is lost, fails or is stopped, all end, in one line each."""
+"""Several processes of one run: they agree; when one is lost, fails or is stopped, all end in a line."""
 
 import contextlib
 import json

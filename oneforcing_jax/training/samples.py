@@ -123,7 +123,7 @@ class Samples:
         return motions
 
     def _video(self, params: Any) -> np.ndarray | None:
-        """Videos of all prompts, uint8 [prompts, f, y, x, 3]; all make them, and the first process decodes."""
+        """Videos of all prompts, uint8 [prompts, f, y, x, 3]; all make them, the first process decodes."""
         decode, frames = self._codec.stream(), []
         for block in self._student.of(params).stream(self._draws, self._text, self._plan):
             whole = multihost_utils.process_allgather(block, tiled=True)
