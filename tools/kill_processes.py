@@ -5,8 +5,8 @@
 Four processes of two virtual devices each render and encode videos, train on them, and make ODE pairs of what
 they trained. One of them is killed at a random moment, by SIGKILL or SIGTERM; the others must end by
 themselves, with their exit code and a line that names it. The same command goes on, in the end with three
-processes and then with two. What is there then must be what one process makes alone: the same files, iterations
-and samples, once each, numbers equal to round-off, and whole checkpoints.
+processes and then with two. What is there then must be what one process makes alone: the same files,
+iterations and samples, once each, numbers equal to round-off, and whole checkpoints.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -68,6 +69,7 @@ class Fleet:
             s.bind(("localhost", 0))
             port = s.getsockname()[1]
         env = environment(compiled)
+        env["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
         env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={DEVICES}"
         main = [sys.executable, "-m", "oneforcing_jax.main", f"--config={__file__}"]
         axes = [f"--config.mesh.{axis}" for axis in mesh.split(",")]
@@ -250,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
         work, rng = Work(folder), random.Random(known.seed)
         # Three and two processes have one kill each, if there are as many, and four have the others.
-        counts = ([4] * known.kills + [3, 2])[-max(known.kills, 2) :][: known.kills]
+        counts = ([4] * known.kills + [3, 2])[-known.kills :]
         for count in tqdm(counts, unit="kill"):
             work.kill(count, rng)
         work.finish(2)
