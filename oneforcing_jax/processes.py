@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +33,8 @@ from oneforcing_jax.errors import InputError
 AGAIN = 75
 # Seconds: between two signs of life; without one until a process is lost; until a wait is explained; that a
 # process has to end by itself when another has failed, and process 0 waits for the others to end.
-BEAT, LOST_AFTER, PATIENCE, GRACE = 1.0, 60.0, 20.0, 3.0
+# And until all must have come.
+BEAT, LOST_AFTER, PATIENCE, GRACE, JOIN = 1.0, 60.0, 20.0, 3.0, 300
 CONTINUES = "the same command continues with the hosts that there are"
 
 
@@ -71,7 +72,8 @@ class Group:
         self.names = [str(i) for i in range(self._count)]
         hosts = self.exchange(socket.gethostname(), "start")
         self.names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
-        self._handle_abort()
+        # The process of the service has none to lose.
+        _explain_abort(self._unanswered if self.index else lambda: "")
         threading.Thread(target=self._watch, daemon=True).start()
 
     def exchange(self, value: Any, reason: str) -> list[Any]:
@@ -170,26 +172,34 @@ class Group:
         if code and since > (self._lost_after if asked else GRACE):
             self.leave(code, f"{self.names[process]} ended; {line or 'it was asked to stop'}")
 
-    def _handle_abort(self) -> None:
-        """Says which process was lost where JAX aborts this one because its service is gone.
-
-        JAX leaves no other choice: a thread of its own aborts, after lines of its own.
-        """
-        libc, kind = ctypes.CDLL(None), ctypes.CFUNCTYPE(None, ctypes.c_int)
-
-        def aborted(number: int) -> None:
-            try:
-                socket.create_connection(self._coordinator, timeout=2).close()
-            except OSError:
-                os.write(2, f"lost: {self.names[0]} does not answer; {CONTINUES}\n".encode())
-                os._exit(AGAIN)
-            libc.signal(number, None)  # the default, to which `abort` returns
-
-        if self.index != 0:
-            self._abort = kind(aborted)
-            libc.signal(signal.SIGABRT, self._abort)
+    def _unanswered(self) -> str:
+        try:
+            socket.create_connection(self._coordinator, timeout=2).close()
+        except OSError:
+            return f"lost: {self.names[0]} does not answer; {CONTINUES}"
+        return ""
 
 
+def _explain_abort(why: Callable[[], str]) -> None:
+    """Says in a line why JAX aborts this process, where `why` knows it, and ends it with `AGAIN`.
+
+    JAX leaves no other choice: where its service is gone, or not all processes come, a thread of its own
+    aborts, after lines of its own.
+    """
+    libc = ctypes.CDLL(None)
+
+    def aborted(number: int) -> None:
+        if line := why():
+            os.write(2, f"{line}\n".encode())
+            os._exit(AGAIN)
+        libc.signal(number, None)  # the default, to which `abort` returns
+
+    _kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted))
+    libc.signal(signal.SIGABRT, _kept[-1])
+
+
+# Handlers must outlive their setting.
+_kept: list[Any] = []
 _group: Group | None = None
 
 
@@ -212,11 +222,13 @@ def join(given: argparse.Namespace) -> None:
         raise InputError(f"--lost_after: expected {5 * BEAT:g} or more, found {given.lost_after}")
     # It would take SIGTERM from us, of which stages that do not train know nothing then.
     jax.config.update("jax_enable_preemption_service", False)
+    _explain_abort(lambda: f"lost: not all processes came within {JOIN} s; start all of them again")
     try:
         jax.distributed.initialize(
             *said[:1],
             num_processes=said[2],
             process_id=said[1],
+            initialization_timeout=JOIN,
             # Our own watch comes first, and says more.
             heartbeat_timeout_seconds=int(given.lost_after) + 30,
         )
