@@ -55,7 +55,9 @@ class Group:
     """The processes of a run, as one of them sees them.
 
     A thread says each second that this process lives, and looks at the others. It ends this process when one
-    of them is lost or has failed, whatever the main thread is waiting for.
+    of them is lost or has failed, whatever the main thread is waiting for. A thread may be kept from its turn
+    for long, while a large program is compiled or stored; so each process also has an open port, which the
+    system answers as long as the process is there.
 
     Attributes:
       index: of this process.
@@ -66,14 +68,19 @@ class Group:
         state = distributed.global_state
         self._client: Any = state.client
         self.index, self._count = state.process_id, state.num_processes
-        self._coordinator = str(state.coordinator_address).rpartition(":")[::2]
+        host, _, port = str(state.coordinator_address).rpartition(":")
+        self._coordinator: tuple[str, Any] = (host.strip("[]"), port)
         self._lost_after, self._turn, self._asked = lost_after, 0, False
         self._closed, self._leaving, self._gone = threading.Event(), threading.Lock(), set[int]()
         self.names = [str(i) for i in range(self._count)]
-        hosts = self.exchange(socket.gethostname(), "start")
-        self.names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
-        # The process of the service has none to lose.
-        _explain_abort(self._unanswered if self.index else lambda: "")
+        with socket.create_connection(self._coordinator, timeout=JOIN) as way:
+            self._door = socket.create_server((way.getsockname()[0], 0), family=way.family)
+        found = self.exchange([socket.gethostname(), *self._door.getsockname()[:2]], "start")
+        self.names = [f"process {i} ({host})" for i, (host, *_) in enumerate(found)]
+        self._doors = [(address, port) for _, address, port in found]
+        # The number that each process said last, and when that was new.
+        self._seen = {i: ("", time.monotonic()) for i in range(self._count) if i != self.index}
+        _explain_abort(self._why_aborted)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def exchange(self, value: Any, reason: str) -> list[Any]:
@@ -136,9 +143,7 @@ class Group:
         return {int(key.rpartition("/")[2]): tuple(json.loads(end)) for key, end in found}
 
     def _watch(self) -> None:
-        number, begun = 0, time.monotonic()
-        seen = {i: ("", begun) for i in range(self._count) if i != self.index}
-        ended: dict[int, float] = {}
+        number, ended = 0, dict[int, float]()
         while not self._closed.wait(BEAT):
             number += 1
             try:
@@ -149,16 +154,24 @@ class Group:
             now = time.monotonic()
             for key, beat in beats:
                 i = int(key.rpartition("/")[2])
-                if i in seen and seen[i][0] != beat:
-                    seen[i] = (beat, now)
-            for i in ends.keys() & seen.keys():
+                if i in self._seen and self._seen[i][0] != beat:
+                    self._seen[i] = (beat, now)
+            for i in ends.keys() & self._seen.keys():
                 self._follow(i, *ends[i], now - ended.setdefault(i, now))
-            silent = (i for i, (_, last) in seen.items() if now - last > self._lost_after)
-            self._gone = set(silent) - ends.keys()
+            if self.index == 0:
+                silent = self._silent(self._lost_after) - ends.keys()
+                self._gone = {i for i in silent if not _answers(self._doors[i])}
             if self._gone:
-                named = ", ".join(self.names[i] for i in sorted(self._gone))
-                how = f"gave no sign of life for {self._lost_after:g} s"
-                self.leave(AGAIN, f"lost: {named} {how}; {CONTINUES}")
+                self.leave(AGAIN, self._lost(self._gone))
+
+    def _silent(self, seconds: float) -> set[int]:
+        """Processes without a sign of life for so long."""
+        now = time.monotonic()
+        return {i for i, (_, last) in self._seen.items() if now - last > seconds}
+
+    def _lost(self, gone: set[int]) -> str:
+        named = ", ".join(self.names[i] for i in sorted(gone))
+        return f"lost: {named} gave no sign of life; {CONTINUES}"
 
     def _follow(self, process: int, code: int, line: str, since: float) -> None:
         """Ends after another process: at once where one was lost, or as soon as this one is done with what it
@@ -172,12 +185,20 @@ class Group:
         if code and since > (self._lost_after if asked else GRACE):
             self.leave(code, f"{self.names[process]} ended; {line or 'it was asked to stop'}")
 
-    def _unanswered(self) -> str:
-        try:
-            socket.create_connection(self._coordinator, timeout=2).close()
-        except OSError:
+    def _why_aborted(self) -> str:
+        if silent := self._silent(self._lost_after / 2):
+            return self._lost(silent)
+        if self.index and not _answers(self._coordinator):
             return f"lost: {self.names[0]} does not answer; {CONTINUES}"
         return ""
+
+
+def _answers(door: tuple[str, Any]) -> bool:
+    try:
+        socket.create_connection(door, timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _explain_abort(why: Callable[[], str]) -> None:
