@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from oneforcing_jax import processes
+from oneforcing_jax import group, processes
 
 ROOT = Path(__file__).parents[1]
 LOST_AFTER = 5
@@ -114,7 +114,7 @@ def test_a_lost_process_ends_the_others(tmp_path, victim):
         found[victim].kill()
         others = [process for process in found if process is not found[victim]]
         for code, last in ends(others, LOST_AFTER + 20):
-            assert code == processes.AGAIN
+            assert code == group.AGAIN
             assert last[0].startswith(f"lost: process {victim} ({socket.gethostname()}) ")
             assert last[0].endswith("the same command continues with the hosts that there are")
 

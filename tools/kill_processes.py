@@ -32,9 +32,10 @@ from kill_stages import HALF, checkpoints, environment, read, running
 from kill_stages import get_config as stages
 from tqdm import tqdm
 
-from oneforcing_jax import integrity, processes
+from oneforcing_jax import integrity
 from oneforcing_jax.command import ending
 from oneforcing_jax.data.store import Store
+from oneforcing_jax.group import AGAIN
 from oneforcing_jax.training.metrics import RATES, read_rows
 
 TRAINED, STORES = "teacher_forcing", ("world/store", "ode_pairs/store")
@@ -46,7 +47,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 # Seconds: after which a process counts as lost; that the others have to end then; for all the work.
 LOST_AFTER, PATIENCE, HANG, LOOK = 10.0, 60.0, 900.0, 0.02
 # Numbers of one process and of several: their sums have other orders.
-CLOSE: dict[str, float] = {"rtol": 1e-3, "atol": 2e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 2e-5}
 
 
 def get_config() -> Any:
@@ -179,7 +180,7 @@ class Work:
         if killed:
             self.ended.append(seconds)
         for i, (code, line) in enumerate(zip(codes, fleet.said(), strict=True)):
-            expected = 128 + number if not killed else -number if i == victim else processes.AGAIN
+            expected = 128 + number if not killed else -number if i == victim else AGAIN
             clear = "the same command" in line or "it was asked to stop" in line
             named = f"process {victim} (" in line and line.startswith("lost: ")
             if code != expected or not (i == victim or named if killed else clear):

@@ -117,25 +117,30 @@ def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     processes.say_rates(name, written, time.perf_counter() - begun, "clip")
 
 
+def _rows(index: Any, count: int) -> range:
+    """The rows of a batch that a part of it holds, by the index that a sharding gives the part."""
+    return range(count)[index[0]]
+
+
 def _held(rows: NamedSharding, count: int) -> list[int]:
     """The rows of a batch that this process's devices hold."""
     parts = rows.addressable_devices_indices_map((count,)).values()
-    return sorted({row for part in parts if part for row in range(count)[part[0]]})
+    return sorted({row for part in parts for row in _rows(part, count)})
 
 
 def _placed(values: Mapping[int, np.ndarray], count: int, rows: NamedSharding) -> jax.Array:
     """A batch from the rows that this process's devices hold."""
     shape = next(iter(values.values())).shape
     return jax.make_array_from_callback(
-        (count, *shape), rows, lambda at: np.stack([values[row] for row in range(count)[at[0]]])
+        (count, *shape), rows, lambda at: np.stack([values[row] for row in _rows(at, count)])
     )
 
 
 def _written(batch: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of a batch, by number, that this process is to write: of all copies one is written."""
     for shard in batch.addressable_shards:
-        if shard.replica_id == 0 and shard.index:
-            yield from zip(range(len(batch))[shard.index[0]], np.asarray(shard.data), strict=True)
+        if shard.replica_id == 0:
+            yield from zip(_rows(shard.index, len(batch)), np.asarray(shard.data), strict=True)
 
 
 def _teacher(run: Run, fields: Fields) -> WanDiT:
