@@ -45,7 +45,7 @@ class Group:
         self.index, self._count = state.process_id, state.num_processes
         host, _, port = str(state.coordinator_address).rpartition(":")
         self._coordinator: tuple[str, Any] = (host.strip("[]"), port)
-        self._lost_after, self._turn, self._asked = lost_after, 0, False
+        self._lost_after, self._turn, self._asked, self._agreed = lost_after, 0, False, False
         self._closed, self._leaving, self._gone = threading.Event(), threading.Lock(), set[int]()
         self.names = [str(i) for i in range(self._count)]
         with socket.create_connection(self._coordinator, timeout=JOIN) as way:
@@ -84,18 +84,24 @@ class Group:
                 until = None
                 tqdm.write(f"{self.names[self.index]} waits for {self.names[process]}: {reason}")
 
-    def asked(self) -> None:
-        """Notes that all processes know that they are to leave."""
-        self._asked = True
+    def agree_to_leave(self) -> None:
+        """Notes that all processes know that they are to leave, and where."""
+        self._asked = self._agreed = True
 
     def wait(self) -> None:
         """Waits as long as it takes to see whether another process was lost, which then ends this one."""
-        time.sleep(self._lost_after + 3 * BEAT)
+        time.sleep(self._lost_after + 10 * BEAT)
 
     def close(self) -> None:
         """Ends with the others, all well."""
         self.exchange(None, "its end")
         self._closed.set()
+
+    def end(self, code: int, line: str) -> NoReturn:
+        """Ends this process; where all agreed to leave, after all have saved."""
+        if self._agreed and code > 128:
+            self.exchange(None, "what it saves")
+        self.leave(code, line)
 
     def leave(self, code: int, line: str) -> NoReturn:
         """Ends this process and, through their watches, the others.

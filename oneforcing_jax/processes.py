@@ -94,7 +94,7 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
         if not _group:
             raise
         wrong = isinstance(end.code, str)
-        _group.leave(1 if wrong else int(end.code or 0), str(end.code) if wrong else "")
+        _group.end(1 if wrong else int(end.code or 0), str(end.code) if wrong else "")
     if _group:
         _group.close()
 
@@ -155,7 +155,7 @@ def asked(number: int, where: str) -> int:
     """The signal that asks one of the processes to leave, for all of them; 0: none does."""
     found: int = max(exchange(number, where))
     if found and _group:
-        _group.asked()
+        _group.agree_to_leave()
     return found
 
 

@@ -15,6 +15,7 @@ import pytest
 from oneforcing_jax import group, processes
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tools"))  # kill_processes imports kill_stages
 LOST_AFTER = 5
 # What three processes do: they agree, and then wait for a second agreement until something happens to one.
 SCRIPT = """
@@ -156,3 +157,12 @@ def test_parts_cover_all_once_and_a_process_alone_waits_for_nobody(monkeypatch):
             first, step = processes.part(share)
             shares.append(range(first, 20, step))
     assert sorted(i for share in shares for i in share) == list(range(20))
+
+
+@pytest.mark.long
+def test_four_processes_are_killed_and_end_as_two(tmp_path, capsys):
+    """Train, encode and make pairs together; see tools/kill_processes.py."""
+    import kill_processes
+
+    kill_processes.main(["--kills=5", f"--folder={tmp_path}"])
+    assert "5 kills: nothing lost or doubled" in capsys.readouterr().out
