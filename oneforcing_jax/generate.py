@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.command import any_path, axes, ending, numbers, size
+from oneforcing_jax import processes
+from oneforcing_jax.command import any_path, axes, numbers, size
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
@@ -148,15 +150,17 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=1, help="videos side by side, split over the devices")
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
-    add("--shard", default="0/1", help="I/N: this process makes share I of N")
+    add("--shard", default="0/1", help="I/N: this command makes share I of N")
     # fmt: on
+    processes.add_options(parser)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     args = _parser().parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax; what matters of it is raised.
-    with ending("the same command continues after the finished videos"):
+    with processes.ending("the same command continues after the finished videos"):
+        processes.join(args)
         run(args)
 
 
@@ -165,9 +169,11 @@ def run(args: argparse.Namespace) -> None:
     given = vars(args)
     wanted, making = options(Listing, given), Making.of(given)
     jobs = wanted.jobs()
-    if todo := wanted.missing(jobs):
+    begun, todo = time.perf_counter(), wanted.missing(jobs)
+    if todo:
         making = making.fitted(len(todo))
         write(making.scene(jobs), todo, making.writing)
+    processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 
 def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
@@ -178,7 +184,8 @@ def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
         print(
             f"{total:,} latent frames to make: {hours:,.1f} hours at the {STEADY * 1000:g} ms of one H200"
         )
-    with tqdm(total=total, unit="latent frame", disable=None) as bar:
+    hidden = None if processes.is_first() else True
+    with tqdm(total=total, unit="latent frame", disable=hidden) as bar:
         for start in range(0, len(jobs), writing.batch):
             group = jobs[start : start + writing.batch]
             # The last group is filled up, so that one program serves all.
