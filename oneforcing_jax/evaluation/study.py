@@ -92,8 +92,8 @@ METHODS = (
 # One-Forcing under other settings, and what it must be compared with there. At the paper's weights the
 # adversarial branch hardly moves this student, so what else could matter is tried at ten times these.
 CONDITIONS = (
-    Row("One-Forcing, adversarial x10", STRONG),
-    Row("One-Forcing, adversarial x100", _adversarial(3.0)),
+    Row("One-Forcing, adversarial x10", STRONG, 5),
+    Row("One-Forcing, adversarial x100", _adversarial(3.0), 5),
     Row(
         "One-Forcing, adversarial x10, R1 and R2",
         STRONG | {"one_forcing.r1.weight": 1.0, "one_forcing.r2.weight": 0.001},
