@@ -57,10 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     add_model(parser)
     # fmt: off
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on; another than this machine's needs the token")
+    add("--host", default="127.0.0.1", help="address to listen on; others than this machine's need the token")
     add("--port", type=int, default=8000, help="0 is any free one")
     add("--token", help="that every request needs where others can ask; default: made, and printed")
-    add("--most_frames", type=int, default=2000, help="pixel frames that a video may have")
+    add("--most_frames", type=int, default=6000, help="pixel frames that a video may have")
     add("--sessions", type=int, default=64, help="that may wait or run at once")
     add("--seconds", type=float, default=600.0, help="that a session may hold the device")
     # fmt: on
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> None:
         said = journal.Journal()
         sessions = queue.Queue(studio, serving.sessions, said)
         print(web.link(args.host, listening, token), flush=True)
-        server.serve(server.Server(sessions, serving.seconds, token, said), listening)
+        app = server.Server(sessions, serving.seconds, token, said)
+        server.process(app).run(sockets=[listening])
 
 
 def make_studio(loading: Loading, look: Look, most_frames: int) -> Studio:

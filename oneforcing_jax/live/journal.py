@@ -8,7 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -18,6 +25,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         made: dict[str, Any] = {"registry": self._registry, "namespace": "oneforcing"}
         self.frames_made = Counter("frames_made", "Frames of all sessions", **made)
         self.frames_sent = Counter("frames_sent", "Frames sent to viewers", **made)

@@ -1,4 +1,4 @@
-"""One device and the sessions that wait for it: one thread makes one video at a time, in the order of wishes."""
+"""One device and the sessions that wait for it: one thread makes one video at a time, as they came."""
 
 from __future__ import annotations
 

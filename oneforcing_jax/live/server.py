@@ -57,7 +57,8 @@ class Server:
     def app(self) -> Starlette:
         """The application."""
         get = {"/": self._index, "/health": self._health, "/metrics": self._metrics,
-               "/videos/{name}.mp4": self._video} | {f"/{name}": self._static for name in _STATIC}  # fmt: skip
+               "/videos/{name}.mp4": self._video}  # fmt: skip
+        get |= {f"/{name}": self._static for name in _STATIC}
         routes: list[Any] = [
             Route(path, self._guarded(f), methods=["GET"]) for path, f in get.items()
         ]
@@ -204,16 +205,11 @@ def _check_origin(socket: WebSocket) -> None:
         raise Refused(403, "expected a page of this server")
 
 
-def serve(server: Server, listening: Any) -> None:
-    """Serves until it is interrupted.
-
-    Args:
-      server: what is served.
-      listening: a socket, see `web.listen`.
-    """
+def process(server: Server) -> uvicorn.Server:
+    """What serves it: `.run(sockets=[...])` with a socket of `web.listen`, until it is interrupted."""
     config = uvicorn.Config(
         server.app, log_level="error", access_log=False, server_header=False,
         ws_max_size=wire.LARGEST, ws_per_message_deflate=False, timeout_graceful_shutdown=3,
     )  # fmt: skip
     config.load()
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config)

@@ -173,7 +173,7 @@ class Studio:
         return settings.plan(self.model.source.shift, given)
 
     def warm(self) -> None:
-        """Compiles what sessions without an image run, but for first blocks of other than the most steps or one.
+        """Compiles what sessions without an image run, but for first blocks of two or three steps.
 
         A switch of the prompt has programs of its own, and until the window rolls there may be some for each
         part of it.

@@ -21,8 +21,8 @@ AT_ONCE = ("state", "place", "epoch", "asked")
 class Viewer:
     """Sends frames out of a session's recording, of which it holds none itself.
 
-    A viewer that acknowledges late gets no more frames; when it goes on, it goes on with the newest. One whose
-    session begins an epoch goes on with that.
+    A viewer that acknowledges late gets no more frames; when it goes on, it goes on with the newest. Where an
+    epoch begins, frames before it are not sent any more.
 
     Args:
       session: to watch.
