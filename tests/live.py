@@ -78,7 +78,10 @@ def in_process(folder, environment, *options):
             yield process, address
         finally:
             process.terminate()
-            process.wait(20)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
             process.stdout.close()
 
 
@@ -126,6 +129,12 @@ class Client:
             with contextlib.suppress(TimeoutError):
                 self.read(min(left, 0.5), acknowledge)
         return self
+
+    def drain(self):
+        """Reads what is there."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self.read(0.01)
 
     def is_in(self, state, seconds=60):
         """Reads until the session is in a state."""

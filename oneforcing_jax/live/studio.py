@@ -183,7 +183,9 @@ class Studio:
         for steps in (FIRST_STEPS, 1):
             if two:
                 turns = itertools.cycle([two[0], two[0], two[-1], two[-1]])
-                made = self.make(Wish(two[0], first_steps=steps), lambda frame, turns=turns: next(turns))
+                made = self.make(
+                    Wish(two[0], first_steps=steps), lambda frame, turns=turns: next(turns)
+                )
                 for _ in itertools.islice(made, blocks):
                     pass
             blocks = 1
