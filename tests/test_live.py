@@ -357,8 +357,8 @@ def test_bad_options_are_one_line(weights, capsys):
 STATUS = "document.querySelector('#status').textContent"
 
 
-def seen(page, count):
-    until(page, f"Number(document.querySelector('#canvas').dataset.count) >= {count}", 60)
+def seen(page, count, seconds=60):
+    until(page, f"Number(document.querySelector('#canvas').dataset.count) >= {count}", seconds)
 
 
 @pytest.mark.browser
@@ -430,12 +430,12 @@ def test_the_page_says_what_a_kill_did(weights, light_environment):
             page.fill("#prompt", RED)
             page.fill("#frames", "300")
             page.click("#start")
-            seen(page, 5)
+            seen(page, 5, 240)
             process.kill()
             until(page, f"{STATUS}.startsWith('The connection is lost')")
         port = address.rstrip("/").split(":")[-1]
         with in_process(weights, light_environment, f"--port={port}"):
-            until(page, f"{STATUS}.startsWith('The server was started anew')", 60)
+            until(page, f"{STATUS}.startsWith('The server was started anew')", 120)
             shown = int(page.get_attribute("#canvas", "data-count"))
             page.click("#start")
-            seen(page, shown + 5)
+            seen(page, shown + 5, 240)

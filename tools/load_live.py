@@ -1,7 +1,7 @@
-"""Loads a live server: one video with many viewers, of whom one does not read, while sessions wait in its queue.
+"""Loads a live server: one video with many viewers, of whom one does not read, while sessions wait.
 
     python -m oneforcing_jax.serve --checkpoint runs/toy/one_forcing --sessions 64
-    python tools/load_live.py 127.0.0.1:8000 --seconds 300 --viewers 10 --waiting 50 --prompt "a circle moving left"
+    python tools/load_live.py 127.0.0.1:8000 --prompt "a circle moving left" --seconds 300
 
 Prints what was seen as JSON: frames that a viewer missed or had twice, how late frames came, and the server's
 memory. Ends with 1 where a frame was lost or a session did not end well.
@@ -116,8 +116,8 @@ def _frames(watcher: Watcher, seconds: float) -> int:
     frames = round(seconds * watcher.state["fps"])
     if frames > watcher.state["most_frames"]:
         raise InputError(
-            f"--seconds: expected at most {watcher.state['most_frames']} frames, found {frames}; serve with a "
-            "higher --most_frames"
+            f"--seconds: expected at most {watcher.state['most_frames']} frames, found {frames}; serve with "
+            "a higher --most_frames"
         )
     return frames
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,7 +38,7 @@ def decode_image(
     path: str | Path,
     log: Callable[[str], None],
     most: int = MOST_PIXELS,
-    kinds: Sequence[str] | None = None,
+    kinds: tuple[str, ...] | None = None,
 ) -> np.ndarray:
     """The same of an open file.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -40,7 +41,7 @@ class Journal:
     def watch(self, states: tuple[str, ...], count: Callable[[str], int]) -> None:
         """Asks for the number of sessions in each state whenever metrics are read."""
         for state in states:
-            self._sessions.labels(state).set_function(lambda state=state: count(state))
+            self._sessions.labels(state).set_function(functools.partial(count, state))
 
     def made(self, frames: int, meters: Mapping[str, float] | None) -> None:
         """Counts what a session made while it had the device."""

@@ -178,17 +178,15 @@ class Studio:
         A switch of the prompt has programs of its own, and until the window rolls there may be some for each
         part of it.
         """
+        if not self.examples:
+            return
         blocks = self.settings.shape[0] // self.settings.block_frames + 3
-        two = self.examples[:2]
-        for steps in (FIRST_STEPS, 1):
-            if two:
-                turns = itertools.cycle([two[0], two[0], two[-1], two[-1]])
-                made = self.make(
-                    Wish(two[0], first_steps=steps), lambda frame, turns=turns: next(turns)
-                )
-                for _ in itertools.islice(made, blocks):
-                    pass
-            blocks = 1
+        one, two = self.examples[0], self.examples[-1]
+        turns = itertools.cycle([one, one, two, two])
+        for steps, count in ((FIRST_STEPS, blocks), (1, 1)):
+            made = self.make(Wish(one, first_steps=steps), lambda frame: next(turns))
+            for _ in itertools.islice(made, count):
+                pass
 
 
 def _quiet(line: str) -> None:

@@ -35,7 +35,8 @@ def packed(frame: Shown) -> bytes:
 
 def unpacked(message: bytes) -> Shown:
     """The frame of a binary message."""
-    return Shown(*HEADER.unpack_from(message), message[HEADER.size :])
+    serial, epoch, number, time_ = HEADER.unpack_from(message)
+    return Shown(serial, epoch, number, time_, message[HEADER.size :])
 
 
 def parsed(message: str | bytes) -> dict[str, Any]:
