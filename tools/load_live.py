@@ -130,7 +130,7 @@ def _lost(numbers: Sequence[int]) -> int:
 
 def _memory(address: str) -> int:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
-        found = re.search(rb"process_resident_memory_bytes (\S+)", answer.read())
+        found = re.search(rb"^process_resident_memory_bytes (\S+)", answer.read(), re.MULTILINE)
     return int(float(found[1])) if found else 0
 
 
