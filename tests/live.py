@@ -65,7 +65,7 @@ def in_process(folder, environment, *options):
     """The command in a process of its own; gives it and the address."""
     words = ["-m", "oneforcing_jax.serve", f"--checkpoint={folder}", *OPTIONS, *options]
     with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, *words],
             stdout=subprocess.PIPE,
             stderr=log,
@@ -73,16 +73,16 @@ def in_process(folder, environment, *options):
             env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         try:
-            address = process.stdout.readline().strip()
+            address = started.stdout.readline().strip()
             assert address, (folder / "log.txt").read_text()
-            yield process, address
+            yield started, address
         finally:
-            process.terminate()
+            started.terminate()
             try:
-                process.wait(30)
+                started.wait(30)
             finally:
-                process.kill()
-            process.stdout.close()
+                started.kill()
+            started.stdout.close()
 
 
 class Client:

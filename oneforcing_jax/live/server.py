@@ -31,7 +31,7 @@ from oneforcing_jax.live.studio import FIRST_STEPS
 COOKIE = "token_live"
 # Connections at once, and requests of HTTP that are being worked on.
 MOST_CONNECTIONS, MOST_REQUESTS = 200, 8
-_STATIC = ("theme.css", "live.css", "live.js")
+_STATIC = ("theme.css", "live.css", "live_frames.js", "live.js")
 _STATES = (states.WAITING, states.RUNNING, states.PAUSED, states.ENDED)
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
