@@ -212,14 +212,14 @@ def test_time_on_the_device_is_limited(queue):
 # Who may ask, and hostile input.
 
 
-def test_only_who_may_ask_is_answered(address, studio, queue):
+def test_only_who_may_ask_is_answered(address, studio):
     assert ask(address, "/", Host="evil.example")[0] == 400
     with pytest.raises(ConnectionClosed) as closed, Client(address, origin="http://evil.example"):
         pass
     assert closed.value.rcvd.reason == "expected a page of this server"
     with Client(address, origin=f"http://{address}"):
         pass
-    with in_thread(studio, token="a long token", queue=queue) as guarded:
+    with in_thread(studio, token="a long token") as guarded:
         for path in ("/", "/live.js", "/health", "/metrics", "/videos/x.mp4"):
             assert ask(guarded, path)[0] == 403 and ask(guarded, f"{path}?token=wrong")[0] == 403
         assert ask(guarded, "/?token=a%20long%20token")[0] == 200
