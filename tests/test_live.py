@@ -42,7 +42,7 @@ def weights(tmp_path_factory, random_params):
 
 @pytest.fixture(scope="module")
 def studio(weights):
-    args = serve._parser().parse_args([f"--checkpoint={weights}", *OPTIONS, "--most_frames=400"])
+    args = serve._parser().parse_args([f"--checkpoint={weights}", *OPTIONS, "--most_frames=2000"])
     given = serve._FIXED | vars(args)
     return serve.make_studio(options(Loading, given), options(Look, given), args.most_frames)
 
@@ -372,7 +372,7 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         page.goto(f"http://{address}/")
         until(page, f"{STATUS} === 'Ready.'", 120)
         page.click("#examples button")
-        page.fill("#frames", "200")
+        page.fill("#frames", "2000")
         page.fill("#seed", "9")
         page.press("#prompt", "Control+Enter")
         seen(page, 3)
