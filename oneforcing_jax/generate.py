@@ -117,30 +117,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_making(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how videos are made, whatever they show."""
+    add_model(parser)
     # fmt: off
     add = parser.add_argument
-    found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
-    add("--checkpoint", required=True, type=any_path, help=found)
-    add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
-    add("--ema", action="store_true", help="the moving average of the weights")
-    add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
     add("--seed", type=int, default=0, help="of the noise, which depends on it and on K alone")
-
-    add("--frames", type=int, help="pixel frames, given ones included; default as trained, Wan 81")
-    add("--size", type=size, help="rows x columns in pixels; default as trained, Wan 480x832")
-    add("--fps", type=float, help="frames per second; default as trained, Wan 16")
     add("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
     marks = "marks the pixels invisibly; KEY, where given, is needed to find it (docs/provenance.md)"
     add("--mark", nargs="?", const=mark.KEY, metavar="KEY", help=marks)
-
-    add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
-    add("--steps", type=numbers, default=(1000.0,), help="timesteps of a block; default 1000")
-    add("--first_frames", type=int, help="latent frames of the first block; default as trained")
     first = "timesteps of the first block, default 1000,750,500,250; not with --image or --video"
     add("--first_steps", type=numbers, default=FIRST_STEPS, help=first)
-    add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
-    add("--window", type=int, help="latent frames that a block sees, its own too; default all")
-    add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
 
     add("--teacher", action="store_true", help="sample a bidirectional checkpoint in many steps")
     add("--sampler", choices=sorted(SAMPLERS), default="unipc", help="of --teacher")
@@ -148,11 +133,34 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, default=5.0, help="of --teacher, g in uncond + g (cond - uncond)")
 
     add("--batch", type=int, default=1, help="videos side by side, split over the devices")
-    split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
-    add("--mesh", type=axes, default={}, help=split)
     add("--shard", default="0/1", help="I/N: this command makes share I of N")
     # fmt: on
     processes.add_options(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model makes videos, and what its videos are."""
+    # fmt: off
+    add = parser.add_argument
+    found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
+    add("--checkpoint", required=True, type=any_path, help=found)
+    add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
+    add("--ema", action="store_true", help="the moving average of the weights")
+    add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
+
+    add("--frames", type=int, help="pixel frames, given ones included; default as trained, Wan 81")
+    add("--size", type=size, help="rows x columns in pixels; default as trained, Wan 480x832")
+    add("--fps", type=float, help="frames per second; default as trained, Wan 16")
+
+    add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
+    add("--steps", type=numbers, default=(1000.0,), help="timesteps of a block; default 1000")
+    add("--first_frames", type=int, help="latent frames of the first block; default as trained")
+    add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
+    add("--window", type=int, help="latent frames that a block sees, its own too; default all")
+    add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
+    split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
+    add("--mesh", type=axes, default={}, help=split)
+    # fmt: on
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
