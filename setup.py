@@ -73,6 +73,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.15",
             "playwright>=1.49",
+            "pyyaml>=6",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.11",
