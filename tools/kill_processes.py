@@ -175,8 +175,11 @@ class Work:
         self, number: int, victim: int, codes: list[int], fleet: Fleet, seconds: float
     ) -> None:
         killed = number == signal.SIGKILL
-        if not any(codes):
-            return  # it was finished
+        if not any(code for i, code in enumerate(codes) if i != victim):
+            # The signal came when all was done.
+            if (found := progress(self._out)) < self._total:
+                self.wrong.append(f"the processes ended well with {found} of {self._total} pieces")
+            return
         if killed:
             self.ended.append(seconds)
         for i, (code, line) in enumerate(zip(codes, fleet.said(), strict=True)):
