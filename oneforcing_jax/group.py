@@ -167,7 +167,7 @@ class Group:
             self.leave(code, f"{self.names[process]} ended; {line or 'it was asked to stop'}")
 
     def _why_aborted(self) -> str:
-        if silent := self._silent(self._lost_after / 2):
+        if silent := self._silent(self._lost_after):
             return self._lost(silent)
         if self.index and not _answers(self._coordinator):
             return f"lost: {self.names[0]} does not answer; {CONTINUES}"
