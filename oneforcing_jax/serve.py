@@ -15,7 +15,6 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from oneforcing_jax import web
 from oneforcing_jax.command import ending
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.generate import add_model
@@ -78,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serves until it is interrupted. The address goes to standard output, events to standard error."""
     try:
+        from oneforcing_jax import web
         from oneforcing_jax.live import journal, queue, server
     except ModuleNotFoundError as error:
         raise MissingPackage(

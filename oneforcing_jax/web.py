@@ -1,16 +1,20 @@
-"""What servers of pages share: who may ask, headers of answers, and the address that they listen on."""
+"""What servers of pages share: who may ask, what they ask, pages and their files, and how they are served."""
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import secrets
 import socket
-from typing import TYPE_CHECKING
+from typing import Any
 
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, Response
+
+from oneforcing_jax import pages
 from oneforcing_jax.errors import InputError, Refused
-
-if TYPE_CHECKING:
-    from starlette.requests import HTTPConnection
 
 TOKEN = "token"
 HEADERS = {
@@ -45,6 +49,70 @@ def check_caller(asked: HTTPConnection, token: str, cookie: str) -> None:
         raise Refused(
             403, "expected the token of this server; use the whole link that you were given"
         )
+
+
+async def body(request: Request, largest: int) -> bytes:
+    """What a request of JSON brings. Other sites cannot send this type without being allowed to.
+
+    Raises:
+      Refused: another type, or more bytes than `largest`.
+    """
+    if request.headers.get("content-type", "").split(";")[0] != "application/json":
+        raise Refused(415, "expected the type application/json")
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > largest:
+            raise Refused(413, f"expected {largest} bytes at most")
+    return content
+
+
+def json_object(content: str | bytes) -> dict[str, Any]:
+    """The JSON object that somebody sent.
+
+    Raises:
+      Refused: it is something else.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Refused(400, "expected a JSON object")
+    return found
+
+
+def page(html: str, token: str, cookie: str) -> Response:
+    """A page, with a cookie that holds the token, if there is one."""
+    response = HTMLResponse(html)
+    if token:
+        response.set_cookie(cookie, token, 30 * 86400, httponly=True, samesite="strict")
+    return response
+
+
+async def static(request: Request) -> Response:
+    """A file of a page, which has its own route."""
+    name = request.url.path[1:]
+    return Response(pages.part(name), media_type=TYPES[name.split(".")[-1]])
+
+
+def server(app: Starlette, **more: Any) -> uvicorn.Server:
+    """What serves an application: `.run(sockets=[...])` with a socket of `listen`, until it is interrupted.
+
+    Args:
+      app: the application.
+      more: options of uvicorn.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+        **more,
+    )
+    config.load()
+    return uvicorn.Server(config)
 
 
 def listen(host: str, port: int) -> socket.socket:

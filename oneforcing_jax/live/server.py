@@ -14,7 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
@@ -58,7 +58,7 @@ class Server:
         """The application."""
         get = {"/": self._index, "/health": self._health, "/metrics": self._metrics,
                "/videos/{name}.mp4": self._video}  # fmt: skip
-        get |= {f"/{name}": self._static for name in _STATIC}
+        get |= {f"/{name}": web.static for name in _STATIC}
         routes: list[Any] = [
             Route(path, self._guarded(f), methods=["GET"]) for path, f in get.items()
         ]
@@ -87,14 +87,7 @@ class Server:
         return answer
 
     async def _index(self, request: Request) -> Response:
-        response = HTMLResponse(pages.part("live.html"))
-        if self._token:
-            response.set_cookie(COOKIE, self._token, 30 * 86400, httponly=True, samesite="strict")
-        return response
-
-    async def _static(self, request: Request) -> Response:
-        name = request.url.path[1:]
-        return Response(pages.part(name), media_type=web.TYPES[name.split(".")[-1]])
+        return web.page(pages.part("live.html"), self._token, COOKIE)
 
     async def _health(self, request: Request) -> Response:
         count = {state: self._queue.count(state) for state in _STATES}
@@ -113,14 +106,7 @@ class Server:
 
     async def _make(self, request: Request) -> Response:
         """Makes a video from a JSON object and answers with its file, as fast as it is made."""
-        if request.headers.get("content-type", "").split(";")[0] != "application/json":
-            raise Refused(415, "expected the type application/json")
-        content = b""
-        async for part in request.stream():
-            content += part
-            if len(content) > wire.LARGEST:
-                raise Refused(413, f"expected at most {wire.LARGEST} bytes")
-        said = wire.parsed(content)
+        said = wire.parsed(await web.body(request, wire.LARGEST))
         with self._busy():
             wish = await run_in_threadpool(wire.wish_of, said, self._queue.studio)
             session = Session(wish, self._seconds, paced=False)
@@ -207,9 +193,4 @@ def _check_origin(socket: WebSocket) -> None:
 
 def process(server: Server) -> uvicorn.Server:
     """What serves it: `.run(sockets=[...])` with a socket of `web.listen`, until it is interrupted."""
-    config = uvicorn.Config(
-        server.app, log_level="error", access_log=False, server_header=False,
-        ws_max_size=wire.LARGEST, ws_per_message_deflate=False, timeout_graceful_shutdown=3,
-    )  # fmt: skip
-    config.load()
-    return uvicorn.Server(config)
+    return web.server(server.app, ws_max_size=wire.LARGEST, ws_per_message_deflate=False)

@@ -139,9 +139,7 @@ class Studio:
           NotFinite: the model makes no picture.
         """
         model, (_, *shape) = self.model, self.settings.shape
-        given = (
-            None if wish.image is None else model.first_frames(wish.image, self.settings, _quiet)
-        )
+        given = None if wish.image is None else model.first_frames(wish.image, self.settings, quiet)
         embed = functools.lru_cache(maxsize=2)(lambda words: model.embed([words]))
         blocks: Iterable[jax.Array] = model.blocks(
             seeded(sample_keys([wish.seed], [0]), (shape[0], shape[1], shape[2])),
@@ -189,5 +187,5 @@ class Studio:
                 pass
 
 
-def _quiet(line: str) -> None:
-    """Says nothing: how an image was fitted can be seen."""
+def quiet(line: str) -> None:
+    """Says nothing: how an image was read and fitted can be seen."""

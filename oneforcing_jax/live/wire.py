@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import struct
 import time
 from collections.abc import Mapping
@@ -12,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from oneforcing_jax import web
 from oneforcing_jax.data.images import decode_image
 from oneforcing_jax.errors import InputError, Refused
 from oneforcing_jax.live.recording import Shown
-from oneforcing_jax.live.studio import FIRST_STEPS, Studio, Wish
+from oneforcing_jax.live.studio import FIRST_STEPS, Studio, Wish, quiet
 
 # Bytes of a message, of one without an image, and of an image; characters of a prompt; pixels of an image.
 LARGEST, LARGEST_PLAIN, LARGEST_IMAGE = 4 << 20, 16 << 10, 2 << 20
@@ -47,12 +47,7 @@ def parsed(message: str | bytes) -> dict[str, Any]:
     """
     if len(message) > LARGEST:
         raise Refused(413, f"expected a message of at most {LARGEST} bytes")
-    try:
-        found = json.loads(message)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise Refused(400, "expected a JSON object")
+    found = web.json_object(message)
     if len(message) > LARGEST_PLAIN and "image" not in found:
         raise Refused(413, f"expected at most {LARGEST_PLAIN} bytes without an image")
     return found
@@ -113,7 +108,7 @@ def _image(text: Any) -> np.ndarray | None:
         raise Refused(413, f"image: expected base64 of at most {LARGEST_IMAGE} bytes")
     try:
         content = base64.b64decode(text, validate=True)
-        return decode_image(io.BytesIO(content), "image", _quiet, MOST_PIXELS, KINDS)
+        return decode_image(io.BytesIO(content), "image", quiet, MOST_PIXELS, KINDS)
     except Exception as error:  # decoders raise whatever damaged data makes them raise
         said = str(error) if isinstance(error, InputError) else "image: expected a whole image"
         raise Refused(400, said) from None
@@ -136,7 +131,3 @@ class Allowance:
         self._at = now
         if self._left < 0:
             raise Refused(429, f"expected at most {RATE:g} messages a second")
-
-
-def _quiet(line: str) -> None:
-    """Says nothing: how an image was read can be seen."""

@@ -283,12 +283,12 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
       InputError: the file is damaged.
     """
     file = folder / ROWS
-    return [row for _, row in _whole(file)] if file.is_file() else []
+    return [row for _, row in _whole(file, file.read_bytes())] if file.is_file() else []
 
 
-def _whole(file: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _whole(file: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     """The whole lines of a file of rows, and what they say."""
-    *lines, _ = file.read_bytes().split(b"\n")
+    *lines, _ = content.split(b"\n")
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -312,8 +312,9 @@ def _truncate(file: Path, last: int) -> Sequence[Mapping[str, Any]]:
     """Removes the rows of iterations beyond `last`, and what a kill left of a row; returns the others."""
     if not file.is_file():
         return []
-    kept = [(line, row) for line, row in _whole(file) if row["iteration"] <= last]
+    before = file.read_bytes()
+    kept = [(line, row) for line, row in _whole(file, before) if row["iteration"] <= last]
     content = b"".join(line + b"\n" for line, _ in kept)
-    if content != file.read_bytes():
+    if content != before:
         write_whole(file, content)
     return [row for _, row in kept]

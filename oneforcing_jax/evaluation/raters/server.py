@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
 from tqdm import tqdm
 
 from oneforcing_jax import pages, web
-from oneforcing_jax.errors import MissingPackage, Refused
+from oneforcing_jax.errors import Refused
 from oneforcing_jax.evaluation.raters.draw import CLIPS, SIDES, Draw
 from oneforcing_jax.evaluation.raters.votes import Turn, Votes
 from oneforcing_jax.files import write_whole
-
-try:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.requests import Request
-    from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
-    from starlette.routing import Route
-except ImportError as error:
-    raise MissingPackage(
-        'the page needs starlette and uvicorn: pip install "oneforcing_jax[serve]"'
-    ) from error
 
 # Bytes of a request.
 LARGEST = 4096
@@ -56,7 +48,7 @@ class Page:
     def app(self) -> Starlette:
         """The application."""
         get = {"/": self._index, "/clips/{number:int}/{side}": self._clip} | {
-            f"/{name}": self._static for name in _STATIC
+            f"/{name}": web.static for name in _STATIC
         }
         post = {"/api/join": self._join, "/api/turn": self._turn, "/api/vote": self._vote}
         routes = [Route(path, self._guarded(f), methods=["GET"]) for path, f in get.items()]
@@ -83,16 +75,7 @@ class Page:
         return answer
 
     async def _index(self, request: Request) -> Response:
-        response = HTMLResponse(self._page)
-        if self._token:
-            response.set_cookie(
-                self._cookie, self._token, 30 * 86400, httponly=True, samesite="strict"
-            )
-        return response
-
-    async def _static(self, request: Request) -> Response:
-        name = request.url.path[1:]
-        return Response(pages.part(name), media_type=web.TYPES[name.split(".")[-1]])
+        return web.page(self._page, self._token, self._cookie)
 
     async def _clip(self, request: Request) -> Response:
         number, side = request.path_params["number"], request.path_params["side"]
@@ -128,25 +111,12 @@ class Page:
 
 
 async def _body(request: Request) -> Mapping[str, Any]:
-    """The JSON object of a request. Other sites cannot send this type without being allowed to.
+    """The JSON object of a request.
 
     Raises:
       Refused: another type, too large, or no JSON object.
     """
-    if request.headers.get("content-type", "").split(";")[0] != "application/json":
-        raise Refused(415, "expected the type application/json")
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > LARGEST:
-            raise Refused(413, f"expected {LARGEST} bytes at most")
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise Refused(400, "expected a JSON object")
-    return found
+    return web.json_object(await web.body(request, LARGEST))
 
 
 def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
@@ -168,13 +138,9 @@ def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
             bar.refresh()
 
         page = Page(folder, drawn, votes, token, voted)
-        config = uvicorn.Config(
-            page.app, lifespan="off", log_level="error", access_log=False, server_header=False,
-            timeout_graceful_shutdown=3,
-        )  # fmt: skip
-        config.load()
+        serving = web.server(page.app, lifespan="off")
         print(web.link(host, listening, token), flush=True)
-        uvicorn.Server(config).run(sockets=[listening])
+        serving.run(sockets=[listening])
 
 
 def _token(folder: Path) -> str:
