@@ -158,6 +158,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
     add("--window", type=int, help="latent frames that a block sees, its own too; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
+    add("--relative", action="store_true", help="rotary positions of the sink follow the window")
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
     # fmt: on

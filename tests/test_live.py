@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import http.client
 import io
 import json
@@ -19,14 +20,17 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed
 
 from oneforcing_jax import serve
+from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.origin import read_origin
 from oneforcing_jax.data.video import read_video
+from oneforcing_jax.errors import Refused
 from oneforcing_jax.generation.loading import Loading
 from oneforcing_jax.generation.scene import Look
+from oneforcing_jax.live import wire
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.session import Session
-from oneforcing_jax.live.studio import Wish
+from oneforcing_jax.live.studio import Wish, _windows
 from oneforcing_jax.ranges import options
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
@@ -72,10 +76,30 @@ def ask(address, path, body=None, method="GET", **headers):
 def test_a_session_makes_what_the_model_makes(studio):
     """The frames of a stream whose prompt changes, whatever the length that was wished for."""
     asked = lambda frame: RED if frame < 2 else BLUE  # noqa: E731
-    blocks = studio.make(Wish(RED, seed=3, first_steps=1), asked)
-    found = np.concatenate([next(blocks).frames for _ in range(4)])
-    whole = np.concatenate(list(studio.model.stream(asked, studio.settings, seed=3)))
-    np.testing.assert_array_equal(found, whole[:4])
+    made = []
+    for again in (False, True):
+        blocks = studio.make(Wish(RED, seed=3, first_steps=1, recompute=again), asked)
+        made.append(np.concatenate([next(blocks).frames for _ in range(4)]))
+        whole = list(studio.model.stream(asked, studio.settings, seed=3, recompute=again))
+        np.testing.assert_array_equal(made[-1], np.concatenate(whole)[:4])
+    # It matters whether what is still seen passes anew under the new prompt.
+    np.testing.assert_array_equal(made[0][:2], made[1][:2])
+    assert (made[0][2:] != made[1][2:]).any()
+
+
+def test_windows_of_a_wish(studio):
+    made = _windows(
+        Window(21, 3, relative=True), dataclasses.replace(studio.settings, first_frames=4)
+    )
+    assert made == {21: Window(21, 3, True), 10: Window(10, 3, True)}
+    assert list(studio.windows) == [3]
+    with pytest.raises(ValueError, match="expected a size, found none"):
+        _windows(Window(), studio.settings)
+    with pytest.raises(Refused, match=r"window: expected one of \[3\]"):
+        wire.wish_of({"prompt": RED, "window": 2}, studio)
+    assert wire.wish_of({"prompt": RED, "recompute": True}, studio) == Wish(
+        RED, frames=studio.frames, window=3, recompute=True
+    )
 
 
 def test_a_video_is_watched_paused_switched_and_fetched(address, tmp_path):
@@ -249,7 +273,7 @@ def hostile(rng):
     """A message that no page sends."""
     start, key = (
         {"do": "start", "prompt": RED},
-        rng.choice(["prompt", "seed", "frames", "first_steps"]),
+        rng.choice(["prompt", "seed", "frames", "first_steps", "window"]),
     )
     image = rng.choice(
         [png(60000, rng), png(9, rng, 60), png(8, rng, 40), "AAAA", "R0lGODlh", junk(rng)]
@@ -261,6 +285,7 @@ def hostile(rng):
         lambda: json.dumps({"do": junk(rng)}),
         lambda: json.dumps(start | {key: junk(rng)}),
         lambda: json.dumps(start | {"image": image}),
+        lambda: json.dumps(start | {"recompute": rng.choice([1, "yes", None, []])}),
         lambda: json.dumps({"do": "prompt", "prompt": junk(rng)}),
         lambda: json.dumps({"do": "watch", "session": junk(rng), "key": junk(rng)}),
         lambda: json.dumps({"do": rng.choice(["pause", "resume", "stop"])}),
@@ -374,6 +399,7 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         page.click("#examples button")
         page.fill("#frames", "2000")
         page.fill("#seed", "9")
+        page.check("#recompute")
         page.press("#prompt", "Control+Enter")
         seen(page, 3)
         first = page.evaluate(pixels)

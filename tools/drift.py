@@ -93,7 +93,9 @@ def measure(workdir: Path, source: str, ema: bool, times: int, out: Path) -> Non
     write_whole(out, json.dumps({"times": times, "rows": found}, indent=1).encode())
     print(_table("one prompt", STEADY, found, [0, 1, times // 2, times - 1]))
     middle = times // 2
-    print(_table("a new prompt in the middle", SWITCHED, found, [*range(middle - 1, middle + 2), -1]))
+    print(
+        _table("a new prompt in the middle", SWITCHED, found, [*range(middle - 1, middle + 2), -1])
+    )
 
 
 def _streamed(gallery: Gallery, student: Student, row: Row, times: int) -> list[dict[str, float]]:

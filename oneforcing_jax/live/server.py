@@ -179,7 +179,7 @@ class Server:
         return json.dumps({
             "say": "hello", "boot": self._boot, "ready": self._queue.ready, "fps": studio.fps,
             "rows": rows, "columns": columns, "frames": studio.frames, "most_frames": studio.most,
-            "first_steps": FIRST_STEPS, "examples": studio.examples,
+            "first_steps": FIRST_STEPS, "windows": list(studio.windows), "examples": studio.examples,
             "longest_prompt": wire.LONGEST_PROMPT, "largest_image": wire.LARGEST_IMAGE,
         })  # fmt: skip
 

@@ -85,7 +85,23 @@ def wish_of(said: Mapping[str, Any], studio: Studio) -> Wish:
         number_of(said, "frames", studio.frames, 1, studio.most),
         number_of(said, "first_steps", FIRST_STEPS, 1, FIRST_STEPS),
         _image(said.get("image")),
+        _window(said, studio),
+        _choice(said, "recompute"),
     )
+
+
+def _window(said: Mapping[str, Any], studio: Studio) -> int:
+    found = said.get("window", next(iter(studio.windows)))
+    if type(found) is not int or found not in studio.windows:
+        raise Refused(400, f"window: expected one of {list(studio.windows)}")
+    return found
+
+
+def _choice(said: Mapping[str, Any], name: str) -> bool:
+    found = said.get(name, False)
+    if type(found) is not bool:
+        raise Refused(400, f"{name}: expected true or false")
+    return found
 
 
 def number_of(said: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:

@@ -59,6 +59,7 @@ function greeted(message) {
     $("frames").value = hello.frames;
     for (let n = 1; n <= hello.first_steps; n++) $("steps").add(new Option(n === 1 ? "1 step" : `${n} steps`, n));
     $("steps").value = hello.first_steps;
+    for (const n of hello.windows) $("window").add(new Option(`${n} frames`, n));
     $("examples").replaceChildren(...hello.examples.map(example));
     fill(new URLSearchParams(location.hash.slice(1)));
   }
@@ -85,7 +86,8 @@ function example(words) {
 }
 
 function fill(given) {
-  for (const name of ["prompt", "seed", "frames", "steps"]) if (given.has(name)) $(name).value = given.get(name);
+  for (const name of ["prompt", "seed", "frames", "steps", "window"]) if (given.has(name)) $(name).value = given.get(name);
+  $("recompute").checked = given.get("recompute") === "true";
 }
 
 function joined(message) {
@@ -136,7 +138,7 @@ function stands(found) {
     $("m_decode").textContent = milliseconds(found.meters.decode);
     $("m_made").textContent = found.meters.made.toFixed(1);
   }
-  const link = new URLSearchParams({ prompt: found.marks[0].prompt, seed: found.seed, frames: found.frames, steps: found.first_steps });
+  const link = new URLSearchParams({ prompt: found.marks[0].prompt, seed: found.seed, frames: found.frames, steps: found.first_steps, window: found.window, recompute: found.recompute });
   $("again").href = `${location.pathname}${location.search}#${link}`;
   $("canvas").setAttribute("aria-label", `Video: ${found.prompt}`);
   allow();
@@ -198,7 +200,8 @@ const may = (id) => $(id).getAttribute("aria-disabled") !== "true";
 
 function start() {
   const wish = { do: "start", prompt: $("prompt").value };
-  const numbers = { seed: "seed", frames: "frames", first_steps: "steps" };
+  wish.recompute = $("recompute").checked;
+  const numbers = { seed: "seed", frames: "frames", first_steps: "steps", window: "window" };
   for (const [name, id] of Object.entries(numbers)) wish[name] = Number($(id).value);
   if (image) wish.image = image;
   live();
