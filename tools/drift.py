@@ -91,11 +91,9 @@ def measure(workdir: Path, source: str, ema: bool, times: int, out: Path) -> Non
     for row in tqdm([*STEADY, *SWITCHED], unit="row"):
         found.append(row._asdict() | {"parts": _streamed(gallery, student, row, times)})
     write_whole(out, json.dumps({"times": times, "rows": found}, indent=1).encode())
-    print(_table("one prompt", STEADY, found, [0, 1, times // 2, times - 1]))
     middle = times // 2
-    print(
-        _table("a new prompt in the middle", SWITCHED, found, [*range(middle - 1, middle + 2), -1])
-    )
+    print(_table("one prompt", STEADY, found, [0, 1, times - 1]))
+    print(_table("a new prompt in the middle", SWITCHED, found, [middle - 1, middle, times - 1]))
 
 
 def _streamed(gallery: Gallery, student: Student, row: Row, times: int) -> list[dict[str, float]]:
@@ -128,11 +126,12 @@ def _other(gallery: Gallery, caption: str) -> str:
 
 def _table(title: str, rows: Sequence[Row], found: list[dict[str, Any]], parts: list[int]) -> str:
     known = {Row(**{name: r[name] for name in Row._fields}): r["parts"] for r in found}
-    numbers = [part % len(found[0]["parts"]) + 1 for part in parts]
-    lines = [f"\n{title:28}" + "".join(f"{name + f' {n}':>14}" for name in SCORES for n in numbers)]
+    names = "".join(f"{name:>{8 * len(parts)}}" for name in SCORES)
+    numbers = "".join(f"{part + 1:8}" for part in parts) * len(SCORES)
+    lines = [f"\n{title:30}{names}", " " * 30 + numbers]
     for row in rows:
         values = (known[row][part][name] for name in SCORES for part in parts)
-        lines.append(f"{row!s:28}" + "".join(f"{value:14.2f}" for value in values))
+        lines.append(f"{row!s:30}" + "".join(f"{value:8.2f}" for value in values))
     return "\n".join(lines)
 
 
