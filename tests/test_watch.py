@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import json
 import os
 import pty
 import re
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,9 +195,35 @@ def test_a_display_is_chosen_by_what_is_there(monkeypatch):
         display.make("sixel")
 
 
-def test_the_command_shows_what_it_writes(tmp_path, random_params, monkeypatch):
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, random_params):
+    return make_weights(tmp_path_factory.mktemp("watch"), random_params)
+
+
+def test_the_notebook_of_the_docs(weights, tmp_path):
+    """Its cells in order, on a tiny model: the prompt is switched, and the file holds all frames."""
+    cells = json.loads((Path(__file__).parents[1] / "docs" / "live.ipynb").read_text())["cells"]
+    source = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    for before, after in {
+        '"../runs/toy/one_forcing"': repr(str(weights)),
+        '"a circle moving left", "a square moving up"': '"a red square", "a blue circle"',
+        "FRAMES = 96": "FRAMES = 24",
+        "streaming.pretrained.find(CHECKPOINT).frames": "3",
+        "model.settings()": "model.settings(6, (24, 32))",
+    }.items():
+        assert source.count(before) == 1, before
+        source = source.replace(before, after)
+    ran = {}
+    exec(source, ran)
+    one, two = ran["session"].snapshot()["marks"]
+    assert (one["prompt"], two["prompt"]) == ("a red square", "a blue circle")
+    assert 12 < two["frame"] < 24 and ran["session"].reason == DONE
+    (tmp_path / "video.mp4").write_bytes(ran["file"])
+    assert len(read_video(tmp_path / "video.mp4")[0]) == 24
+
+
+def test_the_command_shows_what_it_writes(weights, tmp_path, monkeypatch):
     """In a terminal (a pseudo one): pictures on it, the whole video in the file."""
-    weights = make_weights(tmp_path / "weights", random_params)
     words = ["--watch=kitty", "--prompt=a red square", f"--out={tmp_path / 'a.mp4'}"]
     master, slave = pty.openpty()
     said = b""
