@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from browser import NARROW, chromium, page_of, until
@@ -138,6 +139,31 @@ def test_a_video_is_watched_paused_switched_and_fetched(address, tmp_path):
     shown = [Image.open(io.BytesIO(f.jpeg)).resize((64, 48), 0) for f in frames]
     apart = [np.abs(video[7] - np.asarray(picture, int)).mean() for picture in shown]
     assert np.argmin(apart) == 7
+
+
+def test_frames_as_h264(address, tmp_path):
+    """What a viewer gets is a stream that a decoder reads, whichever frames it gets, one for each."""
+    with Client(address) as owner, Client(address, "?video=h264") as viewer:
+        owner.say("start", prompt=RED, frames=40)
+        owner.until(lambda c: c.session)
+        viewer.say("watch", session=owner.session["session"])
+        viewer.is_in("ended").all_read()
+        owner.all_read()
+    decoder, pictures = av.CodecContext.create("h264", "r"), []
+    for frame in viewer.frames:
+        pictures += decoder.decode(av.Packet(frame.jpeg))
+    pictures += decoder.decode(None)
+    assert len(pictures) == len(viewer.frames) >= 20
+    sent = {frame.serial: frame.jpeg for frame in owner.frames}
+    number = next(n for n, frame in reversed([*enumerate(viewer.frames)]) if frame.serial in sent)
+    jpeg = Image.open(io.BytesIO(sent[viewer.frames[number].serial]))
+    expected = np.asarray(jpeg.resize((64, 48), 0), int)
+    apart = [np.abs(p.to_ndarray(format="rgb24") - expected).mean() for p in pictures]
+    assert np.argmin(apart) == number
+    assert np.mean([len(f.jpeg) for f in viewer.frames]) < np.mean([*map(len, sent.values())])
+    with pytest.raises(ConnectionClosed) as closed, Client(address, "?video=av1"):
+        pass
+    assert closed.value.rcvd.reason == "video: expected jpeg or h264"
 
 
 def test_a_plain_request_gives_a_file(address, tmp_path, studio):
@@ -415,6 +441,13 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         until(page, "document.querySelectorAll('.mark').length === 1")
         until(narrow, "document.querySelectorAll('#marks li').length === 2")
         assert "a blue circle" in page.inner_text("#marks li:last-child")
+
+        # With less data the same frames come in another form.
+        page.check("#small")
+        until(page, f"small && decoder && {STATUS} === 'Running.'")
+        first, count = page.evaluate(pixels), page.evaluate("shown")
+        seen(page, count + 5)
+        assert page.evaluate(pixels) != first and page.is_visible("#may_small")
 
         page.click("#pause")
         until(page, f"{STATUS} === 'Paused.'")

@@ -158,6 +158,9 @@ class Server:
             _check_origin(socket)
             if self._connections >= MOST_CONNECTIONS:
                 raise Refused(503, f"{self._connections} connections are open; try again later")
+            form = socket.query_params.get("video", wire.JPEG)
+            if form not in (wire.JPEG, wire.H264):
+                raise Refused(400, f"video: expected {wire.JPEG} or {wire.H264}")
         except Refused as error:
             self._journal.refused.labels(error.status).inc()
             await socket.accept()
@@ -167,7 +170,8 @@ class Server:
         self._connections += 1
         self._journal.viewers.inc()
         try:
-            await Connection(socket, self._queue, self._seconds, self._journal).run(self._hello())
+            served = Connection(socket, self._queue, self._seconds, self._journal, form)
+            await served.run(self._hello())
         finally:
             self._connections -= 1
             self._journal.viewers.dec()

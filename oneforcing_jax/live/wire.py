@@ -24,17 +24,19 @@ LONGEST_PROMPT, MOST_PIXELS = 2000, 1 << 24
 KINDS = ("PNG", "JPEG", "WEBP")
 # Messages of a connection: so many at once, and a second.
 BURST, RATE = 60, 20.0
-# Serial, epoch and number of a frame, and its time in seconds; the JPEG follows.
+# Forms of frames that a connection may ask for.
+JPEG, H264 = "jpeg", "h264"
+# Serial, epoch and number of a frame, and its time in seconds; the picture follows.
 HEADER = struct.Struct(">IIId")
 
 
-def packed(frame: Shown) -> bytes:
+def packed(frame: Shown, picture: bytes) -> bytes:
     """A frame as a binary message."""
-    return HEADER.pack(frame.serial, frame.epoch, frame.number, frame.time) + frame.jpeg
+    return HEADER.pack(frame.serial, frame.epoch, frame.number, frame.time) + picture
 
 
 def unpacked(message: bytes) -> Shown:
-    """The frame of a binary message."""
+    """The frame of a binary message, in whichever form."""
     serial, epoch, number, time_ = HEADER.unpack_from(message)
     return Shown(serial, epoch, number, time_, message[HEADER.size :])
 

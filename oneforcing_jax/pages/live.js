@@ -13,6 +13,7 @@ let mine = null; // {session, key, boot}; no key: only watched
 let image = null; // base64 of the first frame
 let asked = 0; // when Start was pressed; 0: a first frame was shown since
 let retry = 500;
+let small = false; // whether this connection's frames are H.264, which pages of localhost and HTTPS may decode
 let ended = false; // whether the end was said
 
 function say(text, wrong = false) {
@@ -28,6 +29,8 @@ function send(message) {
 function connect() {
   const address = new URL("live", location.href.split("#")[0]);
   address.protocol = address.protocol.replace("http", "ws");
+  small = $("small").checked;
+  if (small) address.searchParams.set("video", "h264");
   socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
   socket.onmessage = ({ data }) => (typeof data === "string" ? heard(JSON.parse(data)) : arrived(data));
@@ -38,6 +41,23 @@ function connect() {
     setTimeout(connect, retry);
     retry = Math.min(retry * 1.5, 5000);
   };
+}
+
+// Connects again for frames in the other form.
+function again() {
+  for (const { failed } of decoding.values()) failed();
+  decoding.clear();
+  decoder = null;
+  fresh(0);
+  retry = 50;
+  socket.close();
+}
+
+// A decoder that fails is not asked again.
+function large() {
+  $("small").checked = false;
+  $("may_small").hidden = true;
+  again();
 }
 
 function heard(message) {
@@ -265,6 +285,8 @@ $("form").onsubmit = (event) => {
 };
 $("switch").onclick = () => may("switch") && send({ do: "prompt", prompt: $("prompt").value });
 $("pause").onclick = pause;
+$("small").onchange = again;
+$("may_small").hidden = !("VideoDecoder" in window);
 $("stop").onclick = () => may("stop") && send({ do: "stop" });
 $("replay").onclick = replay;
 $("image").onchange = ({ target }) => target.files.length && take(target.files[0]);
