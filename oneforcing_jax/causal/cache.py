@@ -140,6 +140,8 @@ def _near(
     if not (window.relative and window.sink and window.rolls(slots)):
         return stored, None
     sink = jax.lax.slice_in_dim(stored.k, 0, window.sink * size, axis=axis)
+    # The slice must be there before it is written over, or XLA would copy the cache to keep it.
+    sink, stored = jax.lax.optimization_barrier((sink, stored))
     angles = rope.later(jnp.maximum(end - window.slots(slots), 0), sink.shape[-1], theta)
     return _far(axis, stored, rope.rotate(sink, rope.turns(angles))), sink
 
