@@ -105,7 +105,8 @@ def make_studio(loading: Loading, look: Look, most_frames: int) -> Studio:
         source = pretrained.find(loading.checkpoint, loading.ema, loading.dtype, loading.shift)
         loading = dataclasses.replace(loading, window=source.frames)
     model = loading.model()
-    return Studio(model, look.settings(model), look.fps or model.source.fps, most_frames)
+    fps = look.fps or model.source.fps
+    return Studio(model, look.settings(model), fps, most_frames, loading.sight())
 
 
 if __name__ == "__main__":
