@@ -1,14 +1,19 @@
-"""Key map of the tiny decoder in `taew2_1.pth` and `.safetensors`, whose layers are numbered in order."""
+"""Key map of the tiny decoder in `taew2_1.pth` and `taew2_1.safetensors`, whose layers have numbers.
+
+These files hold an encoder, too, which is not used: what a student has learned from are latents of the VAE.
+"""
 
 from __future__ import annotations
 
 from oneforcing_jax.convert.keys import KeyMap, Leaf
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 
-# The numbers of layers without weights are left out: bounds at the beginning, then activations and
-# enlargements. A block numbers its convolutions with the activations between them.
-FIRST = 1
+# Layers without weights have numbers, too: bounds at the beginning, then activations and enlargements.
+_FIRST = 1
 _BLOCK = (0, 2, 4)
+# A tensor that these files have, and Wan2.1's others have not.
+TELLING = f"decoder.{_FIRST}.weight"
+ENCODER = "encoder."
 
 
 def _conv(name: str, path: tuple[str, ...]) -> dict[str, Leaf]:
@@ -18,21 +23,17 @@ def _conv(name: str, path: tuple[str, ...]) -> dict[str, Leaf]:
     }
 
 
-def stages(config: TinyDecoderConfig) -> list[int]:
-    """The numbers of the matrices that make frames, of which each stage has one behind its blocks."""
-    first, size = FIRST + 2, config.blocks + 3
-    return [first + i * size + config.blocks + 1 for i in range(len(config.time_upsample))]
-
-
 def published(config: TinyDecoderConfig) -> KeyMap:
     """Keys of the decoder's tensors."""
-    table = _conv(f"decoder.{FIRST}", ("conv_in",))
-    for i, grow in enumerate(stages(config)):
-        for j in range(config.blocks):
-            block = f"decoder.{grow - 1 - config.blocks + j}.conv"
-            for k, number in enumerate(_BLOCK):
-                path = (f"blocks_{i * config.blocks + j}", f"conv_{k}")
-                table |= _conv(f"{block}.{number}", path)
-        table[f"decoder.{grow}.conv.weight"] = Leaf((f"ups_{i}", "grow_kernel"), layout="linear")
-        table[f"decoder.{grow + 1}.weight"] = Leaf((f"ups_{i}", "kernel"), layout="conv")
-    return table | _conv(f"decoder.{stages(config)[-1] + 3}", ("conv_out",))
+    table = _conv(f"decoder.{_FIRST}", ("conv_in",))
+    number = _FIRST + 2  # an activation lies between
+    for i in range(len(config.time_upsample)):
+        for j in range(i * config.blocks, (i + 1) * config.blocks):
+            for k, inner in enumerate(_BLOCK):
+                table |= _conv(f"decoder.{number}.conv.{inner}", (f"blocks_{j}", f"conv_{k}"))
+            number += 1
+        grow = f"decoder.{number + 1}.conv.weight"  # after the enlargement
+        table[grow] = Leaf((f"ups_{i}", "grow_kernel"), layout="linear")
+        table[f"decoder.{number + 2}.weight"] = Leaf((f"ups_{i}", "kernel"), layout="conv")
+        number += 3
+    return table | _conv(f"decoder.{number + 1}", ("conv_out",))

@@ -8,7 +8,7 @@ pixel frames; of the first one's the last is kept, so that a video has as many a
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax

@@ -92,9 +92,7 @@ class VAEConfig:
         return int(2 ** sum(self.time_downsample))
 
 
-def kernel(
-    module: nn.Module, shape: tuple[int, ...], dtype: Any, name: str = "kernel"
-) -> Array:
+def kernel(module: nn.Module, shape: tuple[int, ...], dtype: Any, name: str = "kernel") -> Array:
     """Kernel [k..., in, out] of the calling layer, in the compute dtype."""
     names = (None,) * (len(shape) - 2) + ("conv_in", "conv_out")
     init = nn.initializers.normal(math.prod(shape[:-1]) ** -0.5)
