@@ -126,3 +126,5 @@ def test_generation_by_the_command_line(tmp_path, capsys):
     assert "frames/s" in printed and "both, overlapped" in printed
     with pytest.raises(SystemExit, match="batch: expected 1 or more, found 0"):
         BENCH["main"](["generate", *toy, "--batch=0"])
+    with pytest.raises(SystemExit, match="of 16 channels, which tiny is for, found 12"):
+        BENCH["main"](["generate", *toy, "--decoder=tiny"])
