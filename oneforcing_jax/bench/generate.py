@@ -68,7 +68,7 @@ def random_decoder(latents: Latents, dtype: Any, decoder: str | None = None) -> 
                 f"{latents.channels}; leave it out"
             )
         return lambda: _pixels
-    config, params = vae.random_decoder(wan, decoder)
+    config, params = vae.random_params(wan, decoder)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     placed = jax.device_put(params, sharding.named(mesh))
     return WanCodec(wan, None, decoder=(config, placed)).stream

@@ -40,7 +40,7 @@ def measure(
       InputError: sizes that the strides do not divide.
     """
     shape = (1, *WanCodec(config, None).latent_shape(frames, rows, columns))
-    made, params = random_decoder(config, decoder)
+    made, params = random_params(config, decoder)
     found = [] if decoder else [_encode(config, params, (1, frames, 3, rows, columns), repeats)]
     latents = jax.random.normal(jax.random.key(1), shape)
     begin, step = vae_stream.init_stream(made, 1, *shape[3:]), jax.jit(vae_stream.decode_step)
@@ -56,7 +56,7 @@ def measure(
     return found
 
 
-def random_decoder(
+def random_params(
     config: VAEConfig, decoder: str | None = None
 ) -> tuple[vae_stream.DecoderConfig, Any]:
     """Config and random parameters, in the compute dtype, of the VAE or of the decoder in its place."""
