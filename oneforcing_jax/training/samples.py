@@ -31,7 +31,11 @@ _CRF = 18
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """Sample videos: in every so many iterations (0: none), of these prompts, by a decoder ("": its own)."""
+    """Sample videos: in every so many iterations (0: none), of these prompts.
+
+    Attributes:
+      decoder: of `encoders.DECODERS`; "": the codec's own.
+    """
 
     every: Natural = 0
     prompts: tuple[str, ...] = ()
