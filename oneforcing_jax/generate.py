@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import processes
+from oneforcing_jax import compiled, processes
 from oneforcing_jax.command import any_path, axes, numbers, size
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import Origin
@@ -158,6 +158,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
     add("--window", type=int, help="latent frames that a block sees, its own too; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
+    kept = "folder that keeps compiled programs; default: this user's, ~/.cache/oneforcing_jax; '': none"
+    add("--programs", help=kept)
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
     # fmt: on
@@ -180,7 +182,8 @@ def run(args: argparse.Namespace) -> None:
     begun, todo = time.perf_counter(), wanted.missing(jobs)
     if todo:
         making = making.fitted(len(todo))
-        write(making.scene(jobs), todo, making.writing)
+        with compiled.kept(args.programs):
+            write(making.scene(jobs), todo, making.writing)
     processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 

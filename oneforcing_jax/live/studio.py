@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -34,6 +34,8 @@ _EXAMPLES = (
     "a blue square",
 )
 SHOWN = 3
+# Repetitions of an example that make the longest prompt, at most: text encoders take some hundred tokens.
+LONGEST = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +76,17 @@ class Studio:
       settings: of its videos; their length is that of a wish that names none.
       fps: frames per second.
       most: pixel frames that a video may have.
+      window: latent frames that a block sees.
 
     Raises:
       InputError: a longest video that is shorter than the usual one.
     """
 
-    def __init__(self, model: VideoModel, settings: Settings, fps: float, most: int) -> None:
+    def __init__(
+        self, model: VideoModel, settings: Settings, fps: float, most: int, window: int
+    ) -> None:
         self.model, self.settings, self.fps, self.most = model, settings, fps, most
-        self.frames = self.pixel_frames(settings.shape[0])
+        self.frames, self._window = self.pixel_frames(settings.shape[0]), window
         if most < self.frames:
             raise InputError(
                 f"--most_frames: expected {self.frames} or more, the frames of a usual video, found {most}; "
@@ -170,21 +175,28 @@ class Studio:
         )
         return settings.plan(self.model.source.shift, given)
 
-    def warm(self) -> None:
-        """Compiles what sessions without an image run, but for first blocks of two or three steps.
+    def warm(self) -> Iterator[None]:
+        """Compiles all that sessions run, in the order in which most need it; a step is a block or less.
 
         A switch of the prompt has programs of its own, and until the window rolls there may be some for each
-        part of it.
+        part of it. Prompts have some by their length.
         """
         if not self.examples:
             return
-        blocks = self.settings.shape[0] // self.settings.block_frames + 3
-        one, two = self.examples[0], self.examples[-1]
-        turns = itertools.cycle([one, one, two, two])
-        for steps, count in ((FIRST_STEPS, blocks), (1, 1)):
-            made = self.make(Wish(one, first_steps=steps), lambda frame: next(turns))
-            for _ in itertools.islice(made, count):
-                pass
+        one, turns = self.examples[0], itertools.cycle([self.examples[0], self.examples[-1]])
+        blocks = self._window // self.settings.block_frames + 3
+        picture = np.zeros((1, *self.size, 3), np.uint8)
+        passes: list[tuple[Wish, Callable[[int], str], int]] = [
+            (Wish(one), lambda frame: one, blocks),
+            (Wish(one), lambda frame: next(turns), blocks),
+            (Wish(one, image=picture), lambda frame: one, 3),
+            *((Wish(one, first_steps=n), lambda frame: one, 1) for n in range(1, FIRST_STEPS)),
+        ]
+        for wish, prompt, count in passes:
+            yield from (None for _ in itertools.islice(self.make(wish, prompt), count))
+        for words in itertools.takewhile(self._reads, (f"{one} " * n for n in range(1, LONGEST))):
+            self.model.embed([words])
+            yield
 
 
 def quiet(line: str) -> None:
