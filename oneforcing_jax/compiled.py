@@ -4,12 +4,12 @@ with compiled.kept(None) as programs:   # before anything is compiled
     ...                                 # what is compiled is kept, and loaded by the next process
     programs.seal()                     # so far; at the end by itself
 
-JAX names a file after the program with its shapes, the device, versions and flags, so that what differs in any
-of them is compiled. It notices neither a file that a kill cut off nor a flipped bit, and replaces none. So files
-have checksums, and those that are not as they were sealed are removed before JAX sees them.
+JAX names a file after the program with its shapes, the device, versions and flags, so that what differs in
+any of them is compiled. It notices neither a file that a kill cut off nor a flipped bit, and replaces none.
+So files have checksums, and those that are not as they were sealed are removed before JAX sees them.
 
-They are machine code, and run as whoever loads them. So they lie in a folder of this user, and not beside weights,
-which come from elsewhere.
+They are machine code, and run as whoever loads them. So they lie in a folder of this user, and not beside
+weights, which come from elsewhere.
 """
 
 from __future__ import annotations

@@ -5,12 +5,14 @@ import base64
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import random
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from browser import NARROW, chromium, page_of, until
@@ -26,7 +28,7 @@ from oneforcing_jax.generation.scene import Look
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.session import Session
-from oneforcing_jax.live.studio import Wish
+from oneforcing_jax.live.studio import Studio, Wish
 from oneforcing_jax.ranges import options
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
@@ -76,6 +78,53 @@ def test_a_session_makes_what_the_model_makes(studio):
     found = np.concatenate([next(blocks).frames for _ in range(4)])
     whole = np.concatenate(list(studio.model.stream(asked, studio.settings, seed=3)))
     np.testing.assert_array_equal(found, whole[:4])
+
+
+def test_nothing_is_compiled_after_the_warming(studio):
+    """First blocks of any number of steps, images, switched prompts and prompts of any length."""
+    for _ in studio.warm():
+        pass
+    compilations = []
+
+    def heard(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(seconds)
+
+    image = np.full((1, 48, 40, 3), 90, np.uint8)
+    wishes = [Wish(RED, n, first_steps=steps) for n, steps in enumerate((1, 2, 3, 4))]
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        for wish in (*wishes, Wish(RED, image=image)):
+            for switched in (1, 2, 3):
+                asked = lambda frame, s=switched: RED if frame < s else f"{BLUE} moves left"  # noqa: E731
+                for _ in itertools.islice(studio.make(wish, asked), 8):
+                    pass
+        assert not compilations
+        jax.jit(lambda x: x + 1)(np.zeros(3))
+        assert compilations  # they are heard
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def test_a_session_does_not_wait_for_the_warming(studio):
+    class Cold(Studio):
+        def warm(self):
+            while True:
+                time.sleep(0.02)
+                yield
+
+    cold = Cold(studio.model, studio.settings, studio.fps, studio.most, 3)
+    queue = Queue(cold, 8, Journal())
+    for _ in range(2):
+        session = Session(Wish(RED, frames=4), seconds=60, paced=False)
+        queue.add(session)
+        end = time.monotonic() + 30
+        while session.state != "ended" and time.monotonic() < end:
+            time.sleep(0.02)
+        assert session.reason == "complete" and not queue.ready
+    begun = time.monotonic()
+    queue.close()
+    assert time.monotonic() - begun < 5
 
 
 def test_a_video_is_watched_paused_switched_and_fetched(address, tmp_path):

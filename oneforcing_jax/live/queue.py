@@ -126,7 +126,7 @@ class Queue:
                 self._running = None
 
     def _warm(self, begun: float) -> None:
-        """Compiles what sessions run, until one waits: that compiles what it needs, and the rest follows it."""
+        """Compiles what sessions run, until one waits: it compiles what it needs, and the rest follows."""
         try:
             for _ in self.studio.warm():
                 if self._waiting or self._closed:
