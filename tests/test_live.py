@@ -423,6 +423,7 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         page.click("#examples button")
         page.fill("#frames", "2000")
         page.fill("#seed", "9")
+        page.select_option("#steps", "2")
         page.press("#prompt", "Control+Enter")
         seen(page, 3)
         first = page.evaluate(pixels)
@@ -448,6 +449,8 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         # A reload in the middle goes on with the same video, and still controls it.
         page.reload()
         until(page, f"{STATUS} === 'Paused.'")
+        form = {"#prompt": "a blue circle", "#seed": "9", "#frames": "2000", "#steps": "2"}
+        assert {name: page.input_value(name) for name in form} == form
         page.focus("body")
         page.keyboard.press("Space")
         seen(page, 5)

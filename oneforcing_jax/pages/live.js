@@ -14,6 +14,7 @@ let image = null; // base64 of the first frame
 let asked = 0; // when Start was pressed; 0: a first frame was shown since
 let retry = 500;
 let ended = false; // whether the end was said
+let blank = false; // whether the form waits to be filled as the video that a loaded page goes on with
 
 function say(text, wrong = false) {
   $("status").textContent = text;
@@ -49,6 +50,7 @@ function heard(message) {
 
 function greeted(message) {
   const first = hello === null;
+  const given = new URLSearchParams(location.hash.slice(1));
   hello = message;
   retry = 500;
   document.documentElement.style.setProperty("--shape", `${hello.columns} / ${hello.rows}`);
@@ -60,9 +62,10 @@ function greeted(message) {
     for (let n = 1; n <= hello.first_steps; n++) $("steps").add(new Option(n === 1 ? "1 step" : `${n} steps`, n));
     $("steps").value = hello.first_steps;
     $("examples").replaceChildren(...hello.examples.map(example));
-    fill(new URLSearchParams(location.hash.slice(1)));
+    fill(given);
+    blank = !given.has("prompt");
   }
-  const linked = new URLSearchParams(location.hash.slice(1)).get("watch");
+  const linked = given.get("watch");
   mine = JSON.parse(sessionStorage.getItem(PLACE)) || (linked && { session: linked });
   if (mine) send({ do: "watch", session: mine.session, key: mine.key || "" });
   else say(hello.ready ? "Ready." : "The server is warming up; a video can be asked for already.");
@@ -120,6 +123,11 @@ function refused(message) {
 function stands(found) {
   const before = state;
   state = found;
+  if (blank) {
+    const words = found.asked || found.prompt;
+    fill(new Map(Object.entries({ prompt: words, seed: found.seed, frames: found.frames, steps: found.first_steps })));
+    blank = false;
+  }
   if (!before || before.epoch !== found.epoch) {
     ended = false;
     marks(found);
@@ -197,6 +205,7 @@ function allow() {
 const may = (id) => $(id).getAttribute("aria-disabled") !== "true";
 
 function start() {
+  blank = false;
   const wish = { do: "start", prompt: $("prompt").value };
   const numbers = { seed: "seed", frames: "frames", first_steps: "steps" };
   for (const [name, id] of Object.entries(numbers)) wish[name] = Number($(id).value);
