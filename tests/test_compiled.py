@@ -4,77 +4,99 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from oneforcing_jax import compiled, integrity
+from oneforcing_jax.errors import InputError
 
-# Says what it was told, the result, and whether a program was loaded and one compiled. Its argument is a
-# folder, "" for none given, or "none".
 SCRIPT = """
 import sys, jax
 from oneforcing_jax import compiled
-folder = {"": None, "none": ""}.get(sys.argv[1], sys.argv[1])
-with compiled.kept(folder, lambda line: print("said", line)) as programs:
-    result = float(jax.jit(lambda x: x @ x)(jax.numpy.ones((4, 4)))[0, 0])
-print(result, programs.loaded > 0, programs.compiled > 0)
+with compiled.kept(sys.argv[1]) as programs:
+    jax.jit(lambda x: x @ x)(jax.numpy.ones((4, 4)))
+print(programs.loaded > 0, programs.compiled > 0)
 """
 
 
-@pytest.fixture(scope="module")
-def environment(light_environment, tmp_path_factory):
-    """One without JAX's own folder, and another home for caches."""
-    home = str(tmp_path_factory.mktemp("home"))
-    own = {k: v for k, v in light_environment.items() if "CACHE" not in k}
-    return own | {"XDG_CACHE_HOME": home, "PYTHONPATH": os.pathsep.join(sys.path)}
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """JAX as in a new process that was told nothing, and where programs are kept by default."""
+    kept = "jax_persistent_cache_"
+    names = ["jax_compilation_cache_dir", f"{kept}min_compile_time_secs"]
+    names += [f"{kept}min_entry_size_bytes", f"{kept}enable_xla_caches"]
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home" / "oneforcing_jax"
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
-def ran(environment, folder, **more):
-    """Lines of a process that compiles."""
-    words = [sys.executable, "-c", SCRIPT, folder]
-    made = subprocess.run(
-        words, env=environment | more, capture_output=True, text=True, timeout=120
-    )
-    assert made.returncode == 0, made.stderr
-    return made.stdout.splitlines()
+def ran(folder):
+    """What was said, and whether a program was loaded, and one compiled."""
+    compilation_cache.reset_cache()
+    told = jax.config.jax_compilation_cache_dir
+    lines, ones = [], np.ones((4, 4), np.float32)
+    with compiled.kept(folder, lines.append) as programs:
+        assert (
+            jax.jit(lambda x: x @ x)(ones)[0, 0] == 4 and jax.jit(lambda x: x + x)(ones)[0, 0] == 2
+        )
+    jax.config.update("jax_compilation_cache_dir", told)
+    return lines, programs.loaded > 0, programs.compiled > 0
 
 
-def test_a_process_loads_what_another_compiled(environment, tmp_path):
-    assert ran(environment, str(tmp_path)) == ["4.0 False True"]
+def test_a_process_loads_what_another_compiled(light_environment, tmp_path):
+    own = {name: value for name, value in light_environment.items() if "CACHE" not in name}
+    own |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    for said in ("False True\n", "True False\n"):
+        assert subprocess.run(words, env=own, capture_output=True, text=True).stdout == said
     (folder,) = tmp_path.iterdir()
-    assert folder.stat().st_mode & 0o077 == 0 and not integrity.problems(folder)
-    assert ran(environment, str(tmp_path)) == ["4.0 True False"]
+    assert folder.stat().st_mode & 0o077 == 0
 
+
+def test_what_is_damaged_is_compiled_again(home, tmp_path):
+    where = str(tmp_path / "programs")
+    assert ran(where) == ([], False, True)
+    assert ran(where) == ([], True, False)
+    (folder,) = (tmp_path / "programs").iterdir()
     # One file has a flipped bit, another was cut off by a kill before it was sealed.
-    damaged, *_ = folder.glob(f"*{compiled.SUFFIX}")
+    damaged, *_ = sorted(folder.glob(f"*{compiled.SUFFIX}"))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 16
     damaged.write_bytes(content)
     (folder / f"jit_x-0{compiled.SUFFIX}").write_bytes(b"half")
     (folder / "note.txt").write_text("of the user")
-    said, found = ran(environment, str(tmp_path))
-    assert said.startswith("said 2 compiled programs in") and found == "4.0 True True"
-    assert (folder / "note.txt").exists()
+    (said,), *found = ran(where)
+    assert said.startswith("2 compiled programs in") and found == [True, True]
+    assert (folder / "note.txt").exists() and ran(where) == ([], True, False)
     # Without checksums nothing is known to be whole.
     (folder / integrity.SUMS).write_text("{")
-    assert ran(environment, str(tmp_path))[1] == "4.0 False True"
+    assert ran(where)[1:] == (False, True)
 
-    # Another device, or other versions: a folder of its own, and a line.
-    folder.rename(tmp_path / "nvidia-h200-jax0.9.0-00000000")
-    said, found = ran(environment, str(tmp_path))
+
+def test_another_device_or_version_is_said(home, tmp_path):
+    (tmp_path / "nvidia-h200-jax0.9.0-00000000").mkdir()
+    (said,), *found = ran(str(tmp_path))
     assert "has programs of nvidia-h200-jax0.9.0-00000000, and none of cpu-jax" in said
-    assert found == "4.0 False True"
+    assert found == [False, True]
 
 
-def test_where_programs_are_kept(environment, tmp_path):
-    home = os.path.join(environment["XDG_CACHE_HOME"], "oneforcing_jax")
-    assert ran(environment, "") == ["4.0 False True"] and os.listdir(home)
-    # JAX's own folder is left to JAX, and "" keeps nothing.
-    told = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
-    assert ran(environment, "", **told) == ["4.0 False False"]
-    assert ran(environment, "none") == ["4.0 False False"]
-    # A home that cannot be written is a line; a folder that was named and cannot is an error.
+def test_where_programs_are_kept(home, tmp_path):
+    assert ran("") == ([], False, False) and not home.exists()
+    assert ran(None) == ([], False, True) and len(list(home.iterdir())) == 1
+    # A home that cannot be written is a line, and a folder that was named and cannot an error.
     (tmp_path / "file").touch()
-    said, found = ran(environment, "", XDG_CACHE_HOME=str(tmp_path / "file"))
-    assert said.startswith("said compiled programs are not kept: ") and found == "4.0 False False"
-    with pytest.raises(AssertionError, match="InputError: --programs .*file: expected a folder"):
-        ran(environment, str(tmp_path / "file"))
+    with pytest.raises(InputError, match="--programs .*file: expected a folder that can be"):
+        ran(str(tmp_path / "file"))
+    home.rename(tmp_path / "moved")
+    home.touch()
+    (said,), *found = ran(None)
+    assert said.startswith("compiled programs are not kept: ") and found == [False, False]
+    # What JAX was told is left to JAX.
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    assert ran(None) == ([], False, False) and jax.config.jax_compilation_cache_dir.endswith("xla")

@@ -32,6 +32,7 @@ from oneforcing_jax.live.studio import Studio, Wish
 from oneforcing_jax.ranges import options
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import bench  # noqa: E402
 import load_live  # noqa: E402
 
 RED, BLUE = "a red square", "a blue circle"
@@ -389,11 +390,29 @@ def test_many_viewers_and_many_who_wait(studio):
     assert found["memory_most"] - found["memory_first"] < 100e6, found
 
 
+@pytest.mark.long
+def test_a_restarted_server_compiles_nothing(weights, tmp_path, capfd):
+    options = [f"--checkpoint={weights}", *OPTIONS, "--starts=1"]
+    bench.main(["serve", *options, f"--out={tmp_path / 'starts.json'}"])
+    found = json.loads((tmp_path / "starts.json").read_text())
+    said = [line for line in capfd.readouterr().err.splitlines() if '"event": "programs"' in line]
+    cold, restarted = map(json.loads, said)
+    assert cold["loaded"] == 0 < cold["compiled"]
+    assert (restarted["loaded"], restarted["compiled"]) == (cold["compiled"], 0)
+    for name in ("asked_at_once", "ready"):
+        assert found["restarted"][name] < found["cold"][name]
+    assert found["cold"]["ready_1_step"] < found["cold"]["asked_at_once"]
+
+
 def test_bad_options_are_one_line(weights, capsys):
     for given, words in (
         (["--token=short"], "--token: expected 8 characters or more"),
         (["--port=99999"], "choose another --host or --port"),
         (["--most_frames=3", "--port=0"], "--most_frames: expected 6 or more"),
+        (
+            ["--programs=/dev/null/x"],
+            "--programs /dev/null/x: expected a folder that can be written",
+        ),
         (["--sessions=0"], "--sessions: expected a whole number from 1"),
     ):
         with pytest.raises(SystemExit) as caught:
