@@ -1,8 +1,7 @@
 """Compiled programs, kept from one start to the next.
 
-with compiled.kept(None) as programs:   # before anything is compiled
-    ...                                 # what is compiled is kept, and loaded by the next process
-    programs.seal()                     # so far; at the end by itself
+with compiled.kept(None):   # before anything is compiled
+    ...                     # what is compiled is kept, and loaded by the next process
 
 JAX names a file after the program with its shapes, the device, versions and flags, so that what differs in
 any of them is compiled. It notices neither a file that a kill cut off nor a flipped bit, and replaces none.
@@ -16,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -47,17 +47,22 @@ class Programs:
     folder: Path | None = None
     loaded: int = 0
     compiled: int = 0
+    _sums: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def seal(self) -> None:
-        """Writes the checksums of all programs that are kept now."""
+        """Writes the checksums of all programs that are kept now. Where they cannot be, the next start compiles
+        again, and this one goes on."""
         if self.folder and processes.is_first():
-            # Without them the next start compiles again, and this one goes on.
-            with contextlib.suppress(InputError):
-                write_whole(self.folder / integrity.SUMS, json.dumps(_sums(self.folder)).encode())
+            with contextlib.suppress(InputError, OSError):
+                self._sums = _sums(self.folder, self._sums)
+                write_whole(self.folder / integrity.SUMS, json.dumps(self._sums).encode())
 
-    def _count(self, event: str, **_: object) -> None:
+    def _heard(self, event: str, **_: object) -> None:
         self.loaded += event == _HIT
-        self.compiled += event == _COMPILED
+        if event == _COMPILED:
+            # JAX is about to write this one; those before it are whole, and outlive a kill.
+            self.compiled += 1
+            self.seal()
 
 
 @contextlib.contextmanager
@@ -93,11 +98,11 @@ def kept(folder: str | None, say: Callable[[str], None] = print) -> Iterator[Pro
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # What XLA would keep beside them has no checksums.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-    jax.monitoring.register_event_listener(programs._count)
+    jax.monitoring.register_event_listener(programs._heard)
     try:
         yield programs
     finally:
-        jax.monitoring.unregister_event_listener(programs._count)
+        jax.monitoring.unregister_event_listener(programs._heard)
         programs.seal()
 
 
@@ -108,23 +113,23 @@ def _of_user() -> Path:
 def _opened(folder: Path, say: Callable[[str], None]) -> Path:
     """The folder of this device and these versions, with whole files alone."""
     mine = folder.absolute() / _name()
-    others = sorted(path.name for path in folder.glob("*-jax*")) if folder.is_dir() else []
-    if others and not mine.is_dir():
-        say(
-            f"{folder} has programs of {', '.join(others)}, and none of {mine.name}: they are compiled"
-        )
+    others = ", ".join(sorted(path.name for path in folder.glob("*-jax*")))
+    is_new = not mine.is_dir()
     mine.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(mine, os.W_OK):
-        raise PermissionError(13, "it cannot be written", str(mine))
-    if processes.is_first():
-        sealed: dict[str, list[int]] = {}
-        with contextlib.suppress(InputError):
-            sealed = read_record(mine / integrity.SUMS)
-        wrong = [name for name, sum_ in _sums(mine).items() if sealed.get(name) != sum_]
-        for name in wrong:
-            (mine / name).unlink(missing_ok=True)
-        if wrong:
-            say(f"{len(wrong)} compiled programs in {mine} were not whole: they are compiled anew")
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(mine))
+    if not processes.is_first():
+        return mine
+    if is_new and others:
+        say(f"{folder} has programs of {others}, and none of {mine.name}: they are compiled")
+    sealed: dict[str, list[int]] = {}
+    with contextlib.suppress(InputError):
+        sealed = read_record(mine / integrity.SUMS)
+    wrong = [name for name, sum_ in _sums(mine, {}).items() if sealed.get(name) != sum_]
+    for name in wrong:
+        (mine / name).unlink(missing_ok=True)
+    if wrong:
+        say(f"{len(wrong)} compiled programs in {mine} were not whole: they are compiled anew")
     return mine
 
 
@@ -147,7 +152,10 @@ def _cpu() -> list[str]:
     return [platform.processor()]
 
 
-def _sums(folder: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of each program."""
+def _sums(folder: Path, known: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Size and CRC-32 of each program; JAX never writes one again, so what is known holds."""
     names = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
-    return {name: list(sum_) for name, sum_ in integrity.sums(folder, names)}
+    new = integrity.sums(folder, [name for name in names if name not in known])
+    return {name: known[name] for name in names if name in known} | {
+        name: list(sum_) for name, sum_ in new
+    }
