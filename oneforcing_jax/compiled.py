@@ -50,8 +50,8 @@ class Programs:
     _sums: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def seal(self) -> None:
-        """Writes the checksums of all programs that are kept now. Where they cannot be, the next start compiles
-        again, and this one goes on."""
+        """Writes the checksums of all programs that are kept now. Where that fails, the next start compiles
+        again."""
         if self.folder and processes.is_first():
             with contextlib.suppress(InputError, OSError):
                 self._sums = _sums(self.folder, self._sums)
