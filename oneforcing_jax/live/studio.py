@@ -186,14 +186,10 @@ class Studio:
         one, turns = self.examples[0], itertools.cycle([self.examples[0], self.examples[-1]])
         blocks = self._window // self.settings.block_frames + 3
         picture = np.zeros((1, *self.size, 3), np.uint8)
-        passes: list[tuple[Wish, Callable[[int], str], int]] = [
-            (Wish(one), lambda frame: one, blocks),
-            (Wish(one), lambda frame: next(turns), blocks),
-            (Wish(one, image=picture), lambda frame: one, 3),
-            *((Wish(one, first_steps=n), lambda frame: one, 1) for n in range(1, FIRST_STEPS)),
-        ]
-        for wish, prompt, count in passes:
-            yield from (None for _ in itertools.islice(self.make(wish, prompt), count))
+        fewer = ((Wish(one, first_steps=n), 1) for n in range(1, FIRST_STEPS))
+        for wish, count in ((Wish(one), blocks), *fewer, (Wish(one, image=picture), blocks)):
+            for prompt in (lambda _: one, lambda _: next(turns)):
+                yield from (None for _ in itertools.islice(self.make(wish, prompt), count))
         for words in itertools.takewhile(self._reads, (f"{one} " * n for n in range(1, LONGEST))):
             self.model.embed([words])
             yield
