@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import processes
+from oneforcing_jax import compiled, processes
 from oneforcing_jax.command import any_path, axes, numbers, size
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.encoders import DECODERS
@@ -166,6 +166,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--window", type=int, help="latent frames that a block sees, its own too; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
     add("--relative", action="store_true", help="rotary positions of the sink follow the window")
+    kept = "folder that keeps compiled programs; default: this user's, ~/.cache/oneforcing_jax; '': none"
+    add("--programs", help=kept)
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
     # fmt: on
@@ -189,7 +191,8 @@ def run(args: argparse.Namespace) -> None:
     if todo:
         making = making.fitted(len(todo))
         display = displays.make(args.watch) if args.watch and processes.is_first() else None
-        write(making.scene(jobs), todo, making.writing, display)
+        with compiled.kept(args.programs):
+            write(making.scene(jobs), todo, making.writing, display)
     processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 

@@ -22,7 +22,7 @@ _THREADS = 4
 
 def seal(folder: Path) -> None:
     """Writes the size and CRC-32 of every file below a complete folder into it."""
-    write_whole(folder / SUMS, json.dumps(dict(_sums(folder, _files(folder))), indent=0).encode())
+    write_whole(folder / SUMS, json.dumps(dict(sums(folder, _files(folder))), indent=0).encode())
 
 
 def is_sealed(folder: Path) -> bool:
@@ -45,7 +45,7 @@ def problems(folder: Path, under: str = "") -> list[str]:
         return [f"{file} cannot be read"] if file.exists() else []
     expected = {name: tuple(sum_) for name, sum_ in sealed.items() if _below(name, under)}
     present = [name for name in _files(folder) if _below(name, under)]
-    found = dict(_sums(folder, [name for name in present if name in expected]))
+    found = dict(sums(folder, [name for name in present if name in expected]))
     missing = [f"{name} is missing" for name in sorted(expected.keys() - set(present))]
     # A file system or a desktop may put hidden files beside them.
     more = [
@@ -77,11 +77,11 @@ def identity(folder: Path, under: str = "") -> str:
     It is made of the checksums where there are some, so that no file is read.
     """
     if is_sealed(folder):
-        sums = {name: tuple(found) for name, found in read_record(folder / SUMS).items()}
+        known = {name: tuple(found) for name, found in read_record(folder / SUMS).items()}
     else:
-        sums = dict(_sums(folder, [name for name in _files(folder) if _below(name, under)]))
+        known = dict(sums(folder, [name for name in _files(folder) if _below(name, under)]))
     lines = [
-        f"{name.removeprefix(under)} {sums[name]}" for name in sorted(sums) if _below(name, under)
+        f"{name.removeprefix(under)} {known[name]}" for name in sorted(known) if _below(name, under)
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -96,7 +96,8 @@ def _files(folder: Path) -> list[str]:
     return sorted({path.relative_to(folder).as_posix() for path in found} - {SUMS})
 
 
-def _sums(folder: Path, names: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+def sums(folder: Path, names: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names of files below a folder, with the size and CRC-32 of each."""
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from zip(names, pool.map(lambda name: _sum(folder / name), names), strict=True)
 

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from oneforcing_jax import compiled
 from oneforcing_jax.command import ending
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.generate import add_model
@@ -90,10 +91,18 @@ def run(args: argparse.Namespace) -> None:
             f"--token: expected 8 characters or more, found {len(args.token)}; choose a longer one"
         )
     token = "" if web.is_local(args.host) else args.token or secrets.token_urlsafe(16)
-    with web.listen(args.host, args.port) as listening:
+    said = journal.Journal()
+    with (
+        web.listen(args.host, args.port) as listening,
+        compiled.kept(args.programs, lambda line: said.said("programs", note=line)) as programs,
+    ):
         studio = make_studio(loading, look, serving.most_frames)
-        said = journal.Journal()
-        sessions = queue.Queue(studio, serving.sessions, said)
+
+        def warmed() -> None:
+            programs.seal()
+            said.said("programs", loaded=programs.loaded, compiled=programs.compiled)
+
+        sessions = queue.Queue(studio, serving.sessions, said, warmed)
         print(web.link(args.host, listening, token), flush=True)
         app = server.Server(sessions, serving.seconds, token, said)
         server.process(app).run(sockets=[listening])

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import http.client
 import io
+import itertools
 import json
 import random
 import sys
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import av
+import jax
 import numpy as np
 import pytest
 from browser import NARROW, chromium, page_of, until
@@ -31,10 +33,11 @@ from oneforcing_jax.live import wire
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.session import Session
-from oneforcing_jax.live.studio import Wish, _windows
+from oneforcing_jax.live.studio import Studio, Wish, _windows
 from oneforcing_jax.ranges import options
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import bench  # noqa: E402
 import load_live  # noqa: E402
 
 RED, BLUE = "a red square", "a blue circle"
@@ -101,6 +104,53 @@ def test_windows_of_a_wish(studio):
     assert wire.wish_of({"prompt": RED, "recompute": True}, studio) == Wish(
         RED, frames=studio.frames, window=3, recompute=True
     )
+
+
+def test_nothing_is_compiled_after_the_warming(studio):
+    """First blocks of any number of steps, images, switched prompts and prompts of any length."""
+    for _ in studio.warm():
+        pass
+    compilations = []
+
+    def heard(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(seconds)
+
+    image = np.full((1, 48, 40, 3), 90, np.uint8)
+    wishes = [Wish(RED, n, first_steps=steps) for n, steps in enumerate((1, 2, 3, 4))]
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        for wish in (*wishes, Wish(RED, image=image), Wish(RED, recompute=True)):
+            for switched in (1, 2, 3):
+                asked = lambda frame, s=switched: RED if frame < s else f"{BLUE} moves left"  # noqa: E731
+                for _ in itertools.islice(studio.make(wish, asked), 8):
+                    pass
+        assert not compilations
+        jax.jit(lambda x: x + 1)(np.zeros(3))
+        assert compilations  # they are heard
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def test_a_session_does_not_wait_for_the_warming(studio):
+    class Cold(Studio):
+        def warm(self):
+            while True:
+                time.sleep(0.02)
+                yield
+
+    cold = Cold(studio.model, studio.settings, studio.fps, studio.most, Window(3))
+    queue = Queue(cold, 8, Journal())
+    for _ in range(2):
+        session = Session(Wish(RED, frames=4), seconds=60, paced=False)
+        queue.add(session)
+        end = time.monotonic() + 30
+        while session.state != "ended" and time.monotonic() < end:
+            time.sleep(0.02)
+        assert session.reason == "complete" and not queue.ready
+    begun = time.monotonic()
+    queue.close()
+    assert time.monotonic() - begun < 5
 
 
 def test_a_video_is_watched_paused_switched_and_fetched(address, tmp_path):
@@ -391,11 +441,29 @@ def test_many_viewers_and_many_who_wait(studio):
     assert found["memory_most"] - found["memory_first"] < 100e6, found
 
 
+@pytest.mark.long
+def test_a_restarted_server_compiles_nothing(weights, tmp_path, capfd):
+    options = [f"--checkpoint={weights}", *OPTIONS, "--starts=1"]
+    bench.main(["serve", *options, f"--out={tmp_path / 'starts.json'}"])
+    found = json.loads((tmp_path / "starts.json").read_text())
+    said = [line for line in capfd.readouterr().err.splitlines() if '"event": "programs"' in line]
+    cold, restarted = map(json.loads, said)
+    assert cold["loaded"] == 0 < cold["compiled"]
+    assert (restarted["loaded"], restarted["compiled"]) == (cold["compiled"], 0)
+    for name in ("asked_at_once", "ready"):
+        assert found["restarted"][name] < found["cold"][name]
+    assert found["cold"]["ready_1_step"] < found["cold"]["asked_at_once"]
+
+
 def test_bad_options_are_one_line(weights, capsys):
     for given, words in (
         (["--token=short"], "--token: expected 8 characters or more"),
         (["--port=99999"], "choose another --host or --port"),
         (["--most_frames=3", "--port=0"], "--most_frames: expected 6 or more"),
+        (
+            ["--programs=/dev/null/x"],
+            "--programs /dev/null/x: expected a folder that can be written",
+        ),
         (["--sessions=0"], "--sessions: expected a whole number from 1"),
     ):
         with pytest.raises(SystemExit) as caught:
@@ -426,6 +494,7 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         page.fill("#frames", "2000")
         page.fill("#seed", "9")
         page.check("#recompute")
+        page.select_option("#steps", "2")
         page.press("#prompt", "Control+Enter")
         seen(page, 3)
         first = page.evaluate(pixels)
@@ -458,6 +527,14 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         # A reload in the middle goes on with the same video, and still controls it.
         page.reload()
         until(page, f"{STATUS} === 'Paused.'")
+        form = {
+            "#prompt": "a blue circle",
+            "#seed": "9",
+            "#frames": "2000",
+            "#steps": "2",
+            "#window": "3",
+        }
+        assert {name: page.input_value(name) for name in form} == form
         page.focus("body")
         page.keyboard.press("Space")
         seen(page, 5)

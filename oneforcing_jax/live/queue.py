@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 from oneforcing_jax.errors import InputError, Refused
 from oneforcing_jax.live import session as states
@@ -25,10 +26,17 @@ class Queue:
       studio: makes the videos.
       most: sessions that may wait or run at once.
       journal: is told what happens.
+      warmed: is called when all programs are compiled.
     """
 
-    def __init__(self, studio: Studio, most: int, journal: Journal) -> None:
-        self.studio, self._most, self._journal = studio, most, journal
+    def __init__(
+        self,
+        studio: Studio,
+        most: int,
+        journal: Journal,
+        warmed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.studio, self._most, self._journal, self._warmed = studio, most, journal, warmed
         self._condition = threading.Condition()
         self._all: dict[str, Session] = {}
         self._waiting: list[Session] = []
@@ -103,8 +111,10 @@ class Queue:
                 del self._all[session.id]
 
     def _work(self) -> None:
-        self._warm()
+        begun = time.monotonic()
         while True:
+            if not (self.ready or self._waiting or self._closed):
+                self._warm(begun)
             with self._condition:
                 self._condition.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
@@ -115,10 +125,13 @@ class Queue:
             with self._condition:
                 self._running = None
 
-    def _warm(self) -> None:
-        begun = time.monotonic()
+    def _warm(self, begun: float) -> None:
+        """Compiles what sessions run, until one waits: it compiles what it needs, and the rest follows."""
         try:
-            self.studio.warm()
+            for _ in self.studio.warm():
+                if self._waiting or self._closed:
+                    return
+            self._warmed()
         except Exception as error:
             self._failed("warm", error)
         self.ready = True

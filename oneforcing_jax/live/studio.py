@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -35,6 +35,8 @@ _EXAMPLES = (
     "a blue square",
 )
 SHOWN = 3
+# Repetitions of an example that make the longest prompt, at most: text encoders take some hundred tokens.
+LONGEST = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,21 +183,25 @@ class Studio:
         )
         return settings.plan(self.model.source.shift, given)
 
-    def warm(self) -> None:
-        """Compiles what sessions without an image run, but for first blocks of two or three steps.
+    def warm(self) -> Iterator[None]:
+        """Compiles all that sessions run, in the order in which most need it; a step is a block or less.
 
         A switch of the prompt has programs of its own, and until the window rolls there may be some for each
-        part of it.
+        part of it. Prompts have some by their length. Smaller windows have theirs, which wait for who asks.
         """
         if not self.examples:
             return
-        blocks = self.settings.shape[0] // self.settings.block_frames + 3
-        one, two = self.examples[0], self.examples[-1]
-        turns = itertools.cycle([one, one, two, two])
-        for steps, count in ((FIRST_STEPS, blocks), (1, 1)):
-            made = self.make(Wish(one, first_steps=steps), lambda frame: next(turns))
-            for _ in itertools.islice(made, count):
-                pass
+        one, turns = self.examples[0], itertools.cycle([self.examples[0], self.examples[-1]])
+        blocks = next(iter(self.windows)) // self.settings.block_frames + 3
+        picture = np.zeros((1, *self.size, 3), np.uint8)
+        fewer = ((Wish(one, first_steps=n), 1) for n in range(1, FIRST_STEPS))
+        more = (Wish(one, image=picture), Wish(one, recompute=True))
+        for wish, count in ((Wish(one), blocks), *fewer, *((wish, blocks) for wish in more)):
+            for prompt in (lambda _: one, lambda _: next(turns)):
+                yield from (None for _ in itertools.islice(self.make(wish, prompt), count))
+        for words in itertools.takewhile(self._reads, (f"{one} " * n for n in range(1, LONGEST))):
+            self.model.embed([words])
+            yield
 
 
 def _windows(window: Window, settings: Settings) -> dict[int, Window]:

@@ -15,6 +15,7 @@ let asked = 0; // when Start was pressed; 0: a first frame was shown since
 let retry = 500;
 let small = false; // whether this connection's frames are H.264, which pages of localhost and HTTPS may decode
 let ended = false; // whether the end was said
+let blank = false; // whether the form waits to be filled as the video that a loaded page goes on with
 
 function say(text, wrong = false) {
   $("status").textContent = text;
@@ -69,6 +70,7 @@ function heard(message) {
 
 function greeted(message) {
   const first = hello === null;
+  const given = new URLSearchParams(location.hash.slice(1));
   hello = message;
   retry = 500;
   document.documentElement.style.setProperty("--shape", `${hello.columns} / ${hello.rows}`);
@@ -81,9 +83,10 @@ function greeted(message) {
     $("steps").value = hello.first_steps;
     for (const n of hello.windows) $("window").add(new Option(`${n} frames`, n));
     $("examples").replaceChildren(...hello.examples.map(example));
-    fill(new URLSearchParams(location.hash.slice(1)));
+    fill(given);
+    blank = !given.has("prompt");
   }
-  const linked = new URLSearchParams(location.hash.slice(1)).get("watch");
+  const linked = given.get("watch");
   mine = JSON.parse(sessionStorage.getItem(PLACE)) || (linked && { session: linked });
   if (mine) send({ do: "watch", session: mine.session, key: mine.key || "" });
   else say(hello.ready ? "Ready." : "The server is warming up; a video can be asked for already.");
@@ -108,6 +111,11 @@ function example(words) {
 function fill(given) {
   for (const name of ["prompt", "seed", "frames", "steps", "window"]) if (given.has(name)) $(name).value = given.get(name);
   $("recompute").checked = given.get("recompute") === "true";
+}
+
+// What a video was asked for, as the form has it.
+function settings({ seed, frames, first_steps, window, recompute }, prompt) {
+  return new URLSearchParams({ prompt, seed, frames, steps: first_steps, window, recompute });
 }
 
 function joined(message) {
@@ -142,6 +150,10 @@ function refused(message) {
 function stands(found) {
   const before = state;
   state = found;
+  if (blank) {
+    fill(settings(found, found.asked || found.prompt));
+    blank = false;
+  }
   if (!before || before.epoch !== found.epoch) {
     ended = false;
     marks(found);
@@ -158,8 +170,7 @@ function stands(found) {
     $("m_decode").textContent = milliseconds(found.meters.decode);
     $("m_made").textContent = found.meters.made.toFixed(1);
   }
-  const link = new URLSearchParams({ prompt: found.marks[0].prompt, seed: found.seed, frames: found.frames, steps: found.first_steps, window: found.window, recompute: found.recompute });
-  $("again").href = `${location.pathname}${location.search}#${link}`;
+  $("again").href = `${location.pathname}${location.search}#${settings(found, found.marks[0].prompt)}`;
   $("canvas").setAttribute("aria-label", `Video: ${found.prompt}`);
   allow();
 }
@@ -219,6 +230,7 @@ function allow() {
 const may = (id) => $(id).getAttribute("aria-disabled") !== "true";
 
 function start() {
+  blank = false;
   const wish = { do: "start", prompt: $("prompt").value };
   wish.recompute = $("recompute").checked;
   const numbers = { seed: "seed", frames: "frames", first_steps: "steps", window: "window" };

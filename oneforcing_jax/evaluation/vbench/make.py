@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oneforcing_jax import generate, processes
+from oneforcing_jax import compiled, generate, processes
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench import record
@@ -75,9 +75,10 @@ def run(args: argparse.Namespace) -> None:
     if todo:
         listing.make_folder(wanted.out)
         making = making.fitted(len(todo))
-        scene = making.scene(jobs)
-        record.keep(wanted.out, made, _clip(scene))
-        generate.write(scene, todo, making.writing)
+        with compiled.kept(args.programs):
+            scene = making.scene(jobs)
+            record.keep(wanted.out, made, _clip(scene))
+            generate.write(scene, todo, making.writing)
     processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 
