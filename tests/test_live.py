@@ -198,7 +198,7 @@ def test_frames_as_h264(address, tmp_path):
         owner.until(lambda c: c.session)
         viewer.say("watch", session=owner.session["session"])
         viewer.is_in("ended").all_read()
-        owner.all_read()
+        owner.is_in("ended").all_read()
     decoder, pictures = av.CodecContext.create("h264", "r"), []
     for frame in viewer.frames:
         pictures += decoder.decode(av.Packet(frame.jpeg))
