@@ -71,6 +71,7 @@ setup(
             *SERVE,
             "diffusers>=0.36",
             "hypothesis>=6.100",
+            "ipython>=8.18",
             "mypy>=1.15",
             "playwright>=1.49",
             "pyyaml>=6",

@@ -16,7 +16,7 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,9 @@ from oneforcing_jax.generation.jobs import Job, Listing
 from oneforcing_jax.generation.loading import SAMPLERS, Loading
 from oneforcing_jax.generation.scene import Given, Look, Scene
 from oneforcing_jax.generation.student import FIRST_STEPS
+from oneforcing_jax.live import display as displays
+from oneforcing_jax.live import watching
+from oneforcing_jax.live.display import Display
 from oneforcing_jax.published import BLOCK_FRAMES
 from oneforcing_jax.ranges import Amount, Quality, options
 
@@ -133,6 +136,8 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, default=5.0, help="of --teacher, g in uncond + g (cond - uncond)")
 
     add("--batch", type=int, default=1, help="videos side by side, split over the devices")
+    shown = "shows them while they are made, in a terminal that draws pictures, in characters, or in a window"
+    add("--watch", nargs="?", const="auto", choices=displays.KINDS, help=shown)
     add("--shard", default="0/1", help="I/N: this command makes share I of N")
     # fmt: on
     processes.add_options(parser)
@@ -160,6 +165,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
     kept = "folder that keeps compiled programs; default: this user's, ~/.cache/oneforcing_jax; '': none"
     add("--programs", help=kept)
+    add("--relative", action="store_true", help="rotary positions of the sink follow the window")
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
     # fmt: on
@@ -182,20 +188,24 @@ def run(args: argparse.Namespace) -> None:
     begun, todo = time.perf_counter(), wanted.missing(jobs)
     if todo:
         making = making.fitted(len(todo))
+        display = displays.make(args.watch) if args.watch and processes.is_first() else None
         with compiled.kept(args.programs):
-            write(making.scene(jobs), todo, making.writing)
+            write(making.scene(jobs), todo, making.writing, display)
     processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 
-def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
-    """Makes videos batch by batch, and writes them as they come."""
+def write(
+    scene: Scene, jobs: Sequence[Job], writing: Writing, display: Display | None = None
+) -> None:
+    """Makes videos batch by batch, and writes them as they come; a display shows the first of each batch."""
     first, total = scene.given(writing.batch), len(jobs) * scene.settings.shape[0]
     if total > MANY:
         hours = total * STEADY / 3600
         print(
             f"{total:,} latent frames to make: {hours:,.1f} hours at the {STEADY * 1000:g} ms of one H200"
         )
-    hidden = None if processes.is_first() else True
+    # A bar would be drawn into the pictures of a terminal.
+    hidden = True if display or not processes.is_first() else None
     with tqdm(total=total, unit="latent frame", disable=hidden) as bar:
         for start in range(0, len(jobs), writing.batch):
             group = jobs[start : start + writing.batch]
@@ -204,9 +214,21 @@ def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
             noise, text = scene.noise(filled), scene.text(filled)
             made = scene.model.videos(noise, text, scene.settings, first)
             origins = [scene.origin(job) for job in group]
-            for latents in _written(made, group, origins, scene.fps, writing):
-                bar.update(len(group) * latents.shape[1])
+            with contextlib.closing(_written(made, group, origins, scene.fps, writing)) as parts:
+                seen = (_counted(part, bar, len(group)) for part in parts)
+                if display:
+                    print(group[0].prompt.embedded)
+                    watching.shown(seen, scene.fps, display)
+                for _ in seen:
+                    pass
     print(f"videos made in {jobs[0].path.parent}: {len(jobs)}")
+
+
+def _counted(part: tuple[jax.Array, np.ndarray], bar: tqdm[Any], videos: int) -> np.ndarray:
+    """The first video's frames of a part of a batch, whose latent frames are counted."""
+    latents, frames = part
+    bar.update(videos * latents.shape[1])
+    return frames[0]
 
 
 def _written(
@@ -215,8 +237,9 @@ def _written(
     origins: Sequence[Origin],
     fps: float,
     writing: Writing,
-) -> Iterator[jax.Array]:
-    """Latents of a batch as they come, their frames written; files take their names when they are whole."""
+) -> Generator[tuple[jax.Array, np.ndarray]]:
+    """Latents and frames of a batch as they come, the frames written; files take their names when they are
+    whole."""
     parts: list[np.ndarray] = []
     with contextlib.ExitStack() as stack:
         writers: list[VideoWriter] = []
@@ -232,7 +255,7 @@ def _written(
                 writer.write(video if writing.mark is None else mark.add(video, writing.mark))
             if writing.save_latents:
                 parts.append(np.asarray(latents, np.float32))
-            yield latents
+            yield latents, frames
         if writing.save_latents:
             for job, clip in zip(group, np.concatenate(parts, 1), strict=False):
                 content = io.BytesIO()

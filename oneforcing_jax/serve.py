@@ -110,12 +110,12 @@ def run(args: argparse.Namespace) -> None:
 
 def make_studio(loading: Loading, look: Look, most_frames: int) -> Studio:
     """The model; without a window it sees as far back as it was trained to, for memory is to be constant."""
-    window = loading.window
-    if window is None:
+    if loading.window is None:
         source = pretrained.find(loading.checkpoint, loading.ema, loading.dtype, loading.shift)
-        window = source.frames
-    model = dataclasses.replace(loading, window=window).model()
-    return Studio(model, look.settings(model), look.fps or model.source.fps, most_frames, window)
+        loading = dataclasses.replace(loading, window=source.frames)
+    model = loading.model()
+    fps = look.fps or model.source.fps
+    return Studio(model, look.settings(model), fps, most_frames, loading.sight())
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ def in_process(folder, environment, *options):
 class Client:
     """A connection that reads what comes: frames, and the last state."""
 
-    def __init__(self, address, **options):
-        self.socket = connect(f"ws://{address}/live", max_size=None, **options)
+    def __init__(self, address, query="", **options):
+        self.socket = connect(f"ws://{address}/live{query}", max_size=None, **options)
         self.frames, self.state, self.session, self.refused = [], None, None, []
         self.hello = json.loads(self.socket.recv(10))
         assert self.hello["say"] == "hello"

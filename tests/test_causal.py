@@ -30,7 +30,7 @@ from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
 from oneforcing_jax.generation import student as students
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models import attention, wan
+from oneforcing_jax.models import attention, rope, wan
 from oneforcing_jax.models import params as parameters
 
 CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
@@ -163,6 +163,45 @@ def test_any_layout_and_window(case):
             parts.append(out)
             start += size
         assert error(np.concatenate(parts, 1), whole) < 1e-5
+
+
+def test_a_relative_sink_lies_before_the_ring():
+    """Against attention over keys that are rotated where they lie, block by block."""
+    window, frames, size = Window(5, 1, relative=True), 8, 2
+    heads = (CONFIG.num_heads, CONFIG.head_dim)
+    q, k, v = normal(8, 3, 1, frames, TOKENS, *heads)
+
+    def at(x, numbers):
+        angles = rope.rotations(jnp.array(numbers), 1, TOKENS, CONFIG.head_dim, CONFIG.rope_theta)
+        return rope.rotate(x, rope.turns(angles))
+
+    numbers, expected = np.arange(frames), []
+    for end in range(size, frames + 1, size):
+        recent = numbers[max(window.sink, end - 4) : end]
+        places, seen = [recent[0] - 1, *recent], [0, *recent]
+        asked = at(q[:, end - size : end], range(end - size, end))
+        flat = map(attention.flat, (asked, at(k[:, seen], places), v[:, seen]))
+        expected.append(attention.softmax_attention(*flat).reshape(asked.shape))
+    expected, (q, k) = np.concatenate(expected, 1), (at(x, numbers) for x in (q, k))
+
+    def found(window, in_place, rows):
+        with unittest.mock.patch.object(attention, "stores_rows", lambda: rows):
+            one = dataclasses.replace(CONFIG, num_layers=1)
+            cache = kv.init(one, 1, window.slots(frames), TOKENS, stacked=not in_place)
+        parts = []
+        for start in range(0, frames, size):
+            part = [x[:, start : start + size] for x in (q, k, v)]
+            own = cache[0] if in_place else jax.tree.map(lambda x: x[0], cache)
+            attend = kv.cached((size,), jnp.int32(start), window, window.slots(frames), in_place)
+            out, new = attend(*part, own)
+            written = jax.tree.map(lambda x: x[None], new)
+            cache = (new,) if in_place else kv.write(cache, written, jnp.int32(start), window)
+            parts.append(out)
+        return np.concatenate(parts, 1)
+
+    for in_place, rows in ((False, False), (True, False), (True, True)):
+        assert error(found(window, in_place, rows), expected) < 1e-5
+    assert error(found(Window(5, 1), False, False), expected) > 1e-2
 
 
 # The rollout and its plain form.

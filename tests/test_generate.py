@@ -160,6 +160,35 @@ def test_prompts_change_between_blocks(student):
     assert error(found[:, 3:], unchanged[:, 3:]) > 1e-2
 
 
+@pytest.mark.parametrize(("window", "seen"), [(Window(4, 1), [0, 4, 5]), (Window(), range(6))])
+def test_context_passes_anew_under_a_new_prompt(window, seen, student):
+    """After a switch the video is one that continues the frames that are seen, under the new prompt."""
+    noise, (one, two) = seeded(sample_keys([3], [0]), SHAPE), (prompt(1), prompt(2))
+    text = lambda frame: one if frame < 6 else two  # noqa: E731
+    plan = 9 * ONE_STEP
+    found = list(student.stream(noise, text, plan, recompute=True, window=window))
+    found = np.concatenate(found, 1)
+    later = lambda frame, block: noise(frame + 6 - len(seen), block)  # noqa: E731
+    given = found[:, np.array(seen)]
+    rest = list(student.stream(later, two, plan[6:], given, window=window))
+    assert error(found[:, 6:], np.concatenate(rest, 1)) < 1e-5
+    kept = np.concatenate(list(student.stream(noise, text, plan, window=window)), 1)
+    assert error(found[:, :6], kept[:, :6]) == 0
+    assert error(found[:, 6:], kept[:, 6:]) > 1e-2
+
+
+def test_a_block_that_sees_itself_alone_has_no_context(student):
+    noise, (one, two) = seeded(sample_keys([3], [0]), SHAPE), (prompt(1), prompt(2))
+    text = lambda frame: one if frame < 2 else two  # noqa: E731
+    made = [
+        np.concatenate(
+            list(student.stream(noise, text, 3 * ONE_STEP, recompute=again, window=Window(1))), 1
+        )
+        for again in (False, True)
+    ]
+    assert error(*made) < 1e-5
+
+
 def test_stream_stops_at_any_time(student):
     blocks = student.stream(seeded(sample_keys([3], [0]), SHAPE), prompt(), 10**5 * ONE_STEP)
     first = [next(blocks) for _ in range(2)]

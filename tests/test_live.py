@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import http.client
 import io
 import itertools
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -21,14 +23,17 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed
 
 from oneforcing_jax import serve
+from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.origin import read_origin
 from oneforcing_jax.data.video import read_video
+from oneforcing_jax.errors import Refused
 from oneforcing_jax.generation.loading import Loading
 from oneforcing_jax.generation.scene import Look
+from oneforcing_jax.live import wire
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.session import Session
-from oneforcing_jax.live.studio import Studio, Wish
+from oneforcing_jax.live.studio import Studio, Wish, _windows
 from oneforcing_jax.ranges import options
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
@@ -75,10 +80,30 @@ def ask(address, path, body=None, method="GET", **headers):
 def test_a_session_makes_what_the_model_makes(studio):
     """The frames of a stream whose prompt changes, whatever the length that was wished for."""
     asked = lambda frame: RED if frame < 2 else BLUE  # noqa: E731
-    blocks = studio.make(Wish(RED, seed=3, first_steps=1), asked)
-    found = np.concatenate([next(blocks).frames for _ in range(4)])
-    whole = np.concatenate(list(studio.model.stream(asked, studio.settings, seed=3)))
-    np.testing.assert_array_equal(found, whole[:4])
+    made = []
+    for again in (False, True):
+        blocks = studio.make(Wish(RED, seed=3, first_steps=1, recompute=again), asked)
+        made.append(np.concatenate([next(blocks).frames for _ in range(4)]))
+        whole = list(studio.model.stream(asked, studio.settings, seed=3, recompute=again))
+        np.testing.assert_array_equal(made[-1], np.concatenate(whole)[:4])
+    # It matters whether what is still seen passes anew under the new prompt.
+    np.testing.assert_array_equal(made[0][:2], made[1][:2])
+    assert (made[0][2:] != made[1][2:]).any()
+
+
+def test_windows_of_a_wish(studio):
+    made = _windows(
+        Window(21, 3, relative=True), dataclasses.replace(studio.settings, first_frames=4)
+    )
+    assert made == {21: Window(21, 3, True), 10: Window(10, 3, True)}
+    assert list(studio.windows) == [3]
+    with pytest.raises(ValueError, match="expected a size, found none"):
+        _windows(Window(), studio.settings)
+    with pytest.raises(Refused, match=r"window: expected one of \[3\]"):
+        wire.wish_of({"prompt": RED, "window": 2}, studio)
+    assert wire.wish_of({"prompt": RED, "recompute": True}, studio) == Wish(
+        RED, frames=studio.frames, window=3, recompute=True
+    )
 
 
 def test_nothing_is_compiled_after_the_warming(studio):
@@ -95,7 +120,7 @@ def test_nothing_is_compiled_after_the_warming(studio):
     wishes = [Wish(RED, n, first_steps=steps) for n, steps in enumerate((1, 2, 3, 4))]
     jax.monitoring.register_event_duration_secs_listener(heard)
     try:
-        for wish in (*wishes, Wish(RED, image=image)):
+        for wish in (*wishes, Wish(RED, image=image), Wish(RED, recompute=True)):
             for switched in (1, 2, 3):
                 asked = lambda frame, s=switched: RED if frame < s else f"{BLUE} moves left"  # noqa: E731
                 for _ in itertools.islice(studio.make(wish, asked), 8):
@@ -114,7 +139,7 @@ def test_a_session_does_not_wait_for_the_warming(studio):
                 time.sleep(0.02)
                 yield
 
-    cold = Cold(studio.model, studio.settings, studio.fps, studio.most, 3)
+    cold = Cold(studio.model, studio.settings, studio.fps, studio.most, Window(3))
     queue = Queue(cold, 8, Journal())
     for _ in range(2):
         session = Session(Wish(RED, frames=4), seconds=60, paced=False)
@@ -164,6 +189,31 @@ def test_a_video_is_watched_paused_switched_and_fetched(address, tmp_path):
     shown = [Image.open(io.BytesIO(f.jpeg)).resize((64, 48), 0) for f in frames]
     apart = [np.abs(video[7] - np.asarray(picture, int)).mean() for picture in shown]
     assert np.argmin(apart) == 7
+
+
+def test_frames_as_h264(address, tmp_path):
+    """What a viewer gets is a stream that a decoder reads, whichever frames it gets, one for each."""
+    with Client(address) as owner, Client(address, "?video=h264") as viewer:
+        owner.say("start", prompt=RED, frames=40)
+        owner.until(lambda c: c.session)
+        viewer.say("watch", session=owner.session["session"])
+        viewer.is_in("ended").all_read()
+        owner.all_read()
+    decoder, pictures = av.CodecContext.create("h264", "r"), []
+    for frame in viewer.frames:
+        pictures += decoder.decode(av.Packet(frame.jpeg))
+    pictures += decoder.decode(None)
+    assert len(pictures) == len(viewer.frames) >= 20
+    sent = {frame.serial: frame.jpeg for frame in owner.frames}
+    number = next(n for n, frame in reversed([*enumerate(viewer.frames)]) if frame.serial in sent)
+    jpeg = Image.open(io.BytesIO(sent[viewer.frames[number].serial]))
+    expected = np.asarray(jpeg.resize((64, 48), 0), int)
+    apart = [np.abs(p.to_ndarray(format="rgb24") - expected).mean() for p in pictures]
+    assert np.argmin(apart) == number
+    assert np.mean([len(f.jpeg) for f in viewer.frames]) < np.mean([*map(len, sent.values())])
+    with pytest.raises(ConnectionClosed) as closed, Client(address, "?video=av1"):
+        pass
+    assert closed.value.rcvd.reason == "video: expected jpeg or h264"
 
 
 def test_a_plain_request_gives_a_file(address, tmp_path, studio):
@@ -299,7 +349,7 @@ def hostile(rng):
     """A message that no page sends."""
     start, key = (
         {"do": "start", "prompt": RED},
-        rng.choice(["prompt", "seed", "frames", "first_steps"]),
+        rng.choice(["prompt", "seed", "frames", "first_steps", "window"]),
     )
     image = rng.choice(
         [png(60000, rng), png(9, rng, 60), png(8, rng, 40), "AAAA", "R0lGODlh", junk(rng)]
@@ -311,6 +361,7 @@ def hostile(rng):
         lambda: json.dumps({"do": junk(rng)}),
         lambda: json.dumps(start | {key: junk(rng)}),
         lambda: json.dumps(start | {"image": image}),
+        lambda: json.dumps(start | {"recompute": rng.choice([1, "yes", None, []])}),
         lambda: json.dumps({"do": "prompt", "prompt": junk(rng)}),
         lambda: json.dumps({"do": "watch", "session": junk(rng), "key": junk(rng)}),
         lambda: json.dumps({"do": rng.choice(["pause", "resume", "stop"])}),
@@ -443,6 +494,7 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         page.fill("#frames", "2000")
         page.fill("#seed", "9")
         page.select_option("#steps", "2")
+        page.check("#recompute")
         page.press("#prompt", "Control+Enter")
         seen(page, 3)
         first = page.evaluate(pixels)
@@ -459,6 +511,13 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         until(narrow, "document.querySelectorAll('#marks li').length === 2")
         assert "a blue circle" in page.inner_text("#marks li:last-child")
 
+        # With less data the same frames come in another form.
+        page.check("#small")
+        until(page, f"small && decoder && {STATUS} === 'Running.'")
+        first, count = page.evaluate(pixels), page.evaluate("shown")
+        seen(page, count + 5)
+        assert page.evaluate(pixels) != first and page.is_visible("#may_small")
+
         page.click("#pause")
         until(page, f"{STATUS} === 'Paused.'")
         page.wait_for_timeout(300)
@@ -470,6 +529,7 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         until(page, f"{STATUS} === 'Paused.'")
         form = {"#prompt": "a blue circle", "#seed": "9", "#frames": "2000", "#steps": "2"}
         assert {name: page.input_value(name) for name in form} == form
+        assert page.is_checked("#recompute")
         page.focus("body")
         page.keyboard.press("Space")
         seen(page, 5)

@@ -4,12 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from goldens import Golden, error
 
 from oneforcing_jax import flow
 from oneforcing_jax.causal import structures
-from oneforcing_jax.models import attention, wan
+from oneforcing_jax.models import attention, rope, wan
 
 TOLERANCE = 2e-4
 
@@ -18,6 +19,23 @@ def nearest_in_table(sigma):
     """The level with which the recording turns flow to x0: the nearest entry of a 1000-entry table."""
     table = Golden("schedule").outputs["sigmas_shift5"]
     return jnp.asarray(table[abs(table - sigma[..., None]).argmin(-1)], jnp.float32)
+
+
+def test_rotary_angles_of_a_stream_of_days():
+    """Turns of any frame number, and of a key that is moved, against float64."""
+    frames, (head, theta) = np.array([0, 7, 4095, 4096, 10**6 + 1, 2**30]), (32, 10000.0)
+    part = 2 * (head // 6)
+    frequencies = theta ** (-np.arange(0, head - 2 * part, 2) / (head - 2 * part))
+    found = rope.rotations(jnp.asarray(frames), 1, 1, head, theta)[:, 0, : len(frequencies)]
+    expected = np.exp(1j * frames[:, None] * frequencies)
+    assert np.abs(np.exp(1j * np.asarray(found, np.float64)) - expected)[:-1].max() < 2e-4
+    assert np.abs(np.exp(1j * np.asarray(found, np.float64)) - expected).max() < 0.1
+    moved = rope.later(jnp.int32(10**6), head, theta)
+    assert (
+        error(jnp.exp(1j * (found[0] + moved[: len(frequencies)])), np.exp(1j * 1e6 * frequencies))
+        < 1e-3
+    )
+    assert not moved[len(frequencies) :].any()
 
 
 def test_bidirectional():

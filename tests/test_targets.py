@@ -15,6 +15,8 @@ import jax
 import pytest
 
 from oneforcing_jax import config as configs
+from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.run import Run
 from oneforcing_jax.targets import generation, kernels, measure, programs, topology
@@ -128,10 +130,12 @@ def small_video(*more):
     return Run.of(configs.load("configs/framewise.py", [f"--config.{field}" for field in fields]))
 
 
+@pytest.mark.parametrize("window", [Window(), Window(3, 1, relative=True)], ids=["all", "sink"])
 @pytest.mark.parametrize("target", ON)
-def test_generation(target):
-    """Streams of one video on two devices: the cache is updated where it lies."""
+def test_generation(target, window, monkeypatch):
+    """Streams of one video on two devices: the cache is updated where it lies, a sink's keys too."""
     target = find(target)
+    monkeypatch.setattr(generation, "Student", functools.partial(Student, window=window))
     made = generation.generate(small_video(), target.devices)
     blocks = [
         p for p in made if p.readings[0].name.startswith(("generate/first", "generate/steady"))

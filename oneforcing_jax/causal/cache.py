@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models import attention
+from oneforcing_jax.models import attention, rope
 from oneforcing_jax.models.wan import Attend, KeyValue, WanConfig
 from oneforcing_jax.sharding import STORED, constrain
 
@@ -41,10 +41,13 @@ class Window:
     Attributes:
       size: frames that a block sees, its own included; None: all.
       sink: first frames of the clip that stay visible, counted in `size`.
+      relative: whether the sink's rotary positions follow the window, so that it always lies right before
+        the oldest of the other frames; else it is as far away as the video is long.
     """
 
     size: int | None = None
     sink: int = 0
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if self.sink < 0 or (self.size is not None and self.sink >= self.size):
@@ -128,8 +131,35 @@ def write(cache: Cache, new: Cache, start: jax.Array, window: Window) -> Cache:
     return Cache(_put(2, cache.k, new.k, start, window), _put(2, cache.v, new.v, start, window))
 
 
+def _near(
+    axis: int, stored: Cache, end: Any, window: Window, theta: float, size: int = 1
+) -> tuple[Cache, jax.Array | None]:
+    """The cache of a layer with the sink's keys turned to lie before the ring, whose newest frame is before
+    frame `end`, and these keys as they were, which `_far` puts back; None: they stay as they are."""
+    slots = stored.k.shape[axis] // size
+    if not (window.relative and window.sink and window.rolls(slots)):
+        return stored, None
+    sink = jax.lax.slice_in_dim(stored.k, 0, window.sink * size, axis=axis)
+    # The slice must be there before it is written over, or XLA would copy the cache to keep it.
+    sink, stored = jax.lax.optimization_barrier((sink, stored))
+    angles = rope.later(jnp.maximum(end - window.slots(slots), 0), sink.shape[-1], theta)
+    return _far(axis, stored, rope.rotate(sink, rope.turns(angles))), sink
+
+
+def _far(axis: int, stored: Cache, sink: jax.Array | None) -> Cache:
+    """The cache with other keys of the sink; None: it stays as it is."""
+    if sink is None:
+        return stored
+    return Cache(jax.lax.dynamic_update_slice_in_dim(stored.k, sink, 0, axis), stored.v)
+
+
 def cached(
-    parts: tuple[int, ...], start: jax.Array, window: Window, limit: int, in_place: bool = False
+    parts: tuple[int, ...],
+    start: jax.Array,
+    window: Window,
+    limit: int,
+    in_place: bool = False,
+    theta: float = 10000.0,
 ) -> Attend:
     """An `attend` for consecutive blocks that follow the frames in the cache.
 
@@ -143,6 +173,7 @@ def cached(
       limit: static bound on start + sum(parts); a growing cache is read up to here only.
       in_place: give back the cache with all parts in it, for layers that own theirs. A noisy block writes
         where its clean pass will write again, and nobody reads those slots in between.
+      theta: base of the rotary frequencies, by which the keys of a `relative` sink turn.
 
     Returns:
       attend(q, k, v, memory), where memory is one layer's Cache [b, slots, n, h, k] and the second
@@ -151,7 +182,7 @@ def cached(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Cache) -> tuple[jax.Array, Cache]:
         if memory.k.ndim == 4:
-            return _attend_rows(parts, start, window, q, k, v, memory)
+            return _attend_rows(parts, start, window, theta, q, k, v, memory)
         new, all_slots = Cache(k, v), memory.k.shape[1]
         stored = (
             memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
@@ -169,12 +200,14 @@ def cached(
                     stored, Cache(*(x[:, frames] for x in new)), start + done, window
                 )
             asked, done = q[:, frames], done + size
+            stored, sink = _near(1, stored, start + done, window, theta)
             length = jnp.minimum(start + done, all_slots) * frame_tokens
             keys, values = (attention.flat(x[:, :limit]) for x in stored)
             out.append(attention.softmax_attention(attention.flat(asked), keys, values, length))
             if in_place:
                 # The read must come before the next part is written, or XLA would copy what is read.
                 out[-1], stored = jax.lax.optimization_barrier((out[-1], stored))
+            stored = _far(1, stored, sink)
         return jnp.concatenate(out, 1).reshape(q.shape), stored if in_place else new
 
     return attend
@@ -184,6 +217,7 @@ def _attend_rows(
     parts: tuple[int, ...],
     start: jax.Array,
     window: Window,
+    theta: float,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -199,12 +233,14 @@ def _attend_rows(
         new = Cache(*(_rows(x[:, frames]) for x in (k, v)))
         put = functools.partial(_put, 2, start=start + done, window=window, size=tokens)
         stored = Cache(put(stored.k, new.k), put(stored.v, new.v))
+        stored, sink = _near(2, stored, start + frames.stop, window, theta, tokens)
         ends = start + done + np.repeat(np.cumsum(group), np.array(group) * asked)
         length = jnp.minimum(ends, slots) * tokens
         answer = attention.attention_over_rows(attention.flat(q[:, frames]), *stored, length)
         if window.rolls(slots):
             # What is read here is read before the next part is written, or it would be copied.
             answer, stored = jax.lax.optimization_barrier((answer, stored))
+        stored = _far(2, stored, sink)
         out, done = [*out, answer], frames.stop
     return jnp.concatenate(out, 1).reshape(q.shape), stored
 

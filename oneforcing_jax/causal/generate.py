@@ -107,7 +107,8 @@ def forward(
     sigma = jnp.repeat(
         jnp.array([s for _, s in parts]), jnp.array(sizes), total_repeat_length=sum(sizes)
     )
-    attend = kv.cached(sizes, start, g.window, limit, in_place=not isinstance(cache, Cache))
+    in_place = not isinstance(cache, Cache)
+    attend = kv.cached(sizes, start, g.window, limit, in_place, g.config.rope_theta)
     out = g.apply(
         latents,
         jnp.broadcast_to(sigma, latents.shape[:2]),

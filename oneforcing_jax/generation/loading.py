@@ -32,6 +32,7 @@ class Loading:
     batch: Amount
     window: Count | None
     sink: Natural
+    relative: bool
     mesh: Mapping[str, int]
     teacher: bool
     sampler: str
@@ -41,13 +42,21 @@ class Loading:
     def __post_init__(self) -> None:
         if self.sink and self.window is None:
             raise InputError(f"sink: expected --window with it, found a sink of {self.sink} alone")
+        if self.relative and not self.sink:
+            raise InputError(
+                "relative: expected --sink with it, found none; it moves the sink alone"
+            )
+
+    def sight(self) -> Window:
+        """How far back a block sees."""
+        return Window(self.window, self.sink, self.relative)
 
     def model(self) -> VideoModel:
         """The student, or with `teacher` the bidirectional model in many steps."""
         if not self.teacher:
             return streaming.load(
                 self.checkpoint, self.encoders, ema=self.ema, dtype=self.dtype, shift=self.shift,
-                window=Window(self.window, self.sink), batch=self.batch, split=self.mesh,
+                window=self.sight(), batch=self.batch, split=self.mesh,
             )  # fmt: skip
 
         def sampler(shift: float) -> samplers.Sampler:

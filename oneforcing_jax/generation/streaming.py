@@ -41,7 +41,7 @@ from oneforcing_jax.models.wan import WanDiT
 # Latents of real clips stay below 10 or so. What is beyond this, or no number, is no picture when decoded.
 BEYOND = 1e6
 # Clean latents [b, n, c, y, x] of a video, block by block: what `Student.stream` is.
-Blocks = Callable[[Noise, Text, Plan, jax.Array | None], Iterator[jax.Array]]
+Blocks = Callable[..., Iterator[jax.Array]]
 
 
 def decoded(
@@ -163,7 +163,12 @@ class VideoModel:
         return jnp.asarray(np.asarray(codec.encode(video)))[None]
 
     def videos(
-        self, noise: Noise, text: Text, settings: Settings, given: jax.Array | None = None
+        self,
+        noise: Noise,
+        text: Text,
+        settings: Settings,
+        given: jax.Array | None = None,
+        **more: Any,
     ) -> Iterator[tuple[jax.Array, np.ndarray]]:
         """Latents and frames of a batch of videos, block by block; see `decoded`.
 
@@ -171,9 +176,10 @@ class VideoModel:
           noise, text: see `Student.stream`.
           settings: of all of them.
           given: [b, f0, c, y, x] first latents; the videos begin with their frames.
+          more: keywords of `Student.stream`.
         """
         plan = settings.plan(self.source.shift, 0 if given is None else given.shape[1])
-        blocks: Iterable[jax.Array] = self.blocks(noise, text, plan, given)
+        blocks: Iterable[jax.Array] = self.blocks(noise, text, plan, given, **more)
         if given is not None:
             blocks = itertools.chain([given], blocks)
         return decoded(blocks, self.encoders.codec.stream())
@@ -184,6 +190,7 @@ class VideoModel:
         settings: Settings | None = None,
         seed: int = 0,
         given: jax.Array | None = None,
+        **more: Any,
     ) -> Iterator[np.ndarray]:
         """Frames uint8 [m, y, x, 3] of one video, block by block as they are made.
 
@@ -194,12 +201,13 @@ class VideoModel:
           settings: from `self.settings(...)`.
           seed: of the noise, which belongs to a frame: a longer video begins with the shorter one.
           given: [1, f0, c, y, x] first latents, from `first_frames`, or from another video.
+          more: keywords of `Student.stream`: `recompute`, `window`.
         """
         settings = settings or self.settings()
         embed = functools.lru_cache(maxsize=2)(lambda words: self.embed([words]))
         text = (lambda frame: embed(prompt(frame))) if callable(prompt) else embed(prompt)
         noise = seeded(sample_keys([seed], [0]), settings.shape[1:])
-        return (frames[0] for _, frames in self.videos(noise, text, settings, given))
+        return (frames[0] for _, frames in self.videos(noise, text, settings, given, **more))
 
 
 def _fits(codec: encoding.Codec, sizes: Sequence[int]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -145,10 +146,12 @@ class Student:
         self.config, self.params, self.window, self.mesh = config, params, window, mesh
         apply = WanDiT(config).apply
 
-        def generator(params: Any) -> Generator:
+        def generator(params: Any, window: Window) -> Generator:
             return Generator(functools.partial(apply, {"params": params}), config, window)
 
-        @functools.partial(jax.jit, static_argnames=("block", "limit"), donate_argnames="cache")
+        static = ("block", "limit", "window")
+
+        @functools.partial(jax.jit, static_argnames=static, donate_argnames="cache")
         def step(
             params: Any,
             cache: Caches,
@@ -158,16 +161,23 @@ class Student:
             start: Any,
             block: Block,
             limit: int,
+            window: Window,
         ) -> tuple[jax.Array, Caches]:
-            g = generator(params)
+            g = generator(params, window)
             x0, _, cache = denoise_block(g, cache, text, block, draws, before, start, limit)
             return x0, cache
 
-        @functools.partial(jax.jit, static_argnames="limit", donate_argnames="cache")
+        @functools.partial(jax.jit, static_argnames=static[1:], donate_argnames="cache")
         def context(
-            params: Any, cache: Caches, text: KeyValue, x: jax.Array, start: Any, limit: int
+            params: Any,
+            cache: Caches,
+            text: KeyValue,
+            x: jax.Array,
+            start: Any,
+            limit: int,
+            window: Window,
         ) -> Caches:
-            return clean_block(generator(params), cache, text, x, start, limit)
+            return clean_block(generator(params, window), cache, text, x, start, limit)
 
         self._step, self._context = step, context
         self._text = jax.jit(lambda p, text: apply({"params": p}, text, method="text_key_value"))
@@ -179,7 +189,14 @@ class Student:
         return other
 
     def stream(
-        self, noise: Noise | ClipDraws, text: Text, plan: Plan, given: jax.Array | None = None
+        self,
+        noise: Noise | ClipDraws,
+        text: Text,
+        plan: Plan,
+        given: jax.Array | None = None,
+        *,
+        recompute: bool = False,
+        window: Window | None = None,
     ) -> Iterator[jax.Array]:
         """Clean latents [b, frames of the block, c, y, x], block by block as they are asked for.
 
@@ -193,12 +210,18 @@ class Student:
           plan: blocks and their steps, without the given frames.
           given: [b, f0, c, y, x] clean latents that the video continues, taken in blocks of the size
             of the plan's last. Frame numbers count them.
+          recompute: with a new prompt the frames that the next block sees pass anew under it, as given ones
+            do; else they keep what they were under the old one.
+          window: instead of the student's own; each has programs of its own.
         """
+        window = window or self.window
         for block in plan:
-            self.window.check_block(block.frames)
-        start = 0 if given is None else given.shape[1]
+            window.check_block(block.frames)
+        # Rotary positions begin anew where the context does; noise belongs to the number of a frame.
+        start = position = _frames_of(given)
         draw = recorded(noise, start) if isinstance(noise, ClipDraws) else noise
-        slots = self.window.slots(start + num_frames(plan))
+        slots = window.slots(start + num_frames(plan))
+        past = _Past(window, given) if recompute else None
         cache: Any = None
         before: jax.Array | None = None
         prompt, text_kv = None, None
@@ -206,15 +229,20 @@ class Student:
             draws = draw(start, block)
             asked = text(start) if callable(text) else text
             if asked is not prompt:
-                if before is not None:
-                    cache = self._clean(cache, text_kv, before, start - before.shape[1], slots)
+                if past is not None and prompt is not None:
+                    given, cache, before = past.seen(block.frames), None, None
+                    position = _frames_of(given)
+                elif before is not None:
+                    done = position - before.shape[1]
+                    cache = self._clean(cache, text_kv, before, done, slots, window)
                     before = None
                 prompt, text_kv = asked, self._run(self._text, self.params, asked)
             if cache is None:
                 cache = self._empty(draws.start.shape, slots)
                 if given is not None:
-                    cache, before = self._prefill(cache, text_kv, given, plan[-1].frames, slots)
-            limit = self._limit(start + block.frames, slots)
+                    size = plan[-1].frames
+                    cache, before = self._prefill(cache, text_kv, given, size, slots, window)
+            limit = self._limit(position + block.frames, slots)
             before, cache = self._run(
                 self._step,
                 self.params,
@@ -222,11 +250,14 @@ class Student:
                 text_kv,
                 draws,
                 before,
-                jnp.int32(start),
+                jnp.int32(position),
                 block,
                 limit,
+                window,
             )
-            start += block.frames
+            start, position = start + block.frames, position + block.frames
+            if past is not None:
+                past.add(before)
             yield before
 
     def clip(self, noise: Noise | ClipDraws, text: Text, plan: Plan) -> jax.Array:
@@ -234,17 +265,21 @@ class Student:
         return jnp.concatenate(list(self.stream(noise, text, plan)), 1)
 
     def _prefill(
-        self, cache: Caches, text: Any, given: jax.Array, size: int, slots: int
+        self, cache: Caches, text: Any, given: jax.Array, size: int, slots: int, window: Window
     ) -> tuple[Caches, jax.Array]:
         """Clean passes of all given blocks but the last, which shares one with the first noisy block."""
         last = (given.shape[1] - 1) // size * size
         for start in range(0, last, size):
-            cache = self._clean(cache, text, given[:, start : start + size], start, slots)
+            part = given[:, start : start + size]
+            cache = self._clean(cache, text, part, start, slots, window)
         return cache, given[:, last:]
 
-    def _clean(self, cache: Caches, text: Any, x: jax.Array, start: int, slots: int) -> Caches:
+    def _clean(
+        self, cache: Caches, text: Any, x: jax.Array, start: int, slots: int, window: Window
+    ) -> Caches:
         limit = self._limit(start + x.shape[1], slots)
-        return self._run(self._context, self.params, cache, text, x, jnp.int32(start), limit)
+        at = jnp.int32(start)
+        return self._run(self._context, self.params, cache, text, x, at, limit, window)
 
     def _limit(self, frames: int, slots: int) -> int:
         """Slots, of all, that a program reads when the video has so many frames. Where kernels skip what is
@@ -272,6 +307,42 @@ class Student:
 
     def _mesh(self) -> Any:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+def _frames_of(given: jax.Array | None) -> int:
+    return 0 if given is None else int(given.shape[1])
+
+
+class _Past:
+    """The clean latents that later blocks may see.
+
+    Args:
+      window: how far back they see.
+      given: [b, f, c, y, x] frames that the video begins with, or None.
+    """
+
+    def __init__(self, window: Window, given: jax.Array | None) -> None:
+        self._window = window
+        self._sink: list[jax.Array] = []
+        self._recent: collections.deque[jax.Array] = collections.deque(
+            maxlen=None if window.size is None else window.size - window.sink
+        )
+        if given is not None:
+            self.add(given)
+
+    def add(self, latents: jax.Array) -> None:
+        """Takes in the next frames [b, f, c, y, x]."""
+        for frame in jnp.split(latents, latents.shape[1], 1):
+            kept = self._sink if len(self._sink) < self._window.sink else self._recent
+            kept.append(frame)
+
+    def seen(self, frames: int) -> jax.Array | None:
+        """What the next block, of so many frames, sees of them; None: nothing."""
+        size, recent = self._window.size, list(self._recent)
+        if size is not None:
+            recent = recent[max(0, len(recent) - (size - self._window.sink - frames)) :]
+        seen = [*self._sink, *recent]
+        return jnp.concatenate(seen, 1) if seen else None
 
 
 _empty = jax.jit(kv.init, static_argnums=(0, 1, 2, 3, 4))

@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from oneforcing_jax.errors import Refused
 from oneforcing_jax.live import session as states
 from oneforcing_jax.live import wire
+from oneforcing_jax.live.h264 import Encoder
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.session import Session
@@ -34,9 +35,13 @@ class Connection:
       queue: where sessions are.
       seconds: that a session may hold the device.
       journal: counts.
+      form: of frames, `wire.JPEG` or `wire.H264`.
     """
 
-    def __init__(self, socket: WebSocket, queue: Queue, seconds: float, journal: Journal) -> None:
+    def __init__(
+        self, socket: WebSocket, queue: Queue, seconds: float, journal: Journal, form: str
+    ) -> None:
+        self._form = form
         self._socket, self._queue, self._seconds, self._journal = socket, queue, seconds, journal
         self._lock = asyncio.Lock()
         self._viewer: Viewer | None = None
@@ -148,7 +153,8 @@ class Connection:
         said = {"say": "session", "session": session.id, "own": own}
         await self._text(json.dumps(said | ({"key": session.key} if own else {})))
         fps = self._queue.studio.fps
-        self._viewer = Viewer(session, fps, self._text, self._binary, self._journal)
+        encode = Encoder(fps).encode if self._form == wire.H264 else None
+        self._viewer = Viewer(session, fps, self._text, self._binary, self._journal, encode)
         self._task = asyncio.create_task(self._viewer.run())
 
     async def _unwatch(self) -> None:

@@ -158,6 +158,9 @@ class Server:
             _check_origin(socket)
             if self._connections >= MOST_CONNECTIONS:
                 raise Refused(503, f"{self._connections} connections are open; try again later")
+            form = socket.query_params.get("video", wire.JPEG)
+            if form not in (wire.JPEG, wire.H264):
+                raise Refused(400, f"video: expected {wire.JPEG} or {wire.H264}")
         except Refused as error:
             self._journal.refused.labels(error.status).inc()
             await socket.accept()
@@ -167,7 +170,8 @@ class Server:
         self._connections += 1
         self._journal.viewers.inc()
         try:
-            await Connection(socket, self._queue, self._seconds, self._journal).run(self._hello())
+            served = Connection(socket, self._queue, self._seconds, self._journal, form)
+            await served.run(self._hello())
         finally:
             self._connections -= 1
             self._journal.viewers.dec()
@@ -179,7 +183,7 @@ class Server:
         return json.dumps({
             "say": "hello", "boot": self._boot, "ready": self._queue.ready, "fps": studio.fps,
             "rows": rows, "columns": columns, "frames": studio.frames, "most_frames": studio.most,
-            "first_steps": FIRST_STEPS, "examples": studio.examples,
+            "first_steps": FIRST_STEPS, "windows": list(studio.windows), "examples": studio.examples,
             "longest_prompt": wire.LONGEST_PROMPT, "largest_image": wire.LARGEST_IMAGE,
         })  # fmt: skip
 

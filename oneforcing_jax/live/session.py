@@ -9,12 +9,12 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from oneforcing_jax.errors import Refused
 from oneforcing_jax.live.recording import Recording, Shown, to_jpeg
-from oneforcing_jax.live.studio import Made, Studio, Wish
+from oneforcing_jax.live.studio import Made, Wish
 
 WAITING, RUNNING, PAUSED, ENDED = "waiting", "running", "paused", "ended"
 # Seconds that a video is made ahead of what is seen.
@@ -24,6 +24,17 @@ LONGEST_PAUSE = 120.0
 # Prompts of one video.
 MOST_MARKS = 50
 DONE, STOPPED = "complete", "stopped"
+
+
+class Maker(Protocol):
+    """What makes the video of a session, such as a `Studio`."""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second."""
+
+    def make(self, wish: Wish, prompt: Callable[[int], str]) -> Generator[Made]:
+        """Blocks of a video; see `Studio.make`."""
 
 
 class Mark(NamedTuple):
@@ -151,13 +162,34 @@ class Session:
                 "epoch": self._epoch, "made": self._made, "frames": self.wish.frames,
                 "kept_from": self._made - self.recording.count, "prompt": self._prompt,
                 "asked": self._asked, "seed": self.wish.seed, "first_steps": self.wish.first_steps,
+                "window": self.wish.window, "recompute": self.wish.recompute,
                 "marks": [mark._asdict() for mark in self._marks],
                 "meters": self._meters and self._meters._asdict(),
             }  # fmt: skip
 
+    def watch(self) -> Iterator[Shown]:
+        """Frames when they are to be seen, until the video has ended and all were. Who comes late for a frame
+        gets the newest one; what was made for an older prompt and is not seen yet, is not shown."""
+        after = self.fresh
+        while True:
+            with self._condition:
+                now, due, wait = (self._stopped or time.monotonic()) - self._zero, None, None
+                after = max(after, self.fresh)
+                while (frame := self.recording.at(after)) and frame.serial >= after:
+                    if frame.time > now:
+                        wait = frame.time - now
+                        break
+                    due, after = frame, frame.serial + 1
+                if due is None:
+                    if self.state == ENDED and (wait is None or self._stopped):
+                        return
+                    self._condition.wait(None if self._stopped else wait)
+                    continue
+            yield due
+
     # The making, of one thread.
 
-    def run(self, studio: Studio) -> None:
+    def run(self, studio: Maker) -> None:
         """Makes the video until it ends, or is begun anew."""
         with self._condition:
             take, wish = self._take, self.wish

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.data.captions import check_unicode
 from oneforcing_jax.data.origin import Origin
@@ -48,6 +49,8 @@ class Wish:
       frames: pixel frames, an image included.
       first_steps: denoising steps of the first block, 1 to `FIRST_STEPS`.
       image: uint8 [1, y, x, 3], the first frame; None: there is none.
+      window: latent frames that a block sees, one of `Studio.windows`; None: the first of them.
+      recompute: with a new prompt, what is still seen passes anew under it.
     """
 
     prompt: str
@@ -55,6 +58,8 @@ class Wish:
     frames: int = 1
     first_steps: int = FIRST_STEPS
     image: np.ndarray | None = None
+    window: int | None = None
+    recompute: bool = False
 
 
 class Made(NamedTuple):
@@ -76,17 +81,18 @@ class Studio:
       settings: of its videos; their length is that of a wish that names none.
       fps: frames per second.
       most: pixel frames that a video may have.
-      window: latent frames that a block sees.
+      window: how far back a block sees at most; wishes may ask for a half and a quarter of it.
 
     Raises:
       InputError: a longest video that is shorter than the usual one.
     """
 
     def __init__(
-        self, model: VideoModel, settings: Settings, fps: float, most: int, window: int
+        self, model: VideoModel, settings: Settings, fps: float, most: int, window: Window
     ) -> None:
         self.model, self.settings, self.fps, self.most = model, settings, fps, most
-        self.frames, self._window = self.pixel_frames(settings.shape[0]), window
+        self.windows = _windows(window, settings)
+        self.frames = self.pixel_frames(settings.shape[0])
         if most < self.frames:
             raise InputError(
                 f"--most_frames: expected {self.frames} or more, the frames of a usual video, found {most}; "
@@ -151,6 +157,8 @@ class Studio:
             lambda latents: embed(prompt(self.pixel_frames(latents))),
             self._plan(wish, 0 if given is None else given.shape[1]),
             given,
+            recompute=wish.recompute,
+            window=self.windows[wish.window or next(iter(self.windows))],
         )
         if given is not None:
             blocks = itertools.chain([given], blocks)
@@ -184,15 +192,31 @@ class Studio:
         if not self.examples:
             return
         one, turns = self.examples[0], itertools.cycle([self.examples[0], self.examples[-1]])
-        blocks = self._window // self.settings.block_frames + 3
         picture = np.zeros((1, *self.size, 3), np.uint8)
-        fewer = ((Wish(one, first_steps=n), 1) for n in range(1, FIRST_STEPS))
-        for wish, count in ((Wish(one), blocks), *fewer, (Wish(one, image=picture), blocks)):
-            for prompt in (lambda _: one, lambda _: next(turns)):
-                yield from (None for _ in itertools.islice(self.make(wish, prompt), count))
+        ways = [
+            (lambda _: one, False),
+            (lambda _: next(turns), False),
+            (lambda _: next(turns), True),
+        ]
+        for window in self.windows:
+            plain, blocks = Wish(one, window=window), window // self.settings.block_frames + 3
+            fewer = [(dataclasses.replace(plain, first_steps=n), 1) for n in range(1, FIRST_STEPS)]
+            kinds = [(plain, blocks), *fewer, (dataclasses.replace(plain, image=picture), blocks)]
+            for (wish, count), (prompt, again) in itertools.product(kinds, ways):
+                made = self.make(dataclasses.replace(wish, recompute=again), prompt)
+                yield from (None for _ in itertools.islice(made, count))
         for words in itertools.takewhile(self._reads, (f"{one} " * n for n in range(1, LONGEST))):
             self.model.embed([words])
             yield
+
+
+def _windows(window: Window, settings: Settings) -> dict[int, Window]:
+    """By size: a window, its half and its quarter, as far as blocks fit beside the sink."""
+    if window.size is None:
+        raise InputError("window: expected a size, found none; videos that are watched have no end")
+    least = window.sink + max(settings.block_frames, settings.first_frames or 0) + 1
+    sizes = [window.size, *(n for n in (window.size // 2, window.size // 4) if n >= least)]
+    return {size: dataclasses.replace(window, size=size) for size in sizes}
 
 
 def quiet(line: str) -> None:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.session import LEAD, Session
 from oneforcing_jax.live.wire import packed
@@ -29,6 +31,7 @@ class Viewer:
       fps: frames per second.
       text, binary: send a message.
       journal: counts.
+      encode: makes of the JPEG of each frame that is sent, in order, what is sent; None: it is sent.
     """
 
     def __init__(
@@ -38,7 +41,9 @@ class Viewer:
         text: Callable[[str], Awaitable[None]],
         binary: Callable[[bytes], Awaitable[None]],
         journal: Journal,
+        encode: Callable[[bytes], bytes] | None = None,
     ) -> None:
+        self._encode = encode
         self.session, self._text, self._binary = session, text, binary
         self._journal = journal
         # Frames on their way: what is made ahead, and a second for the way there and back.
@@ -88,7 +93,10 @@ class Viewer:
             frame = newest
         self._journal.frames_skipped.inc(frame.serial - wanted)
         self._next = frame.serial + 1
-        await self._binary(packed(frame))
+        picture = frame.jpeg
+        if self._encode:
+            picture = await run_in_threadpool(self._encode, picture)
+        await self._binary(packed(frame, picture))
         self._journal.frames_sent.inc()
         return True
 

@@ -24,17 +24,19 @@ LONGEST_PROMPT, MOST_PIXELS = 2000, 1 << 24
 KINDS = ("PNG", "JPEG", "WEBP")
 # Messages of a connection: so many at once, and a second.
 BURST, RATE = 60, 20.0
-# Serial, epoch and number of a frame, and its time in seconds; the JPEG follows.
+# Forms of frames that a connection may ask for.
+JPEG, H264 = "jpeg", "h264"
+# Serial, epoch and number of a frame, and its time in seconds; the picture follows.
 HEADER = struct.Struct(">IIId")
 
 
-def packed(frame: Shown) -> bytes:
+def packed(frame: Shown, picture: bytes) -> bytes:
     """A frame as a binary message."""
-    return HEADER.pack(frame.serial, frame.epoch, frame.number, frame.time) + frame.jpeg
+    return HEADER.pack(frame.serial, frame.epoch, frame.number, frame.time) + picture
 
 
 def unpacked(message: bytes) -> Shown:
-    """The frame of a binary message."""
+    """The frame of a binary message, in whichever form."""
     serial, epoch, number, time_ = HEADER.unpack_from(message)
     return Shown(serial, epoch, number, time_, message[HEADER.size :])
 
@@ -85,7 +87,23 @@ def wish_of(said: Mapping[str, Any], studio: Studio) -> Wish:
         number_of(said, "frames", studio.frames, 1, studio.most),
         number_of(said, "first_steps", FIRST_STEPS, 1, FIRST_STEPS),
         _image(said.get("image")),
+        _window(said, studio),
+        _choice(said, "recompute"),
     )
+
+
+def _window(said: Mapping[str, Any], studio: Studio) -> int:
+    found = said.get("window", next(iter(studio.windows)))
+    if type(found) is not int or found not in studio.windows:
+        raise Refused(400, f"window: expected one of {list(studio.windows)}")
+    return found
+
+
+def _choice(said: Mapping[str, Any], name: str) -> bool:
+    found = said.get(name, False)
+    if type(found) is not bool:
+        raise Refused(400, f"{name}: expected true or false")
+    return found
 
 
 def number_of(said: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:

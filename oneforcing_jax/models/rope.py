@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from oneforcing_jax.shapes import trailing
 
+# Positions below this are exact as they are; what of a position is beyond turns by whole multiples of it.
+_PERIOD = 4096
+
 
 def _angles(positions: jax.Array, size: int, theta: float) -> jax.Array:
-    """[p, size / 2] angles of `size` features at integer positions."""
+    """[p, size / 2] angles of `size` features at integer positions, up to whole turns.
+
+    In float32 an angle of position 10^6 is known to 0.06 only. Multiples of `_PERIOD` have angles of their
+    own, below a turn, so that a stream may go on for days.
+    """
     frequencies = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    return positions.astype(jnp.float32)[:, None] * frequencies[None]
+    exact = _PERIOD * np.float64(theta) ** (-np.arange(0, size, 2) / size)
+    periods = jnp.asarray(np.mod(exact, 2 * np.pi), jnp.float32)
+    below = (positions % _PERIOD).astype(jnp.float32)[:, None] * frequencies
+    return below + (positions // _PERIOD).astype(jnp.float32)[:, None] * periods
 
 
 def rotations(
@@ -40,6 +51,13 @@ def rotations(
         jnp.broadcast_to(of_column[None, None, :], (*grid, of_column.shape[-1])),
     ]
     return jnp.concatenate(parts, -1).reshape(grid[0], rows * columns, head_size // 2)
+
+
+def later(frames: jax.Array, head_size: int, theta: float) -> jax.Array:
+    """Angles [head_size / 2] by which a key turns that is to lie so many frames later, traced."""
+    part = 2 * (head_size // 6)
+    of_time = _angles(frames[None], head_size - 2 * part, theta)[0]
+    return jnp.pad(of_time, (0, part))
 
 
 def turns(angles: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ let mine = null; // {session, key, boot}; no key: only watched
 let image = null; // base64 of the first frame
 let asked = 0; // when Start was pressed; 0: a first frame was shown since
 let retry = 500;
+let small = false; // whether this connection's frames are H.264, which pages of localhost and HTTPS may decode
 let ended = false; // whether the end was said
 let blank = false; // whether the form waits to be filled as the video that a loaded page goes on with
 
@@ -29,6 +30,8 @@ function send(message) {
 function connect() {
   const address = new URL("live", location.href.split("#")[0]);
   address.protocol = address.protocol.replace("http", "ws");
+  small = $("small").checked;
+  if (small) address.searchParams.set("video", "h264");
   socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
   socket.onmessage = ({ data }) => (typeof data === "string" ? heard(JSON.parse(data)) : arrived(data));
@@ -39,6 +42,23 @@ function connect() {
     setTimeout(connect, retry);
     retry = Math.min(retry * 1.5, 5000);
   };
+}
+
+// Connects again for frames in the other form.
+function again() {
+  for (const { failed } of decoding.values()) failed();
+  decoding.clear();
+  decoder = null;
+  fresh(0);
+  retry = 50;
+  socket.close();
+}
+
+// A decoder that fails is not asked again.
+function large() {
+  $("small").checked = false;
+  $("may_small").hidden = true;
+  again();
 }
 
 function heard(message) {
@@ -61,6 +81,7 @@ function greeted(message) {
     $("frames").value = hello.frames;
     for (let n = 1; n <= hello.first_steps; n++) $("steps").add(new Option(n === 1 ? "1 step" : `${n} steps`, n));
     $("steps").value = hello.first_steps;
+    for (const n of hello.windows) $("window").add(new Option(`${n} frames`, n));
     $("examples").replaceChildren(...hello.examples.map(example));
     fill(given);
     blank = !given.has("prompt");
@@ -88,7 +109,13 @@ function example(words) {
 }
 
 function fill(given) {
-  for (const name of ["prompt", "seed", "frames", "steps"]) if (given.has(name)) $(name).value = given.get(name);
+  for (const name of ["prompt", "seed", "frames", "steps", "window"]) if (given.has(name)) $(name).value = given.get(name);
+  $("recompute").checked = given.get("recompute") === "true";
+}
+
+// What a video was asked for, as links have it.
+function settings({ seed, frames, first_steps: steps, window, recompute }, prompt) {
+  return new URLSearchParams({ prompt, seed, frames, steps, window, recompute });
 }
 
 function joined(message) {
@@ -124,8 +151,7 @@ function stands(found) {
   const before = state;
   state = found;
   if (blank) {
-    const words = found.asked || found.prompt;
-    fill(new Map(Object.entries({ prompt: words, seed: found.seed, frames: found.frames, steps: found.first_steps })));
+    fill(settings(found, found.asked || found.prompt));
     blank = false;
   }
   if (!before || before.epoch !== found.epoch) {
@@ -144,8 +170,7 @@ function stands(found) {
     $("m_decode").textContent = milliseconds(found.meters.decode);
     $("m_made").textContent = found.meters.made.toFixed(1);
   }
-  const link = new URLSearchParams({ prompt: found.marks[0].prompt, seed: found.seed, frames: found.frames, steps: found.first_steps });
-  $("again").href = `${location.pathname}${location.search}#${link}`;
+  $("again").href = `${location.pathname}${location.search}#${settings(found, found.marks[0].prompt)}`;
   $("canvas").setAttribute("aria-label", `Video: ${found.prompt}`);
   allow();
 }
@@ -207,7 +232,8 @@ const may = (id) => $(id).getAttribute("aria-disabled") !== "true";
 function start() {
   blank = false;
   const wish = { do: "start", prompt: $("prompt").value };
-  const numbers = { seed: "seed", frames: "frames", first_steps: "steps" };
+  wish.recompute = $("recompute").checked;
+  const numbers = { seed: "seed", frames: "frames", first_steps: "steps", window: "window" };
   for (const [name, id] of Object.entries(numbers)) wish[name] = Number($(id).value);
   if (image) wish.image = image;
   live();
@@ -271,6 +297,8 @@ $("form").onsubmit = (event) => {
 };
 $("switch").onclick = () => may("switch") && send({ do: "prompt", prompt: $("prompt").value });
 $("pause").onclick = pause;
+$("small").onchange = again;
+$("may_small").hidden = !("VideoDecoder" in window);
 $("stop").onclick = () => may("stop") && send({ do: "stop" });
 $("replay").onclick = replay;
 $("image").onchange = ({ target }) => target.files.length && take(target.files[0]);

@@ -11,6 +11,8 @@ let clock = null; // performance.now() / 1000 at time 0 of the video
 let epoch = 0;
 let shown = 0;
 let recent = []; // times at which frames were shown
+let decoder = null; // of H.264; null: frames are JPEG
+const decoding = new Map(); // serial number -> what to do with its picture
 const now = () => performance.now() / 1000;
 
 // What is on its way is stale.
@@ -24,13 +26,36 @@ function arrived(buffer) {
   const view = new DataView(buffer);
   const frame = { serial: view.getUint32(0), number: view.getUint32(8), time: view.getFloat64(12) };
   const of = view.getUint32(4);
-  if (of < epoch) return acknowledge(frame);
+  const data = new Uint8Array(buffer, HEADER);
+  frame.picture = small ? decoded(frame.serial, data) : createImageBitmap(new Blob([data], { type: "image/jpeg" }));
+  if (of < epoch) {
+    frame.picture.then((bitmap) => bitmap.close(), () => {});
+    return acknowledge(frame);
+  }
   if (of > epoch) fresh(of);
-  const blob = new Blob([new Uint8Array(buffer, HEADER)], { type: "image/jpeg" });
-  frame.picture = createImageBitmap(blob);
   frame.picture.then((bitmap) => (frame.bitmap = bitmap), () => (frame.broken = true));
   waiting.push(frame);
   if (clock === null || now() > clock + frame.time + LATE) clock = now() + DELAY - waiting[0].time;
+}
+
+// A picture out of the stream of H.264, every frame of which must be decoded, seen or not.
+function decoded(serial, data) {
+  const key = (data[4] & 31) === 7; // begins with the settings of the decoder
+  if (key) {
+    const codec = "avc1." + [...data.slice(5, 8)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    const finish = (picture) => {
+      const settle = decoding.get(picture.timestamp);
+      decoding.delete(picture.timestamp);
+      createImageBitmap(picture).then(settle.done, settle.failed).finally(() => picture.close());
+    };
+    decoder = new VideoDecoder({ output: finish, error: () => large() });
+    decoder.configure({ codec, optimizeForLatency: true });
+  }
+  return new Promise((done, failed) => {
+    if (!decoder || decoder.state !== "configured") return failed();
+    decoding.set(serial, { done, failed });
+    decoder.decode(new EncodedVideoChunk({ type: key ? "key" : "delta", timestamp: serial, data }));
+  });
 }
 
 function acknowledge(frame) {
