@@ -535,6 +535,7 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
             "#window": "3",
         }
         assert {name: page.input_value(name) for name in form} == form
+        assert page.is_checked("#recompute")
         page.focus("body")
         page.keyboard.press("Space")
         seen(page, 5)

@@ -192,13 +192,19 @@ class Studio:
         if not self.examples:
             return
         one, turns = self.examples[0], itertools.cycle([self.examples[0], self.examples[-1]])
-        blocks = next(iter(self.windows)) // self.settings.block_frames + 3
         picture = np.zeros((1, *self.size, 3), np.uint8)
-        fewer = ((Wish(one, first_steps=n), 1) for n in range(1, FIRST_STEPS))
-        more = (Wish(one, image=picture), Wish(one, recompute=True))
-        for wish, count in ((Wish(one), blocks), *fewer, *((wish, blocks) for wish in more)):
-            for prompt in (lambda _: one, lambda _: next(turns)):
-                yield from (None for _ in itertools.islice(self.make(wish, prompt), count))
+        ways = [
+            (lambda _: one, False),
+            (lambda _: next(turns), False),
+            (lambda _: next(turns), True),
+        ]
+        for window in self.windows:
+            plain, blocks = Wish(one, window=window), window // self.settings.block_frames + 3
+            fewer = [(dataclasses.replace(plain, first_steps=n), 1) for n in range(1, FIRST_STEPS)]
+            kinds = [(plain, blocks), *fewer, (dataclasses.replace(plain, image=picture), blocks)]
+            for (wish, count), (prompt, again) in itertools.product(kinds, ways):
+                made = self.make(dataclasses.replace(wish, recompute=again), prompt)
+                yield from (None for _ in itertools.islice(made, count))
         for words in itertools.takewhile(self._reads, (f"{one} " * n for n in range(1, LONGEST))):
             self.model.embed([words])
             yield

@@ -113,9 +113,9 @@ function fill(given) {
   $("recompute").checked = given.get("recompute") === "true";
 }
 
-// What a video was asked for, as the form has it.
-function settings({ seed, frames, first_steps, window, recompute }, prompt) {
-  return new URLSearchParams({ prompt, seed, frames, steps: first_steps, window, recompute });
+// What a video was asked for, as links have it.
+function settings({ seed, frames, first_steps: steps, window, recompute }, prompt) {
+  return new URLSearchParams({ prompt, seed, frames, steps, window, recompute });
 }
 
 function joined(message) {
