@@ -1,16 +1,20 @@
 """The store: what is written comes back, kills lose nothing, bad input is one clear line."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore as ts
 
+from oneforcing_jax.data import shards, store_meta
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import Store
 
@@ -49,7 +53,25 @@ def test_samples_come_back_from_another_handle(tmp_path):
     assert_same(again.read(4), sample(4))
 
 
+@pytest.fixture
+def old(monkeypatch) -> None:
+    """New stores are of version 1."""
+    monkeypatch.setattr(store_meta, "VERSION", 1)
+
+
 def test_padding_takes_no_disk_space(tmp_path):
+    fields = {"text": ((512, 256), "bfloat16")}
+    store = Store.create(tmp_path / "s", 16, fields)
+    text = np.zeros((512, 256), ml_dtypes.bfloat16)
+    text[:8] = np.random.default_rng(0).normal(size=(8, 256))
+    for index in range(16):
+        store.write(index, {"text": text})
+    (shard,) = (tmp_path / "s/arrays/text").glob("c.*")
+    assert shard.stat().st_size < 1.3 * 16 * text[:8].nbytes
+    assert_same(store.read(7), {"text": text})
+
+
+def test_padding_takes_no_disk_space_in_an_old_store(tmp_path, old):
     store = Store.create(tmp_path / "s", 3, FIELDS)
     for index in (0, 1, 2):
         value = sample(0)
@@ -63,8 +85,10 @@ def test_a_zero_latent_is_data_and_a_lost_one_is_damage(tmp_path):
     store = Store.create(tmp_path / "s", 2, FIELDS)
     store.write(0, {**sample(1), "latents": np.zeros((3, 2, 4, 4), np.float32)})
     assert not store.read(0)["latents"].any()
-    (tmp_path / "s/arrays/latents/c.0.0.0.0.0").unlink()
-    with pytest.raises(ValueError, match="cannot read sample 0: .*missing.*damaged") as caught:
+    (tmp_path / "s/pending/latents/c.0.0.0.0.0").unlink()
+    with pytest.raises(
+        ValueError, match="cannot read sample 0: .*(missing|not found).*damaged"
+    ) as caught:
         store.read(0)
     assert "\n" not in str(caught.value)
 
@@ -117,12 +141,12 @@ def test_a_half_written_sample_is_not_done(tmp_path):
     store = Store.create(tmp_path / "s", 2, FIELDS)
     store.write(0, sample(1))
     # A folder where the text's file belongs: that field alone cannot be written.
-    (tmp_path / "s/arrays/text/c.1.0.0").mkdir()
+    (tmp_path / "s/pending/text/c.1.0.0").mkdir()
     with pytest.raises(ValueError, match="sample 1 was not written") as caught:
         store.write(1, sample(1))
     assert "\n" not in str(caught.value)
-    assert (tmp_path / "s/arrays/latents/c.1.0.0.0.0").exists()
-    (tmp_path / "s/arrays/text/c.1.0.0").rmdir()
+    assert (tmp_path / "s/pending/latents/c.1.0.0.0.0").exists()
+    (tmp_path / "s/pending/text/c.1.0.0").rmdir()
     again = Store.create(tmp_path / "s", 2, FIELDS)
     np.testing.assert_array_equal(again.done(), [True, False])
     again.write(1, sample(1))
@@ -183,12 +207,12 @@ def test_what_is_no_store_is_refused(tmp_path):
         meta.write_text(text)
         with pytest.raises(ValueError, match="found a damaged file"):
             Store.open(tmp_path / "s")
-    meta.write_text(json.dumps(json.loads(whole) | {"version": 2}))
-    with pytest.raises(ValueError, match="expected format version 1, found 2"):
+    meta.write_text(json.dumps(json.loads(whole) | {"version": 3}))
+    with pytest.raises(ValueError, match="expected format version 2 or less, found 3"):
         Store.open(tmp_path / "s")
     meta.write_text(whole)
     (tmp_path / "s/arrays/text/zarr.json").unlink()
-    with pytest.raises(ValueError, match="expected an array text"):
+    with pytest.raises(ValueError, match="expected arrays of 2 samples of .*text"):
         Store.open(tmp_path / "s")
 
     (tmp_path / "photos").mkdir()
@@ -253,3 +277,78 @@ def test_two_writers_killed_midway_lose_nothing(tmp_path):
         resumed.write(int(index), value)
         assert_same(resumed.read(int(index)), value)
     assert resumed.done().sum() == len(done) + 5
+
+
+def names(folder: Path) -> list[str]:
+    """Files of samples, without the descriptions of the arrays."""
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("c.*"))
+
+
+def test_a_full_range_becomes_a_shard_and_late_samples_stay_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_SAMPLES", 2)
+    store, reader = (Store.create(tmp_path / "s", 5, FIELDS) for _ in range(2))
+    for index in (1, 3, 0):  # 0 fills the first range
+        store.write(index, sample(index))
+        assert_same(reader.read(index), sample(index))
+    assert names(tmp_path / "s") == [
+        "arrays/latents/c.0.0.0.0.0",
+        "arrays/text/c.0.0.0",
+        "pending/latents/c.3.0.0.0.0",
+        "pending/text/c.3.0.0",
+    ]
+    assert_same(reader.read(1), sample(1))  # it was pending when the reader looked
+    store.leave_out(2, "b.mp4: too short")
+    store.write(4, sample(4))
+    assert names(tmp_path / "s/pending") == []
+    store.require_complete()
+    np.testing.assert_array_equal(Store.open(tmp_path / "s").done(), [1, 1, 0, 1, 1])
+    store.write(2, sample(2))
+    again = Store.create(tmp_path / "s", 5, FIELDS)
+    assert not again.left_out() and again.done().all()
+    for index in range(5):
+        assert_same(again.read(index), sample(index))
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, step):
+    """Stops before write or removal number `step` of packing; the next run packs the rest."""
+    store, left = Store.create(tmp_path / "s", 2, FIELDS), [step]
+    store.write(0, sample(1))
+
+    class Killed(BaseException):
+        pass
+
+    def counted(self, *args, real, **kwargs):
+        if "/pending/" in self.path or "/arrays/" in self.path:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        for name in ("write", "delete_range"):
+            real = getattr(ts.KvStore, name)
+            patch.setattr(ts.KvStore, name, functools.partialmethod(counted, real=real))
+        store.write(1, sample(2))
+    for index in range(2):
+        assert_same(Store.open(tmp_path / "s").read(index), sample(index + 1))
+    again = Store.create(tmp_path / "s", 2, FIELDS)
+    for index in range(2):
+        assert_same(again.read(index), sample(index + 1))
+    assert len(names(tmp_path / "s/arrays")) == 2
+
+
+def test_an_old_store_is_continued_as_it_is(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(store_meta, "VERSION", 1)
+        Store.create(tmp_path / "s", 3, FIELDS).write(0, sample(0))
+    store = Store.create(tmp_path / "s", 3, FIELDS)
+    store.write(1, sample(1))
+    store.leave_out(2, "b.mp4: too short")
+    store.require_complete()
+    again = Store.open(tmp_path / "s")
+    np.testing.assert_array_equal(again.done(), [True, True, False])
+    assert again.left_out() == {2: "b.mp4: too short"}
+    assert_same(again.read(1), sample(1))
+    assert json.loads((tmp_path / "s/meta.json").read_text())["version"] == 1
+    assert not (tmp_path / "s/pending").exists()

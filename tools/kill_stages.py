@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from oneforcing_jax import checkpoint, methods
 from oneforcing_jax import config as configs
-from oneforcing_jax.data.store import Store
+from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.run import Run
 from oneforcing_jax.toy.world import FPS, TINY
@@ -38,11 +38,11 @@ ROOT = CONFIG.parents[1]
 NOISE = runpy.run_path(str(ROOT / "configs" / "noise.py"))
 ITERATIONS = 60
 # Of store and videos: one file a sample.
-LATENTS, VIDEOS = "store/arrays/latents/c.*", "videos/*.mp4"
+LATENTS, VIDEOS = "store/*/latents/c.*", "videos/*.mp4"
 # Names of what is half written; of folders whose content has readers of its own or tells the time; of files
 # that do.
 HALF = ("*.tmp", "*.partial", "*.__lock", f"*{ocp.utils.TMP_DIR_SUFFIX}*", checkpoint.TRASH)
-INNER = {"arrays", "compiled", "tensorboard", checkpoint.FOLDER}
+INNER = {"arrays", "pending", "compiled", "tensorboard", checkpoint.FOLDER}
 CLOCKS = {"lock", ROWS}
 # In names of what is whole: a checkpoint, which a newer one replaces, and the content of a video.
 REPLACED, FRAMES = ": checkpoint ", ": frames of "
@@ -239,7 +239,7 @@ def state(out: Path) -> dict[str, str]:
 def _inner(here: Path, files: list[str]) -> Iterator[tuple[str, str]]:
     if (here / checkpoint.FOLDER).is_dir():
         yield from _trained(here)
-    if (here / "arrays" / "done" / "zarr.json").is_file():
+    if (here / META).is_file() and (here / "arrays").is_dir():
         yield from _samples(here)
     for name in files:
         if not name.startswith(".") and name not in CLOCKS:

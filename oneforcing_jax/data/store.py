@@ -1,14 +1,12 @@
-"""A store of training samples on disk: one zarr3 array a field, one folder in all.
+"""A store of training samples: zarr3 arrays, in one folder.
 
     store/
       meta.json          format version, count, fields {name: {shape, dtype}}, attributes
-      arrays/<field>/    zarr3, [count, *shape], one sample a chunk
-      arrays/done/       zarr3, uint8 [count]: 1 once every field of a sample is on disk, 2: left out
+      arrays/, pending/  the samples, as data/shards.py lays them out; version 1: data/chunks.py
       left_out/<i>.txt   why sample i was left out
       shared/<name>.npy  arrays that belong to the whole store, such as a negative prompt
 
-Fields of rank 2, [length, width], are texts: their chunks are (1, 64, width), and chunks that are
-all zero are not written, so padding takes no room.
+Fields of rank 2, [length, width], are texts: their padding takes no room.
 """
 
 from __future__ import annotations
@@ -21,23 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
 from oneforcing_jax import room
 from oneforcing_jax.data import store_meta
+from oneforcing_jax.data.chunks import TEXT_CHUNK, Chunks
+from oneforcing_jax.data.shards import OUT, Shards
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.ranges import not_finite
 
 META = "meta.json"
 LEFT_OUT = "left_out"
-# What `done` says of a sample: COUNTED + n is written, with n chunks of texts; version 0.1 did not count.
-WRITTEN, OUT, COUNTED = 1, 2, 3
-TEXT_CHUNK = 64
-DONE_CHUNK = 4096
-
-# Of new arrays: each chunk ends with a checksum, which is compared whenever it is read.
-CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 # Name of the shared array that holds the embedding of the negative prompt, [length, dim].
 NEGATIVE_TEXT = "negative_text"
@@ -63,13 +55,17 @@ class Store:
             name: (tuple(field["shape"]), field["dtype"]) for name, field in meta["fields"].items()
         }
         self._count: int = meta["count"]
-        self._arrays = {
-            name: _open_array(path, name, self._count, shape, dtype, create)
-            for name, (shape, dtype) in self.fields.items()
-        }
-        self._done = _open_array(path, "done", self._count, (), "uint8", create)
-        # Samples never become undone, so one that was seen done needs no second look.
-        self._seen = np.zeros(self._count, np.uint8)
+        try:
+            self._samples = (
+                Chunks(path, self._count, self.fields, create)
+                if meta["version"] == 1
+                else Shards(path, self._count, self.fields, path / LEFT_OUT, create)
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: expected arrays of {self._count} samples of {sorted(self.fields)}, found: "
+                f"{_first_line(error)}; run the command that fills the store again"
+            ) from error
 
     @classmethod
     def create(
@@ -95,7 +91,9 @@ class Store:
         meta = store_meta.describe(count, fields, attributes or {})
         file = path / META
         if file.exists():
-            difference = store_meta.difference(store_meta.read(file), meta)
+            old = store_meta.read(file)
+            meta["version"] = old["version"]  # an older store is continued as it is
+            difference = store_meta.difference(old, meta)
             if difference:
                 raise InputError(
                     f"{path} holds another store: {difference}; choose another folder or remove it"
@@ -159,17 +157,13 @@ class Store:
                     "are not; look at its source"
                 )
         try:
-            writes = [self._arrays[name][index].write(sample[name]) for name in self.fields]
-            for write in writes:
-                write.result()
-            state = np.uint8(min(COUNTED + self._text_chunks(index), 255))
-            self._done[index].write(state).result()
+            self._samples.write(index, sample)
             self._reason(index).unlink(missing_ok=True)
+            self._samples.filled(index)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.path}: sample {index} was not written: {_first_line(error)}"
             ) from error
-        self._seen[index] = state
 
     def leave_out(self, index: int, reason: str) -> None:
         """Notes that a sample cannot be made; a store whose other samples are done is complete.
@@ -180,9 +174,11 @@ class Store:
         (self.path / LEFT_OUT).mkdir(exist_ok=True)
         write_whole(self._reason(index), reason.encode())
         try:
-            self._done[index].write(np.uint8(OUT)).result()
+            self._samples.filled(index)
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.path}: cannot write done: {_first_line(error)}") from error
+            raise InputError(
+                f"{self.path}: cannot leave out sample {index}: {_first_line(error)}"
+            ) from error
 
     def left_out(self) -> dict[int, str]:
         """The samples that are left out, and why."""
@@ -194,23 +190,15 @@ class Store:
 
     def done(self) -> np.ndarray:
         """Which samples are on disk, bool [count], as of now."""
-        self._seen = self._states()
-        return _is_written(self._seen)
-
-    def _text_chunks(self, index: int) -> int:
-        """Files of a sample's texts. Chunks of padding have none, so a lost file would read as padding."""
-        return sum(
-            (self.path / "arrays" / name / f"c.{index}.{chunk}.0").is_file()
-            for name, (shape, _) in self.fields.items()
-            if len(shape) == 2
-            for chunk in range(-(-shape[0] // TEXT_CHUNK))
-        )
+        return _is_written(self._states())
 
     def _states(self) -> np.ndarray:
         try:
-            return np.asarray(self._done.read().result())
+            return self._samples.states()
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.path}: cannot read done: {_first_line(error)}") from error
+            raise InputError(
+                f"{self.path}: cannot read which samples are done: {_first_line(error)}"
+            ) from error
 
     def read(self, index: int, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Reads one sample: all its fields, or the named ones.
@@ -221,20 +209,13 @@ class Store:
         self._check_index(index)
         names = list(self.fields) if fields is None else list(fields)
         self.check_fields(names)
-        if not _is_written(self._seen[index]) and not self.done()[index]:
+        if not self._samples.has(index):
             raise InputError(
                 f"{self.path}: sample {index} is left out or not written yet; run the command that "
                 "fills the store again"
             )
-        expected = int(self._seen[index]) - COUNTED
-        if 0 <= expected < 255 - COUNTED and (found := self._text_chunks(index)) != expected:
-            raise InputError(
-                f"{self.path}: cannot read sample {index}: expected {expected} chunks of its texts, "
-                f"found {found}; the store is damaged, make it again"
-            )
         try:
-            reads = [self._arrays[name][index].read() for name in names]
-            return {name: read.result() for name, read in zip(names, reads, strict=True)}
+            return self._samples.read(index, names)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.path}: cannot read sample {index}: {_first_line(error)}; the store is "
@@ -314,40 +295,7 @@ def _least(fields: store_meta.Fields) -> int:
 
 
 def _is_written(states: np.ndarray) -> np.ndarray:
-    return (states == WRITTEN) | (states >= COUNTED)
-
-
-def _open_array(
-    path: Path, name: str, count: int, shape: Sequence[int], dtype: str, create: bool
-) -> ts.TensorStore:
-    """Opens, or makes if it is not there, the array of one field."""
-    text = len(shape) == 2
-    chunk = [1, min(TEXT_CHUNK, shape[0]), shape[1]] if text else [1, *shape]
-    if name == "done":
-        chunk = [min(count, DONE_CHUNK)]
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{path.resolve()}/arrays/{name}/"},
-        "metadata": {
-            "shape": [count, *shape],
-            "data_type": dtype,
-            "fill_value": 0,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-            # Names are flat, because a folder for each dimension would make five folders a sample.
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            **({} if (path / "arrays" / name / "zarr.json").is_file() else {"codecs": CODECS}),
-        },
-        # A chunk that is absent is padding in a text, but damage anywhere else.
-        "store_data_equal_to_fill_value": not (text or name == "done"),
-        "fill_missing_data_reads": text or name == "done",
-    }
-    try:
-        return ts.open(spec, open=True, create=create).result()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected an array {name} {dtype} {[count, *shape]}, found: "
-            f"{_first_line(error)}; run the command that fills the store again"
-        ) from error
+    return (states != 0) & (states != OUT)
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from oneforcing_jax.errors import InputError, MissingInput
 
-VERSION = 1
+# Of new stores; those of the others are read and continued.
+VERSION, VERSIONS = 2, (1, 2)
 DTYPES = ("float32", "float16", "bfloat16", "int32", "uint8")
 
 Fields = Mapping[str, tuple[Sequence[int], str]]
@@ -64,7 +65,7 @@ def read(file: Path) -> dict[str, Any]:
     try:
         meta = json.loads(file.read_bytes())
         found = meta["version"]
-        if found == VERSION:
+        if found in VERSIONS:
             fields = {
                 name: (field["shape"], field["dtype"]) for name, field in meta["fields"].items()
             }
@@ -74,9 +75,9 @@ def read(file: Path) -> dict[str, Any]:
             f"{file}: expected the description of a store, found a damaged file; restore it from "
             "a copy, or fill a new folder"
         ) from None
-    if found != VERSION:
+    if found not in VERSIONS:
         raise InputError(
-            f"{file}: expected format version {VERSION}, found {found!r}; fill a new folder"
+            f"{file}: expected format version {VERSION} or less, found {found!r}; fill a new folder"
         )
     return meta
 
