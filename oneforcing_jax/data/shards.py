@@ -142,10 +142,13 @@ class Shards:
         return {name: read.result() for name, read in zip(names, reads, strict=True)}
 
     def _pack(self, start: int) -> None:
-        """Packs a full range, and removes the pending samples that its shards hold."""
+        """Packs a full range, and removes the pending samples that its shards hold.
+
+        Of several at once one writes each shard, and what one removes lies in the shard as it is on disk.
+        """
         indices = range(start, min(start + self._range, self._count))
         for name in self._fields:
-            files, key = self._arrays[name].kvstore, self._key(name, start // self._range)
+            files, key = _files(self._arrays[name]), self._key(name, start // self._range)
             absent = files.read(key).result() if not self._file("arrays", name, key) else None
             if absent is None or absent.state != "missing":
                 continue
@@ -160,7 +163,7 @@ class Shards:
                 # Another process packs it, or a sample is damaged, which whoever reads it is told.
                 return
             transaction.commit_async().result()
-            content = made.kvstore.read(key).result()
+            content = _files(made).read(key).result()
             if content.state == "missing":  # all are left out
                 return
             files.write(key, content.value, if_equal=absent.stamp.generation).result()
@@ -178,7 +181,7 @@ class Shards:
         if all(packed[name].tobytes() == pending[name].tobytes() for name in names):
             for name in names:
                 with contextlib.suppress(*FAILURES):
-                    self._pending[name].kvstore.delete_range(
+                    _files(self._pending[name]).delete_range(
                         ts.KvStore.KeyRange(self._key(name, index), self._key(name, index) + "\0")
                     ).result()
             self._seen[index] = PACKED
@@ -192,7 +195,7 @@ class Shards:
         """First coordinates of the chunks that all fields have."""
         found = None
         for array in arrays.values():
-            keys = (key.split(b".") for key in array.kvstore.list().result())
+            keys = (key.split(b".") for key in _files(array).list().result())
             numbers = {
                 int(k[1]) for k in keys if k[0] == b"c" and k[1].isdigit() and k[-1].isdigit()
             }
@@ -210,3 +213,8 @@ class Shards:
 
     def _reason(self, index: int) -> Path:
         return self._left_out / f"{index}.txt"
+
+
+def _files(array: ts.TensorStore) -> ts.KvStore:
+    assert array.kvstore is not None
+    return array.kvstore
