@@ -6,7 +6,13 @@ TORCH = ["torch>=2.6", "safetensors>=0.5", "huggingface_hub>=0.30"]
 WAN = ["transformers>=4.56", "ftfy>=6.2", "sentencepiece>=0.2"]
 LMDB = ["lmdb>=1.4"]
 PLOTS = ["matplotlib>=3.9"]
-SERVE = ["krippendorff>=0.8", "starlette>=0.45", "uvicorn>=0.34"]
+SERVE = [
+    "krippendorff>=0.8",
+    "prometheus_client>=0.21",
+    "starlette>=0.45",
+    "uvicorn>=0.34",
+    "websockets>=14",
+]
 MEASURES = [*PLOTS, "opencv-python-headless>=4.10", "scikit-image>=0.25"]
 
 setup(
@@ -16,7 +22,7 @@ setup(
     packages=find_packages(include=["oneforcing_jax", "oneforcing_jax.*"]),
     package_data={
         "oneforcing_jax": ["py.typed"],
-        "oneforcing_jax.evaluation.pages": ["*.css", "*.html", "*.js"],
+        "oneforcing_jax.pages": ["*.css", "*.html", "*.js"],
     },
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -51,7 +57,7 @@ setup(
         "lmdb": LMDB,
         # Figures.
         "plots": PLOTS,
-        # The page of the human study and its table.
+        # Servers of pages: live videos, and the human study with its table.
         "serve": SERVE,
         # Measures of videos, and the study of the mark.
         "measures": MEASURES,
@@ -67,6 +73,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.15",
             "playwright>=1.49",
+            "pyyaml>=6",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.11",

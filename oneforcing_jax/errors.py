@@ -20,3 +20,11 @@ class MissingPackage(InputError, ImportError):
 
 class NotFinite(InputError, FloatingPointError):
     """Values that are not finite, where they would be kept."""
+
+
+class Refused(InputError):
+    """A request to a server that cannot be met; `status` is that of HTTP."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.command import any_path, axes, ending, numbers, size
+from oneforcing_jax import processes
+from oneforcing_jax.command import any_path, axes, numbers, size
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
@@ -115,30 +117,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_making(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how videos are made, whatever they show."""
+    add_model(parser)
     # fmt: off
     add = parser.add_argument
-    found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
-    add("--checkpoint", required=True, type=any_path, help=found)
-    add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
-    add("--ema", action="store_true", help="the moving average of the weights")
-    add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
     add("--seed", type=int, default=0, help="of the noise, which depends on it and on K alone")
-
-    add("--frames", type=int, help="pixel frames, given ones included; default as trained, Wan 81")
-    add("--size", type=size, help="rows x columns in pixels; default as trained, Wan 480x832")
-    add("--fps", type=float, help="frames per second; default as trained, Wan 16")
     add("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
     marks = "marks the pixels invisibly; KEY, where given, is needed to find it (docs/provenance.md)"
     add("--mark", nargs="?", const=mark.KEY, metavar="KEY", help=marks)
-
-    add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
-    add("--steps", type=numbers, default=(1000.0,), help="timesteps of a block; default 1000")
-    add("--first_frames", type=int, help="latent frames of the first block; default as trained")
     first = "timesteps of the first block, default 1000,750,500,250; not with --image or --video"
     add("--first_steps", type=numbers, default=FIRST_STEPS, help=first)
-    add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
-    add("--window", type=int, help="latent frames that a block sees, its own too; default all")
-    add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
 
     add("--teacher", action="store_true", help="sample a bidirectional checkpoint in many steps")
     add("--sampler", choices=sorted(SAMPLERS), default="unipc", help="of --teacher")
@@ -146,9 +133,33 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, default=5.0, help="of --teacher, g in uncond + g (cond - uncond)")
 
     add("--batch", type=int, default=1, help="videos side by side, split over the devices")
+    add("--shard", default="0/1", help="I/N: this command makes share I of N")
+    # fmt: on
+    processes.add_options(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model makes videos, and what its videos are."""
+    # fmt: off
+    add = parser.add_argument
+    found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
+    add("--checkpoint", required=True, type=any_path, help=found)
+    add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
+    add("--ema", action="store_true", help="the moving average of the weights")
+    add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
+
+    add("--frames", type=int, help="pixel frames, given ones included; default as trained, Wan 81")
+    add("--size", type=size, help="rows x columns in pixels; default as trained, Wan 480x832")
+    add("--fps", type=float, help="frames per second; default as trained, Wan 16")
+
+    add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
+    add("--steps", type=numbers, default=(1000.0,), help="timesteps of a block; default 1000")
+    add("--first_frames", type=int, help="latent frames of the first block; default as trained")
+    add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
+    add("--window", type=int, help="latent frames that a block sees, its own too; default all")
+    add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
-    add("--shard", default="0/1", help="I/N: this process makes share I of N")
     # fmt: on
 
 
@@ -156,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     args = _parser().parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax; what matters of it is raised.
-    with ending("the same command continues after the finished videos"):
+    with processes.ending("the same command continues after the finished videos"):
+        processes.join(args)
         run(args)
 
 
@@ -165,9 +177,11 @@ def run(args: argparse.Namespace) -> None:
     given = vars(args)
     wanted, making = options(Listing, given), Making.of(given)
     jobs = wanted.jobs()
-    if todo := wanted.missing(jobs):
+    begun, todo = time.perf_counter(), wanted.missing(jobs)
+    if todo:
         making = making.fitted(len(todo))
         write(making.scene(jobs), todo, making.writing)
+    processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 
 def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
@@ -178,7 +192,8 @@ def write(scene: Scene, jobs: Sequence[Job], writing: Writing) -> None:
         print(
             f"{total:,} latent frames to make: {hours:,.1f} hours at the {STEADY * 1000:g} ms of one H200"
         )
-    with tqdm(total=total, unit="latent frame", disable=None) as bar:
+    hidden = None if processes.is_first() else True
+    with tqdm(total=total, unit="latent frame", disable=hidden) as bar:
         for start in range(0, len(jobs), writing.batch):
             group = jobs[start : start + writing.batch]
             # The last group is filled up, so that one program serves all.

@@ -4,7 +4,8 @@
 
 Any field can be overridden: --config.stages.teacher.iterations=100. The same command continues a run
 that was interrupted; SIGTERM and Ctrl-C save first. On several hosts, run it on each with --distributed,
-or with --coordinator, --process_id and --process_count where the cluster does not say them itself.
+or with --coordinator, --process_id and --process_count where the cluster does not say them itself
+(docs/launch). Exit code 75 says that a host was lost: start the command again, with the hosts that there are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import logging
 import os
 import sys
@@ -21,9 +23,9 @@ from pathlib import Path
 
 import jax
 
-from oneforcing_jax import checkpoint, presets, stages
+from oneforcing_jax import checkpoint, presets, processes, stages
 from oneforcing_jax import config as configs
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import any_path
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.run import Run
@@ -62,21 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--profile", type=int, metavar="N", help="trace N iterations of each training stage"
     )
     parser.add_argument(
-        "--distributed", action="store_true", help="one of several processes, found by the cluster"
+        "--profile_process", type=int, metavar="I", help="the process that is traced; default 0"
     )
-    parser.add_argument("--coordinator", help="ADDRESS:PORT of process 0, where it must be said")
-    parser.add_argument("--process_id", type=int, help="with --coordinator: this process, from 0")
-    parser.add_argument("--process_count", type=int, help="with --coordinator: how many there are")
+    processes.add_options(parser)
     known, overrides = parser.parse_known_args(arguments)
-    with ending("the same command continues from the last checkpoint", known.workdir):
+    with processes.ending("the same command continues from the last checkpoint", known.workdir):
         if known.preset is not None:
             overrides = [*presets.overrides(known.preset), *overrides]
-        if known.profile is not None:
-            overrides.append(f"{configs.PREFIX}profile={known.profile}")
+        for name in ("profile", "profile_process"):
+            if (value := getattr(known, name)) is not None:
+                overrides.append(f"{configs.PREFIX}{name}={value}")
         if known.target:
             plan_on(known, overrides)
             return
-        _join(known)
+        processes.join(known)
         run(known.config, known.workdir, overrides, known.dry_run, known.tiny)
 
 
@@ -100,26 +101,6 @@ def plan_on(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(forecast.table(made))
 
 
-def _join(known: argparse.Namespace) -> None:
-    """Joins the other processes, if there are any.
-
-    Raises:
-      InputError: a flag without the others that it needs, or processes that do not find each other.
-    """
-    said = (known.coordinator, known.process_id, known.process_count)
-    if not known.distributed and said == (None, None, None):
-        return
-    if said.count(None) not in (0, 3):
-        raise InputError(
-            "command line: expected --coordinator, --process_id and --process_count together, found "
-            f"{said}; give all, or --distributed alone"
-        )
-    try:
-        jax.distributed.initialize(*said[:1], num_processes=said[2], process_id=said[1])
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"distributed: {str(error).splitlines()[0]}") from None
-
-
 def run(
     path: str | Path,
     workdir: Path,
@@ -131,12 +112,12 @@ def run(
     config = configs.load(path, overrides, tiny.shrink if shrunk else None)
     described = Run.of(config)
     prepared = stages.prepare(described)
-    for stage in prepared:
-        if jax.process_count() > 1 and not stage.several_processes:
-            raise InputError(
-                f"config: stage {stage.name!r}: expected stages for several processes, found one for a "
-                "single process; run it first, in one, and set `run`"
-            )
+    if described.profile_process >= jax.process_count():
+        raise InputError(
+            f"config: field 'profile_process': expected one of {jax.process_count()} processes, from 0, "
+            f"found {described.profile_process}"
+        )
+    processes.same("config", hashlib.sha256(described.text.encode()).hexdigest()[:16])
     if dry_run:
         print(config)
         return
@@ -144,11 +125,13 @@ def run(
     with _locked(workdir, [stage.share for stage in prepared]):
         for stage in prepared:
             stage.check(workdir)
-        if shrunk:
-            tiny.write_data(described, workdir)
-        _start(workdir, described.text, prepared)
+        with processes.first("the work directory") as mine:
+            if mine and shrunk:
+                tiny.write_data(described, workdir)
+            _start(workdir, described.text, prepared)
         for stage in prepared:
             stage.work(workdir)
+            processes.exchange(None, f"the end of {stage.name!r}")
 
 
 def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:
@@ -160,7 +143,7 @@ def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
-    if jax.process_index() == 0:
+    if processes.is_first():
         write_whole(workdir / checkpoint.CONFIG, config.encode())
 
 

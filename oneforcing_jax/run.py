@@ -67,6 +67,7 @@ class Run:
       stages: fields of each stage, as its kind will read them.
       sections: all other sections, as methods and kinds will read them.
       text: the whole config as JSON, for whoever goes on from what the run leaves.
+      profile_process: the one of several processes whose iterations are traced.
     """
 
     seed: Seed
@@ -81,6 +82,7 @@ class Run:
     stages: Mapping[str, Mapping[str, Any]]
     sections: Mapping[str, Any]
     text: str
+    profile_process: Natural = 0
 
     @classmethod
     def of(cls, config: ConfigDict) -> Run:

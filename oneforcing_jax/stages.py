@@ -26,15 +26,14 @@ class Stage:
     Attributes:
       name: its name in the config, and that of its folder in the work directory.
       work: does it in a work directory, from where it was interrupted; does nothing where it is done.
+        Where there are several processes, each calls it, and they divide the work (`processes`).
       check: refuses a work directory in which the stage is another run's; it changes nothing.
-      several_processes: whether several processes can do it together.
       share: (i, n): the i-th of n parts of it. The others are done by other runs in the work directory.
     """
 
     name: str
     work: Callable[[Path], None]
     check: Callable[[Path], None] = lambda workdir: None
-    several_processes: bool = False
     share: tuple[int, int] = (0, 1)
 
 

@@ -44,6 +44,43 @@ def test_rates_count_the_updates_that_ran(tmp_path, monkeypatch):
     assert "generator/loss" not in first and second["generator/loss"] == 0.1
 
 
+def test_the_time_of_an_iteration_is_split_as_on_the_slowest_host(tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    others = [[0.5, 0.25, 1.5]]
+    monkeypatch.setattr(metrics.processes, "exchange", lambda mine, why: [mine, *others])
+    monkeypatch.setattr(metrics.processes, "names", lambda: ["process 0 (a)", "process 1 (b)"])
+    with Log(tmp_path, "run", 0, 3, 2, {}, WORK) as log:
+
+        def spend(place, seconds):
+            with log.on(place):
+                clock[0] += seconds
+
+        for done in range(1, 4):
+            spend("data", 0.25)
+            spend("waiting", 1.0)
+            clock[0] += 0.75
+            if done == 3:
+                others[0] = [0.0, 0.0, 0.5]
+            log.step(done, critic(1.0))
+            spend("saving", 0.5)
+    first, last = rows(tmp_path)
+    # A save after an iteration counts to the row after it, which is as long as the time between the rows.
+    assert first["rates/hosts"]["process 0 (a)"] == {"data": 0.25, "saving": 0.25, "busy": 1.25}
+    assert [first[f"rates/{name}_seconds"] for name in ("data", "saving", "computing")] == [
+        0.5,
+        0.25,
+        1.5,
+    ]
+    assert [last[f"rates/{name}_seconds"] for name in ("data", "saving", "computing")] == [
+        0.25,
+        0.5,
+        1.75,
+    ]
+    assert last["rates/hosts"]["process 1 (b)"] == {"data": 0.0, "saving": 0.0, "busy": 0.5}
+    assert "slowest process 1 (b): 1.5 s, 0.5 of them for data" in "".join(capsys.readouterr())
+
+
 def test_alarms_stand_in_the_row_where_they_begin_and_are_printed_once(tmp_path, capsys):
     gaps = [1.0] * 20 + [0.0] * 20
 

@@ -168,7 +168,9 @@ def test_a_study_runs_continues_and_names_what_failed(tmp_path, light_environmen
         "--seeds=1",
     ]
     command += [
-        "--rows=One-Forcing,One-Forcing from consistency",
+        "--rows",
+        "One-Forcing",
+        "One-Forcing from consistency",
         *(f"--config.{field}" for field in SIZES),
     ]
     run = lambda: subprocess.run(  # noqa: E731

@@ -258,7 +258,8 @@ def test_signals_locks_and_a_full_disk(tmp_path, noise):
 
     # No file may grow beyond a few hundred bytes: what a full disk does to a save.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    whole = (tmp_path / STAGE / "metrics.jsonl").stat().st_size
+    files = tmp_path / "config.json", tmp_path / STAGE / "metrics.jsonl"
+    whole = max(file.stat().st_size for file in files)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (whole + 3000, hard))
     try:

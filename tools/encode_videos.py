@@ -7,8 +7,8 @@
 Frames, size and rate are the config's: each video is resized until it covers the frame, cropped in
 the middle, and taken from its beginning at the config's rate. Fields of the config can be overridden
 (--config.latents.frames=13). The same command continues; videos that cannot be used are left out,
-listed at the end, and tried again by the next run. For several processes, or machines with one disk,
-give each --shard I/N.
+listed at the end, and tried again by the next run. Several processes, or machines with one disk, share the
+work with --distributed (docs/launch), or as commands of their own with --shard I/N.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oneforcing_jax import config as configs
-from oneforcing_jax.command import any_path, ending, share
+from oneforcing_jax import processes
+from oneforcing_jax.command import any_path, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode, summary
 from oneforcing_jax.run import Run
@@ -43,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--config", default=DEFAULT, type=any_path, help="sizes (default: framewise)"
     )
-    parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
+    parser.add_argument("--shard", default="0/1", help="I/N, of N commands the I-th")
+    processes.add_options(parser)
     given, overrides = parser.parse_known_args(arguments)
-    with ending("the same command continues after what is finished"):
+    with processes.ending("the same command continues after what is finished"):
+        processes.join(given)
         part = share(given.shard)
         run = Run.of(configs.load(given.config, overrides))
         encoders = encoding.load(given.checkpoint, student(run).config.text_len)
@@ -53,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store = encode(
             given.videos, given.captions, given.checkpoint, encoders, size, given.out, part
         )
-        print(summary(store))
+        if processes.is_first():
+            print(summary(store))
 
 
 if __name__ == "__main__":

@@ -187,10 +187,17 @@ def checkpoints(stage: Path) -> list[Path]:
 
 def read(checkpoint: Path) -> dict[str, np.ndarray]:
     """All leaves of all items of a checkpoint."""
-    leaves = {}
+    leaves, here = {}, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         for item in sorted(p for p in checkpoint.iterdir() if "_" in p.name and p.is_dir()):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(checkpointer.restore(item)):
+            stored = checkpointer.metadata(item).item_metadata
+            # Where its arrays lay, other processes may have been.
+            target = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                getattr(stored, "tree", stored),
+            )
+            restored = checkpointer.restore(item, target)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(restored):
                 leaves[item.name + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return leaves
 

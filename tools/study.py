@@ -1,7 +1,7 @@
 """Compares the methods of the paper over seeds, from the same teacher and initialisations.
 
     python tools/study.py --out=runs/study
-    python tools/study.py --out=runs/study --rows="DMD alone,One-Forcing" --seeds=2
+    python tools/study.py --out=runs/study --seeds=2 --rows "DMD alone" One-Forcing
 
 The shared stages are run once; each method and seed then has a work directory in which they are links. The
 same command continues; a run that fails is named in the table and does not stop the others. Writes the page
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -210,7 +211,7 @@ def publish(
         })  # fmt: skip
     teacher = read_record(study_.base("framewise") / "exam" / SCORES)
     curvature = read_record(study_.out / CURVATURE)
-    page = study.page(results, failed, curvature, teacher, " ".join(sys.argv))
+    page = study.page(results, failed, curvature, teacher, shlex.join(["python", *sys.argv]))
     write_whole(study_.out / "study.md", page.encode())
 
 
@@ -221,17 +222,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", required=True, type=any_path, help="folder of all runs")
     parser.add_argument("--config", type=any_path, default=CONFIG, help="default: configs/study.py")
-    parser.add_argument("--rows", help=f"some of: {', '.join(row.name for row in ROWS)}")
+    known = {row.name: row for row in ROWS}
+    parser.add_argument(
+        "--rows", nargs="+", default=list(known), metavar="NAME",
+        help=f"some of: {', '.join(map(repr, known))}",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=count, help="of each row; default: its own number")
     parser.add_argument("--jobs", type=count, default=1, help="runs at once")
     given, fields = parser.parse_known_args(arguments)
     with ending("the same command continues after the finished runs"):
-        known = {row.name: row for row in ROWS}
-        names = [name.strip() for name in given.rows.split(",")] if given.rows else list(known)
-        if unknown := [name for name in names if name not in known]:
+        if unknown := [name for name in given.rows if name not in known]:
             raise InputError(f"--rows: expected names among {list(known)}, found {unknown[0]!r}")
         made = Study(given.out.absolute(), given.config.absolute(), tuple(fields))
-        compare(made, [known[name] for name in names], given.seeds, given.jobs)
+        compare(made, [known[name] for name in given.rows], given.seeds, given.jobs)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from oneforcing_jax import processes
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.captions import Pair, pair
 from oneforcing_jax.data.encoders import Encoders, TextEncoder
@@ -53,7 +55,8 @@ def encode(
       encoders: what encodes them; a store is filled by one set of them.
       clip: frames, size and rate that every video is brought to.
       store_path: folder of the store.
-      shard: (i, n): do every n-th sample from the i-th on; other processes do the others.
+      shard: (i, n): do every n-th sample from the i-th on; other commands do the others. The processes of a
+        command divide its share.
 
     Returns:
       The store. The negative prompt's embedding is its shared array `negative_text`.
@@ -74,24 +77,30 @@ def encode(
         "codec": codec.digest(),
         "text": text.digest(),
     }
+    with processes.first(f"the store {store_path}") as mine:
+        if mine:
+            store = Store.create(store_path, len(samples), fields, made_with)
+            _keep_samples(store, samples)
+            encoding.record(store.path, folder)
+            store.write_shared(NEGATIVE_TEXT, embed_padded(text, negative).astype(np.float32))
     store = Store.create(store_path, len(samples), fields, made_with)
-    _keep_samples(store, samples)
-    encoding.record(store.path, folder)
-    store.write_shared(NEGATIVE_TEXT, embed_padded(text, negative).astype(np.float32))
 
-    mine, done = range(shard[0], len(samples), shard[1]), store.done()
-    todo = [i for i in mine if not done[i]]
+    first, step = processes.part(shard)
+    own, done, begun = range(first, len(samples), step), store.done(), time.perf_counter()
+    todo = [i for i in own if not done[i]]
     with tqdm(
-        total=len(mine),
-        initial=len(mine) - len(todo),
+        total=len(own),
+        initial=len(own) - len(todo),
         desc=f"encode {videos_dir}",
         unit="video",
         mininterval=1.0,
+        disable=not processes.is_first(),
     ) as progress:
         videos = _ahead(lambda i: _read(samples[i], clip), todo)
         while group := list(itertools.islice(videos, jax.local_device_count())):
             _encode_group(store, encoders, samples, group)
             progress.update(len(group))
+    processes.say_rates(f"encode {videos_dir}", len(todo), time.perf_counter() - begun, "video")
     return store
 
 

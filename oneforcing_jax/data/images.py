@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -29,11 +30,33 @@ def read_image(path: str | Path, log: Callable[[str], None] = print) -> np.ndarr
     """
     if not Path(path).is_file():
         raise MissingInput(f"no image file at {path}; check the path")
+    return decode_image(path, path, log)
+
+
+def decode_image(
+    file: str | Path | BinaryIO,
+    path: str | Path,
+    log: Callable[[str], None],
+    most: int = MOST_PIXELS,
+    kinds: tuple[str, ...] | None = None,
+) -> np.ndarray:
+    """The same of an open file.
+
+    Args:
+      file: the image.
+      path: its name in errors.
+      log: see `read_image`.
+      most: pixels that it may have.
+      kinds: Pillow's names of the formats that it may have; None: all.
+
+    Raises:
+      InputError: it is no image, or one of unlikely size.
+    """
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
+        with Image.open(file, formats=kinds) as image:
+            if image.width * image.height > most:
                 raise InputError(
-                    f"{path}: expected an image of at most {MOST_PIXELS:,} pixels, found a header of "
+                    f"{path}: expected an image of at most {most:,} pixels, found a header of "
                     f"{image.width} x {image.height}; make it smaller"
                 )
             if (count := getattr(image, "n_frames", 1)) > 1:
@@ -43,7 +66,7 @@ def read_image(path: str | Path, log: Callable[[str], None] = print) -> np.ndarr
         raise
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"{path}: expected an image of at most {MOST_PIXELS:,} pixels, found a header of more ({error}); "
+            f"{path}: expected an image of at most {most:,} pixels, found a header of more ({error}); "
             "make it smaller"
         ) from None
     except (UnidentifiedImageError, OSError, ValueError):

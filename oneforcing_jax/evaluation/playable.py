@@ -34,14 +34,20 @@ def playable(path: Path) -> bytes:
 
 
 def encoded(frames: np.ndarray, fps: float) -> bytes:
-    """Frames, uint8 [f, y, x, 3], as such a file; odd sizes gain a row or column."""
-    if max(frames.shape[1:3]) < SMALL:
-        frames = frames.repeat(2, 1).repeat(2, 2)
-    even = [(0, 0), *((0, size % 2) for size in frames.shape[1:3]), (0, 0)]
+    """Frames, uint8 [f, y, x, 3], as such a file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clip.mp4"
-        write_video(file, np.pad(frames, even, mode="edge"), fps, crf=_CRF)
+        write_video(file, even(frames), fps, crf=_CRF)
         return file.read_bytes()
+
+
+def even(frames: np.ndarray) -> np.ndarray:
+    """Frames, uint8 [f, y, x, 3], as such a file can hold them: small ones doubled, odd sizes with a row or
+    column more."""
+    if max(frames.shape[1:3]) < SMALL:
+        frames = frames.repeat(2, 1).repeat(2, 2)
+    pads = [(0, 0), *((0, size % 2) for size in frames.shape[1:3]), (0, 0)]
+    return np.pad(frames, pads, mode="edge")
 
 
 def _copied(source: av.container.InputContainer, stream: av.VideoStream) -> bytes:

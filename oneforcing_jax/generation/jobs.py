@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from oneforcing_jax import processes
 from oneforcing_jax.command import share
 from oneforcing_jax.data.captions import check_unicode
 from oneforcing_jax.errors import InputError, MissingInput
@@ -156,12 +157,12 @@ def make(
 
 
 def share_of(jobs: Sequence[Job], part: str) -> list[Job]:
-    """The share of one of several processes, "0/4" for the first of four.
+    """The share of one of several commands, "0/4" for the first of four, or this process's part of it.
 
     Raises:
       InputError: another form, or a number that is too high.
     """
-    index, count = share(part)
+    index, count = processes.part(share(part))
     return list(jobs)[index::count]
 
 

@@ -62,7 +62,7 @@ class Source:
 
     def params(self, mesh: Mesh | None = None) -> Any:
         """The parameters over a mesh, by default on the first device."""
-        mesh = mesh or sharding.make_mesh({"data": 1}, jax.devices()[:1])
+        mesh = mesh or sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
         abstract, devices = parameters.in_use(WanDiT(self.config), mesh), list(mesh.devices.flat)
         needed = room.per_device(abstract) * len(devices)
         advice = "choose --dtype=bfloat16, a smaller model or more devices"

@@ -256,7 +256,7 @@ class Student:
     def _empty(self, shape: tuple[int, ...], slots: int) -> Caches:
         tokens = self.config.frame_tokens(*shape[-2:])
         stacked = not isinstance(self.params["blocks"], tuple)
-        devices = jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+        devices = jax.local_devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
         needed = kv.size(self.config, shape[0], slots, tokens)
         room.check_memory(
             f"cache of {slots} latent frames",

@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import flow, randomness, sharding
+from oneforcing_jax import flow, processes, randomness, sharding
 from oneforcing_jax.causal.plan import ClipDraws, Plan, draw, num_frames
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
@@ -75,10 +76,11 @@ def check(run: Run, world: str) -> None:
 
 
 def load(run: Run, workdir: Path, source: str, ema: bool = False) -> Params:
-    """Parameters of a stage's network on the first device, "STAGE:NET"; "random STAGE:NET" gives new ones."""
+    """Parameters of a stage's network, "STAGE:NET", on the first device of this process; "random STAGE:NET"
+    gives new ones."""
     name = source.removeprefix("random ")
     module = sources.network(run, name).module
-    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    mesh = sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
     if name != source:
         key = randomness.key(run.seed, *name.split(":"), "untrained")
         random: Params = jax.jit(lambda: sharding.unbox(parameters.init(module, key)))()
@@ -89,7 +91,7 @@ def load(run: Run, workdir: Path, source: str, ema: bool = False) -> Params:
 
 
 class Gallery:
-    """What the exam and the report look at.
+    """What the exam and the report look at. Processes divide the videos of a model, and all get all of them.
 
     Args:
       run: of the toy.
@@ -127,7 +129,19 @@ class Gallery:
 
     def clip(self, student: Student, plan: Plan) -> np.ndarray:
         """A student's videos of the captions."""
-        return self.decode(student.clip(self.draws(plan), jnp.asarray(self.text), plan))
+        draws, text = self._own((self.draws(plan), jnp.asarray(self.text)))
+        return self._all(student.clip(draws, text, plan))
+
+    def _own(self, rows: Any) -> Any:
+        """The rows that this process answers; as many in each process, the first ones again at the end."""
+        index, parts = processes.part()
+        each = -(-len(self.captions) // parts)
+        chosen = np.arange(index * each, (index + 1) * each) % len(self.captions)
+        return rows if parts == 1 else jax.tree.map(lambda x: x[chosen], rows)
+
+    def _all(self, latents: jax.Array) -> np.ndarray:
+        """Pixels of all processes' answers."""
+        return processes.gathered(self.decode(latents))[: len(self.captions)]
 
     def decode(self, latents: jax.Array) -> np.ndarray:
         """Pixels uint8 [n, f, y, x, 3]."""
@@ -135,13 +149,14 @@ class Gallery:
 
     def teacher(self, source: str) -> np.ndarray:
         """Videos of the many-step bidirectional teacher."""
+        noise, text = self._own((self.draws(self.plan).start, jnp.asarray(self.text)))
         latents = sample(
             sources.network(self.run, source).module,
             load(self.run, self.workdir, source),
-            self.draws(self.plan).start,
-            jnp.asarray(self.text),
+            noise,
+            text,
             jnp.asarray(self.negative),
             euler(flow.grid(self.settings.steps, self.run.shift)),
             guidance=self.settings.guidance,
         )
-        return self.decode(latents)
+        return self._all(latents)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from oneforcing_jax import processes
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
@@ -241,7 +242,7 @@ def videos(count: int, seed: int, world: World = WORLD) -> Iterator[tuple[str, n
 def write_dataset(
     folder: str | Path, count: int, seed: int, world: World = WORLD
 ) -> list[tuple[Path, str]]:
-    """Writes 000000.mp4 ... and captions.jsonl; to continue or to extend, call it again.
+    """Writes 000000.mp4 ... and captions.jsonl; to continue or to extend, call it again. Processes divide it.
 
     Args:
       folder: made with its parents.
@@ -257,22 +258,30 @@ def write_dataset(
     """
     if count < 1:
         raise InputError(f"expected 1 video or more, found count={count}")
-    folder = Path(folder)
+    folder, captions = Path(folder), world.captions()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {folder}: {error.strerror}; choose another") from error
-    _claim(folder, count, seed, world)
-    pairs = []
-    for index in tqdm(range(count), desc=f"render {folder}", unit="video", mininterval=1.0):
-        caption = world.captions()[index % len(world.captions())]
-        file = folder / f"{index:06d}.mp4"
+    with processes.first(f"the folder {folder}") as mine:
+        if mine:
+            _claim(folder, count, seed, world)
+    pairs = [(folder / f"{i:06d}.mp4", captions[i % len(captions)]) for i in range(count)]
+    first, step = processes.part()
+    own = tqdm(
+        range(first, count, step), desc=f"render {folder}", unit="video", mininterval=1.0,
+        disable=not processes.is_first(),
+    )  # fmt: skip
+    for index in own:
+        file, caption = pairs[index]
         if not file.exists():
             video = render(caption, np.random.default_rng([seed, index]), world)
             write_video(file, video, FPS, crf=CRF, full_chroma=True)
-        pairs.append((file, caption))
-    lines = (json.dumps({"video": file.name, "caption": caption}) for file, caption in pairs)
-    write_whole(folder / "captions.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    processes.exchange(None, f"videos in {folder}")
+    with processes.first(f"captions of {folder}") as mine:
+        if mine:
+            lines = (json.dumps({"video": file.name, "caption": said}) for file, said in pairs)
+            write_whole(folder / "captions.jsonl", "".join(f"{line}\n" for line in lines).encode())
     return pairs
 
 

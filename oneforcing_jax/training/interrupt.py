@@ -6,17 +6,14 @@ import signal
 from types import FrameType
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
+from oneforcing_jax import processes
 
 
 class Interrupt:
     """Notes SIGTERM and SIGINT, as a context manager; a second one has its usual effect.
 
-    Among several processes JAX notes SIGTERM, and they agree on the iteration at which they leave.
-
     Attributes:
-      number: of the signal that came; 0: none.
+      number: of the signal that came, to this process or to another; 0: none.
     """
 
     def __init__(self) -> None:
@@ -24,9 +21,8 @@ class Interrupt:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -39,6 +35,5 @@ class Interrupt:
 
     def asked(self, iteration: int) -> bool:
         """Whether to leave after this iteration; every process gets the same answer."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(iteration):
-            self.number = signal.SIGTERM
+        self.number = processes.asked(self.number, f"iteration {iteration}")
         return self.number > 0

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, randomness, room
+from oneforcing_jax import checkpoint, processes, randomness, room
 from oneforcing_jax.command import Stopped
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
@@ -83,12 +83,14 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
             folder / checkpoint.FOLDER, stage.keep, stage.best.metric, stage.best.mode
         ) as manager,
     ):
-        if (checkpoint.latest(manager) or 0) >= stage.iterations:
+        done = checkpoint.latest(manager) or 0
+        processes.same(f"newest checkpoint of {name!r}", done)
+        if done >= stage.iterations:
             return
         room.check_disk(f"a checkpoint of {name!r}", room.size(trainer.abstract()[0]), folder)
         checkpoint.claim(manager, identity(run, stage, workdir))
         start, state, frozen, latest = _begin(run, stage, trainer, workdir, manager)
-        if jax.process_index() == 0:
+        if processes.is_first():
             # What was trained; the work directory's own says what was asked for last.
             write_whole(folder / checkpoint.CONFIG, run.text.encode())
         samples = None
@@ -105,7 +107,8 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
             run.wandb,
         )
         streams = _streams(trainer, store, start)
-        with log, _trace(folder, run.profile, log.check) as trace:
+        traced = run.profile if jax.process_index() == run.profile_process else 0
+        with log, _trace(folder, traced, log.check) as trace:
             try:
                 _loop(trainer, stage, log, streams, manager, start, state, frozen, samples, trace)
             except NotFinite as error:
@@ -214,7 +217,9 @@ def _loop(
             metrics: dict[str, Any] = {}
             for update, step, stream in zip(updates, steps, streams, strict=True):
                 if iteration % update.every == 0:
-                    state, new = step(state, frozen, next(stream), np.int32(iteration))
+                    with log.on("data"):
+                        batch = next(stream)
+                    state, new = step(state, frozen, batch, np.int32(iteration))
                     metrics |= {f"{update.net}/{key}": value for key, value in new.items()}
             if iteration == start:
                 _check_best(
@@ -226,10 +231,13 @@ def _loop(
                     metrics |= samples.make(done, trainer.sampled(state))
             log.step(done, metrics)
             trace(done - start)
-            asked = interrupt.asked(done)
+            with log.on("waiting"):
+                asked = interrupt.asked(done)
             if asked or done % stage.checkpoint_every == 0 or done == stage.iterations:
                 # The check waits for the devices, and keeps states that are not finite off the disk.
-                checkpoint.save(manager, done, state, log.check())
+                latest = log.check()
+                with log.on("saving"):
+                    checkpoint.save(manager, done, state, latest)
             if asked:
                 raise Stopped(
                     f"stopped by {signal.Signals(interrupt.number).name} after iteration {done}; "

@@ -18,14 +18,17 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from oneforcing_jax import chips
+from oneforcing_jax import chips, processes
 from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.training.alarms import Watch
 
 ROWS = "metrics.jsonl"
 # Names that begin so are of the machine, all others of the run.
-RATES = "rates/"
+RATES, HOSTS = "rates/", "rates/hosts"
+# Where a host's time goes, but for its own work: batches, checkpoints, other hosts and devices, and what is
+# not training, such as samples.
+_PLACES = ("data", "saving", "waiting", "aside")
 # Metrics of an update that the progress line shows, and their names there.
 _SHOWN = {
     "loss": "loss",
@@ -46,6 +49,15 @@ class Work(NamedTuple):
 
     tokens: int
     flops: Mapping[str, float]
+
+
+class Host(NamedTuple):
+    """Seconds of an iteration that a host waits for a batch and for checkpoints, and in which it waits for
+    nobody else: neither for other hosts nor for its devices."""
+
+    data: float
+    saving: float
+    busy: float
 
 
 class Log:
@@ -82,7 +94,7 @@ class Log:
         self.latest, self._work = dict(latest), work
         self._every, self._last = every, iterations
         self._unchecked: list[tuple[int, Mapping[str, Any]]] = []
-        mine = jax.process_index() == 0
+        mine = processes.is_first()
         folder.mkdir(parents=True, exist_ok=True)
         rows = _truncate(folder / ROWS, start) if mine else []
         self._watch = Watch(rows)
@@ -99,7 +111,8 @@ class Log:
             dynamic_ncols=True,
             disable=not mine,
         )
-        self._since, self._away, self._operations = (start, time.perf_counter()), 0.0, 0.0
+        self._since, self._operations = (start, time.perf_counter()), 0.0
+        self._spent = dict.fromkeys(_PLACES, 0.0)
 
     def __enter__(self) -> Log:
         return self
@@ -119,9 +132,15 @@ class Log:
           NotFinite: as `check`, which waits for the training before it.
         """
         self.check()
+        with self.on("aside"):
+            yield
+
+    @contextlib.contextmanager
+    def on(self, place: str) -> Iterator[None]:
+        """A context for time that goes to one of `_PLACES`; what goes to none is the host's own work."""
         start = time.perf_counter()
         yield
-        self._away += time.perf_counter() - start
+        self._spent[place] += time.perf_counter() - start
 
     def step(self, done: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of iteration number `done`; those that it does not report keep their last values.
@@ -136,7 +155,8 @@ class Log:
         if done % self._every and done != self._last:
             return
         values = self.check()
-        self._write(done, self._rates(done), values)
+        rates, hosts = self._rates(done)
+        self._write(done, rates, values, hosts)
 
     def check(self) -> dict[str, float]:
         """The latest values, when all since the last check are finite. Call it before a state is saved.
@@ -146,7 +166,9 @@ class Log:
         """
         unchecked, self._unchecked = self._unchecked, []
         for done, metrics in unchecked:
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            with self.on("waiting"):
+                fetched = jax.device_get(metrics)
+            values = {name: float(value) for name, value in fetched.items()}
             bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
             if bad:
                 raise NotFinite(
@@ -155,15 +177,27 @@ class Log:
             self.latest |= values
         return dict(sorted(self.latest.items()))
 
-    def _rates(self, done: int) -> dict[str, float]:
-        """Speed since the last row, and memory at its highest since the start."""
-        now, before = time.perf_counter(), self._since
-        seconds = max(now - before[1] - self._away, 1e-9)
+    def _rates(self, done: int) -> tuple[dict[str, float], list[Host]]:
+        """Speed since the last row, memory at its highest since the start, and the time of each host.
+
+        The time of an iteration is split as on the slowest host, the one that waits least for the others and
+        for its devices.
+        """
+        now, before, spent = time.perf_counter(), self._since, self._spent
+        seconds = max(now - before[1] - spent["aside"], 1e-9)
         operations = self._operations
-        self._since, self._away, self._operations = (done, now), 0.0, 0.0
+        self._since, self._operations = (done, now), 0.0
+        self._spent = dict.fromkeys(_PLACES, 0.0)
         iterations, device = max(done - before[0], 1), jax.local_devices()[0]
+        mine = Host(spent["data"], spent["saving"], seconds - spent["waiting"])
+        found = processes.exchange([x / iterations for x in mine], f"the row of iteration {done}")
+        hosts = [Host(*times) for times in found]
+        slowest = max(hosts, key=lambda host: host.busy)
         rates = {
             "seconds_per_iteration": seconds / iterations,
+            "data_seconds": slowest.data,
+            "saving_seconds": slowest.saving,
+            "computing_seconds": max(seconds / iterations - slowest.data - slowest.saving, 0.0),
             "tokens_per_second": self._work.tokens * iterations / seconds,
             "tflops_per_second": operations / seconds / 1e12,
             "memory_gb": _memory(device) / 1e9,
@@ -171,9 +205,15 @@ class Log:
         chip = chips.find(device.device_kind)
         if chip:
             rates["flop_utilisation"] = operations / seconds / (chip.peak * jax.device_count())
-        return {f"{RATES}{name}": float(f"{value:.4g}") for name, value in rates.items()}
+        return {f"{RATES}{name}": _short(value) for name, value in rates.items()}, hosts
 
-    def _write(self, done: int, rates: Mapping[str, float], values: Mapping[str, float]) -> None:
+    def _write(
+        self,
+        done: int,
+        rates: Mapping[str, float],
+        values: Mapping[str, float],
+        hosts: Sequence[Host],
+    ) -> None:
         row: dict[str, Any] = {"iteration": done, **rates, **values}
         for name, value in row.items():
             self._board.add_scalar(name, value, done)
@@ -182,8 +222,21 @@ class Log:
         begun = self._watch.look(row)
         for text in begun:
             tqdm.write(f"warning: iteration {done}: {text}")
-        self._file.write(json.dumps(row | ({"alarms": begun} if begun else {})) + "\n")
-        self._bar.set_postfix_str(_line(values, rates))
+        line, more = _line(values, rates), dict[str, Any]({"alarms": begun} if begun else {})
+        if len(hosts) > 1:
+            named = dict(zip(processes.names(), hosts, strict=True))
+            more[HOSTS] = {
+                name: {place: _short(x) for place, x in host._asdict().items()}
+                for name, host in named.items()
+            }
+            name, host = max(named.items(), key=lambda item: item[1].busy)
+            line += f", slowest {name}: {host.busy:.3g} s, {host.data:.3g} of them for data"
+        self._file.write(json.dumps(row | more) + "\n")
+        self._bar.set_postfix_str(line)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _line(values: Mapping[str, float], rates: Mapping[str, float]) -> str:
@@ -230,18 +283,19 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
       InputError: the file is damaged.
     """
     file = folder / ROWS
-    return [row for _, row in _whole(file)] if file.is_file() else []
+    return [row for _, row in _whole(file, file.read_bytes())] if file.is_file() else []
 
 
-def _whole(file: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _whole(file: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     """The whole lines of a file of rows, and what they say."""
-    *lines, _ = file.read_bytes().split(b"\n")
+    *lines, _ = content.split(b"\n")
     found = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            sound = type(row["iteration"]) is int and all(
-                type(x) in (int, float) for name, x in row.items() if name != "alarms"
+            # Alarms and times of hosts are no numbers; nothing is a word.
+            sound = type(row["iteration"]) is int and not any(
+                isinstance(x, str | None) for x in row.values()
             )
         except (ValueError, LookupError, TypeError, RecursionError):
             sound = False
@@ -258,8 +312,9 @@ def _truncate(file: Path, last: int) -> Sequence[Mapping[str, Any]]:
     """Removes the rows of iterations beyond `last`, and what a kill left of a row; returns the others."""
     if not file.is_file():
         return []
-    kept = [(line, row) for line, row in _whole(file) if row["iteration"] <= last]
+    before = file.read_bytes()
+    kept = [(line, row) for line, row in _whole(file, before) if row["iteration"] <= last]
     content = b"".join(line + b"\n" for line, _ in kept)
-    if content != file.read_bytes():
+    if content != before:
         write_whole(file, content)
     return [row for _, row in kept]

@@ -1,23 +1,27 @@
 """A stage that solves the ODE of a causal teacher: trajectories on real clips, in a store (stage 2a).
 
-It runs on the mesh of its config. `share` "i/n" makes every n-th trajectory from the i-th on: n commands in
-one work directory make them together.
+It runs on the mesh of its config, over all processes, each of which reads and writes the trajectories that
+its devices hold. `share` "i/n" makes every n-th trajectory from the i-th on: n commands in one work directory
+make them together.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from oneforcing_jax import flow, randomness, sharding
+from oneforcing_jax import flow, processes, randomness, sharding
 from oneforcing_jax.command import share
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError
@@ -62,38 +66,81 @@ def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     source, ode = Store.open(workdir / fields.data), run.view(Config).ode
     negative, (shape, _) = source.read_shared(NEGATIVE_TEXT), source.fields["latents"]
     kept = {name: source.fields[name] for name in ("latents", "text")}
-    rows = ((len(ode.kept) + 1, *shape), "float32")
-    made_with = {"kept": list(ode.kept), "steps": ode.steps}
-    store = Store.create(
-        workdir / name / "store", fields.count, kept | {"trajectory": rows}, made_with
+    trajectory = ((len(ode.kept) + 1, *shape), "float32")
+    begin = functools.partial(
+        Store.create,
+        workdir / name / "store",
+        fields.count,
+        kept | {"trajectory": trajectory},
+        {"kept": list(ode.kept), "steps": ode.steps},
     )
-    store.write_shared(NEGATIVE_TEXT, negative)
+    with processes.first(f"the store of {name!r}") as mine:
+        if mine:
+            begin().write_shared(NEGATIVE_TEXT, negative)
+    store = begin()
     first, parts = share(fields.share)
-    mine, done = np.arange(first, fields.count, parts), store.done()
-    missing = mine[~done[mine]]
+    numbers, done = np.arange(first, fields.count, parts), store.done()
+    missing = numbers[~done[numbers]]
+    # None writes before all have seen what there is.
+    processes.same(f"missing trajectories of {name!r}", hashlib.sha256(missing).hexdigest()[:16])
     if not len(missing):
         return
     module, mesh = _teacher(run, fields), sharding.make_mesh(run.mesh)
     params = sources.load(run, workdir, fields.source, parameters.in_use(module, mesh))
-    solve = _solver(run, ode, module, negative)
+    rows = sharding.named(mesh, ("batch",))
+    solve = _solver(run, ode, module, negative, rows)
     noise = _noise(run, name, shape)
-    place = functools.partial(jax.device_put, device=sharding.named(mesh, ("batch",)))
-    with (
-        jax.set_mesh(mesh),
-        tqdm(total=len(mine), initial=len(mine) - len(missing), desc=name, unit="clip") as bar,
-    ):
+    held = _held(rows, fields.batch)
+    begun, written = time.perf_counter(), 0
+    bar = tqdm(
+        total=len(numbers), initial=len(numbers) - len(missing), desc=name, unit="clip",
+        disable=not processes.is_first(),
+    )  # fmt: skip
+    with jax.set_mesh(mesh), bar:
         for start in range(0, len(missing), fields.batch):
             chosen = missing[start : start + fields.batch]
             # The last batch is filled up, so that one program serves all.
             filled = np.resize(chosen, fields.batch)
-            clips = [source.read(int(i) % len(source)) for i in filled]
+            clips = {row: source.read(int(filled[row]) % len(source)) for row in held}
             clean, text = (
-                place(np.stack([clip[k] for clip in clips])) for k in ("latents", "text")
+                _placed({row: clip[k] for row, clip in clips.items()}, fields.batch, rows)
+                for k in ("latents", "text")
             )
-            solved = np.asarray(solve(params, clean, place(noise(filled)), text))
-            for i, clip, row in zip(chosen, clips, solved, strict=False):
-                store.write(int(i), {k: clip[k] for k in kept} | {"trajectory": row})
+            noises = dict(zip(held, noise(filled[held]), strict=True))
+            solved = solve(params, clean, _placed(noises, fields.batch, rows), text)
+            for row, found in _written(solved):
+                if row < len(chosen):
+                    clip = {k: clips[row][k] for k in kept}
+                    store.write(int(chosen[row]), clip | {"trajectory": found})
+                    written += 1
             bar.update(len(chosen))
+    processes.say_rates(name, written, time.perf_counter() - begun, "clip")
+
+
+def _rows(index: Any, count: int) -> range:
+    """The rows of a batch that a part of it holds, by the index that a sharding gives the part."""
+    return range(count)[index[0]]
+
+
+def _held(rows: NamedSharding, count: int) -> list[int]:
+    """The rows of a batch that this process's devices hold."""
+    parts = rows.addressable_devices_indices_map((count,)).values()
+    return sorted({row for part in parts for row in _rows(part, count)})
+
+
+def _placed(values: Mapping[int, np.ndarray], count: int, rows: NamedSharding) -> jax.Array:
+    """A batch from the rows that this process's devices hold."""
+    shape = next(iter(values.values())).shape
+    return jax.make_array_from_callback(
+        (count, *shape), rows, lambda at: np.stack([values[row] for row in _rows(at, count)])
+    )
+
+
+def _written(batch: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of a batch, by number, that this process is to write: of all copies one is written."""
+    for shard in batch.addressable_shards:
+        if shard.replica_id == 0:
+            yield from zip(_rows(shard.index, len(batch)), np.asarray(shard.data), strict=True)
 
 
 def _teacher(run: Run, fields: Fields) -> WanDiT:
@@ -106,10 +153,12 @@ def _teacher(run: Run, fields: Fields) -> WanDiT:
     return module
 
 
-def _solver(run: Run, ode: Ode, module: WanDiT, negative: np.ndarray) -> Callable[..., jax.Array]:
+def _solver(
+    run: Run, ode: Ode, module: WanDiT, negative: np.ndarray, rows: NamedSharding
+) -> Callable[..., jax.Array]:
     sigmas, layout = flow.grid(ode.steps, run.shift), run.layout
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=rows)
     def solve(params: Any, clean: jax.Array, noise: jax.Array, text: jax.Array) -> jax.Array:
         return causal_ode.trajectory(
             module, params, clean, noise, text, jnp.asarray(negative),

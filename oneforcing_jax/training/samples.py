@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from oneforcing_jax import randomness, sharding
+from oneforcing_jax import processes, randomness, sharding
 from oneforcing_jax.causal.plan import draw
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.origin import Origin
@@ -108,7 +108,7 @@ class Samples:
         grid, motions = [], {}
         for name, params in nets.items():
             video = self._video(params)
-            if jax.process_index() == 0:
+            if video is not None:
                 motion = np.abs(np.diff(video.astype(np.float32), axis=1)).mean() / 255
                 motions[MOTION + (f"_{name}" if name else "")] = float(motion)
                 grid.append(np.concatenate(list(video), axis=2))
@@ -122,10 +122,11 @@ class Samples:
             )  # fmt: skip
         return motions
 
-    def _video(self, params: Any) -> np.ndarray:
-        """Videos of all prompts, uint8 [prompts, f, y, x, 3]."""
+    def _video(self, params: Any) -> np.ndarray | None:
+        """Videos of all prompts, uint8 [prompts, f, y, x, 3]; all make them, the first process decodes."""
         decode, frames = self._codec.stream(), []
         for block in self._student.of(params).stream(self._draws, self._text, self._plan):
             whole = multihost_utils.process_allgather(block, tiled=True)
-            frames.append(np.asarray(decode(jnp.asarray(whole[: self._prompts]))))
-        return np.concatenate(frames, 1)
+            if processes.is_first():
+                frames.append(np.asarray(decode(jnp.asarray(whole[: self._prompts]))))
+        return np.concatenate(frames, 1) if frames else None

@@ -106,7 +106,7 @@ def prepare(run: Run, name: str, stage: Train) -> Stage:
         _check_sources(run, name, stage, made, workdir, begun=done is not None)
 
     work = functools.partial(loop.run, run, name, stage, made)
-    return Stage(name, work, check, several_processes=True)
+    return Stage(name, work, check)
 
 
 def _check_sources(

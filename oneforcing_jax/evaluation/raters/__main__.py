@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 
 from oneforcing_jax.command import any_path, count, ending, named
-from oneforcing_jax.errors import InputError
+from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.evaluation.raters import analysis, draw, prompts
 from oneforcing_jax.evaluation.raters.votes import Votes
 from oneforcing_jax.files import write_whole
@@ -41,8 +41,12 @@ def run_draw(args: argparse.Namespace) -> None:
 
 def run_serve(args: argparse.Namespace) -> None:
     """Serves a study."""
-    from oneforcing_jax.evaluation.raters import server
-
+    try:
+        from oneforcing_jax.evaluation.raters import server
+    except ImportError as error:
+        raise MissingPackage(
+            'the page needs starlette and uvicorn: pip install "oneforcing_jax[serve]"'
+        ) from error
     drawn = draw.read(args.study)
     draw.check_clips(args.study, drawn)
     server.serve(args.study, drawn, args.host, args.port)

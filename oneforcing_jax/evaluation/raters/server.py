@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import ipaddress
-import json
 import secrets
-import socket
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
 from tqdm import tqdm
 
-from oneforcing_jax.errors import InputError, MissingPackage
-from oneforcing_jax.evaluation import pages
+from oneforcing_jax import pages, web
+from oneforcing_jax.errors import Refused
 from oneforcing_jax.evaluation.raters.draw import CLIPS, SIDES, Draw
-from oneforcing_jax.evaluation.raters.votes import Refused, Turn, Votes
+from oneforcing_jax.evaluation.raters.votes import Turn, Votes
 from oneforcing_jax.files import write_whole
 
-try:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.requests import Request
-    from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
-    from starlette.routing import Route
-except ImportError as error:
-    raise MissingPackage(
-        'the page needs starlette and uvicorn: pip install "oneforcing_jax[serve]"'
-    ) from error
-
-TOKEN = "token"
 # Bytes of a request.
 LARGEST = 4096
-_STATIC = {"theme.css": "text/css", "raters.css": "text/css",
-           "together.js": "text/javascript", "raters.js": "text/javascript"}  # fmt: skip
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_STATIC = ("theme.css", "raters.css", "together.js", "raters.js")
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -66,7 +48,7 @@ class Page:
     def app(self) -> Starlette:
         """The application."""
         get = {"/": self._index, "/clips/{number:int}/{side}": self._clip} | {
-            f"/{name}": self._static for name in _STATIC
+            f"/{name}": web.static for name in _STATIC
         }
         post = {"/api/join": self._join, "/api/turn": self._turn, "/api/vote": self._vote}
         routes = [Route(path, self._guarded(f), methods=["GET"]) for path, f in get.items()]
@@ -78,7 +60,7 @@ class Page:
 
         async def answer(request: Request) -> Response:
             try:
-                self._check_caller(request)
+                web.check_caller(request, self._token, self._cookie)
                 response = await endpoint(request)
             except Refused as error:
                 response = JSONResponse({"error": str(error)}, error.status)
@@ -87,34 +69,13 @@ class Page:
                 response = JSONResponse({"error": line}, 503, {"Retry-After": "1"})
             except sqlite3.DatabaseError as error:
                 response = JSONResponse({"error": f"the database is damaged: {error}"}, 500)
-            response.headers.update(_HEADERS)
+            response.headers.update(web.HEADERS)
             return response
 
         return answer
 
-    def _check_caller(self, request: Request) -> None:
-        if not self._token:
-            # A page of another site must not reach this machine under a name of its own.
-            if request.url.hostname not in _LOCAL:
-                raise Refused(400, "expected an address of this machine")
-            return
-        given = request.query_params.get(TOKEN) or request.cookies.get(self._cookie, "")
-        if not secrets.compare_digest(given.encode(), self._token.encode()):
-            raise Refused(
-                403, "expected the token of this study; use the whole link that you were given"
-            )
-
     async def _index(self, request: Request) -> Response:
-        response = HTMLResponse(self._page)
-        if self._token:
-            response.set_cookie(
-                self._cookie, self._token, 30 * 86400, httponly=True, samesite="strict"
-            )
-        return response
-
-    async def _static(self, request: Request) -> Response:
-        name = request.url.path[1:]
-        return Response(pages.part(name), media_type=_STATIC[name])
+        return web.page(self._page, self._token, self._cookie)
 
     async def _clip(self, request: Request) -> Response:
         number, side = request.path_params["number"], request.path_params["side"]
@@ -150,25 +111,12 @@ class Page:
 
 
 async def _body(request: Request) -> Mapping[str, Any]:
-    """The JSON object of a request. Other sites cannot send this type without being allowed to.
+    """The JSON object of a request.
 
     Raises:
       Refused: another type, too large, or no JSON object.
     """
-    if request.headers.get("content-type", "").split(";")[0] != "application/json":
-        raise Refused(415, "expected the type application/json")
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > LARGEST:
-            raise Refused(413, f"expected {LARGEST} bytes at most")
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise Refused(400, "expected a JSON object")
-    return found
+    return web.json_object(await web.body(request, LARGEST))
 
 
 def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
@@ -178,10 +126,8 @@ def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
       InputError: votes on another draw, a damaged database, or an address that cannot be used.
     """
     votes = Votes(folder, drawn, create=True)
-    listening = _listen(host, port)
-    token = "" if _is_local(host) else _token(folder)
-    name = host if _is_local(host) else socket.gethostname()
-    address = f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}/"
+    listening = web.listen(host, port)
+    token = "" if web.is_local(host) else _token(folder)
     with (
         listening,
         tqdm(total=drawn.needed, initial=votes.count(), desc="votes", unit="vote") as bar,
@@ -192,35 +138,14 @@ def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
             bar.refresh()
 
         page = Page(folder, drawn, votes, token, voted)
-        config = uvicorn.Config(
-            page.app, lifespan="off", log_level="error", access_log=False, server_header=False,
-            timeout_graceful_shutdown=3,
-        )  # fmt: skip
-        config.load()
-        print(f"{address}{f'?{TOKEN}={token}' if token else ''}", flush=True)
-        uvicorn.Server(config).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"expected a free address, found {host} port {port}: {error}; choose another --host or --port"
-        ) from None
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        serving = web.server(page.app, lifespan="off")
+        print(web.link(host, listening, token), flush=True)
+        serving.run(sockets=[listening])
 
 
 def _token(folder: Path) -> str:
     """The token of a study, made once so that links stay good."""
-    file = folder / TOKEN
+    file = folder / web.TOKEN
     if not file.is_file():
         write_whole(file, secrets.token_urlsafe(16).encode())
         file.chmod(0o600)

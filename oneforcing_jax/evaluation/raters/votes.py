@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.errors import InputError, MissingInput, Refused
 from oneforcing_jax.evaluation.raters.draw import SIDES, Draw
 
 FILE = "votes.db"
@@ -30,14 +30,6 @@ _SCHEMA = (
     choice TEXT NOT NULL CHECK (choice IN ('left', 'right', 'tie')),
     PRIMARY KEY (pair, rater), FOREIGN KEY (pair, rater) REFERENCES shown)""",
 )
-
-
-class Refused(InputError):
-    """A request that cannot be met; `status` is that of HTTP."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Vote(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from oneforcing_jax import pages
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.evaluation import pages
 from oneforcing_jax.evaluation.playable import playable
 from oneforcing_jax.evaluation.report import svg
 from oneforcing_jax.evaluation.report.collect import Found, shown, table

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from oneforcing_jax import generate
-from oneforcing_jax.command import any_path, count, ending, size
+from oneforcing_jax import generate, processes
+from oneforcing_jax.command import any_path, count, size
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench import check, evaluate, make, record, results, tables
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     args = _parser().parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax; what matters of it is raised.
-    with ending("the same command continues after what is finished"):
+    with processes.ending("the same command continues after what is finished"):
         args.run(args)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oneforcing_jax import generate
+from oneforcing_jax import generate, processes
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench import record
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       MissingInput, InputError: a bad list, options, checkpoint, or a folder of other videos.
     """
+    processes.join(args)
     given = vars(args) | WITHOUT
     wanted, making = options(Wanted, given), generate.Making.of(given)
     suite = suites.read(wanted.vbench)
@@ -68,12 +70,15 @@ def run(args: argparse.Namespace) -> None:
     if wanted.dry_run:
         print(*(job.path.name for job in todo), sep="\n")
         print(f"{len(todo):,} videos to make, of {len(jobs):,} of {jobs[-1].line + 1:,} prompts")
-    elif todo:
+        return
+    begun = time.perf_counter()
+    if todo:
         listing.make_folder(wanted.out)
         making = making.fitted(len(todo))
         scene = making.scene(jobs)
         record.keep(wanted.out, made, _clip(scene))
         generate.write(scene, todo, making.writing)
+    processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 
 def _clip(scene: Scene) -> Clip:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from oneforcing_jax import processes
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.run import Run
@@ -34,15 +35,21 @@ def examine(run: Run, name: str, fields: Fields, workdir: Path) -> None:
       InputError: a score below what the stage asks for.
     """
     file = workdir / name / "scores.json"
-    if not file.exists():
+    if not processes.exchange(file.exists(), f"the start of {name!r}")[0]:
         gallery = Gallery(run, workdir, fields.world)
-        found = gallery.against.scores(gallery.teacher(fields.source), gallery.captions)
-        write_whole(file, json.dumps(found, indent=1).encode())
+        videos = gallery.teacher(fields.source)
+        with processes.first(f"scores of {fields.source!r}") as mine:
+            if mine:
+                found = gallery.against.scores(videos, gallery.captions)
+                write_whole(file, json.dumps(found, indent=1).encode())
     found = read_record(file)
-    tqdm.write(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
+    if processes.is_first():
+        tqdm.write(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
     low = [key for key, least in fields.least.items() if found[key] < least]
     if low:
-        file.unlink()
+        with processes.first("the exam's end") as mine:
+            if mine:
+                file.unlink()
         raise InputError(
             f"{name}: expected of the teacher at least {dict(fields.least)}, found "
             f"{ {key: round(found[key], 2) for key in low} }; train it longer "

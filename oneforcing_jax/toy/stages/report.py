@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint
+from oneforcing_jax import checkpoint, processes
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
@@ -49,32 +50,45 @@ class Fields:
 
 
 def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
-    """Makes and prints the report; a finished one is printed again."""
-    folder = workdir / name
-    if (folder / "scores.json").exists():
-        print((folder / "table.txt").read_text())
+    """Makes and prints the report; a finished one is printed again.
+
+    Processes divide the videos of each model; the first of them scores and writes.
+    """
+    folder, mine = workdir / name, processes.is_first()
+    if processes.exchange((folder / "scores.json").exists(), f"the start of {name!r}")[0]:
+        if mine:
+            print((folder / "table.txt").read_text())
         return
     gallery = Gallery(run, workdir, fields.world)
-    score = gallery.against.scores
     videos = {"real": gallery.real, "real through the codec": gallery.seen}
-    results = {row: score(shown, gallery.real_captions) for row, shown in videos.items()}
+    results: dict[str, dict[str, float]] = {}
+
+    def score(row: str, captions: Sequence[str]) -> None:
+        if mine:
+            results[row] = gallery.against.scores(videos[row], captions)
+
+    for row in videos:
+        score(row, gallery.real_captions)
     if fields.teacher:
         videos["teacher"] = gallery.teacher(fields.teacher)
-        results["teacher"] = score(videos["teacher"], gallery.captions)
+        score("teacher", gallery.captions)
     config = sources.network(run, _plain(fields.students[-1][1])).config
     student = Student(config, None)
     # What it sees of a longer video is no longer than what it was trained on.
     long = Student(config, None, Window(run.latents.frames))
-    for row, source in tqdm(fields.students, desc=name, unit="student"):
+    for row, source in tqdm(fields.students, desc=name, unit="student", disable=not mine):
         average = source.startswith(AVERAGE)
         student = student.of(load(run, workdir, source.removeprefix(AVERAGE), average))
         videos[row] = gallery.clip(student, gallery.plan)
-        results[row] = score(videos[row], gallery.captions)
+        score(row, gallery.captions)
         if gallery.settings.long:
             made = gallery.clip(long.of(student.params), gallery.long)
-            results[row] |= drift(made, run.latents.frames, gallery.world)
+            if mine:
+                results[row] |= drift(made, run.latents.frames, gallery.world)
     weights = _identity(run, workdir, fields.students[-1][1])
     _stream(gallery, student, weights, folder / "videos", fields.videos)
+    if not mine:
+        return
     contact_sheet(folder / "sheet.png", videos, results, gallery.captions, gallery.real_captions)
     table = _table(results, gallery.world)
     write_whole(folder / "table.txt", table.encode())
@@ -93,10 +107,12 @@ def _identity(run: Run, workdir: Path, source: str) -> str | None:
 def _stream(
     gallery: Gallery, student: Student, weights: str | None, folder: Path, count: int
 ) -> None:
-    """Writes videos of the last student as they are made, block by block."""
+    """Writes videos of the last student as they are made, block by block; processes divide them."""
     folder.mkdir(parents=True, exist_ok=True)
     noise = gallery.draws(gallery.plan)
-    for i in tqdm(spread(len(gallery.world.captions()), count), desc="stream", unit="video"):
+    index, parts = processes.part()
+    own = spread(len(gallery.world.captions()), count)[index::parts]
+    for i in tqdm(own, desc="stream", unit="video", disable=not processes.is_first()):
         draws = jax.tree.map(lambda x, i=i: x[i : i + 1], noise)
         path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
         origin = Origin(weights, gallery.captions[i], gallery.run.seed, i)

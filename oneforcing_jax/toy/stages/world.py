@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from oneforcing_jax import processes
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode
 from oneforcing_jax.data.video import read_video
@@ -40,22 +41,28 @@ class Config:
 
 
 def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
-    """Does the stage; what is there already is kept."""
+    """Does the stage; what is there already is kept. Processes divide the videos, and the first one fits."""
     folder, config = workdir / name, run.view(Config)
     videos = folder / "videos"
     pairs = world.write_dataset(videos, fields.count, run.seed, config.world)
-    if not (folder / encoding.ENCODERS).exists():
-        frames = np.concatenate([read_video(path)[0] for path, _ in pairs[: fields.codec_videos]])
-        width, length = config.generator.text_dim, config.generator.text_len
-        words = text.TextEncoder.train(config.world.captions(), width, length, run.seed)
-        folders.save(folder, codecs.fit(frames, run.latents.channels), words)
-    if not (folder / judge.FILE).exists():
-        judge.train(config.world, fields.judge_iterations).save(folder / judge.FILE)
+    with processes.first("codec, text encoder and judge") as mine:
+        if mine:
+            _fit(run, fields, config, folder, [path for path, _ in pairs[: fields.codec_videos]])
     encoders = encoding.load(folder)
     captions = videos / "captions.jsonl"
     made = encode(videos, captions, folder, encoders, clip(run, encoders.codec), folder / "store")
     if left_out := made.left_out():
         raise InputError(f"{name}: {next(iter(left_out.values()))}; remove it and run again")
+
+
+def _fit(run: Run, fields: Fields, config: Config, folder: Path, videos: list[Path]) -> None:
+    if not (folder / encoding.ENCODERS).exists():
+        frames = np.concatenate([read_video(path)[0] for path in videos])
+        width, length = config.generator.text_dim, config.generator.text_len
+        words = text.TextEncoder.train(config.world.captions(), width, length, run.seed)
+        folders.save(folder, codecs.fit(frames, run.latents.channels), words)
+    if not (folder / judge.FILE).exists():
+        judge.train(config.world, fields.judge_iterations).save(folder / judge.FILE)
 
 
 def prepare(run: Run, name: str, fields: Fields) -> Stage:

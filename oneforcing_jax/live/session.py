@@ -1,0 +1,226 @@
+"""A video that is made while it is watched: where it stands, and what can still be said.
+
+A session knows nothing of connections. One thread makes its video; controls come from any other, and whoever
+listens is told that something changed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from oneforcing_jax.errors import Refused
+from oneforcing_jax.live.recording import Recording, Shown, to_jpeg
+from oneforcing_jax.live.studio import Made, Studio, Wish
+
+WAITING, RUNNING, PAUSED, ENDED = "waiting", "running", "paused", "ended"
+# Seconds that a video is made ahead of what is seen.
+LEAD = 0.5
+# Seconds that a pause may take: others wait for the device.
+LONGEST_PAUSE = 120.0
+# Prompts of one video.
+MOST_MARKS = 50
+DONE, STOPPED = "complete", "stopped"
+
+
+class Mark(NamedTuple):
+    """Where a prompt took effect: the number of its first frame."""
+
+    frame: int
+    epoch: int
+    prompt: str
+
+
+class Meters(NamedTuple):
+    """Seconds of model and decoder for the last block, frames a second made since the beginning, and seconds
+    from the request (waiting included) to the first frame."""
+
+    model: float
+    decode: float
+    made: float
+    first: float
+
+
+class Session:
+    """One video, made anew as often as its owner wishes.
+
+    Args:
+      wish: what to make.
+      seconds: that it may hold the device.
+      paced: whether it is made no faster than it plays.
+    """
+
+    def __init__(self, wish: Wish, seconds: float, paced: bool = True) -> None:
+        self.id, self.key = secrets.token_urlsafe(9), secrets.token_urlsafe(16)
+        # Connections that may control it.
+        self.owners = 0
+        self.listeners: set[Callable[[], None]] = set()
+        self._seconds, self._paced = seconds, paced
+        self._condition = threading.Condition()
+        # Frames of all videos of this session, and the first that is not stale: those before it belong to an
+        # older prompt or video.
+        self.total = self.fresh = 0
+        self._epoch = self._take = 0
+        self._begin_anew(wish)
+
+    def _begin_anew(self, wish: Wish) -> None:
+        self.wish, self.state, self.reason, self.place = wish, WAITING, "", 0
+        self.recording = Recording()
+        self._take += 1
+        self._epoch += 1
+        self.fresh = self.total
+        self._asked: str | None = None
+        self._prompt, self._made, self._marks = wish.prompt, 0, [Mark(0, self._epoch, wish.prompt)]
+        self._meters: Meters | None = None
+        # Of the clock of the video, which stands still in a pause: its zero, when it was stopped, and when
+        # the next frame is to be seen.
+        self._zero = self._stopped = self._due = 0.0
+        self._wished, self.ended_at = time.monotonic(), 0.0
+
+    def _told(self) -> None:
+        """Wakes the maker and tells the listeners; the lock is held."""
+        self._condition.notify_all()
+        for listener in tuple(self.listeners):
+            listener()
+
+    # Controls, of any thread.
+
+    def restart(self, wish: Wish) -> None:
+        """Begins anew with another wish. Whoever has the queue adds the session again."""
+        with self._condition:
+            self._begin_anew(wish)
+            self._told()
+
+    def switch(self, prompt: str) -> None:
+        """Goes on with another prompt from the next block on.
+
+        Raises:
+          Refused: the video has ended, or has had too many prompts.
+        """
+        with self._condition:
+            self._check_open()
+            if len(self._marks) >= MOST_MARKS:
+                raise Refused(409, f"expected at most {MOST_MARKS} prompts of one video")
+            self._asked = prompt
+            self._told()
+
+    def pause(self) -> None:
+        """Holds the video, and the device. A session that waits is not held."""
+        with self._condition:
+            if self.state != RUNNING:
+                raise Refused(409, f"expected a running video to pause, found it {self.state}")
+            self.state, self._stopped = PAUSED, time.monotonic()
+            self._told()
+
+    def resume(self) -> None:
+        """Goes on after a pause."""
+        with self._condition:
+            if self.state != PAUSED:
+                raise Refused(409, f"expected a paused video, found it {self.state}")
+            self._zero += time.monotonic() - self._stopped
+            self.state, self._stopped = RUNNING, 0.0
+            self._told()
+
+    def stop(self, reason: str = STOPPED) -> None:
+        """Ends the video where it is; what was made is kept."""
+        with self._condition:
+            if self.state != ENDED:
+                self.state, self.reason, self.place = ENDED, reason, 0
+                self.ended_at = time.monotonic()
+                self._told()
+
+    def wait_at(self, place: int) -> None:
+        """Says the place in the queue, from 1."""
+        with self._condition:
+            if self.state == WAITING and self.place != place:
+                self.place = place
+                self._told()
+
+    def _check_open(self) -> None:
+        if self.state == ENDED:
+            raise Refused(409, f"expected a video that goes on, found it ended: {self.reason}")
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where it stands, as JSON holds it."""
+        with self._condition:
+            return {
+                "session": self.id, "state": self.state, "reason": self.reason, "place": self.place,
+                "epoch": self._epoch, "made": self._made, "frames": self.wish.frames,
+                "kept_from": self._made - self.recording.count, "prompt": self._prompt,
+                "asked": self._asked, "seed": self.wish.seed, "first_steps": self.wish.first_steps,
+                "marks": [mark._asdict() for mark in self._marks],
+                "meters": self._meters and self._meters._asdict(),
+            }  # fmt: skip
+
+    # The making, of one thread.
+
+    def run(self, studio: Studio) -> None:
+        """Makes the video until it ends, or is begun anew."""
+        with self._condition:
+            take, wish = self._take, self.wish
+            if self.state != WAITING:
+                return
+            self.state, self.place, self._zero = RUNNING, 0, time.monotonic()
+            held = self._zero + self._seconds
+            self._told()
+        blocks = studio.make(wish, lambda frame: self._prompt_at(frame, take))
+        for made in blocks:
+            if not self._show(made, studio.fps, take) or not self._wait(take, held):
+                break
+        blocks.close()
+
+    def _prompt_at(self, frame: int, take: int) -> str:
+        with self._condition:
+            if self._asked is not None and take == self._take:
+                self._prompt, self._asked = self._asked, None
+                self._epoch += 1
+                self._marks.append(Mark(frame, self._epoch, self._prompt))
+                # What is not seen yet of the old prompt gives way.
+                self._due, self.fresh = time.monotonic() - self._zero, self.total
+                self._told()
+            return self._prompt
+
+    def _show(self, made: Made, fps: float, take: int) -> bool:
+        """Takes the frames of a block; whether the video goes on."""
+        pictures = [to_jpeg(pixels) for pixels in made.frames]
+        with self._condition:
+            if take != self._take or self.state == ENDED:
+                return False
+            now = (self._stopped or time.monotonic()) - self._zero
+            for picture in pictures[: self.wish.frames - self._made]:
+                time_ = max(self._due, now) if self._paced else self._due
+                shown = Shown(self.total, self._epoch, self._made, time_, picture)
+                self.recording.append(shown)
+                self._made, self._due = self._made + 1, time_ + 1 / fps
+                self.total += 1
+            first = self._meters.first if self._meters else time.monotonic() - self._wished
+            self._meters = Meters(made.model, made.decode, self._made / max(now, 1e-6), first)
+            if self._made >= self.wish.frames:
+                self.stop(DONE)
+            self._told()
+            return self.state != ENDED
+
+    def _wait(self, take: int, held: float) -> bool:
+        """Waits while the video is paused or far enough ahead; whether it goes on."""
+        while True:
+            with self._condition:
+                if take != self._take or self.state == ENDED:
+                    return False
+                now = time.monotonic()
+                if now >= held:
+                    self.stop(f"the device is held for {self._seconds:g} s at most")
+                    return False
+                if self.state == PAUSED:
+                    left = self._stopped + LONGEST_PAUSE - now
+                    if left <= 0:
+                        self.stop(f"a pause takes {LONGEST_PAUSE:g} s at most")
+                        return False
+                    self._condition.wait(min(left, held - now))
+                    continue
+                ahead = self._due - (now - self._zero) - LEAD
+                if not self._paced or self._asked is not None or ahead <= 0:
+                    return True
+                self._condition.wait(min(ahead, held - now))

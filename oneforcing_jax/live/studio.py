@@ -1,0 +1,191 @@
+"""A model that makes videos block by block, for as long as somebody watches."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Generator, Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from oneforcing_jax.causal.plan import Plan
+from oneforcing_jax.data.captions import check_unicode
+from oneforcing_jax.data.origin import Origin
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.flow import TRAIN_STEPS
+from oneforcing_jax.generation.streaming import VideoModel, decoded
+from oneforcing_jax.generation.student import Settings, sample_keys, seeded
+
+FIRST_STEPS = 4
+# The model says which of these its text encoder reads; the toy knows few words.
+_EXAMPLES = (
+    "a cat on a beach, waves in the background",
+    "a city street at night in the rain, neon lights",
+    "a sailing boat on a calm sea at sunset",
+    "a circle moving left",
+    "a square moving up",
+    "a triangle moving right",
+    "a red circle",
+    "a blue square",
+)
+SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """What a video is to be.
+
+    Attributes:
+      prompt: that it begins with.
+      seed: of the noise.
+      frames: pixel frames, an image included.
+      first_steps: denoising steps of the first block, 1 to `FIRST_STEPS`.
+      image: uint8 [1, y, x, 3], the first frame; None: there is none.
+    """
+
+    prompt: str
+    seed: int = 0
+    frames: int = 1
+    first_steps: int = FIRST_STEPS
+    image: np.ndarray | None = None
+
+
+class Made(NamedTuple):
+    """Frames of a block, uint8 [m, y, x, 3], and seconds that the model and the decoder took for them."""
+
+    frames: np.ndarray
+    model: float
+    decode: float
+
+
+class Studio:
+    """Makes what sessions wish for.
+
+    Every video has the plan of the longest one, of which it takes what it needs: so all lengths share their
+    programs, and a video can go on.
+
+    Args:
+      model: a causal student.
+      settings: of its videos; their length is that of a wish that names none.
+      fps: frames per second.
+      most: pixel frames that a video may have.
+
+    Raises:
+      InputError: a longest video that is shorter than the usual one.
+    """
+
+    def __init__(self, model: VideoModel, settings: Settings, fps: float, most: int) -> None:
+        self.model, self.settings, self.fps, self.most = model, settings, fps, most
+        self.frames = self.pixel_frames(settings.shape[0])
+        if most < self.frames:
+            raise InputError(
+                f"--most_frames: expected {self.frames} or more, the frames of a usual video, found {most}; "
+                "raise it, or lower --frames"
+            )
+
+    def pixel_frames(self, latents: int) -> int:
+        """Pixel frames of so many latent ones."""
+        rows, columns = self.settings.shape[2:]
+        return self.model.encoders.codec.video_shape(latents, rows, columns)[0] if latents else 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a frame in pixels."""
+        frames, _, *latent = self.settings.shape
+        _, rows, columns = self.model.encoders.codec.video_shape(frames, *latent)
+        return rows, columns
+
+    def check(self, prompt: str) -> None:
+        """Refuses a prompt that the text encoder cannot read.
+
+        Raises:
+          InputError: it is empty, no text, has too many tokens or unknown words.
+        """
+        if not prompt.strip():
+            raise InputError("prompt: expected words, found an empty prompt; say what to show")
+        check_unicode("prompt", prompt)
+        self.model.encoders.text.check(prompt)
+
+    @functools.cached_property
+    def examples(self) -> list[str]:
+        """Prompts that the text encoder reads."""
+        return list(itertools.islice(filter(self._reads, _EXAMPLES), SHOWN))
+
+    def _reads(self, prompt: str) -> bool:
+        try:
+            self.check(prompt)
+        except InputError:
+            return False
+        return True
+
+    def origin(self, wish: Wish) -> Origin:
+        """What a file is to say of a video."""
+        return Origin(self.model.source.identity, wish.prompt, wish.seed, 0)
+
+    def make(self, wish: Wish, prompt: Callable[[int], str]) -> Generator[Made]:
+        """Blocks of a video, one by one. The next is begun when it is asked for, and not before: what was
+        said in between counts.
+
+        Args:
+          wish: what to make; its prompt is not read.
+          prompt: is asked before each block, with the number of the first pixel frame that it makes.
+
+        Raises:
+          NotFinite: the model makes no picture.
+        """
+        model, (_, *shape) = self.model, self.settings.shape
+        given = None if wish.image is None else model.first_frames(wish.image, self.settings, quiet)
+        embed = functools.lru_cache(maxsize=2)(lambda words: model.embed([words]))
+        blocks: Iterable[jax.Array] = model.blocks(
+            seeded(sample_keys([wish.seed], [0]), (shape[0], shape[1], shape[2])),
+            lambda latents: embed(prompt(self.pixel_frames(latents))),
+            self._plan(wish, 0 if given is None else given.shape[1]),
+            given,
+        )
+        if given is not None:
+            blocks = itertools.chain([given], blocks)
+        decode, begun = model.encoders.codec.stream(), time.perf_counter()
+        for latents in blocks:
+            jax.block_until_ready(latents)
+            ready = time.perf_counter()
+            for _, frames in decoded([latents], decode):
+                yield Made(frames[0], ready - begun, time.perf_counter() - ready)
+            begun = time.perf_counter()
+
+    def _plan(self, wish: Wish, given: int) -> Plan:
+        """The blocks of the longest video."""
+        block = self.settings.block_frames
+        first = given or self.settings.first_frames or block
+        each = self.pixel_frames(2) - self.pixel_frames(1)
+        needed = 1 + math.ceil((self.most - self.pixel_frames(1)) / each)
+        frames = first + max(1, math.ceil((needed - first) / block)) * block
+        steps = tuple(TRAIN_STEPS * (1 - i / wish.first_steps) for i in range(wish.first_steps))
+        settings = dataclasses.replace(
+            self.settings, shape=(frames, *self.settings.shape[1:]), first_steps=steps
+        )
+        return settings.plan(self.model.source.shift, given)
+
+    def warm(self) -> None:
+        """Compiles what sessions without an image run, but for first blocks of two or three steps.
+
+        A switch of the prompt has programs of its own, and until the window rolls there may be some for each
+        part of it.
+        """
+        if not self.examples:
+            return
+        blocks = self.settings.shape[0] // self.settings.block_frames + 3
+        one, two = self.examples[0], self.examples[-1]
+        turns = itertools.cycle([one, one, two, two])
+        for steps, count in ((FIRST_STEPS, blocks), (1, 1)):
+            made = self.make(Wish(one, first_steps=steps), lambda frame: next(turns))
+            for _ in itertools.islice(made, count):
+                pass
+
+
+def quiet(line: str) -> None:
+    """Says nothing: how an image was read and fitted can be seen."""

@@ -1,0 +1,133 @@
+"""What goes over a connection: messages of JSON in, frames out, and the limits of both."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from oneforcing_jax import web
+from oneforcing_jax.data.images import decode_image
+from oneforcing_jax.errors import InputError, Refused
+from oneforcing_jax.live.recording import Shown
+from oneforcing_jax.live.studio import FIRST_STEPS, Studio, Wish, quiet
+
+# Bytes of a message, of one without an image, and of an image; characters of a prompt; pixels of an image.
+LARGEST, LARGEST_PLAIN, LARGEST_IMAGE = 4 << 20, 16 << 10, 2 << 20
+LONGEST_PROMPT, MOST_PIXELS = 2000, 1 << 24
+# Images that browsers send; other decoders of Pillow's are not needed.
+KINDS = ("PNG", "JPEG", "WEBP")
+# Messages of a connection: so many at once, and a second.
+BURST, RATE = 60, 20.0
+# Serial, epoch and number of a frame, and its time in seconds; the JPEG follows.
+HEADER = struct.Struct(">IIId")
+
+
+def packed(frame: Shown) -> bytes:
+    """A frame as a binary message."""
+    return HEADER.pack(frame.serial, frame.epoch, frame.number, frame.time) + frame.jpeg
+
+
+def unpacked(message: bytes) -> Shown:
+    """The frame of a binary message."""
+    serial, epoch, number, time_ = HEADER.unpack_from(message)
+    return Shown(serial, epoch, number, time_, message[HEADER.size :])
+
+
+def parsed(message: str | bytes) -> dict[str, Any]:
+    """The JSON object of a message.
+
+    Raises:
+      Refused: it is too large, or something else.
+    """
+    if len(message) > LARGEST:
+        raise Refused(413, f"expected a message of at most {LARGEST} bytes")
+    found = web.json_object(message)
+    if len(message) > LARGEST_PLAIN and "image" not in found:
+        raise Refused(413, f"expected at most {LARGEST_PLAIN} bytes without an image")
+    return found
+
+
+def prompt_of(said: Mapping[str, Any], studio: Studio) -> str:
+    """The prompt of a message.
+
+    Raises:
+      Refused: none, one that is too long, or one that the text encoder cannot read.
+    """
+    words = said.get("prompt")
+    if not isinstance(words, str):
+        raise Refused(400, "prompt: expected words")
+    if len(words) > LONGEST_PROMPT:
+        raise Refused(
+            413, f"prompt: expected at most {LONGEST_PROMPT} characters, found {len(words)}"
+        )
+    try:
+        studio.check(words)
+    except InputError as error:
+        raise Refused(400, str(error)) from None
+    return words.strip()
+
+
+def wish_of(said: Mapping[str, Any], studio: Studio) -> Wish:
+    """What a message wishes for.
+
+    Raises:
+      Refused: something that is not within its limits.
+    """
+    return Wish(
+        prompt_of(said, studio),
+        number_of(said, "seed", 0, 0, 2**32 - 1),
+        number_of(said, "frames", studio.frames, 1, studio.most),
+        number_of(said, "first_steps", FIRST_STEPS, 1, FIRST_STEPS),
+        _image(said.get("image")),
+    )
+
+
+def number_of(said: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
+    """A whole number of a message.
+
+    Raises:
+      Refused: another thing, or one outside its range.
+    """
+    found = said.get(name, default)
+    if type(found) is not int or not least <= found <= most:
+        raise Refused(400, f"{name}: expected a whole number from {least} to {most}")
+    return found
+
+
+def _image(text: Any) -> np.ndarray | None:
+    """An image uint8 [1, y, x, 3] from base64; None where there is none."""
+    if text is None:
+        return None
+    if not isinstance(text, str) or len(text) > LARGEST_IMAGE * 4 // 3 + 4:
+        raise Refused(413, f"image: expected base64 of at most {LARGEST_IMAGE} bytes")
+    try:
+        content = base64.b64decode(text, validate=True)
+        return decode_image(io.BytesIO(content), "image", quiet, MOST_PIXELS, KINDS)
+    except Exception as error:  # decoders raise whatever damaged data makes them raise
+        said = str(error) if isinstance(error, InputError) else "image: expected a whole image"
+        raise Refused(400, said) from None
+
+
+class Allowance:
+    """How much one connection may say: a bucket that fills again."""
+
+    def __init__(self) -> None:
+        self._left, self._at = float(BURST), time.monotonic()
+
+    def take(self) -> None:
+        """Counts a message.
+
+        Raises:
+          Refused: there were too many.
+        """
+        now = time.monotonic()
+        self._left = min(BURST, self._left + (now - self._at) * RATE) - 1
+        self._at = now
+        if self._left < 0:
+            raise Refused(429, f"expected at most {RATE:g} messages a second")

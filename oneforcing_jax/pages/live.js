@@ -1,0 +1,289 @@
+// The page of the live server: one connection, frames shown at their times, and what can be said meanwhile.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const PLACE = "live session"; // {session, key, boot} of this tab, so that a reload goes on
+const TINY = 256; // pixels below which frames are scaled up without smoothing
+const LARGEST_SIDE = 1280; // pixels of an image that is sent
+
+let socket = null;
+let hello = null; // what the server said of itself
+let state = null; // where the session stands
+let mine = null; // {session, key, boot}; no key: only watched
+let image = null; // base64 of the first frame
+let asked = 0; // when Start was pressed; 0: a first frame was shown since
+let retry = 500;
+let ended = false; // whether the end was said
+
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+function send(message) {
+  if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
+  else say("There is no connection to the server yet.", true);
+}
+
+function connect() {
+  const address = new URL("live", location.href.split("#")[0]);
+  address.protocol = address.protocol.replace("http", "ws");
+  socket = new WebSocket(address);
+  socket.binaryType = "arraybuffer";
+  socket.onmessage = ({ data }) => (typeof data === "string" ? heard(JSON.parse(data)) : arrived(data));
+  socket.onclose = ({ code, reason }) => {
+    allow();
+    const why = code === 1008 ? `The server closed the connection: ${reason}.` : "The connection is lost.";
+    say(`${why} Trying again …`, true);
+    setTimeout(connect, retry);
+    retry = Math.min(retry * 1.5, 5000);
+  };
+}
+
+function heard(message) {
+  if (message.say === "hello") greeted(message);
+  else if (message.say === "session") joined(message);
+  else if (message.say === "state") stands(message);
+  else if (message.say === "refused") refused(message);
+}
+
+function greeted(message) {
+  const first = hello === null;
+  hello = message;
+  retry = 500;
+  document.documentElement.style.setProperty("--shape", `${hello.columns} / ${hello.rows}`);
+  $("frame").classList.toggle("tiny", Math.max(hello.rows, hello.columns) < TINY);
+  $("prompt").maxLength = hello.longest_prompt;
+  $("frames").max = hello.most_frames;
+  if (first) {
+    $("frames").value = hello.frames;
+    for (let n = 1; n <= hello.first_steps; n++) $("steps").add(new Option(n === 1 ? "1 step" : `${n} steps`, n));
+    $("steps").value = hello.first_steps;
+    $("examples").replaceChildren(...hello.examples.map(example));
+    fill(new URLSearchParams(location.hash.slice(1)));
+  }
+  const linked = new URLSearchParams(location.hash.slice(1)).get("watch");
+  mine = JSON.parse(sessionStorage.getItem(PLACE)) || (linked && { session: linked });
+  if (mine) send({ do: "watch", session: mine.session, key: mine.key || "" });
+  else say(hello.ready ? "Ready." : "The server is warming up; a video can be asked for already.");
+  if (!hello.ready) warming();
+}
+
+async function warming() {
+  const answer = await fetch("health").then((found) => found.json()).catch(() => null);
+  if (!answer || !answer.ready) return void setTimeout(warming, 1000);
+  hello.ready = true;
+  if (!state) say("Ready.");
+}
+
+function example(words) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = words;
+  button.onclick = () => ($("prompt").value = words);
+  return button;
+}
+
+function fill(given) {
+  for (const name of ["prompt", "seed", "frames", "steps"]) if (given.has(name)) $(name).value = given.get(name);
+}
+
+function joined(message) {
+  const again = mine && mine.session === message.session;
+  mine = { session: message.session, key: message.key, boot: hello.boot };
+  if (message.own) sessionStorage.setItem(PLACE, JSON.stringify(mine));
+  if (!again || waiting.length === 0) fresh(0);
+  state = null;
+  ended = false;
+  $("watch").href = `${location.pathname}${location.search}#watch=${mine.session}`;
+  $("links").hidden = false;
+}
+
+function refused(message) {
+  if (message.status === 404 && mine) {
+    const anew = mine.boot && mine.boot !== hello.boot;
+    say(
+      anew
+        ? `The server was started anew, and the video is gone after ${shown ? `${shown} shown frames` : "a while"}. Press Start to make it again.`
+        : "That video is gone: it ended long ago. Press Start to make another.",
+      true,
+    );
+    sessionStorage.removeItem(PLACE);
+    mine = state = null;
+    allow();
+    return;
+  }
+  asked = 0;
+  say(`That was refused: ${message.error}`, true);
+}
+
+function stands(found) {
+  const before = state;
+  state = found;
+  if (!before || before.epoch !== found.epoch) {
+    ended = false;
+    marks(found);
+  }
+  if (!before || before.state !== found.state || before.place !== found.place) announce(found);
+  if (before && before.asked !== found.asked && !found.asked && found.marks.length > 1) {
+    const mark = found.marks.at(-1);
+    say(`The new prompt takes effect at frame ${mark.frame + 1}.`);
+  }
+  $("m_queue").textContent = found.place ? `place ${found.place}` : found.state;
+  if (found.meters) {
+    const milliseconds = (seconds) => `${(1000 * seconds).toFixed(seconds < 0.1 ? 1 : 0)} ms`;
+    $("m_model").textContent = milliseconds(found.meters.model);
+    $("m_decode").textContent = milliseconds(found.meters.decode);
+    $("m_made").textContent = found.meters.made.toFixed(1);
+  }
+  const link = new URLSearchParams({ prompt: found.marks[0].prompt, seed: found.seed, frames: found.frames, steps: found.first_steps });
+  $("again").href = `${location.pathname}${location.search}#${link}`;
+  $("canvas").setAttribute("aria-label", `Video: ${found.prompt}`);
+  allow();
+}
+
+function announce(found) {
+  if (found.state === "waiting") {
+    const place = found.place > 1 ? `${found.place - 1} before you` : "you are next";
+    say(hello.ready ? `Waiting for the device: ${place}.` : `The server is warming up: ${place}.`);
+  } else if (found.state === "running") say("Running.");
+  else if (found.state === "paused") say("Paused.");
+}
+
+function finished() {
+  ended = true;
+  const kept = state.made - state.kept_from;
+  say(`Ended: ${state.reason}. ${kept} ${kept === 1 ? "frame is" : "frames are"} kept.`, state.reason.startsWith("error"));
+}
+
+function marks(found) {
+  for (const old of document.querySelectorAll(".mark")) old.remove();
+  for (const { frame, prompt } of found.marks.slice(1)) {
+    const line = document.createElement("span");
+    line.className = "mark";
+    line.style.left = `${(100 * frame) / found.frames}%`;
+    line.title = `from frame ${frame + 1}: ${prompt}`;
+    $("timeline").append(line);
+  }
+  $("marks").replaceChildren(
+    ...found.marks.map(({ frame, prompt }) => {
+      const item = document.createElement("li");
+      item.textContent = `From frame ${frame + 1}: ${prompt}`;
+      return item;
+    }),
+  );
+  const switches = found.marks.length - 1;
+  $("timeline").setAttribute("aria-label", `Timeline with ${switches} prompt ${switches === 1 ? "switch" : "switches"}`);
+  if (!found.made) $("made").style.width = 0;
+}
+
+// Which controls can be used.
+function allow() {
+  const open = socket.readyState === WebSocket.OPEN;
+  const own = open && state && mine && mine.key;
+  const set = (id, may) => $(id).setAttribute("aria-disabled", String(!may));
+  const going = own && ["running", "paused"].includes(state.state);
+  set("pause", going);
+  $("pause").textContent = state && state.state === "paused" ? "Resume" : "Pause";
+  set("stop", own && state.state !== "ended");
+  set("switch", own && state.state !== "ended");
+  const kept = open && state && state.made > 0;
+  set("replay", kept);
+  set("download", kept);
+  if (kept) $("download").href = `videos/${state.session}.mp4`;
+  else $("download").removeAttribute("href");
+}
+
+const may = (id) => $(id).getAttribute("aria-disabled") !== "true";
+
+function start() {
+  const wish = { do: "start", prompt: $("prompt").value };
+  const numbers = { seed: "seed", frames: "frames", first_steps: "steps" };
+  for (const [name, id] of Object.entries(numbers)) wish[name] = Number($(id).value);
+  if (image) wish.image = image;
+  live();
+  asked = now();
+  history.replaceState(null, "", location.pathname + location.search);
+  send(wish);
+}
+
+function pause() {
+  if (may("pause")) send({ do: state.state === "paused" ? "resume" : "pause" });
+}
+
+async function replay() {
+  if (!may("replay")) return;
+  say("Fetching the video …");
+  const answer = await fetch(`videos/${state.session}.mp4`).catch(() => null);
+  if (!answer || !answer.ok) return say("The video could not be fetched.", true);
+  live();
+  $("replayed").src = URL.createObjectURL(await answer.blob());
+  $("replayed").hidden = false;
+  $("canvas").hidden = true;
+  $("replayed").focus();
+  await $("replayed").play().catch(() => {});
+  say("Replay.");
+}
+
+// Back from a replay.
+function live() {
+  if ($("replayed").src) URL.revokeObjectURL($("replayed").src);
+  $("replayed").removeAttribute("src");
+  $("replayed").hidden = true;
+  $("canvas").hidden = false;
+}
+
+// An image as the server takes it: no larger than needed, and without what a camera adds.
+async function take(file) {
+  try {
+    const bitmap = await createImageBitmap(file);
+    const scale = Math.min(1, LARGEST_SIDE / Math.max(bitmap.width, bitmap.height));
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.round(bitmap.width * scale);
+    canvas.height = Math.round(bitmap.height * scale);
+    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    image = canvas.toDataURL("image/jpeg", 0.92).split(",")[1];
+    $("image_name").textContent = `Begins with ${file.name || "the image"}.`;
+    $("chosen").hidden = false;
+  } catch {
+    say("That is no image that this browser can read.", true);
+  }
+}
+
+function forget() {
+  image = null;
+  $("image").value = "";
+  $("chosen").hidden = true;
+}
+
+$("form").onsubmit = (event) => {
+  event.preventDefault();
+  start();
+};
+$("switch").onclick = () => may("switch") && send({ do: "prompt", prompt: $("prompt").value });
+$("pause").onclick = pause;
+$("stop").onclick = () => may("stop") && send({ do: "stop" });
+$("replay").onclick = replay;
+$("image").onchange = ({ target }) => target.files.length && take(target.files[0]);
+$("no_image").onclick = forget;
+document.ondragover = (event) => {
+  event.preventDefault();
+  $("drop").classList.add("over");
+};
+document.ondragleave = () => $("drop").classList.remove("over");
+document.ondrop = (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  if (event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
+};
+document.onkeydown = (event) => {
+  const free = !["BUTTON", "A", "INPUT", "TEXTAREA", "SELECT", "VIDEO"].includes(event.target.tagName);
+  if (event.key === " " && free) pause();
+  else if (event.key === "Enter" && event.ctrlKey && event.target === $("prompt")) $("form").requestSubmit();
+  else return;
+  event.preventDefault();
+};
+window.onhashchange = () => location.reload();
+
+connect();
+requestAnimationFrame(tick);

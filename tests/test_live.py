@@ -1,0 +1,441 @@
+"""Live videos: sessions, the server over real connections, its limits, and the page in a real browser."""
+
+import asyncio
+import base64
+import contextlib
+import http.client
+import io
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import NARROW, chromium, page_of, until
+from live import OPTIONS, Client, in_process, in_thread, make_weights
+from PIL import Image
+from websockets.exceptions import ConnectionClosed
+
+from oneforcing_jax import serve
+from oneforcing_jax.data.origin import read_origin
+from oneforcing_jax.data.video import read_video
+from oneforcing_jax.generation.loading import Loading
+from oneforcing_jax.generation.scene import Look
+from oneforcing_jax.live.journal import Journal
+from oneforcing_jax.live.queue import Queue
+from oneforcing_jax.live.session import Session
+from oneforcing_jax.live.studio import Wish
+from oneforcing_jax.ranges import options
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import load_live  # noqa: E402
+
+RED, BLUE = "a red square", "a blue circle"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, random_params):
+    return make_weights(tmp_path_factory.mktemp("live"), random_params)
+
+
+@pytest.fixture(scope="module")
+def studio(weights):
+    args = serve._parser().parse_args([f"--checkpoint={weights}", *OPTIONS, "--most_frames=2000"])
+    given = serve._FIXED | vars(args)
+    return serve.make_studio(options(Loading, given), options(Look, given), args.most_frames)
+
+
+@pytest.fixture(scope="module")
+def queue(studio):
+    made = Queue(studio, 8, Journal())
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def address(studio, queue):
+    with in_thread(studio, queue=queue) as found:
+        yield found
+
+
+def ask(address, path, body=None, method="GET", **headers):
+    """Status and content of an answer."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def test_a_session_makes_what_the_model_makes(studio):
+    """The frames of a stream whose prompt changes, whatever the length that was wished for."""
+    asked = lambda frame: RED if frame < 2 else BLUE  # noqa: E731
+    blocks = studio.make(Wish(RED, seed=3, first_steps=1), asked)
+    found = np.concatenate([next(blocks).frames for _ in range(4)])
+    whole = np.concatenate(list(studio.model.stream(asked, studio.settings, seed=3)))
+    np.testing.assert_array_equal(found, whole[:4])
+
+
+def test_a_video_is_watched_paused_switched_and_fetched(address, tmp_path):
+    with Client(address) as client:
+        assert client.hello["examples"] == ["a red circle", "a blue square"]
+        client.say("start", prompt=RED, seed=5, frames=40)
+        client.until(lambda c: len(c.frames) >= 6)
+        client.say("pause")
+        client.is_in("paused")
+        held = client.state["made"]
+        with contextlib.suppress(TimeoutError):
+            while True:
+                client.read(0.5)
+        assert client.state["made"] <= held + 1
+        client.say("prompt", prompt=BLUE)
+        client.say("resume")
+        client.is_in("ended").all_read()
+        state, frames = client.state, client.frames
+    assert (state["reason"], state["made"]) == ("complete", 40)
+    # The prompt took effect where the epoch rose, and this is marked; no frame is lost or doubled.
+    (_, mark), first = state["marks"], next(f for f in frames if f.epoch > frames[0].epoch)
+    assert mark["prompt"] == BLUE and mark["frame"] == first.number
+    assert [f.number for f in frames] == list(range(40))
+    # In each epoch no faster than it plays.
+    for one, two in zip(frames, frames[1:], strict=False):
+        assert one.epoch != two.epoch or two.time - one.time >= 1 / 16 - 1e-6
+    assert Image.open(io.BytesIO(frames[0].jpeg)).size == (32, 24)
+
+    status, content = ask(address, f"/videos/{state['session']}.mp4")
+    (tmp_path / "video.mp4").write_bytes(content)
+    video, fps = read_video(tmp_path / "video.mp4")
+    assert status == 200 and video.shape == (40, 48, 64, 3) and fps == 16
+    said = read_origin(tmp_path / "video.mp4")
+    assert said["seed"] == 5 and said["checkpoint"]
+    # It holds these frames in this order, as far as H.264 keeps noise.
+    shown = [Image.open(io.BytesIO(f.jpeg)).resize((64, 48), 0) for f in frames]
+    apart = [np.abs(video[7] - np.asarray(picture, int)).mean() for picture in shown]
+    assert np.argmin(apart) == 7
+
+
+def test_a_plain_request_gives_a_file(address, tmp_path, studio):
+    pixels = np.full((24, 32, 3), (200, 60, 30), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    body = {"prompt": RED, "frames": 5, "image": base64.b64encode(file.getvalue()).decode()}
+    kind = {"Content-Type": "application/json"}
+    status, content = ask(address, "/videos", json.dumps(body), "POST", **kind)
+    assert status == 200, content
+    (tmp_path / "video.mp4").write_bytes(content)
+    video, _ = read_video(tmp_path / "video.mp4")
+    assert len(video) == 5
+    # It begins with the image, as the codec gives it back.
+    latents = studio.model.encoders.codec.encode(pixels[None])
+    given = np.asarray(studio.model.encoders.codec.stream()(latents[None]))[0, 0]
+    assert np.abs(video[0, ::2, ::2].astype(int) - given).mean() < 10
+    assert ask(address, "/videos", json.dumps(body), "POST")[0] == 415
+
+
+def test_sessions_wait_in_places_and_viewers_share_one(address):
+    with Client(address) as one, Client(address) as two, Client(address) as three:
+        one.say("start", prompt=RED, frames=300)
+        one.until(lambda c: c.frames)
+        two.say("start", prompt=RED, frames=3)
+        two.is_in("waiting")
+        three.say("start", prompt=BLUE, frames=3)
+        three.until(lambda c: c.state and c.state["place"] == 2)
+        with Client(address) as viewer:
+            viewer.say("watch", session=one.session["session"])
+            viewer.until(lambda c: len(c.frames) > 3)
+            viewer.say("stop")
+            viewer.until(lambda c: c.refused)
+            assert viewer.refused[0]["status"] == 403 and "key" not in viewer.session
+        two.say("stop")
+        three.until(lambda c: c.state["place"] == 1)
+        # The owner comes back, begins anew, and waits behind those who came first.
+        with Client(address) as again:
+            again.say("watch", session=one.session["session"], key=one.session["key"])
+            again.until(lambda c: c.frames)
+            again.say("start", prompt=BLUE, frames=3)
+            again.is_in("ended").all_read()
+            assert [f.number for f in again.frames if f.epoch == again.frames[-1].epoch] == [
+                0,
+                1,
+                2,
+            ]
+        three.is_in("ended")
+        assert three.state["reason"] == "complete"
+
+
+def test_a_slow_viewer_misses_frames_and_slows_nobody(address):
+    with Client(address) as fast, Client(address) as slow:
+        fast.say("start", prompt=RED, frames=130)
+        fast.until(lambda c: c.session)
+        slow.say("watch", session=fast.session["session"])
+        fast.is_in("ended").all_read()
+        assert [f.number for f in fast.frames] == list(range(130))
+        with contextlib.suppress(TimeoutError):
+            while True:
+                slow.read(0.5, acknowledge=False)
+        limit = len(slow.frames)
+        assert limit <= 1.5 * 16 + 5
+        slow.say("ack", serial=slow.frames[-1].serial)
+        slow.until(lambda c: c.frames[-1].number == 129)
+        assert len(slow.frames) == limit + 1
+
+
+def test_a_full_queue_refuses_and_an_end_is_told(studio):
+    with in_thread(studio, most=1) as address:
+        one, two = Client(address), Client(address)
+        one.say("start", prompt=RED, frames=200)
+        one.until(lambda c: c.frames)
+        two.say("start", prompt=RED)
+        two.until(lambda c: c.refused)
+        assert two.refused[0]["status"] == 503
+        assert json.loads(ask(address, "/health")[1])["sessions"]["running"] == 1
+        text = ask(address, "/metrics")[1].decode()
+        assert 'oneforcing_sessions{state="running"} 1.0' in text
+        assert 'oneforcing_refused_total{status="503"} 1.0' in text
+    with one, two, pytest.raises(ConnectionClosed) as caught:
+        while True:
+            one.read(10)
+    assert caught.value.rcvd.code == 1012
+
+
+def test_time_on_the_device_is_limited(queue):
+    session = Session(Wish(RED, frames=400), seconds=0.4)
+    queue.add(session)
+    end = time.monotonic() + 30
+    while session.state != "ended" and time.monotonic() < end:
+        time.sleep(0.05)
+    assert session.reason == "the device is held for 0.4 s at most" and session.snapshot()["made"]
+
+
+# Who may ask, and hostile input.
+
+
+def test_only_who_may_ask_is_answered(address, studio):
+    assert ask(address, "/", Host="evil.example")[0] == 400
+    with pytest.raises(ConnectionClosed) as closed, Client(address, origin="http://evil.example"):
+        pass
+    assert closed.value.rcvd.reason == "expected a page of this server"
+    with Client(address, origin=f"http://{address}"):
+        pass
+    with in_thread(studio, token="a long token") as guarded:
+        for path in ("/", "/live.js", "/health", "/metrics", "/videos/x.mp4"):
+            assert ask(guarded, path)[0] == 403 and ask(guarded, f"{path}?token=wrong")[0] == 403
+        assert ask(guarded, "/?token=a%20long%20token")[0] == 200
+        with pytest.raises(ConnectionClosed) as closed, Client(guarded):
+            pass
+        assert closed.value.rcvd.code == 1008
+        with Client(guarded, additional_headers={"Cookie": 'token_live="a long token"'}):
+            pass
+
+
+def junk(rng):
+    """A value of no use."""
+    values = [True, -1, 1e308, 10**30, 0.5, "", " ", "\ud800", "\0", "x" * 3000, [], {}, [[]] * 10,
+              "../../etc/passwd", "a" + "\u0301" * 500, {"prompt": RED}]  # fmt: skip
+    return rng.choice(values)
+
+
+def png(size, rng, cut=None):
+    file = io.BytesIO()
+    Image.frombytes("RGB", (8, 8), rng.randbytes(192)).save(file, "PNG")
+    content = bytearray(file.getvalue())
+    content[16:24] = size.to_bytes(4, "big") * 2  # what the header claims
+    return base64.b64encode(bytes(content[:cut])).decode()
+
+
+def hostile(rng):
+    """A message that no page sends."""
+    start, key = (
+        {"do": "start", "prompt": RED},
+        rng.choice(["prompt", "seed", "frames", "first_steps"]),
+    )
+    image = rng.choice(
+        [png(60000, rng), png(9, rng, 60), png(8, rng, 40), "AAAA", "R0lGODlh", junk(rng)]
+    )
+    kinds = [
+        lambda: rng.randbytes(rng.randrange(300)),
+        lambda: "".join(map(chr, rng.choices(range(1, 0xD000), k=rng.randrange(100)))),
+        lambda: "[" * rng.randrange(1, 15000),
+        lambda: json.dumps({"do": junk(rng)}),
+        lambda: json.dumps(start | {key: junk(rng)}),
+        lambda: json.dumps(start | {"image": image}),
+        lambda: json.dumps({"do": "prompt", "prompt": junk(rng)}),
+        lambda: json.dumps({"do": "watch", "session": junk(rng), "key": junk(rng)}),
+        lambda: json.dumps({"do": rng.choice(["pause", "resume", "stop"])}),
+        lambda: json.dumps({"do": "ack", "serial": junk(rng)}),
+        lambda: json.dumps({"do": "watch", "more": "x" * 20000}),
+    ]
+    return rng.choice(kinds)()
+
+
+PATHS = ("/../../etc/passwd", "/videos/../../etc/passwd.mp4", "/videos/%2e%2e%2fx.mp4", "/videos/\\x.mp4",
+         "//etc/passwd", "/live.js/../theme.css/..", "/pages/live.html", "/videos/.mp4", "/%00", "/live",
+         f"/videos/{'a' * 5000}.mp4", f"/?{'a' * 9000}/..%2f", "/session.py", "/live.html")  # fmt: skip
+
+
+def attack(address, count):
+    """Sends so many hostile messages and requests while a video is made; each has an answer with a reason."""
+    rng, told = random.Random(count), 0
+    kind = {"Content-Type": "application/json"}
+    with Client(address) as victim, contextlib.ExitStack() as stack:
+        victim.say("start", prompt=RED, frames=400)
+        victim.until(lambda c: c.frames)
+        client = stack.enter_context(Client(address))
+        for n in range(count):
+            victim.drain()
+            if n % 8 == 7:
+                path = PATHS[n // 8 % len(PATHS)]
+                status, said = ask(address, path)
+                assert status in (400, 404, 414) or (status == 200 and path[1] == "?"), (
+                    path,
+                    status,
+                )
+                assert b"root:" not in said
+                body = hostile(rng)
+                body = body.encode(errors="replace") if isinstance(body, str) else body
+                status, said = ask(address, "/videos", body, "POST", **kind)
+                assert 400 <= status < 500 and json.loads(said)["error"], (body, status)
+                continue
+            message, before = hostile(rng), len(client.refused)
+            try:
+                client.socket.send(message)
+                client.until(lambda c, b=before: len(c.refused) > b, 10)
+                told += 1
+            except ConnectionClosed as closed:
+                assert closed.rcvd.code in (1007, 1008, 1009) and closed.rcvd.reason, message
+                client = stack.enter_context(Client(address))
+        # A flood, and a message beyond all limits.
+        for flood in (['{"do": "ack", "serial": 1}'] * 100, ["x" * (5 << 20)]):
+            with pytest.raises(ConnectionClosed) as closed, Client(address) as other:
+                for message in flood:
+                    other.socket.send(message)
+                while True:
+                    other.read(10)
+            # Of a message that is cut off the sender may see no more than that the connection is closed.
+            told_why = closed.value.rcvd
+            assert len(flood) == 1 or (told_why.code == 1008 and told_why.reason)
+        if victim.state["state"] != "ended":
+            victim.say("stop")
+        victim.is_in("ended").all_read()
+        assert victim.state["reason"] in ("stopped", "complete") and told > count / 2
+        return json.loads(ask(address, "/health")[1])
+
+
+def test_hostile_input_is_answered_and_no_session_is_lost(address):
+    assert attack(address, 100)["ready"]
+
+
+@pytest.mark.long
+def test_much_hostile_input(address):
+    assert attack(address, 1000)["ready"]
+
+
+@pytest.mark.long
+def test_many_viewers_and_many_who_wait(studio):
+    with in_thread(studio, most=64) as address:
+        found = asyncio.run(load_live.load(address, RED, seconds=20, viewers=10, waiting=50))
+    assert found["frames"] == 320 and found["lost_or_doubled"] == 0 and found["ended_well"] == 50
+    assert found["memory_most"] - found["memory_first"] < 100e6, found
+
+
+def test_bad_options_are_one_line(weights, capsys):
+    for given, words in (
+        (["--token=short"], "--token: expected 8 characters or more"),
+        (["--port=99999"], "choose another --host or --port"),
+        (["--most_frames=3", "--port=0"], "--most_frames: expected 6 or more"),
+        (["--sessions=0"], "--sessions: expected a whole number from 1"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            serve.main([f"--checkpoint={weights}", *OPTIONS, *given])
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+# The page.
+
+STATUS = "document.querySelector('#status').textContent"
+
+
+def seen(page, count, seconds=60):
+    until(page, f"Number(document.querySelector('#canvas').dataset.count) >= {count}", seconds)
+
+
+@pytest.mark.browser
+def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
+    pixels = "document.querySelector('#canvas').toDataURL()"
+    with (
+        chromium() as browser,
+        page_of(browser) as page,
+        page_of(browser, NARROW, color_scheme="dark", has_touch=True) as narrow,
+    ):
+        page.goto(f"http://{address}/")
+        until(page, f"{STATUS} === 'Ready.'", 120)
+        page.click("#examples button")
+        page.fill("#frames", "2000")
+        page.fill("#seed", "9")
+        page.press("#prompt", "Control+Enter")
+        seen(page, 3)
+        first = page.evaluate(pixels)
+        seen(page, 12)
+        assert page.evaluate(pixels) != first
+
+        narrow.goto(page.evaluate("document.querySelector('#watch').href"))
+        seen(narrow, 3)
+        assert narrow.get_attribute("#pause", "aria-disabled") == "true"
+
+        page.fill("#prompt", "a blue circle")
+        page.click("#switch")
+        until(page, "document.querySelectorAll('.mark').length === 1")
+        until(narrow, "document.querySelectorAll('#marks li').length === 2")
+        assert "a blue circle" in page.inner_text("#marks li:last-child")
+
+        page.click("#pause")
+        until(page, f"{STATUS} === 'Paused.'")
+        page.wait_for_timeout(300)
+        held = page.evaluate(pixels)
+        page.wait_for_timeout(500)
+        assert page.evaluate(pixels) == held and page.inner_text("#pause") == "Resume"
+        # A reload in the middle goes on with the same video, and still controls it.
+        page.reload()
+        until(page, f"{STATUS} === 'Paused.'")
+        page.focus("body")
+        page.keyboard.press("Space")
+        seen(page, 5)
+        page.screenshot(path=tmp_path / "wide.png", full_page=True)
+        narrow.screenshot(path=tmp_path / "narrow.png", full_page=True)
+        page.click("#stop")
+        until(page, f"{STATUS}.startsWith('Ended: stopped')")
+        kept = int(page.inner_text("#status").split(". ")[1].split()[0])
+
+        with page.expect_download() as download:
+            page.click("#download")
+        download.value.save_as(tmp_path / "video.mp4")
+        assert len(read_video(tmp_path / "video.mp4")[0]) == kept
+        assert read_origin(tmp_path / "video.mp4")["seed"] == 9
+        page.click("#replay")
+        until(page, "document.querySelector('#replayed').currentTime > 0.2")
+        page.fill("#prompt", "a purple elephant")
+        page.click("#start")
+        until(page, f"{STATUS}.startsWith('That was refused')")
+        assert "purple" in page.inner_text("#status")
+
+
+@pytest.mark.browser
+def test_the_page_says_what_a_kill_did(weights, light_environment):
+    """The next start serves at once, at the same address; the page comes back and makes another video."""
+    with chromium() as browser, page_of(browser) as page:
+        with in_process(weights, light_environment, "--port=0") as (process, address):
+            page.goto(address)
+            page.fill("#prompt", RED)
+            page.fill("#frames", "300")
+            page.click("#start")
+            seen(page, 5, 240)
+            process.kill()
+            until(page, f"{STATUS}.startsWith('The connection is lost')")
+        port = address.rstrip("/").split(":")[-1]
+        with in_process(weights, light_environment, f"--port={port}"):
+            until(page, f"{STATUS}.startsWith('The server was started anew')", 120)
+            shown = int(page.get_attribute("#canvas", "data-count"))
+            page.click("#start")
+            seen(page, shown + 5, 240)
