@@ -99,6 +99,8 @@ def test_damage_is_reported_through_the_reading_threads(tmp_path):
     store = Store.create(tmp_path / "s", 3, {"x": ((2,), "float32")})
     for i in range(3):
         store.write(i, {"x": np.full(2, i, np.float32)})
-    (tmp_path / "s/arrays/x/c.0.0").write_bytes(b"half")
-    with pytest.raises(ValueError, match="cannot read sample [012]"):
+    file, one = tmp_path / "s/arrays/x/c.0.0", np.ones(2, np.float32).tobytes()
+    assert file.read_bytes().count(one) == 1
+    file.write_bytes(file.read_bytes().replace(one, one[::-1]))
+    with pytest.raises(ValueError, match="cannot read sample 1"):
         next(batches(store, 3, seed=0, start=0))

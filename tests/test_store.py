@@ -1,20 +1,23 @@
 """The store: what is written comes back, kills lose nothing, bad input is one clear line."""
 
-import functools
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-import tensorstore as ts
+import stores
+from stores import old_store
 
-from oneforcing_jax.data import shards, store_meta
+from oneforcing_jax.data import shards
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import Store
 
@@ -53,12 +56,6 @@ def test_samples_come_back_from_another_handle(tmp_path):
     assert_same(again.read(4), sample(4))
 
 
-@pytest.fixture
-def old(monkeypatch) -> None:
-    """New stores are of version 1."""
-    monkeypatch.setattr(store_meta, "VERSION", 1)
-
-
 def test_padding_takes_no_disk_space(tmp_path):
     fields = {"text": ((512, 256), "bfloat16")}
     store = Store.create(tmp_path / "s", 16, fields)
@@ -71,8 +68,8 @@ def test_padding_takes_no_disk_space(tmp_path):
     assert_same(store.read(7), {"text": text})
 
 
-def test_padding_takes_no_disk_space_in_an_old_store(tmp_path, old):
-    store = Store.create(tmp_path / "s", 3, FIELDS)
+def test_padding_takes_no_disk_space_in_an_old_store(tmp_path):
+    store = old_store(tmp_path / "s", 3, FIELDS)
     for index in (0, 1, 2):
         value = sample(0)
         value["text"][: (0, 64, 65)[index]] = 1
@@ -85,12 +82,20 @@ def test_a_zero_latent_is_data_and_a_lost_one_is_damage(tmp_path):
     store = Store.create(tmp_path / "s", 2, FIELDS)
     store.write(0, {**sample(1), "latents": np.zeros((3, 2, 4, 4), np.float32)})
     assert not store.read(0)["latents"].any()
-    (tmp_path / "s/pending/latents/c.0.0.0.0.0").unlink()
-    with pytest.raises(
-        ValueError, match="cannot read sample 0: .*(missing|not found).*damaged"
-    ) as caught:
+    (tmp_path / "s/pending/0").rename(tmp_path / "0")
+    with pytest.raises(ValueError, match="cannot read sample 0: .*missing.*damaged") as caught:
         store.read(0)
     assert "\n" not in str(caught.value)
+    (tmp_path / "0").rename(tmp_path / "s/pending/0")
+    store.write(1, sample(1))
+    assert names(tmp_path / "s/pending") == [] and not store.read(0)["latents"].any()
+    again = Store.open(tmp_path / "s")
+    again.read(0)
+    (tmp_path / "s/arrays/latents/c.0.0.0.0.0").unlink()
+    with pytest.raises(ValueError, match="cannot read sample 0: .*missing.*damaged"):
+        again.read(0)
+    with pytest.raises(ValueError, match="2 are missing"):
+        Store.open(tmp_path / "s").require_complete()
 
 
 @pytest.mark.parametrize(
@@ -137,16 +142,14 @@ def test_left_out_samples_complete_a_store_until_they_are_written(tmp_path):
         none.require_complete()
 
 
-def test_a_half_written_sample_is_not_done(tmp_path):
+def test_a_sample_that_cannot_be_written_is_not_done(tmp_path):
     store = Store.create(tmp_path / "s", 2, FIELDS)
     store.write(0, sample(1))
-    # A folder where the text's file belongs: that field alone cannot be written.
-    (tmp_path / "s/pending/text/c.1.0.0").mkdir()
+    (tmp_path / "s/pending/1").mkdir()  # where its file belongs
     with pytest.raises(ValueError, match="sample 1 was not written") as caught:
         store.write(1, sample(1))
     assert "\n" not in str(caught.value)
-    assert (tmp_path / "s/pending/latents/c.1.0.0.0.0").exists()
-    (tmp_path / "s/pending/text/c.1.0.0").rmdir()
+    (tmp_path / "s/pending/1").rmdir()
     again = Store.create(tmp_path / "s", 2, FIELDS)
     np.testing.assert_array_equal(again.done(), [True, False])
     again.write(1, sample(1))
@@ -237,111 +240,127 @@ def test_shared_arrays(tmp_path):
         store.read_shared("negative_text")
 
 
-WRITER = """
-import sys
-import numpy as np
-from oneforcing_jax.data.store import Store
-
-store = Store.create(sys.argv[1], 400, {"x": ((64, 64, 8), "float32"), "y": ((4,), "float32")})
-for i in np.flatnonzero(~store.done())[int(sys.argv[2]) :: 2]:
-    store.write(int(i), {"x": np.full((64, 64, 8), i, "f"), "y": np.full(4, i, "f")})
-"""
+def names(folder: Path) -> list[str]:
+    """Files of samples, without the descriptions of the arrays and the locks of what was killed."""
+    found = (f for f in folder.rglob("*") if f.is_file() and f.suffix not in (".json", ".__lock"))
+    return sorted(str(f.relative_to(folder)) for f in found)
 
 
-def test_two_writers_killed_midway_lose_nothing(tmp_path):
-    """SIGKILL at an arbitrary moment: every sample that counts as done is whole."""
-    folder = tmp_path / "s"
-    fields = {"x": ((64, 64, 8), "float32"), "y": ((4,), "float32")}
-    Store.create(folder, 400, fields)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(folder), part], env=environment)
-        for part in ("0", "1")
+@contextlib.contextmanager
+def writers(folder: Path, parts: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that write parts 0 and 1 of what is missing, begin at once, and are killed at the end."""
+    ready = folder.with_name(f"ready_{parts}")
+    ready.mkdir()
+    found = [
+        subprocess.Popen(
+            [sys.executable, stores.__file__, folder, part, ready / str(i), str(len(parts))],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        for i, part in enumerate(parts)
     ]
     try:
-        store, deadline = Store.open(folder), time.monotonic() + 20
-        while store.done().sum() < 10 and time.monotonic() < deadline:
-            time.sleep(0.002)
+        yield found
     finally:
-        for writer in writers:
-            writer.send_signal(signal.SIGKILL)
-            writer.wait()
+        for process in found:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def test_writers_that_are_killed_or_do_the_same_lose_and_double_nothing(tmp_path, monkeypatch):
+    """SIGKILL at an arbitrary moment: every sample that counts as done is whole. Then four finish: they find
+    full ranges, which all pack at once, and each sample is written by two of them."""
+    folder = tmp_path / "s"
+    monkeypatch.setattr(shards, "SHARD_SAMPLES", 8)
+    Store.create(folder, stores.COUNT, stores.FIELDS)
+    monkeypatch.undo()
+    store, deadline = Store.open(folder), time.monotonic() + 20
+    with writers(folder, "01"):
+        while store.done().sum() < 20 and time.monotonic() < deadline:
+            time.sleep(0.002)
     done = np.flatnonzero(Store.open(folder).done())
-    assert 10 <= len(done) < 400
-    resumed = Store.create(folder, 400, fields)
+    assert 20 <= len(done) < 80
     for index in done:
-        value = resumed.read(int(index))
-        assert (value["x"] == index).all() and (value["y"] == index).all()
-    for index in np.flatnonzero(~resumed.done())[:5]:
-        value = {"x": np.full((64, 64, 8), -1, "f"), "y": np.full(4, -1, "f")}
-        resumed.write(int(index), value)
-        assert_same(resumed.read(int(index)), value)
-    assert resumed.done().sum() == len(done) + 5
+        assert_same(store.read(int(index)), stores.sample(int(index)))
+    monkeypatch.setattr(shards.Shards, "_pack", lambda *_: None)
+    for index in range(80, 120):
+        store.write(index, stores.sample(index))
+    monkeypatch.undo()
+    assert len(names(folder / "pending")) >= 40
+    with writers(folder, "0101") as processes:
+        assert [process.wait(60) for process in processes] == [0] * 4
+    Store.create(folder, stores.COUNT, stores.FIELDS)  # packs again what was written again
+    assert not names(folder / "pending") and len(names(folder / "arrays")) == 2 * stores.COUNT // 8
+    resumed = Store.open(folder)
+    for index in range(stores.COUNT):
+        assert_same(resumed.read(index), stores.sample(index))
 
 
-def names(folder: Path) -> list[str]:
-    """Files of samples, without the descriptions of the arrays."""
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("c.*"))
-
-
-def test_a_full_range_becomes_a_shard_and_late_samples_stay_beside_it(tmp_path, monkeypatch):
+def test_a_full_range_becomes_a_file_of_each_field_and_late_samples_join_it(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_SAMPLES", 2)
     store, reader = (Store.create(tmp_path / "s", 5, FIELDS) for _ in range(2))
+    monkeypatch.undo()
     for index in (1, 3, 0):  # 0 fills the first range
         store.write(index, sample(index))
         assert_same(reader.read(index), sample(index))
-    assert names(tmp_path / "s") == [
-        "arrays/latents/c.0.0.0.0.0",
-        "arrays/text/c.0.0.0",
-        "pending/latents/c.3.0.0.0.0",
-        "pending/text/c.3.0.0",
-    ]
+    first = ["arrays/latents/c.0.0.0.0.0", "arrays/text/c.0.0.0"]
+    assert names(tmp_path / "s") == [*first, "pending/3"]
     assert_same(reader.read(1), sample(1))  # it was pending when the reader looked
     store.leave_out(2, "b.mp4: too short")
     store.write(4, sample(4))
     assert names(tmp_path / "s/pending") == []
     store.require_complete()
     np.testing.assert_array_equal(Store.open(tmp_path / "s").done(), [1, 1, 0, 1, 1])
-    store.write(2, sample(2))
-    again = Store.create(tmp_path / "s", 5, FIELDS)
+    Store.create(tmp_path / "s", 5, FIELDS).write(2, sample(2))
+    assert len(names(tmp_path / "s")) == 6 and not names(tmp_path / "s/pending")
+    again = Store.open(tmp_path / "s")
     assert not again.left_out() and again.done().all()
     for index in range(5):
         assert_same(again.read(index), sample(index))
 
 
-@pytest.mark.parametrize("step", range(6))
-def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, step):
-    """Stops before write or removal number `step` of packing; the next run packs the rest."""
-    store, left = Store.create(tmp_path / "s", 2, FIELDS), [step]
-    store.write(0, sample(1))
-
-    class Killed(BaseException):
-        pass
-
-    def counted(self, *args, real, **kwargs):
-        if "/pending/" in self.path or "/arrays/" in self.path:
-            if left[0] == 0:
-                raise Killed
-            left[0] -= 1
-        return real(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        for name in ("write", "delete_range"):
-            real = getattr(ts.KvStore, name)
-            patch.setattr(ts.KvStore, name, functools.partialmethod(counted, real=real))
-        store.write(1, sample(2))
-    for index in range(2):
-        assert_same(Store.open(tmp_path / "s").read(index), sample(index + 1))
-    again = Store.create(tmp_path / "s", 2, FIELDS)
-    for index in range(2):
-        assert_same(again.read(index), sample(index + 1))
-    assert len(names(tmp_path / "s/arrays")) == 2
+@pytest.mark.parametrize("packed", [[], ["text"], ["latents", "text"]])
+@pytest.mark.parametrize("removed", [0, 1])
+def test_packing_that_was_killed_is_finished(tmp_path, monkeypatch, packed, removed):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder in (whole, part):
+        with monkeypatch.context() as patch:
+            if folder == part:
+                patch.setattr(shards.Shards, "_pack", lambda *_: None)
+            store = Store.create(folder, 3, FIELDS)
+            for index in (0, 2):
+                store.write(index, sample(index))
+            store.leave_out(1, "b.mp4: too short")
+    # The writer of sample 2 was killed before it removed the reason of an earlier try.
+    (part / "left_out/2.txt").write_text("c.mp4: no caption")
+    for name in packed:
+        shutil.copytree(whole / "arrays" / name, part / "arrays" / name, dirs_exist_ok=True)
+    if removed and len(packed) == 2:
+        (part / "pending/0").unlink()
+    assert_same(Store.open(part).read(0), sample(0))
+    store = Store.create(part, 3, FIELDS)
+    assert names(part) == names(whole)
+    np.testing.assert_array_equal(store.done(), [True, False, True])
+    for index in (0, 2):
+        assert_same(store.read(index), sample(index))
 
 
-def test_an_old_store_is_continued_as_it_is(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(store_meta, "VERSION", 1)
-        Store.create(tmp_path / "s", 3, FIELDS).write(0, sample(0))
+def test_a_damaged_sample_is_not_packed(tmp_path):
+    store = Store.create(tmp_path / "s", 3, FIELDS)
+    for index in (0, 1):
+        store.write(index, sample(index))
+    file = tmp_path / "s/pending/1"
+    file.write_bytes(file.read_bytes()[:-9] + b"\0" * 9)
+    store.write(2, sample(2))
+    assert names(tmp_path / "s/pending") == ["1"]
+    with pytest.raises(ValueError, match="cannot read sample 1: expected the bytes that were"):
+        Store.create(tmp_path / "s", 3, FIELDS).read(1)
+    store.write(1, sample(1))
+    assert not names(tmp_path / "s/pending")
+    assert_same(Store.open(tmp_path / "s").read(1), sample(1))
+
+
+def test_an_old_store_is_continued_as_it_is(tmp_path):
+    old_store(tmp_path / "s", 3, FIELDS).write(0, sample(0))
     store = Store.create(tmp_path / "s", 3, FIELDS)
     store.write(1, sample(1))
     store.leave_out(2, "b.mp4: too short")

@@ -1,7 +1,7 @@
 """A store of training samples: zarr3 arrays, in one folder.
 
     store/
-      meta.json          format version, count, fields {name: {shape, dtype}}, attributes
+      meta.json          layout, count, fields {name: {shape, dtype}}, attributes
       arrays/, pending/  the samples, as data/shards.py lays them out; version 1: data/chunks.py
       left_out/<i>.txt   why sample i was left out
       shared/<name>.npy  arrays that belong to the whole store, such as a negative prompt
@@ -23,7 +23,7 @@ import numpy as np
 from oneforcing_jax import room
 from oneforcing_jax.data import store_meta
 from oneforcing_jax.data.chunks import TEXT_CHUNK, Chunks
-from oneforcing_jax.data.shards import OUT, Shards
+from oneforcing_jax.data.shards import OUT, Shards, per_shard
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.ranges import not_finite
@@ -59,7 +59,7 @@ class Store:
             self._samples = (
                 Chunks(path, self._count, self.fields, create)
                 if meta["version"] == 1
-                else Shards(path, self._count, self.fields, path / LEFT_OUT, create)
+                else Shards(path, self._count, self.fields, meta["samples_per_shard"], create)
             )
         except (OSError, ValueError) as error:
             raise InputError(
@@ -92,13 +92,13 @@ class Store:
         file = path / META
         if file.exists():
             old = store_meta.read(file)
-            meta["version"] = old["version"]  # an older store is continued as it is
-            difference = store_meta.difference(old, meta)
-            if difference:
+            meta = {**old, **meta}  # a store keeps its layout
+            if difference := store_meta.difference(old, meta):
                 raise InputError(
                     f"{path} holds another store: {difference}; choose another folder or remove it"
                 )
         else:
+            meta |= {"version": store_meta.VERSION, "samples_per_shard": per_shard(count, fields)}
             room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -159,11 +159,11 @@ class Store:
         try:
             self._samples.write(index, sample)
             self._reason(index).unlink(missing_ok=True)
-            self._samples.filled(index)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.path}: sample {index} was not written: {_first_line(error)}"
             ) from error
+        self._filled(index)
 
     def leave_out(self, index: int, reason: str) -> None:
         """Notes that a sample cannot be made; a store whose other samples are done is complete.
@@ -173,11 +173,15 @@ class Store:
         self._check_index(index)
         (self.path / LEFT_OUT).mkdir(exist_ok=True)
         write_whole(self._reason(index), reason.encode())
+        self._filled(index)
+
+    def _filled(self, index: int) -> None:
         try:
             self._samples.filled(index)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.path}: cannot leave out sample {index}: {_first_line(error)}"
+                f"{self.path}: the samples around {index} cannot be packed: {_first_line(error)}; they stay "
+                "as they are, and the same command goes on"
             ) from error
 
     def left_out(self) -> dict[int, str]:

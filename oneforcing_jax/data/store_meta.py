@@ -17,7 +17,7 @@ Fields = Mapping[str, tuple[Sequence[int], str]]
 
 
 def describe(count: int, fields: Fields, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks a description and returns it as JSON would give it back.
+    """Checks a description and returns it as JSON would give it back, without the layout.
 
     Args:
       count: number of samples.
@@ -39,7 +39,6 @@ def describe(count: int, fields: Fields, attributes: Mapping[str, Any]) -> dict[
         if any(size < 1 for size in shape):
             raise InputError(f"field {name}: expected sizes of 1 or more, found {list(shape)}")
     meta = {
-        "version": VERSION,
         "count": int(count),
         "fields": {
             name: {"shape": [int(size) for size in shape], "dtype": dtype}
@@ -70,6 +69,8 @@ def read(file: Path) -> dict[str, Any]:
                 name: (field["shape"], field["dtype"]) for name, field in meta["fields"].items()
             }
             describe(meta["count"], fields, meta["attributes"])
+            if found > 1 and meta["samples_per_shard"] < 1:
+                raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(
             f"{file}: expected the description of a store, found a damaged file; restore it from "

@@ -1,0 +1,44 @@
+"""Stores as version 0.2 made them, and a process that writes samples of a store.
+
+    python tests/stores.py STORE PART READY COUNT
+
+writes part 0 or 1 of the samples that are missing, once COUNT processes have made their files READY.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from oneforcing_jax.data import store_meta
+from oneforcing_jax.data.store import META, Store
+
+COUNT, FIELDS = 120, {"x": ((64, 64, 8), "float32"), "y": ((4,), "float32")}
+
+
+def old_store(path: Path, count: int, fields: store_meta.Fields) -> Store:
+    """A new store of format version 1."""
+    path.mkdir()
+    meta = {"version": 1} | store_meta.describe(count, fields, {})
+    (path / META).write_text(json.dumps(meta))
+    return Store.create(path, count, fields)
+
+
+def sample(index: int) -> dict[str, np.ndarray]:
+    """What a process writes as sample `index`."""
+    return {name: np.full(shape, index, dtype) for name, (shape, dtype) in FIELDS.items()}
+
+
+def write(folder: str, part: int, ready: Path, count: int) -> None:
+    ready.touch()
+    while len(list(ready.parent.iterdir())) < count:
+        time.sleep(0.001)
+    store = Store.create(folder, COUNT, FIELDS)
+    for index in np.flatnonzero(~store.done())[part::2].tolist():
+        store.write(index, sample(index))
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
