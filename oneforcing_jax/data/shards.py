@@ -16,9 +16,12 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
+
+from oneforcing_jax import places
 
 # States of a sample beside 0, not written: in a shard, left out, or pending.
 PACKED, OUT, PENDING = 1, 2, 3
@@ -50,7 +53,7 @@ class Shards:
 
     def __init__(self, path: Path, count: int, fields: Fields, shard: int, create: bool) -> None:
         self._count, self._fields, self._shard = count, fields, shard
-        place = {"driver": "file", "path": f"{path.resolve()}/"}
+        place = places.kvstore(path)
         self._files: ts.KvStore = ts.KvStore.open(place).result()
         self._arrays = {name: self._open(name, place, create) for name in fields}
         # Samples never become unwritten, so one that was seen written needs no second look.
@@ -62,7 +65,7 @@ class Shards:
                 if part.all() and (part == PENDING).any():
                     self._pack(start)
 
-    def _open(self, name: str, place: Mapping[str, str], create: bool) -> ts.TensorStore:
+    def _open(self, name: str, place: Mapping[str, Any], create: bool) -> ts.TensorStore:
         shape, dtype = self._fields[name]
         codecs = [
             {"name": "bytes", "configuration": {"endian": "little"}},

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax import room
+from oneforcing_jax import places, room
 from oneforcing_jax.data import store_meta
 from oneforcing_jax.data.chunks import TEXT_CHUNK, Chunks
 from oneforcing_jax.data.shards import OUT, Shards, per_shard
@@ -87,7 +87,7 @@ class Store:
           InputError: a bad description, or a store at `path` that is described otherwise; the
             message names the difference and nothing on disk is changed.
         """
-        path = Path(path)
+        path = places.path(path)
         meta = store_meta.describe(count, fields, attributes or {})
         file = path / META
         if file.exists():
@@ -99,10 +99,12 @@ class Store:
                 )
         else:
             meta |= {"version": store_meta.VERSION, "samples_per_shard": per_shard(count, fields)}
-            room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
+            if not places.is_url(path):
+                room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                foreign = sorted(entry.name for entry in path.iterdir())
+                # A bucket has folders as far as they have files.
+                foreign = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
             except OSError as error:
                 raise InputError(f"cannot make a store at {path}: {error.strerror}") from error
             # A hidden file may be the meta.json that another process is writing.
@@ -122,7 +124,7 @@ class Store:
           MissingInput: no folder, or no meta.json in it.
           InputError: a meta.json that is damaged or of another version, or a missing array.
         """
-        path = Path(path)
+        path = places.path(path)
         return cls(path, store_meta.read(path / META), create=False)
 
     def __len__(self) -> int:
@@ -271,7 +273,7 @@ class Store:
                 f"no {file}; run the command that fills the store again, it writes this file"
             )
         try:
-            array = np.load(file, allow_pickle=False)
+            array = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{file}: expected an array, found a damaged file") from error
         if wrong := not_finite(array):
