@@ -1,9 +1,10 @@
-"""Times what the devices at hand do, with random weights and data: training, generation, the VAE.
+"""Times what the devices at hand do, with random weights: training, generation, the VAE; and reading data.
 
     python tools/bench.py train --config=configs/toy.py --stage=one_forcing --out=bench.json \\
         --config.stages.one_forcing.batch=4
     python tools/bench.py generate --config=configs/framewise.py
     python tools/bench.py vae --dtype=bfloat16
+    python tools/bench.py data --store=gs://bucket/store --batch=4 --every=9.3
 
 Compilation is apart from the first call, and that from the steady time (the median). Operations are
 counted from the shapes (`oneforcing_jax/causal/flops.py`).
@@ -15,7 +16,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from oneforcing_jax.bench import generate, train, vae
+from oneforcing_jax.bench import data, generate, train, vae
 from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.files import write_whole
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "train": (train.options, train.run),
     "generate": (generate.options, generate.run),
     "vae": (vae.options, vae.run),
+    "data": (data.options, data.run),
 }
 
 

@@ -73,7 +73,8 @@ class Shards:
             *([{"name": "zstd", "configuration": {"level": 1}}] if len(shape) == 2 else []),
             {"name": "crc32c"},
         ]
-        inner = {"chunk_shape": [1, *shape], "codecs": codecs}
+        # Not every server of objects has ranges that count from the end.
+        inner = {"chunk_shape": [1, *shape], "codecs": codecs, "index_location": "start"}
         spec = {
             "driver": "zarr3",
             "kvstore": {**place, "path": f"{place['path']}arrays/{name}/"},
