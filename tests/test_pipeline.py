@@ -1,5 +1,6 @@
 """The order of batches: a pure function of (seed, number), whole epochs, equal parts."""
 
+import threading
 from itertools import islice
 from typing import Any
 
@@ -47,6 +48,22 @@ def test_threads_do_not_change_the_order(store):
     np.testing.assert_array_equal(
         numbers(store, 12, 3, num_threads=1), numbers(store, 12, 3, num_threads=8)
     )
+
+
+def test_samples_of_a_batch_are_read_at_once(store):
+    """Each waits until all are asked for, so that none would come of reading one by one."""
+
+    class Together(Store):
+        meeting = threading.Barrier(4, timeout=20)
+
+        def read(self, index, fields=None):
+            self.meeting.wait()
+            return super().read(index, fields)
+
+    drawn = islice(batches(Together.open(store.path), 4, seed=0, start=0, num_threads=4), 3)
+    plain = islice(batches(store, 4, seed=0, start=0), 3)
+    for one, other in zip(drawn, plain, strict=True):
+        np.testing.assert_array_equal(one["latents"], other["latents"])
 
 
 @pytest.mark.parametrize("size", [3, 25])

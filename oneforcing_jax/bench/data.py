@@ -42,7 +42,7 @@ def measure(place: str, batch: int, every: float, number: int, threads: int) -> 
       batch: samples of a batch that one process reads.
       every: seconds from having a batch to asking for the next; 0: as fast as it goes.
       number: batches after the first.
-      threads: that read ahead.
+      threads: that read samples ahead.
 
     Returns:
       Seconds to open the store, until the first batch, and until the later ones as each is asked for (median,
@@ -72,7 +72,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=count, default=4, help="samples that one process reads")
     parser.add_argument("--every", type=float, default=0.0, help="seconds of a step; 0: no pause")
     parser.add_argument("--batches", type=count, default=16, help="to read after the first")
-    parser.add_argument("--threads", type=count, default=4, help="that read ahead, a batch each")
+    parser.add_argument("--threads", type=count, default=8, help="that read samples ahead")
 
 
 def run(given: argparse.Namespace, unknown: Sequence[str]) -> dict[str, Any]:
