@@ -86,6 +86,8 @@ def test_processes_read_the_contiguous_parts_of_one_batch(store, processes):
         for p in range(processes)
     ]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    whole_epoch = np.concatenate(parts, axis=1).reshape(-1)[8:18]  # batch 2 begins with sample 12
+    np.testing.assert_array_equal(np.sort(whole_epoch), np.arange(COUNT))
 
 
 @pytest.mark.parametrize(

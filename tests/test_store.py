@@ -318,6 +318,24 @@ def test_a_full_range_becomes_a_file_of_each_field_and_late_samples_join_it(tmp_
         assert_same(again.read(index), sample(index))
 
 
+def test_a_store_of_100000_samples_opens_in_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_SAMPLES", 32)
+    store = Store.create(tmp_path / "s", 100_000, FIELDS)
+    for shard in range(100_000 // 32 - 1):
+        (tmp_path / f"s/arrays/latents/c.{shard}.0.0.0.0").touch()
+        (tmp_path / f"s/arrays/text/c.{shard}.0.0").touch()
+    begun = time.monotonic()
+    store = Store.create(tmp_path / "s", 100_000, FIELDS)
+    with pytest.raises(ValueError, match="expected 100000 samples, 32 are missing"):
+        store.require_complete()
+    for index in range(99_968, 100_000):
+        store.write(index, sample(index % 10))
+    again = Store.open(tmp_path / "s")
+    again.require_complete()
+    assert time.monotonic() - begun < 5
+    assert_same(again.read(99_999), sample(9))
+
+
 @pytest.mark.parametrize("packed", [[], ["text"], ["latents", "text"]])
 @pytest.mark.parametrize("removed", [0, 1])
 def test_packing_that_was_killed_is_finished(tmp_path, monkeypatch, packed, removed):
