@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import stores
+from goldens import FOLDER
 from stores import old_store
 
 from oneforcing_jax.data import shards
@@ -377,15 +378,20 @@ def test_a_damaged_sample_is_not_packed(tmp_path):
     assert_same(Store.open(tmp_path / "s").read(1), sample(1))
 
 
-def test_an_old_store_is_continued_as_it_is(tmp_path):
-    old_store(tmp_path / "s", 3, FIELDS).write(0, sample(0))
-    store = Store.create(tmp_path / "s", 3, FIELDS)
-    store.write(1, sample(1))
-    store.leave_out(2, "b.mp4: too short")
+def test_a_store_of_version_0_2_reads_on_and_is_continued_as_it_is(tmp_path):
+    """The folder was written by that version: samples 0 and 7 as numbers 0 and 1, and number 3 left out."""
+    shutil.copytree(FOLDER / "store_1", tmp_path / "s")
+    store = Store.create(tmp_path / "s", 4, FIELDS, {"codec": "x"})
+    assert_same(store.read(0), sample(0))
+    assert_same(store.read(1), sample(7))
+    assert store.left_out() == {3: "b.mp4: too short"}
+    np.testing.assert_array_equal(store.read_shared("negative_text"), np.ones((2, 3)))
+    store.write(3, sample(1))
+    store.leave_out(2, "a.mp4: too short")
     store.require_complete()
     again = Store.open(tmp_path / "s")
-    np.testing.assert_array_equal(again.done(), [True, True, False])
-    assert again.left_out() == {2: "b.mp4: too short"}
-    assert_same(again.read(1), sample(1))
+    np.testing.assert_array_equal(again.done(), [True, True, False, True])
+    assert again.left_out() == {2: "a.mp4: too short"}
+    assert_same(again.read(3), sample(1))
     assert json.loads((tmp_path / "s/meta.json").read_text())["version"] == 1
     assert not (tmp_path / "s/pending").exists()
