@@ -2,7 +2,7 @@
 
     python tests/stores.py STORE PART READY COUNT
 
-writes part 0 or 1 of the samples that are missing, once COUNT processes have made their files READY.
+writes the even (0) or odd (1) samples that are missing, once COUNT processes have made their files READY.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from oneforcing_jax.data import store_meta
 from oneforcing_jax.data.store import META, Store
 
-COUNT, FIELDS = 120, {"x": ((64, 64, 8), "float32"), "y": ((4,), "float32")}
+COUNT, FIELDS = 160, {"x": ((64, 64, 8), "float32"), "y": ((4,), "float32")}
 
 
 def old_store(path: Path, count: int, fields: store_meta.Fields) -> Store:
@@ -36,8 +36,9 @@ def write(folder: str, part: int, ready: Path, count: int) -> None:
     while len(list(ready.parent.iterdir())) < count:
         time.sleep(0.001)
     store = Store.create(folder, COUNT, FIELDS)
-    for index in np.flatnonzero(~store.done())[part::2].tolist():
-        store.write(index, sample(index))
+    for index in np.flatnonzero(~store.done()).tolist():
+        if index % 2 == part:
+            store.write(index, sample(index))
 
 
 if __name__ == "__main__":

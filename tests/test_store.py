@@ -249,7 +249,7 @@ def names(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def writers(folder: Path, parts: str) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that write parts 0 and 1 of what is missing, begin at once, and are killed at the end."""
+    """Processes that write the even (0) or odd (1) samples, begin at once, and are killed at the end."""
     ready = folder.with_name(f"ready_{parts}")
     ready.mkdir()
     found = [
@@ -268,8 +268,8 @@ def writers(folder: Path, parts: str) -> Iterator[list[subprocess.Popen[bytes]]]
 
 
 def test_writers_that_are_killed_or_do_the_same_lose_and_double_nothing(tmp_path, monkeypatch):
-    """SIGKILL at an arbitrary moment: every sample that counts as done is whole. Then four finish: they find
-    full ranges, which all pack at once, and each sample is written by two of them."""
+    """SIGKILL at an arbitrary moment: every sample that counts as done is whole. Then three finish: they find
+    full ranges, which all pack at once, and two of them write the same samples."""
     folder = tmp_path / "s"
     monkeypatch.setattr(shards, "SHARD_SAMPLES", 8)
     Store.create(folder, stores.COUNT, stores.FIELDS)
@@ -279,16 +279,16 @@ def test_writers_that_are_killed_or_do_the_same_lose_and_double_nothing(tmp_path
         while store.done().sum() < 20 and time.monotonic() < deadline:
             time.sleep(0.002)
     done = np.flatnonzero(Store.open(folder).done())
-    assert 20 <= len(done) < 80
+    assert 20 <= len(done) < stores.COUNT
     for index in done:
         assert_same(store.read(int(index)), stores.sample(int(index)))
     monkeypatch.setattr(shards.Shards, "_pack", lambda *_: None)
-    for index in range(80, 120):
+    for index in range(120, 160):
         store.write(index, stores.sample(index))
     monkeypatch.undo()
     assert len(names(folder / "pending")) >= 40
-    with writers(folder, "0101") as processes:
-        assert [process.wait(60) for process in processes] == [0] * 4
+    with writers(folder, "010") as processes:
+        assert [process.wait(60) for process in processes] == [0] * 3
     Store.create(folder, stores.COUNT, stores.FIELDS)  # packs again what was written again
     assert not names(folder / "pending") and len(names(folder / "arrays")) == 2 * stores.COUNT // 8
     resumed = Store.open(folder)
