@@ -41,9 +41,10 @@ def path(name: str | os.PathLike[str]) -> Path:
     if not is_url(text):
         return Path(text)
     scheme, _, rest = text.partition("://")
-    if scheme not in PACKAGES or not rest.partition("/")[0]:
+    if scheme not in PACKAGES or not rest.partition("/")[0] or set("*?[") & set(rest):
         raise InputError(
-            f"place {text!r}: expected a path, gs://BUCKET/NAME or s3://BUCKET/NAME, found another URL"
+            f"place {text!r}: expected a path, or gs://BUCKET/NAME or s3://BUCKET/NAME without any of *?[, found "
+            "another URL"
         )
     _prepare(scheme)
     from etils import epath

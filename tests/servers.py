@@ -103,7 +103,7 @@ class Front(http.server.ThreadingHTTPServer):
 
 
 class _Hand(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
 
     def do(self):
         self.server.heard.append((self.command, self.path))
