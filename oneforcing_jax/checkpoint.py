@@ -2,6 +2,8 @@
 
 A checkpoint is written under another name and renamed when it is whole; before it is removed, it is
 renamed into `TRASH`. So a process killed at any time leaves only whole checkpoints under their numbers.
+Buckets cannot rename. There a checkpoint counts once the object `COMMIT` is in it, which is written last, or
+its checksums.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from oneforcing_jax import integrity
+from oneforcing_jax import integrity, places
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record, write_whole
+from oneforcing_jax.files import SUMS, read_record, write_whole
 
 # A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"
-TRASH, RUN_FILE = "trash", "run.json"
+TRASH, RUN_FILE, COMMIT = "trash", "run.json", "commit_success.txt"
 CLEAR_TRIES, CLEAR_PAUSE = 50, 0.2  # seconds
 MODES = ("min", "max")
 
@@ -62,7 +64,7 @@ def manager(
         best_fn=lambda metrics: 0.0,
         todelete_subdir=TRASH,
     )
-    made = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+    made = ocp.CheckpointManager(_absolute(folder), options=options)
     _clear(made)
     try:
         yield made
@@ -95,7 +97,11 @@ def _clear(of: ocp.CheckpointManager) -> None:
     """
     if jax.process_index() != 0:
         return
-    folder = Path(str(of.directory))
+    folder = places.path(of.directory)
+    if places.is_url(folder):
+        for path in _unfinished(folder):
+            places.remove(path)
+        return
     shutil.rmtree(folder / TRASH, ignore_errors=True)
     for path in folder.glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -109,10 +115,27 @@ def _clear(of: ocp.CheckpointManager) -> None:
         time.sleep(CLEAR_PAUSE)
 
 
+def _unfinished(bucket: Path) -> list[Path]:
+    """What a save or a removal has left that was cut short in a bucket."""
+    numbered = dict[str, set[str]]()
+    for name in places.sizes(bucket):
+        number, _, rest = name.partition("/")
+        if number.isdigit() and rest:
+            numbered.setdefault(number, set()).add(rest)
+    found = []
+    for number in numbered.keys() - {max(numbered, key=int, default="")}:
+        # All but the newest have checksums, unless they are being removed.
+        names, sums = numbered[number], bucket / number / SUMS
+        if SUMS not in names or read_record(sums).keys() - names:
+            found.append(bucket / number)
+    whole = {path.name for path in _numbered(bucket)}
+    return found + [bucket / number for number in numbered.keys() - whole]
+
+
 def _seal(of: ocp.CheckpointManager) -> None:
     """Writes checksums into checkpoints that have none, while no save runs."""
     if jax.process_index() == 0:
-        for path in _numbered(Path(str(of.directory))):
+        for path in _numbered(places.path(of.directory)):
             if not integrity.is_sealed(path):
                 integrity.seal(path)
 
@@ -146,13 +169,17 @@ def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
     Raises:
       InputError: there are checkpoints of another run; names the field.
     """
-    folder = Path(str(of.directory))
+    folder = places.path(of.directory)
     if not check_claim(folder, run) and jax.process_index() == 0:
         write_whole(folder / RUN_FILE, json.dumps(dict(run), indent=1).encode())
 
 
 def _numbered(folder: Path) -> list[Path]:
     """Checkpoints in a folder, the oldest first; a folder without a network in it is none."""
+    if places.is_url(folder):
+        files = (name.split("/") for name in places.sizes(folder))
+        whole = {f[0] for f in files if f[0].isdigit() and f[1:] in ([COMMIT], [SUMS])}
+        return [folder / number for number in sorted(whole, key=int)]
     numbered = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
     return sorted((p for p in numbered if any(p.glob("*_*/"))), key=lambda p: int(p.name))
 
@@ -165,7 +192,7 @@ def newest(folder: Path) -> int | None:
 
 def latest(of: ocp.CheckpointManager) -> int | None:
     """The iteration of the newest checkpoint; None if there is none."""
-    return newest(Path(str(of.directory)))
+    return newest(places.path(of.directory))
 
 
 def last(of: ocp.CheckpointManager) -> str:
@@ -214,7 +241,7 @@ def restore(
     iteration = latest(source)
     if iteration is None:
         return None
-    folder = Path(str(source.directory)) / str(iteration)
+    folder = places.path(source.directory) / str(iteration)
     _check_whole(folder)
     state = {
         part: {net: _read(folder, f"{part}_{net}", tree) for net, tree in nets.items()}
@@ -250,7 +277,7 @@ def find(folder: str | Path) -> Path:
     Raises:
       MissingInput: there is none.
     """
-    folder = Path(folder).absolute()
+    folder = _absolute(folder)
     if any(folder.glob("params_*")):
         return folder
     found = _numbered(folder)
@@ -290,7 +317,7 @@ def check_net(folder: str | Path, net: str, abstract: Any) -> None:
     Raises:
       MissingInput, InputError: nothing there, or a checkpoint of another model.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _reader() as checkpointer:
         _check_item(checkpointer, find(folder) / f"params_{net}", abstract)
 
 
@@ -307,9 +334,20 @@ def _read(folder: Path, item: str, abstract: Any) -> Any:
     sealed = _sealed(path)
     if path.is_dir() and integrity.is_sealed(sealed):
         integrity.verify(sealed, path.relative_to(sealed).as_posix())
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _reader() as checkpointer:
         _check_item(checkpointer, path, abstract)
         return checkpointer.restore(path, abstract)
+
+
+def _reader() -> ocp.StandardCheckpointer:
+    """Reads in buckets what was written to a disk and copied there, too, which lacks `COMMIT`."""
+    renamed = ocp.path.atomicity.AtomicRenameTemporaryPath
+    return ocp.StandardCheckpointer(temporary_path_class=renamed)
+
+
+def _absolute(folder: str | Path) -> Path:
+    found = places.path(folder)
+    return found if places.is_url(found) else found.absolute()
 
 
 def _sealed(item: Path) -> Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import checkpoint, parts, sharding
+from oneforcing_jax import checkpoint, parts, places, sharding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.data import text
@@ -239,10 +238,10 @@ def load(
     Raises:
       MissingInput, InputError: nothing of the kind there, or damaged.
     """
-    folder = Path(folder)
+    folder = places.path(folder)
     said = _said(folder)
     if "folder" in said:
-        folder = Path(os.path.normpath(folder / said["folder"]))
+        folder = places.normal(places.within(folder, said["folder"]))
         said = _said(folder)
     if "kind" in said:
         try:
@@ -278,13 +277,13 @@ def are_in(folder: Path) -> bool:
 
 def say_kind(folder: str | Path, kind: str) -> None:
     """Notes in a folder of encoders what kind they are: the dotted path of the module that loads them."""
-    write_whole(Path(folder) / ENCODERS, json.dumps({"kind": kind}).encode())
+    write_whole(places.path(folder) / ENCODERS, json.dumps({"kind": kind}).encode())
 
 
 def record(store: str | Path, folder: str | Path) -> None:
     """Notes in a store where its encoders are, by a path that holds when both are moved."""
-    inner = os.path.relpath(Path(folder).resolve(), Path(store).resolve())
-    write_whole(Path(store) / ENCODERS, json.dumps({"folder": inner}).encode())
+    inner = places.relative(places.path(folder), places.path(store))
+    write_whole(places.path(store) / ENCODERS, json.dumps({"folder": inner}).encode())
 
 
 def _mesh(net: Any) -> Any:
