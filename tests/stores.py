@@ -5,9 +5,14 @@
 writes the even (0) or odd (1) samples that are missing, once COUNT processes have made their files READY.
 """
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +36,32 @@ def sample(index: int) -> dict[str, np.ndarray]:
     return {name: np.full(shape, index, dtype) for name, (shape, dtype) in FIELDS.items()}
 
 
+@contextlib.contextmanager
+def writers(store: Path, parts: str, ready: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that write the even (0) or odd (1) samples, begin at once, and are killed at the end."""
+    ready.mkdir()
+    found = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(store), part, ready / str(i), str(len(parts))],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        for i, part in enumerate(parts)
+    ]
+    try:
+        yield found
+    finally:
+        for process in found:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
 def write(folder: str, part: int, ready: Path, count: int) -> None:
+    """What such a process does."""
+    store = Store.open(folder)
     ready.touch()
     while len(list(ready.parent.iterdir())) < count:
         time.sleep(0.001)
-    store = Store.create(folder, COUNT, FIELDS)
+    store = Store.create(folder, len(store), FIELDS)
     for index in np.flatnonzero(~store.done()).tolist():
         if index % 2 == part:
             store.write(index, sample(index))

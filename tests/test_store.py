@@ -1,14 +1,8 @@
 """The store: what is written comes back, kills lose nothing, bad input is one clear line."""
 
-import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -247,26 +241,6 @@ def names(folder: Path) -> list[str]:
     return sorted(str(f.relative_to(folder)) for f in found)
 
 
-@contextlib.contextmanager
-def writers(folder: Path, parts: str) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that write the even (0) or odd (1) samples, begin at once, and are killed at the end."""
-    ready = folder.with_name(f"ready_{parts}")
-    ready.mkdir()
-    found = [
-        subprocess.Popen(
-            [sys.executable, stores.__file__, folder, part, ready / str(i), str(len(parts))],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        for i, part in enumerate(parts)
-    ]
-    try:
-        yield found
-    finally:
-        for process in found:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-
-
 def test_writers_that_are_killed_or_do_the_same_lose_and_double_nothing(tmp_path, monkeypatch):
     """SIGKILL at an arbitrary moment: every sample that counts as done is whole. Then three finish: they find
     full ranges, which all pack at once, and two of them write the same samples."""
@@ -275,7 +249,7 @@ def test_writers_that_are_killed_or_do_the_same_lose_and_double_nothing(tmp_path
     Store.create(folder, stores.COUNT, stores.FIELDS)
     monkeypatch.undo()
     store, deadline = Store.open(folder), time.monotonic() + 20
-    with writers(folder, "01"):
+    with stores.writers(folder, "01", tmp_path / "killed"):
         while store.done().sum() < 20 and time.monotonic() < deadline:
             time.sleep(0.002)
     done = np.flatnonzero(Store.open(folder).done())
@@ -287,7 +261,7 @@ def test_writers_that_are_killed_or_do_the_same_lose_and_double_nothing(tmp_path
         store.write(index, stores.sample(index))
     monkeypatch.undo()
     assert len(names(folder / "pending")) >= 40
-    with writers(folder, "010") as processes:
+    with stores.writers(folder, "010", tmp_path / "finishing") as processes:
         assert [process.wait(60) for process in processes] == [0] * 3
     Store.create(folder, stores.COUNT, stores.FIELDS)  # packs again what was written again
     assert not names(folder / "pending") and len(names(folder / "arrays")) == 2 * stores.COUNT // 8

@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from oneforcing_jax import integrity
+from oneforcing_jax import integrity, places
 from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data.pipeline import check_finite
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.files import SUMS
 
 
 class Found(NamedTuple):
@@ -45,8 +46,9 @@ def look(folder: Path) -> Iterator[Found]:
         raise MissingInput(
             f"expected a folder of a run, a store or weights, found nothing at {folder}"
         )
-    stores = sorted(path.parent for path in folder.rglob(META) if (path.parent / "arrays").is_dir())
-    sealed = sorted(path.parent for path in folder.rglob(integrity.SUMS))
+    files = [folder / name for name in places.sizes(folder)]
+    stores = sorted(f.parent for f in files if f.name == META and (f.parent / "arrays").is_dir())
+    sealed = sorted(f.parent for f in files if f.name == SUMS)
     for path in sealed:
         yield Found(
             path, "weights" if _is_converted(path) else "checkpoint", integrity.problems(path)
@@ -55,7 +57,7 @@ def look(folder: Path) -> Iterator[Found]:
         yield _of_store(path)
     if not stores and not sealed:
         raise MissingInput(
-            f"{folder}: expected checkpoints or weights with a {integrity.SUMS}, or stores, found none; "
+            f"{folder}: expected checkpoints or weights with a {SUMS}, or stores, found none; "
             "those of version 0.1 have no checksums"
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
+from oneforcing_jax import places
 from oneforcing_jax.data.shards import OUT, Fields
 
 # What `done` says of a sample: COUNTED + n is written, with n chunks of texts; version 0.1 did not count.
@@ -89,7 +90,7 @@ def _open_array(
         chunk = [min(count, DONE_CHUNK)]
     spec = {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{path.resolve()}/arrays/{name}/"},
+        "kvstore": places.kvstore(path / "arrays" / name),
         "metadata": {
             "shape": [count, *shape],
             "data_type": dtype,

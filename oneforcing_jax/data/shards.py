@@ -53,9 +53,11 @@ class Shards:
 
     def __init__(self, path: Path, count: int, fields: Fields, shard: int, create: bool) -> None:
         self._count, self._fields, self._shard = count, fields, shard
-        place = places.kvstore(path)
-        self._files: ts.KvStore = ts.KvStore.open(place).result()
-        self._arrays = {name: self._open(name, place, create) for name in fields}
+        self._files: ts.KvStore = places.store(path)
+        self._arrays = {
+            name: self._open(name, places.kvstore(path / "arrays" / name), create)
+            for name in fields
+        }
         # Samples never become unwritten, so one that was seen written needs no second look.
         self._seen = np.zeros(count, np.uint8)
         if create:
@@ -77,7 +79,7 @@ class Shards:
         inner = {"chunk_shape": [1, *shape], "codecs": codecs, "index_location": "start"}
         spec = {
             "driver": "zarr3",
-            "kvstore": {**place, "path": f"{place['path']}arrays/{name}/"},
+            "kvstore": place,
             "metadata": {
                 "shape": [self._count, *shape],
                 "data_type": dtype,

@@ -34,6 +34,9 @@ LEFT_OUT = "left_out"
 # Name of the shared array that holds the embedding of the negative prompt, [length, dim].
 NEGATIVE_TEXT = "negative_text"
 
+# How TensorStore begins to say that a server has failed.
+_FAILED = ("ABORTED", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE")
+
 
 class Store:
     """Samples that are written once, in any order, by any number of processes.
@@ -99,10 +102,9 @@ class Store:
                 )
         else:
             meta |= {"version": store_meta.VERSION, "samples_per_shard": per_shard(count, fields)}
-            if not places.is_url(path):
-                room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
+            room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
             try:
-                path.mkdir(parents=True, exist_ok=True)
+                places.make(path)
                 # A bucket has folders as far as they have files.
                 foreign = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
             except OSError as error:
@@ -173,7 +175,7 @@ class Store:
         Whoever can make it later writes it as if nothing had been noted.
         """
         self._check_index(index)
-        (self.path / LEFT_OUT).mkdir(exist_ok=True)
+        places.make(self.path / LEFT_OUT)
         write_whole(self._reason(index), reason.encode())
         self._filled(index)
 
@@ -223,9 +225,11 @@ class Store:
         try:
             return self._samples.read(index, names)
         except (OSError, ValueError) as error:
+            reason = _first_line(error)
+            of_server = places.is_url(self.path) and reason.startswith(_FAILED)
+            advice = places.AGAIN if of_server else "the store is damaged, make it again"
             raise InputError(
-                f"{self.path}: cannot read sample {index}: {_first_line(error)}; the store is "
-                "damaged, make it again"
+                f"{self.path}: cannot read sample {index}: {reason}; {advice}"
             ) from error
 
     def check_fields(self, names: Sequence[str]) -> None:
@@ -257,7 +261,7 @@ class Store:
             raise InputError(f"expected {name} of a NumPy dtype, found {value.dtype}; use float32")
         content = io.BytesIO()
         np.save(content, value)
-        (self.path / "shared").mkdir(exist_ok=True)
+        places.make(self.path / "shared")
         write_whole(self.path / "shared" / f"{name}.npy", content.getvalue())
 
     def read_shared(self, name: str) -> np.ndarray:
@@ -272,8 +276,9 @@ class Store:
             raise MissingInput(
                 f"no {file}; run the command that fills the store again, it writes this file"
             )
+        content = io.BytesIO(file.read_bytes())
         try:
-            array = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+            array = np.load(content, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{file}: expected an array, found a damaged file") from error
         if wrong := not_finite(array):
