@@ -26,6 +26,62 @@ def test_checkpoints_in_a_bucket(bucket):
     assert same(loaded, state(3)["params"]["net"])
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(
+        places, "RETRIES", {"max_retries": 4, "initial_delay": "10ms", "max_delay": "50ms"}
+    )
+
+
+def faults(front, *first, then=None):
+    """What befalls uploads, one after the other."""
+    left = list(first)
+
+    def fault(method, path):
+        if method not in ("PUT", "POST"):
+            return None
+        return left.pop(0) if left else then
+
+    front.fault = fault
+
+
+def test_a_server_that_fails_now_and_then(bucket, fronts, impatient):
+    front, file = fronts[os.fspath(bucket)[:2]], bucket / "record.json"
+    for number, fault in enumerate([503, 500, "cut", "deaf", 0.2]):
+        content = b'{"number": %d}' % number + b" " * 100_000
+        faults(front, fault, fault, fault)
+        write_whole(file, content)
+        assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("fault", [503, "cut"])
+def test_a_server_that_fails_for_good(bucket, fronts, impatient, fault):
+    front = fronts[os.fspath(bucket)[:2]]
+    folder, file = bucket / f"{fault}" / "checkpoints", bucket / f"{fault}" / "record.json"
+    write_whole(file, b'{"old": 1}')
+    with checkpoint.manager(folder) as manager:
+        checkpoint.save(manager, 1, state(1))
+    faults(front, then=fault)
+    before = len(front.heard)
+    with pytest.raises(InputError, match=r"record\.json could not be written: .*; see to the server") as said:
+        write_whole(file, b'{"new": 1}')
+    assert "\n" not in str(said.value) and "secret" not in str(said.value)
+    assert 2 < len(front.heard) - before < 10  # repeated, within a bound
+    # What is large of a checkpoint fails, and what is small does not: it must not count.
+    front.fault = lambda method, path: fault if "%2Fd%2F" in path or "/d/" in path else None
+    with pytest.raises(OSError, match="checkpoint: could not be written to .*; those before it are whole"):
+        with checkpoint.manager(folder) as manager:
+            checkpoint.save(manager, 2, state(2))
+    front.fault = lambda method, path: None
+    assert read_record(file) == {"old": 1}
+    assert checkpoint.newest(folder) == 1 and not integrity.problems(folder / "1")
+    with checkpoint.manager(folder) as manager:
+        assert not any(name.startswith("2/") for name in places.sizes(folder))
+        checkpoint.save(manager, 2, state(2))
+    assert same(checkpoint.load_net(folder, "net", abstract()), state(2)["params"]["net"])
+
+
+@pytest.mark.long
 def test_a_continued_run_is_the_one_on_a_disk(bucket, noise, whole, tmp_path):  # noqa: F811
     train(bucket, noise, iterations=5)
     checkpoints = bucket / STAGE / "checkpoints"
