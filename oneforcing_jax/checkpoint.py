@@ -177,8 +177,9 @@ def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
 def _numbered(folder: Path) -> list[Path]:
     """Checkpoints in a folder, the oldest first; a folder without a network in it is none."""
     if places.is_url(folder):
-        files = (name.split("/") for name in places.sizes(folder))
-        whole = {f[0] for f in files if f[0].isdigit() and f[1:] in ([COMMIT], [SUMS])}
+        files = [name.split("/") for name in places.sizes(folder)]
+        ends = ([COMMIT], [SUMS])
+        whole = {f[0] for f in files if f[0].isdigit() and ([SUMS] in files or f[1:] in ends)}
         return [folder / number for number in sorted(whole, key=int)]
     numbered = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
     return sorted((p for p in numbered if any(p.glob("*_*/"))), key=lambda p: int(p.name))
@@ -278,7 +279,8 @@ def find(folder: str | Path) -> Path:
       MissingInput: there is none.
     """
     folder = _absolute(folder)
-    if any(folder.glob("params_*")):
+    counts = not places.is_url(folder) or any((folder / end).is_file() for end in (COMMIT, SUMS))
+    if counts and any(folder.glob("params_*")):
         return folder
     found = _numbered(folder)
     if not found:

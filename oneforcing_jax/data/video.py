@@ -186,7 +186,9 @@ def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
         raise InputError(f"{path}: expected a video, found zero bytes; copy or render it again")
     count, first = 0, None
     try:
-        with av.open(io.BytesIO(path.read_bytes()) if places.is_url(path) else str(path)) as container:
+        with av.open(
+            io.BytesIO(path.read_bytes()) if places.is_url(path) else str(path)
+        ) as container:
             if not container.streams.video:
                 raise InputError("no video stream")
             stream = container.streams.video[0]
@@ -211,9 +213,9 @@ def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
 class VideoWriter:
     """Streams frames into an H.264 mp4 file; a context manager.
 
-    The frames go to a temporary file beside the target (or on a disk, for a bucket), which takes the target's
-    name when the `with` block ends well and is removed when it raises. A file that was already at `path` stays
-    whole until then.
+    The frames go to a temporary file beside the target (on a disk, where that is in a bucket), which takes the
+    target's name when the `with` block ends well and is removed when it raises. A file that was already at
+    `path` stays whole until then.
 
     Args:
       path: the target; its folder must exist.
