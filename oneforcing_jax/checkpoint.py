@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from oneforcing_jax import integrity, places
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import SUMS, read_record, write_whole
+from oneforcing_jax.files import read_record, write_whole
 
 # A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"
@@ -125,8 +125,8 @@ def _unfinished(bucket: Path) -> list[Path]:
     found = []
     for number in numbered.keys() - {max(numbered, key=int, default="")}:
         # All but the newest have checksums, unless they are being removed.
-        names, sums = numbered[number], bucket / number / SUMS
-        if SUMS not in names or read_record(sums).keys() - names:
+        names, sums = numbered[number], bucket / number / integrity.SUMS
+        if integrity.SUMS not in names or read_record(sums).keys() - names:
             found.append(bucket / number)
     whole = {path.name for path in _numbered(bucket)}
     return found + [bucket / number for number in numbered.keys() - whole]
@@ -178,8 +178,9 @@ def _numbered(folder: Path) -> list[Path]:
     """Checkpoints in a folder, the oldest first; a folder without a network in it is none."""
     if places.is_url(folder):
         files = [name.split("/") for name in places.sizes(folder)]
-        ends = ([COMMIT], [SUMS])
-        whole = {f[0] for f in files if f[0].isdigit() and ([SUMS] in files or f[1:] in ends)}
+        as_whole = [integrity.SUMS] in files  # of a conversion
+        ends = ([COMMIT], [integrity.SUMS])
+        whole = {f[0] for f in files if f[0].isdigit() and (as_whole or f[1:] in ends)}
         return [folder / number for number in sorted(whole, key=int)]
     numbered = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
     return sorted((p for p in numbered if any(p.glob("*_*/"))), key=lambda p: int(p.name))
@@ -279,8 +280,8 @@ def find(folder: str | Path) -> Path:
       MissingInput: there is none.
     """
     folder = _absolute(folder)
-    counts = not places.is_url(folder) or any((folder / end).is_file() for end in (COMMIT, SUMS))
-    if counts and any(folder.glob("params_*")):
+    whole = not places.is_url(folder) or integrity.is_sealed(folder) or (folder / COMMIT).is_file()
+    if whole and any(folder.glob("params_*")):
         return folder
     found = _numbered(folder)
     if not found:

@@ -72,8 +72,8 @@ def normal(place: Path) -> Path:
 
 
 def relative(place: Path, start: Path) -> str:
-    """The name of a place as `within` finds it from `start`, also when both are moved; the whole name, where one of
-    them is on a disk and the other in a bucket."""
+    """The name of a place as `within` finds it from `start`, also when both are moved; the whole name, where
+    one of them is on a disk and the other in a bucket."""
     place, start = (p if is_url(p) else p.resolve() for p in (place, start))
     if is_url(place) != is_url(start) or is_url(place) and place.parts[:3] != start.parts[:3]:
         return os.fspath(place)
@@ -144,6 +144,12 @@ def sizes(folder: Path) -> dict[str, int]:
     with failures(f"{folder} could not be listed"):
         listed = fsspec.filesystem(scheme).find(name, detail=True)
     return {file.removeprefix(f"{name}/"): int(said["size"]) for file, said in listed.items()}
+
+
+def size(file: Path) -> int:
+    """Bytes of a file that is there."""
+    found: Any = file.stat()
+    return int(found.length if is_url(file) else found.st_size)
 
 
 def names(folder: Path) -> list[str]:
