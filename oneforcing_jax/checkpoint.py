@@ -64,7 +64,7 @@ def manager(
         best_fn=lambda metrics: 0.0,
         todelete_subdir=TRASH,
     )
-    made = ocp.CheckpointManager(_absolute(folder), options=options)
+    made = ocp.CheckpointManager(places.absolute(folder), options=options)
     _clear(made)
     try:
         yield made
@@ -279,7 +279,7 @@ def find(folder: str | Path) -> Path:
     Raises:
       MissingInput: there is none.
     """
-    folder = _absolute(folder)
+    folder = places.absolute(folder)
     whole = not places.is_url(folder) or integrity.is_sealed(folder) or (folder / COMMIT).is_file()
     if whole and any(folder.glob("params_*")):
         return folder
@@ -346,11 +346,6 @@ def _reader() -> ocp.StandardCheckpointer:
     """Reads in buckets what was written to a disk and copied there, too, which lacks `COMMIT`."""
     renamed = ocp.path.atomicity.AtomicRenameTemporaryPath
     return ocp.StandardCheckpointer(temporary_path_class=renamed)
-
-
-def _absolute(folder: str | Path) -> Path:
-    found = places.path(folder)
-    return found if places.is_url(found) else found.absolute()
 
 
 def _sealed(item: Path) -> Path:

@@ -53,6 +53,16 @@ def path(name: str | os.PathLike[str]) -> Path:
     return cast(Path, epath.Path(text.rstrip("/")))
 
 
+def absolute(name: str | os.PathLike[str]) -> Path:
+    """A place by a name that holds in every folder; a URL does.
+
+    Raises:
+      InputError, MissingPackage: as `path`.
+    """
+    place = path(name)
+    return place if is_url(place) else place.absolute()
+
+
 def within(folder: Path, name: str) -> Path:
     """What a config or a record names: a URL, or a path, which begins in a folder unless it is whole.
 
