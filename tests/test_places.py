@@ -130,14 +130,14 @@ def test_a_server_that_fails_for_good(bucket, fronts, impatient, fault):
 def test_a_continued_run_is_the_one_on_a_disk(bucket, noise, whole):  # noqa: F811
     train(bucket, noise, iterations=5)
     checkpoints = bucket / STAGE / "checkpoints"
-    assert [p.name for p in checkpoint._numbered(checkpoints)] == ["3", "5"]
+    assert [p.name for p in checkpoint.numbered(checkpoints)] == ["3", "5"]
     # As after a kill: a save that was cut short, a removal that was, and rows that were not saved.
     for name, content in (("6/params_teacher/d/1", b"half"), ("2/commit_success.txt", b"")):
         places.write(checkpoints / name, content)
     (checkpoints / "5" / "commit_success.txt").unlink()
     (checkpoints / "5" / integrity.SUMS).unlink()
     train(bucket, noise)
-    assert [p.name for p in checkpoint._numbered(checkpoints)] == ["6", "8"]
+    assert [p.name for p in checkpoint.numbered(checkpoints)] == ["6", "8"]
     assert {name.partition("/")[0] for name in places.sizes(checkpoints)} == {"6", "8", "run.json"}
     assert any("tfevents" in name for name in places.sizes(bucket / STAGE / "tensorboard"))
     assert not read_record(bucket / "lock")["owner"]
@@ -189,3 +189,12 @@ def test_of_two_commands_one_goes_on_and_a_kill_is_made_good(
     process = start(bucket, noise, light_environment)
     assert process.wait(300) == 0, process.stderr.read()
     compare(bucket, whole)
+
+
+@pytest.mark.long
+def test_four_processes_in_a_bucket_are_killed_and_end_as_two(bucket, tmp_path, capsys):
+    """See tools/kill_processes.py."""
+    import kill_processes  # test_train knows where the tools are
+
+    kill_processes.main(["--kills=5", f"--folder={tmp_path}", f"--place={bucket}"])
+    assert "5 kills: nothing lost or doubled" in capsys.readouterr().out
