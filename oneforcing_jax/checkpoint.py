@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from oneforcing_jax import integrity, places
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import SUMS, read_record, write_whole
+from oneforcing_jax.files import read_record, write_whole
 
 # A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"
@@ -64,7 +64,7 @@ def manager(
         best_fn=lambda metrics: 0.0,
         todelete_subdir=TRASH,
     )
-    made = ocp.CheckpointManager(_absolute(folder), options=options)
+    made = ocp.CheckpointManager(places.absolute(folder), options=options)
     _clear(made)
     try:
         yield made
@@ -117,25 +117,24 @@ def _clear(of: ocp.CheckpointManager) -> None:
 
 def _unfinished(bucket: Path) -> list[Path]:
     """What a save or a removal has left that was cut short in a bucket."""
-    numbered = dict[str, set[str]]()
+    contents = dict[str, set[str]]()
     for name in places.sizes(bucket):
         number, _, rest = name.partition("/")
         if number.isdigit() and rest:
-            numbered.setdefault(number, set()).add(rest)
-    found = []
-    for number in numbered.keys() - {max(numbered, key=int, default="")}:
-        # All but the newest have checksums, unless they are being removed.
-        names, sums = numbered[number], bucket / number / SUMS
-        if SUMS not in names or read_record(sums).keys() - names:
-            found.append(bucket / number)
-    whole = {path.name for path in _numbered(bucket)}
-    return found + [bucket / number for number in numbered.keys() - whole]
+            contents.setdefault(number, set()).add(rest)
+    whole = {path.name for path in numbered(bucket)}
+    # All but the newest have checksums, unless they are being removed.
+    for number in whole - {max(whole, key=int, default="")}:
+        names, sums = contents[number], bucket / number / integrity.SUMS
+        if integrity.SUMS not in names or read_record(sums).keys() - names:
+            whole.remove(number)
+    return [bucket / number for number in contents.keys() - whole]
 
 
 def _seal(of: ocp.CheckpointManager) -> None:
     """Writes checksums into checkpoints that have none, while no save runs."""
     if jax.process_index() == 0:
-        for path in _numbered(places.path(of.directory)):
+        for path in numbered(places.path(of.directory)):
             if not integrity.is_sealed(path):
                 integrity.seal(path)
 
@@ -151,7 +150,7 @@ def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
       InputError: there are checkpoints of another run; names the field.
     """
     file = folder / RUN_FILE
-    if not file.is_file() or not _numbered(folder):
+    if not file.is_file() or not numbered(folder):
         return False
     found = read_record(file)
     for name, value in run.items():
@@ -174,19 +173,21 @@ def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
         write_whole(folder / RUN_FILE, json.dumps(dict(run), indent=1).encode())
 
 
-def _numbered(folder: Path) -> list[Path]:
+def numbered(folder: Path) -> list[Path]:
     """Checkpoints in a folder, the oldest first; a folder without a network in it is none."""
     if places.is_url(folder):
-        files = (name.split("/") for name in places.sizes(folder))
-        whole = {f[0] for f in files if f[0].isdigit() and f[1:] in ([COMMIT], [SUMS])}
+        files = [name.split("/") for name in places.sizes(folder)]
+        as_whole = [integrity.SUMS] in files  # of a conversion
+        ends = ([COMMIT], [integrity.SUMS])
+        whole = {f[0] for f in files if f[0].isdigit() and (as_whole or f[1:] in ends)}
         return [folder / number for number in sorted(whole, key=int)]
-    numbered = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
-    return sorted((p for p in numbered if any(p.glob("*_*/"))), key=lambda p: int(p.name))
+    found = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+    return sorted((p for p in found if any(p.glob("*_*/"))), key=lambda p: int(p.name))
 
 
 def newest(folder: Path) -> int | None:
     """The iteration of the newest checkpoint in a folder; None if there is none."""
-    found = _numbered(folder)
+    found = numbered(folder)
     return int(found[-1].name) if found else None
 
 
@@ -259,7 +260,7 @@ def _check_whole(newest: Path) -> None:
     wrong = integrity.problems(newest)
     if not wrong:
         return
-    others = (p for p in reversed(_numbered(newest.parent)) if p != newest)
+    others = (p for p in reversed(numbered(newest.parent)) if p != newest)
     whole = next((p for p in others if not integrity.problems(p)), None)
     go_on = (
         f"remove it, and the same command continues from {whole}, which is whole"
@@ -277,10 +278,11 @@ def find(folder: str | Path) -> Path:
     Raises:
       MissingInput: there is none.
     """
-    folder = _absolute(folder)
-    if any(folder.glob("params_*")):
+    folder = places.absolute(folder)
+    whole = not places.is_url(folder) or integrity.is_sealed(folder) or (folder / COMMIT).is_file()
+    if whole and any(folder.glob("params_*")):
         return folder
-    found = _numbered(folder)
+    found = numbered(folder)
     if not found:
         raise MissingInput(
             f"checkpoint: expected Orbax checkpoints (folders with a number) in {folder}, found none; run "
@@ -343,11 +345,6 @@ def _reader() -> ocp.StandardCheckpointer:
     """Reads in buckets what was written to a disk and copied there, too, which lacks `COMMIT`."""
     renamed = ocp.path.atomicity.AtomicRenameTemporaryPath
     return ocp.StandardCheckpointer(temporary_path_class=renamed)
-
-
-def _absolute(folder: str | Path) -> Path:
-    found = places.path(folder)
-    return found if places.is_url(found) else found.absolute()
 
 
 def _sealed(item: Path) -> Path:

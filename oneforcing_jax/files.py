@@ -15,8 +15,8 @@ from typing import Any
 from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
 
-# The checksums of a folder, which are written last.
-SUMS = "checksums.json"
+# The file of a folder that is copied last: its checksums.
+LAST = "checksums.json"
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -82,7 +82,7 @@ def staged(target: Path) -> Iterator[Path]:
     if places.is_url(target):
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch) / target.name
-            places.publish(Path(scratch) / target.name, target, SUMS)
+            places.publish(Path(scratch) / target.name, target, LAST)
         return
     made = [parent for parent in target.parents if not parent.exists()]
     temporary = target.with_name(f".{target.name}.partial")

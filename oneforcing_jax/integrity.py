@@ -15,8 +15,9 @@ from pathlib import Path
 
 from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import SUMS, read_record, write_whole
+from oneforcing_jax.files import LAST, read_record, write_whole
 
+SUMS = LAST
 _CHUNK = 1 << 22
 _THREADS = 4
 

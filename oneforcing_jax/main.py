@@ -141,7 +141,9 @@ def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:
     # Orbax and TensorBoard log through absl; what matters of it is raised.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(places.absolute(workdir / "compiled")))
+        if places.is_url(workdir):  # XLA's own caches would be folders here that are named like it
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if processes.is_first():
         write_whole(workdir / checkpoint.CONFIG, config.encode())
 

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -43,13 +44,23 @@ def path(name: str | os.PathLike[str]) -> Path:
     scheme, _, rest = text.partition("://")
     if scheme not in PACKAGES or not rest.partition("/")[0] or set("*?[") & set(rest):
         raise InputError(
-            f"place {text!r}: expected a path, or gs://BUCKET/NAME or s3://BUCKET/NAME without any of *?[, found "
-            "another URL"
+            f"place {text!r}: expected a path, or gs://BUCKET/NAME or s3://BUCKET/NAME without any of *?[, "
+            "found another URL"
         )
     _prepare(scheme)
     from etils import epath
 
     return cast(Path, epath.Path(text.rstrip("/")))
+
+
+def absolute(name: str | os.PathLike[str]) -> Path:
+    """A place by a name that holds in every folder; a URL does.
+
+    Raises:
+      InputError, MissingPackage: as `path`.
+    """
+    place = path(name)
+    return place if is_url(place) else place.absolute()
 
 
 def within(folder: Path, name: str) -> Path:
@@ -71,8 +82,8 @@ def normal(place: Path) -> Path:
 
 
 def relative(place: Path, start: Path) -> str:
-    """The name of a place as `within` finds it from `start`, also when both are moved; whole, where one of them is
-    on a disk and the other in a bucket."""
+    """The name of a place as `within` finds it from `start`, also when both are moved; the whole name, where
+    one of them is on a disk and the other in a bucket."""
     place, start = (p if is_url(p) else p.resolve() for p in (place, start))
     if is_url(place) != is_url(start) or is_url(place) and place.parts[:3] != start.parts[:3]:
         return os.fspath(place)
@@ -145,6 +156,19 @@ def sizes(folder: Path) -> dict[str, int]:
     return {file.removeprefix(f"{name}/"): int(said["size"]) for file, said in listed.items()}
 
 
+def size(file: Path) -> int:
+    """Bytes of a file that is there."""
+    found: Any = file.stat()
+    return int(found.length if is_url(file) else found.st_size)
+
+
+def names(folder: Path) -> list[str]:
+    """Names of what is in a folder; of a bucket's folder without anything: none."""
+    if is_url(folder) and not folder.exists():
+        return []
+    return [entry.name for entry in folder.iterdir()]
+
+
 def publish(made: Path, target: Path, last: str) -> None:
     """Copies a file or a folder from a disk to a bucket; a file of the name `last` after all others.
 
@@ -156,6 +180,24 @@ def publish(made: Path, target: Path, last: str) -> None:
     else:
         for name in sorted(sizes(made), key=lambda name: name == last):
             write(target / name, (made / name).read_bytes())
+
+
+@contextlib.contextmanager
+def on_disk(folder: Path) -> Iterator[Path]:
+    """A folder of a disk as it is; one of a bucket as a copy, for the time of the context.
+
+    Raises:
+      OSError: a server failed.
+    """
+    if not is_url(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in sizes(folder):
+            copy = Path(scratch) / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes((folder / name).read_bytes())
+        yield Path(scratch)
 
 
 def remove(folder: Path) -> None:

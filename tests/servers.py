@@ -69,8 +69,8 @@ def environment(scheme, url):
 class Front(http.server.ThreadingHTTPServer):
     """Hands requests on to a server.
 
-    It makes up for what the servers lack: moto looks at a condition and writes in two moments, and fake-gcs-server
-    looks at the condition of an upload in parts alone.
+    It makes up for what the servers lack: moto looks at a condition and writes in two moments, and
+    fake-gcs-server looks at the condition of an upload in parts alone.
 
     Args:
       behind: address of the server.

@@ -182,11 +182,12 @@ def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
     path = places.path(path)
     if not path.is_file():
         raise MissingInput(f"no video file at {path}; check the path")
-    if path.stat().st_size == 0:
+    if places.size(path) == 0:
         raise InputError(f"{path}: expected a video, found zero bytes; copy or render it again")
     count, first = 0, None
     try:
-        with av.open(io.BytesIO(path.read_bytes()) if places.is_url(path) else str(path)) as container:
+        source = io.BytesIO(path.read_bytes()) if places.is_url(path) else str(path)
+        with av.open(source, "r") as container:
             if not container.streams.video:
                 raise InputError("no video stream")
             stream = container.streams.video[0]
@@ -211,9 +212,9 @@ def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
 class VideoWriter:
     """Streams frames into an H.264 mp4 file; a context manager.
 
-    The frames go to a temporary file beside the target (or on a disk, for a bucket), which takes the target's
-    name when the `with` block ends well and is removed when it raises. A file that was already at `path` stays
-    whole until then.
+    The frames go to a temporary file beside the target (on a disk, for one in a bucket), which takes the
+    target's name when the `with` block ends well and is removed when it raises. A file that was already at
+    `path` stays whole until then.
 
     Args:
       path: the target; its folder must exist.

@@ -184,7 +184,7 @@ def missing(jobs: Sequence[Job], with_latents: bool = False) -> list[Job]:
     def is_made(job: Job) -> bool:
         # Files take their names when they are whole, but a copy of one may have failed.
         files = [job.path, *([job.latents] if with_latents else [])]
-        return all(file.is_file() and file.stat().st_size for file in files)
+        return all(file.is_file() and places.size(file) for file in files)
 
     todo = [job for job in jobs if not is_made(job)]
     if len(todo) < len(jobs):

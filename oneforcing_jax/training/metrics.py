@@ -328,8 +328,8 @@ def _whole(file: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _truncate(file: Path, last: int, to: Path) -> Sequence[Mapping[str, Any]]:
-    """Writes to `to` the rows of a file without those of iterations beyond `last`, and without what a kill left
-    of a row; returns them."""
+    """Writes to `to` the rows of a file, but for those of iterations beyond `last` and what a kill left of
+    one; returns them."""
     if not file.is_file():
         return []
     before = file.read_bytes()
