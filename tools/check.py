@@ -24,7 +24,6 @@ from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data.pipeline import check_finite
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import SUMS
 
 
 class Found(NamedTuple):
@@ -48,7 +47,7 @@ def look(folder: Path) -> Iterator[Found]:
         )
     files = [folder / name for name in places.sizes(folder)]
     stores = sorted(f.parent for f in files if f.name == META and (f.parent / "arrays").is_dir())
-    sealed = sorted(f.parent for f in files if f.name == SUMS)
+    sealed = sorted(f.parent for f in files if f.name == integrity.SUMS)
     for path in sealed:
         yield Found(
             path, "weights" if _is_converted(path) else "checkpoint", integrity.problems(path)
@@ -57,7 +56,7 @@ def look(folder: Path) -> Iterator[Found]:
         yield _of_store(path)
     if not stores and not sealed:
         raise MissingInput(
-            f"{folder}: expected checkpoints or weights with a {SUMS}, or stores, found none; "
+            f"{folder}: expected checkpoints or weights with a {integrity.SUMS}, or stores, found none; "
             "those of version 0.1 have no checksums"
         )
 

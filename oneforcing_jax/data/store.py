@@ -22,7 +22,7 @@ import numpy as np
 
 from oneforcing_jax import places, room
 from oneforcing_jax.data import store_meta
-from oneforcing_jax.data.chunks import TEXT_CHUNK, Chunks
+from oneforcing_jax.data.chunks import Chunks
 from oneforcing_jax.data.shards import OUT, Shards, per_shard
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
@@ -67,7 +67,7 @@ class Store:
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path}: expected arrays of {self._count} samples of {sorted(self.fields)}, found: "
-                f"{_first_line(error)}; run the command that fills the store again"
+                f"{places.reason(error)}; run the command that fills the store again"
             ) from error
 
     @classmethod
@@ -165,7 +165,7 @@ class Store:
             self._reason(index).unlink(missing_ok=True)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.path}: sample {index} was not written: {_first_line(error)}"
+                f"{self.path}: sample {index} was not written: {places.reason(error)}"
             ) from error
         self._filled(index)
 
@@ -184,8 +184,8 @@ class Store:
             self._samples.filled(index)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.path}: the samples around {index} cannot be packed: {_first_line(error)}; they stay "
-                "as they are, and the same command goes on"
+                f"{self.path}: the samples around {index} cannot be packed: {places.reason(error)}; they "
+                "stay as they are, and the same command goes on"
             ) from error
 
     def left_out(self) -> dict[int, str]:
@@ -197,15 +197,16 @@ class Store:
         return self.path / LEFT_OUT / f"{index}.txt"
 
     def done(self) -> np.ndarray:
-        """Which samples are on disk, bool [count], as of now."""
-        return _is_written(self._states())
+        """Which samples are written, bool [count], as of now."""
+        states = self._states()
+        return (states != 0) & (states != OUT)
 
     def _states(self) -> np.ndarray:
         try:
             return self._samples.states()
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.path}: cannot read which samples are done: {_first_line(error)}"
+                f"{self.path}: cannot read which samples are done: {places.reason(error)}"
             ) from error
 
     def read(self, index: int, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -225,7 +226,7 @@ class Store:
         try:
             return self._samples.read(index, names)
         except (OSError, ValueError) as error:
-            reason = _first_line(error)
+            reason = places.reason(error)
             of_server = places.is_url(self.path) and reason.startswith(_FAILED)
             advice = places.AGAIN if of_server else "the store is damaged, make it again"
             raise InputError(
@@ -249,7 +250,7 @@ class Store:
                 f"{self.path}: expected {self._count} samples, {missing} are missing; run the "
                 "command that fills the store again, it continues where it stopped"
             )
-        if not _is_written(states).any():
+        if (states == OUT).all():
             raise InputError(
                 f"{self.path}: expected a sample or more, found all {self._count} left out; "
                 f"{self.path / LEFT_OUT} says why"
@@ -294,21 +295,6 @@ class Store:
 
 
 def _least(fields: store_meta.Fields) -> int:
-    """Bytes that a sample takes at least: one chunk of its texts, whose padding takes none, and all else."""
-    return sum(
-        math.prod(
-            min(size, TEXT_CHUNK) if len(shape) == 2 and i == 0 else size
-            for i, size in enumerate(shape)
-        )
-        * np.dtype(dtype).itemsize
-        for shape, dtype in fields.values()
-    )
-
-
-def _is_written(states: np.ndarray) -> np.ndarray:
-    return (states != 0) & (states != OUT)
-
-
-def _first_line(error: BaseException) -> str:
-    # TensorStore appends the whole specification of the array after the reason.
-    return str(error).splitlines()[0].split(" [tensorstore_spec=")[0]
+    """Bytes that a sample takes at least: texts are compressed, and may take next to nothing."""
+    others = ((shape, dtype) for shape, dtype in fields.values() if len(shape) != 2)
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in others)
