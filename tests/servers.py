@@ -1,4 +1,9 @@
-"""Servers of S3 and of Google's storage that run here, behind a front that can be slow, fail and cut."""
+"""Servers of S3 and of Google's storage that run here, behind a front that can be slow, fail and cut.
+
+    python tests/servers.py 0.05 COMMAND ...
+
+runs a command that finds the empty bucket gs://places on a server that waits so long before each request.
+"""
 
 import contextlib
 import http.client
@@ -173,3 +178,10 @@ def fronted(scheme):
     """A front before a server of its own."""
     with server(scheme) as url, Front(url) as front:
         yield front
+
+
+if __name__ == "__main__":
+    with fronted("gs") as front:
+        front.fault = lambda method, path: float(sys.argv[1])
+        found = os.environ | environment("gs", front.url)
+        sys.exit(subprocess.call(sys.argv[2:], env=found))
