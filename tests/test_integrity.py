@@ -127,7 +127,7 @@ def test_stores_see_what_is_damaged(tmp_path, kind_of_store):
             seen += 1
             assert "\n" not in str(error)
         else:
-            for one, sample in zip(found, samples, strict=False):
+            for one, sample in zip(found[:6], samples, strict=True):
                 assert one is None or same(one, sample)
     assert seen > 40
 

@@ -15,7 +15,8 @@ import numpy as np
 import tensorstore as ts
 
 from oneforcing_jax import places
-from oneforcing_jax.data.shards import OUT, Fields
+from oneforcing_jax.data.shards import OUT
+from oneforcing_jax.data.store_meta import Fields
 
 # What `done` says of a sample: COUNTED + n is written, with n chunks of texts; version 0.1 did not count.
 WRITTEN, COUNTED = 1, 3

@@ -22,14 +22,12 @@ import numpy as np
 import tensorstore as ts
 
 from oneforcing_jax import places
+from oneforcing_jax.data.store_meta import Fields
 
 # States of a sample beside 0, not written: in a shard, left out, or pending.
 PACKED, OUT, PENDING = 1, 2, 3
 # A range has so many bytes before compression, or so many samples: what is reached first.
 SHARD_BYTES, SHARD_SAMPLES = 2**28, 1024
-FAILURES = (OSError, ValueError)
-
-Fields = Mapping[str, tuple[Sequence[int], str]]
 
 # Names of files of samples, left out and pending, and of shards.
 _NUMBERED = re.compile(rb"(\d+)|(\d+)\.txt|c\.(\d+)(?:\.0)*")
