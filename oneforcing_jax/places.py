@@ -264,7 +264,8 @@ def _prepare(scheme: str) -> None:
         if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
             address = emulator if "://" in emulator else f"http://{emulator}"
             os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", address)
-            # Otherwise gcsfs asks Google itself what kind of bucket this is.
+            # Otherwise gcsfs looks for keys, and asks Google itself what kind of bucket this is.
+            settings["token"] = "anon"
             os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     else:
         patience = {"retries": {"mode": "standard", "max_attempts": 5}, "read_timeout": SILENCE}

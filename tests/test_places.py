@@ -144,18 +144,19 @@ def test_a_continued_run_is_the_one_on_a_disk(bucket, noise, whole):  # noqa: F8
     compare(bucket, whole)
 
 
-def compare(bucket, whole):  # noqa: F811
+def compare(bucket, whole, rtol=0.0, atol=0.0):  # noqa: F811
     """Whether a run in a bucket is the one on a disk: its rows, and its last checkpoint."""
     assert [row["iteration"] for row in rows(bucket)] == list(range(1, 9))
-    assert rows(bucket) == rows(whole)
+    for row, other in zip(rows(bucket), rows(whole), strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            np.testing.assert_allclose(value, other[name], rtol, atol, err_msg=name)
     for name in ("config.json", f"{STAGE}/config.json"):
         assert read_record(bucket / name)["seed"] == read_record(whole / name)["seed"]
-    with places.on_disk(bucket / STAGE / "checkpoints" / "8") as copied:
-        found = TOOL["read"](copied)
-    expected = trained(whole)
+    found, expected = TOOL["read"](bucket / STAGE / "checkpoints" / "8"), trained(whole)
     assert found.keys() == expected.keys()
     for name, value in found.items():
-        np.testing.assert_array_equal(value, expected[name])
+        np.testing.assert_allclose(value, expected[name], rtol, atol, err_msg=name)
 
 
 def start(bucket, noise, environment):  # noqa: F811
@@ -188,7 +189,7 @@ def test_of_two_commands_one_goes_on_and_a_kill_is_made_good(
     process.wait()
     process = start(bucket, noise, light_environment)
     assert process.wait(300) == 0, process.stderr.read()
-    compare(bucket, whole)
+    compare(bucket, whole, rtol=1e-3, atol=2e-5)  # that had another number of devices
 
 
 @pytest.mark.long
