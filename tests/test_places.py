@@ -96,12 +96,14 @@ def test_a_server_that_fails_now_and_then(bucket, fronts, impatient):
         write_whole(bucket / "record.json", content)
         assert not left or fault == 0.2
         assert (bucket / "record.json").read_bytes() == content
+    left[:] = ["cut"]
+    front_of(fronts, bucket).fault = lambda method, path: left.pop() if left else None
+    assert (bucket / "record.json").read_bytes() == content and not left
 
 
-@pytest.mark.parametrize("fault", [503, "cut"])
-def test_a_server_that_fails_for_good(bucket, fronts, impatient, fault):
-    front = front_of(fronts, bucket)
-    folder, file = bucket / f"{fault}" / "checkpoints", bucket / f"{fault}" / "record.json"
+def test_a_server_that_fails_for_good(bucket, fronts, impatient):
+    front, fault = front_of(fronts, bucket), "cut" if os.fspath(bucket).startswith("s3") else 503
+    folder, file = bucket / "checkpoints", bucket / "record.json"
     write_whole(file, b'{"old": 1}')
     with checkpoint.manager(folder) as manager:
         checkpoint.save(manager, 1, state(1))
