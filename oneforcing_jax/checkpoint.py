@@ -336,7 +336,7 @@ def _read(folder: Path, item: str, abstract: Any) -> Any:
     sealed = _sealed(path)
     if path.is_dir() and integrity.is_sealed(sealed):
         integrity.verify(sealed, path.relative_to(sealed).as_posix())
-    with _reader() as checkpointer:
+    with _reader() as checkpointer, places.failures(path, "could not be read"):
         _check_item(checkpointer, path, abstract)
         return checkpointer.restore(path, abstract)
 

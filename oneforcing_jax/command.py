@@ -108,7 +108,8 @@ def _line(error: Exception, folder: Path | None) -> str:
     place = [frame for frame in frames if PACKAGE in frame.filename] or frames
     where = f"{Path(place[-1].filename).name}, line {place[-1].lineno}"
     first = (str(error).splitlines() or [""])[0][:200]
-    kept = folder if folder and folder.is_dir() else Path(tempfile.gettempdir())
+    on_disk = folder is not None and not places.is_url(folder) and folder.is_dir()
+    kept = folder if folder and on_disk else Path(tempfile.gettempdir())
     file = kept / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     line = f"error: {type(error).__name__} in {where}: {first}; this is a fault of the program"
     try:

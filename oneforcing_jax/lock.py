@@ -80,12 +80,12 @@ def _refuse(workdir: Path, owner: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _lease(workdir: Path, name: str) -> Iterator[None]:
-    with places.failures(f"the lock of {workdir} could not be taken"):
+    with places.failures(workdir, "could not be locked"):
         mine = _Object(workdir, name)
         mine.take()
     with mine.kept():
         # Of two that look at each other none must think the other lost.
-        with places.failures(f"the locks of {workdir} could not be read"):
+        with places.failures(workdir, "could not be locked"):
             for other in mine.others():
                 if name == LOCK or other.name == LOCK:
                     other.await_lost()

@@ -135,7 +135,7 @@ def write(file: Path, content: bytes) -> None:
     Raises:
       OSError: it could not be written; says why.
     """
-    with failures(f"{file} could not be written"):
+    with failures(file, "could not be written"):
         store(file.parent).write(file.name, content).result()
 
 
@@ -151,7 +151,7 @@ def sizes(folder: Path) -> dict[str, int]:
     scheme, _, name = os.fspath(folder).partition("://")
     import fsspec
 
-    with failures(f"{folder} could not be listed"):
+    with failures(folder, "could not be listed"):
         listed = fsspec.filesystem(scheme).find(name, detail=True)
     return {file.removeprefix(f"{name}/"): int(said["size"]) for file, said in listed.items()}
 
@@ -207,7 +207,7 @@ def remove(folder: Path) -> None:
       OSError: a server failed; says why.
     """
     if is_url(folder):
-        with failures(f"{folder} could not be removed"):
+        with failures(folder, "could not be removed"):
             cast(Any, folder).rmtree(missing_ok=True)
     elif folder.is_dir():
         shutil.rmtree(folder, ignore_errors=True)
@@ -216,8 +216,8 @@ def remove(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def failures(what: str) -> Iterator[None]:
-    """Turns what clients of buckets raise into one line.
+def failures(place: Path, what: str) -> Iterator[None]:
+    """Turns what clients of buckets raise about a place into one line; what is raised about a disk stays.
 
     Raises:
       OSError: says what failed and why.
@@ -227,7 +227,9 @@ def failures(what: str) -> Iterator[None]:
     except (FileNotFoundError, InputError):
         raise
     except Exception as error:
-        raise OSError(f"{what}: {reason(error)}; {AGAIN}") from error
+        if not is_url(place):
+            raise
+        raise OSError(f"{place} {what}: {reason(error)}; {AGAIN}") from error
 
 
 def reason(error: BaseException) -> str:
@@ -264,7 +266,8 @@ def _prepare(scheme: str) -> None:
         if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
             address = emulator if "://" in emulator else f"http://{emulator}"
             os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", address)
-            # Otherwise gcsfs asks Google itself what kind of bucket this is.
+            # Otherwise gcsfs looks for keys, and asks Google itself what kind of bucket this is.
+            settings["token"] = "anon"
             os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     else:
         patience = {"retries": {"mode": "standard", "max_attempts": 5}, "read_timeout": SILENCE}

@@ -85,6 +85,7 @@ def test_of_two_at_once_one_goes_on_fifty_times(bucket):
         assert all("expected no other run in it, found process" in r[0] for _, r in found)
 
 
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_a_lost_owner_gives_way(bucket, monkeypatch, capsys):
     monkeypatch.setattr(lock, "LEASE", 1.0)
     with owner(bucket) as process:

@@ -96,12 +96,14 @@ def test_a_server_that_fails_now_and_then(bucket, fronts, impatient):
         write_whole(bucket / "record.json", content)
         assert not left or fault == 0.2
         assert (bucket / "record.json").read_bytes() == content
+    left[:] = ["cut"]
+    front_of(fronts, bucket).fault = lambda method, path: left.pop() if left else None
+    assert (bucket / "record.json").read_bytes() == content and not left
 
 
-@pytest.mark.parametrize("fault", [503, "cut"])
-def test_a_server_that_fails_for_good(bucket, fronts, impatient, fault):
-    front = front_of(fronts, bucket)
-    folder, file = bucket / f"{fault}" / "checkpoints", bucket / f"{fault}" / "record.json"
+def test_a_server_that_fails_for_good(bucket, fronts, impatient):
+    front, fault = front_of(fronts, bucket), "cut" if os.fspath(bucket).startswith("s3") else 503
+    folder, file = bucket / "checkpoints", bucket / "record.json"
     write_whole(file, b'{"old": 1}')
     with checkpoint.manager(folder) as manager:
         checkpoint.save(manager, 1, state(1))
@@ -144,18 +146,19 @@ def test_a_continued_run_is_the_one_on_a_disk(bucket, noise, whole):  # noqa: F8
     compare(bucket, whole)
 
 
-def compare(bucket, whole):  # noqa: F811
+def compare(bucket, whole, rtol=0.0, atol=0.0):  # noqa: F811
     """Whether a run in a bucket is the one on a disk: its rows, and its last checkpoint."""
     assert [row["iteration"] for row in rows(bucket)] == list(range(1, 9))
-    assert rows(bucket) == rows(whole)
+    for row, other in zip(rows(bucket), rows(whole), strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            np.testing.assert_allclose(value, other[name], rtol, atol, err_msg=name)
     for name in ("config.json", f"{STAGE}/config.json"):
         assert read_record(bucket / name)["seed"] == read_record(whole / name)["seed"]
-    with places.on_disk(bucket / STAGE / "checkpoints" / "8") as copied:
-        found = TOOL["read"](copied)
-    expected = trained(whole)
+    found, expected = TOOL["read"](bucket / STAGE / "checkpoints" / "8"), trained(whole)
     assert found.keys() == expected.keys()
     for name, value in found.items():
-        np.testing.assert_array_equal(value, expected[name])
+        np.testing.assert_allclose(value, expected[name], rtol, atol, err_msg=name)
 
 
 def start(bucket, noise, environment):  # noqa: F811
@@ -188,7 +191,7 @@ def test_of_two_commands_one_goes_on_and_a_kill_is_made_good(
     process.wait()
     process = start(bucket, noise, light_environment)
     assert process.wait(300) == 0, process.stderr.read()
-    compare(bucket, whole)
+    compare(bucket, whole, rtol=1e-3, atol=2e-5)  # that had another number of devices
 
 
 @pytest.mark.long
