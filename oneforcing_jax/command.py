@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 
@@ -101,11 +102,14 @@ def _line(error: Exception, folder: Path | None) -> str:
     """What an error says in one line. Where nobody foresaw it, a file keeps its traceback."""
     if isinstance(error, (InputError, OSError)):
         return " ".join(f"error: {error}".splitlines())
+    if places.is_of_server(error):
+        return f"error: a server failed: {places.reason(error)}; {places.AGAIN}"
     frames = traceback.extract_tb(error.__traceback__)
     place = [frame for frame in frames if PACKAGE in frame.filename] or frames
     where = f"{Path(place[-1].filename).name}, line {place[-1].lineno}"
     first = (str(error).splitlines() or [""])[0][:200]
-    kept = folder if folder and folder.is_dir() else Path(tempfile.gettempdir())
+    on_disk = folder is not None and not places.is_url(folder) and folder.is_dir()
+    kept = folder if folder and on_disk else Path(tempfile.gettempdir())
     file = kept / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     line = f"error: {type(error).__name__} in {where}: {first}; this is a fault of the program"
     try:
@@ -124,10 +128,13 @@ def count(text: str) -> int:
 
 
 def any_path(text: str) -> Path:
-    """A file or folder of an option."""
+    """A file or folder of an option, a path or a URL."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, found an empty one; this folder is '.'")
-    return Path(text)
+    try:
+        return places.path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def named(text: str) -> tuple[str, Path]:
@@ -135,7 +142,7 @@ def named(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
     if not name.strip() or not path:
         raise argparse.ArgumentTypeError(f"expected NAME=PATH, found {text!r}")
-    return name.strip(), Path(path)
+    return name.strip(), any_path(path)
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -47,7 +47,7 @@ class Programs:
     folder: Path | None = None
     loaded: int = 0
     compiled: int = 0
-    _sums: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    _sums: dict[str, list[int | None]] = dataclasses.field(default_factory=dict)
 
     def seal(self) -> None:
         """Writes the checksums of all programs that are kept now. Where that fails, the next start compiles
@@ -122,7 +122,7 @@ def _opened(folder: Path, say: Callable[[str], None]) -> Path:
         return mine
     if is_new and others:
         say(f"{folder} has programs of {others}, and none of {mine.name}: they are compiled")
-    sealed: dict[str, list[int]] = {}
+    sealed: dict[str, list[int | None]] = {}
     with contextlib.suppress(InputError):
         sealed = read_record(mine / integrity.SUMS)
     wrong = [name for name, sum_ in _sums(mine, {}).items() if sealed.get(name) != sum_]
@@ -152,7 +152,7 @@ def _cpu() -> list[str]:
     return [platform.processor()]
 
 
-def _sums(folder: Path, known: Mapping[str, list[int]]) -> dict[str, list[int]]:
+def _sums(folder: Path, known: Mapping[str, list[int | None]]) -> dict[str, list[int | None]]:
     """Size and CRC-32 of each program; JAX never writes one again, so what is known holds."""
     names = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
     new = integrity.sums(folder, [name for name in names if name not in known])

@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import secrets
+import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
+
+# The file of a folder that is copied last: its checksums.
+LAST = "checksums.json"
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -19,8 +25,17 @@ def write_whole(path: str | Path, content: bytes) -> None:
     Raises:
       InputError: the target cannot be written; an older file of that name is still there.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = places.path(path)
+    if places.is_url(path):
+        try:
+            places.write(path, content)
+        except OSError as error:
+            raise InputError(str(error)) from error
+        return
+    # Processes of several hosts may share a disk, and have the same number.
+    temporary = path.with_name(
+        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    )
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -60,24 +75,62 @@ def staged(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or folder to, which takes its name at the end.
 
     On an error it is removed whole, together with the folders that were made for it.
+
+    In a bucket nothing can be renamed: it is made on a disk and copied, its checksums last. What is there
+    without them does not count.
     """
+    if places.is_url(target):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch) / target.name
+            places.publish(Path(scratch) / target.name, target, LAST)
+        return
     made = [parent for parent in target.parents if not parent.exists()]
     temporary = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        places.remove(temporary)
         yield temporary
         os.replace(temporary, target)
     except BaseException:
-        _remove(temporary)
+        places.remove(temporary)
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+class Growing:
+    """Files that grow, in a folder: of a disk in itself, of a bucket in a copy on a disk, which is published.
+
+    Args:
+      place: the folder.
+
+    Attributes:
+      folder: on a disk, to write to.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place, self._published = place, dict[str, int]()
+        self._scratch = tempfile.TemporaryDirectory() if places.is_url(place) else None
+        self.folder = Path(self._scratch.name) if self._scratch else place
+        places.make(self.folder)
+
+    def publish(self) -> None:
+        """Copies what has grown to the bucket, each file whole.
+
+        Raises:
+          OSError: the server failed; says why.
+        """
+        if self._scratch:
+            for name, size in places.sizes(self.folder).items():
+                if self._published.get(name) != size:
+                    places.write(self._place / name, (self.folder / name).read_bytes())
+                    self._published[name] = size
+
+    def close(self) -> None:
+        """Publishes the last, and removes the copy."""
+        try:
+            self.publish()
+        finally:
+            if self._scratch:
+                self._scratch.cleanup()

@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import logging
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from oneforcing_jax import checkpoint, presets, processes, stages
+from oneforcing_jax import checkpoint, lock, places, presets, processes, stages
 from oneforcing_jax import config as configs
 from oneforcing_jax.command import any_path
 from oneforcing_jax.errors import InputError
@@ -121,8 +119,9 @@ def run(
     if dry_run:
         print(config)
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _locked(workdir, [stage.share for stage in prepared]):
+    places.make(workdir)
+    mine = jax.process_index() == 0
+    with lock.held(workdir, [s.share for s in prepared]) if mine else contextlib.nullcontext():
         for stage in prepared:
             stage.check(workdir)
         with processes.first("the work directory") as mine:
@@ -137,51 +136,16 @@ def run(
 def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:
     """What lies in a work directory before the first stage."""
     for stage in prepared:
-        (workdir / stage.name).mkdir(exist_ok=True)
+        places.make(workdir / stage.name)
     keep_freed_memory()
     # Orbax and TensorBoard log through absl; what matters of it is raised.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(places.absolute(workdir / "compiled")))
+        if places.is_url(workdir):  # XLA's own caches would be folders here that are named like it
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if processes.is_first():
         write_whole(workdir / checkpoint.CONFIG, config.encode())
-
-
-@contextlib.contextmanager
-def _locked(workdir: Path, shares: Sequence[tuple[int, int]]) -> Iterator[None]:
-    """Keeps other runs out of a work directory until this one ends, however it ends.
-
-    A run that does one share of a stage keeps out all runs but those that do the other shares.
-
-    Raises:
-      InputError: another run is in it.
-    """
-    if jax.process_index() != 0:
-        yield
-        return
-    index, count = shares[0] if len(shares) == 1 else (0, 1)
-    with contextlib.ExitStack() as held:
-        held.enter_context(_lock(workdir / "lock", workdir, shared=count > 1))
-        if count > 1:
-            held.enter_context(_lock(workdir / f"lock-{index}-of-{count}", workdir))
-        yield
-
-
-@contextlib.contextmanager
-def _lock(path: Path, workdir: Path, shared: bool = False) -> Iterator[None]:
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"work directory {workdir}: expected no other run in it, found process {file.read()}; wait "
-                "for it to end, or use another directory"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def keep_freed_memory() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
 
 # Of Linux: what programs can still have of the machine, and of the group of processes that this one is in.
@@ -75,11 +76,13 @@ def check_memory(what: str, needed: float, advice: str, devices: Sequence[Any] =
 
 
 def check_disk(what: str, needed: float, folder: Path) -> None:
-    """Compares bytes with what is free where a folder is, or will be made.
+    """Compares bytes with what is free where a folder is, or will be made; in a bucket there is room.
 
     Raises:
       InputError: they do not fit.
     """
+    if places.is_url(folder):
+        return
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     total, _, free = shutil.disk_usage(there)
     if total and needed > free:  # what is no disk has no size

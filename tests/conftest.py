@@ -60,6 +60,29 @@ def random_params():
     return make
 
 
+@pytest.fixture(scope="session")
+def fronts():
+    """Servers of buckets behind fronts, by the schemes of their URLs; see servers.py."""
+    import servers
+
+    with servers.fronted("s3") as s3, servers.fronted("gs") as gs:
+        yield {"s3": s3, "gs": gs}
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(fronts, request, monkeypatch):
+    """A folder of its own in a bucket of each kind, with what finds the server in the environment."""
+    import servers
+
+    from oneforcing_jax import places
+
+    front = fronts[request.param]
+    for name, value in servers.environment(request.param, front.url).items():
+        monkeypatch.setenv(name, value)
+    yield places.path(f"{request.param}://{servers.BUCKET}/{request.node.originalname}")
+    front.fault = lambda method, path: None
+
+
 def pytest_collection_modifyitems(items):
     """The longest first, so that no worker is left alone with it at the end."""
     items.sort(key=lambda item: "test_toy_chain" not in item.nodeid)

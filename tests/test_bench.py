@@ -112,6 +112,18 @@ def test_vae(tmp_path, capsys):
         BENCH["main"](["vae", *sizes, "--frames=8"])
 
 
+def test_reading_data(tmp_path, capsys):
+    given = ["data", f"--store={tmp_path / 'store'}", "--batch=2", "--batches=2", "--every=0.2"]
+    BENCH["main"]([*given, "--fill=2", f"--out={tmp_path / 'data.json'}"])
+    made, printed = json.loads((tmp_path / "data.json").read_text()), capsys.readouterr().out
+    assert made["samples"] == 2 and 0 < made["samples_per_s"] <= 2 / 0.2
+    assert 0 < made["wait_s"] <= made["longest_wait_s"] and "2 samples, opened in" in printed
+    with pytest.raises(SystemExit, match="every: expected 0 to 3600 seconds, found -1.0"):
+        BENCH["main"]([*given, "--every=-1"])
+    with pytest.raises(SystemExit, match="no store at"):
+        BENCH["main"](["data", f"--store={tmp_path / 'absent'}"])
+
+
 def test_generation_by_the_command_line(tmp_path, capsys):
     """Every part of a video is timed."""
     out = tmp_path / "bench.json"

@@ -1,5 +1,6 @@
 """The order of batches: a pure function of (seed, number), whole epochs, equal parts."""
 
+import threading
 from itertools import islice
 from typing import Any
 
@@ -49,6 +50,22 @@ def test_threads_do_not_change_the_order(store):
     )
 
 
+def test_samples_of_a_batch_are_read_at_once(store):
+    """Each waits until all are asked for, so that none would come of reading one by one."""
+
+    class Together(Store):
+        meeting = threading.Barrier(4, timeout=20)
+
+        def read(self, index, fields=None):
+            self.meeting.wait()
+            return super().read(index, fields)
+
+    drawn = islice(batches(Together.open(store.path), 4, seed=0, start=0, num_threads=4), 3)
+    plain = islice(batches(store, 4, seed=0, start=0), 3)
+    for one, other in zip(drawn, plain, strict=True):
+        np.testing.assert_array_equal(one["latents"], other["latents"])
+
+
 @pytest.mark.parametrize("size", [3, 25])
 def test_every_epoch_holds_every_sample_once_in_a_new_order(store, size):
     epochs = numbers(store, -(-8 * COUNT // size), size).reshape(-1)[: 8 * COUNT].reshape(8, COUNT)
@@ -69,6 +86,8 @@ def test_processes_read_the_contiguous_parts_of_one_batch(store, processes):
         for p in range(processes)
     ]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    whole_epoch = np.concatenate(parts, axis=1).reshape(-1)[8:18]  # batch 2 begins with sample 12
+    np.testing.assert_array_equal(np.sort(whole_epoch), np.arange(COUNT))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +118,8 @@ def test_damage_is_reported_through_the_reading_threads(tmp_path):
     store = Store.create(tmp_path / "s", 3, {"x": ((2,), "float32")})
     for i in range(3):
         store.write(i, {"x": np.full(2, i, np.float32)})
-    (tmp_path / "s/arrays/x/c.1.0").unlink()
+    file, one = tmp_path / "s/arrays/x/c.0.0", np.ones(2, np.float32).tobytes()
+    assert file.read_bytes().count(one) == 1
+    file.write_bytes(file.read_bytes().replace(one, one[::-1]))
     with pytest.raises(ValueError, match="cannot read sample 1"):
         next(batches(store, 3, seed=0, start=0))

@@ -1,16 +1,18 @@
 """The store: what is written comes back, kills lose nothing, bad input is one clear line."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+import stores
+from goldens import FOLDER
+from stores import old_store
 
+from oneforcing_jax.data import shards
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import Store
 
@@ -50,7 +52,19 @@ def test_samples_come_back_from_another_handle(tmp_path):
 
 
 def test_padding_takes_no_disk_space(tmp_path):
-    store = Store.create(tmp_path / "s", 3, FIELDS)
+    fields = {"text": ((512, 256), "bfloat16")}
+    store = Store.create(tmp_path / "s", 16, fields)
+    text = np.zeros((512, 256), ml_dtypes.bfloat16)
+    text[:8] = np.random.default_rng(0).normal(size=(8, 256))
+    for index in range(16):
+        store.write(index, {"text": text})
+    (shard,) = (tmp_path / "s/arrays/text").glob("c.*")
+    assert shard.stat().st_size < 1.3 * 16 * text[:8].nbytes
+    assert_same(store.read(7), {"text": text})
+
+
+def test_padding_takes_no_disk_space_in_an_old_store(tmp_path):
+    store = old_store(tmp_path / "s", 3, FIELDS)
     for index in (0, 1, 2):
         value = sample(0)
         value["text"][: (0, 64, 65)[index]] = 1
@@ -63,10 +77,20 @@ def test_a_zero_latent_is_data_and_a_lost_one_is_damage(tmp_path):
     store = Store.create(tmp_path / "s", 2, FIELDS)
     store.write(0, {**sample(1), "latents": np.zeros((3, 2, 4, 4), np.float32)})
     assert not store.read(0)["latents"].any()
-    (tmp_path / "s/arrays/latents/c.0.0.0.0.0").unlink()
+    (tmp_path / "s/pending/0").rename(tmp_path / "0")
     with pytest.raises(ValueError, match="cannot read sample 0: .*missing.*damaged") as caught:
         store.read(0)
     assert "\n" not in str(caught.value)
+    (tmp_path / "0").rename(tmp_path / "s/pending/0")
+    store.write(1, sample(1))
+    assert names(tmp_path / "s/pending") == [] and not store.read(0)["latents"].any()
+    again = Store.open(tmp_path / "s")
+    again.read(0)
+    (tmp_path / "s/arrays/latents/c.0.0.0.0.0").unlink()
+    with pytest.raises(ValueError, match="cannot read sample 0: .*missing.*damaged"):
+        again.read(0)
+    with pytest.raises(ValueError, match="2 are missing"):
+        Store.open(tmp_path / "s").require_complete()
 
 
 @pytest.mark.parametrize(
@@ -113,16 +137,14 @@ def test_left_out_samples_complete_a_store_until_they_are_written(tmp_path):
         none.require_complete()
 
 
-def test_a_half_written_sample_is_not_done(tmp_path):
+def test_a_sample_that_cannot_be_written_is_not_done(tmp_path):
     store = Store.create(tmp_path / "s", 2, FIELDS)
     store.write(0, sample(1))
-    # A folder where the text's file belongs: that field alone cannot be written.
-    (tmp_path / "s/arrays/text/c.1.0.0").mkdir()
+    (tmp_path / "s/pending/1").mkdir()  # where its file belongs
     with pytest.raises(ValueError, match="sample 1 was not written") as caught:
         store.write(1, sample(1))
     assert "\n" not in str(caught.value)
-    assert (tmp_path / "s/arrays/latents/c.1.0.0.0.0").exists()
-    (tmp_path / "s/arrays/text/c.1.0.0").rmdir()
+    (tmp_path / "s/pending/1").rmdir()
     again = Store.create(tmp_path / "s", 2, FIELDS)
     np.testing.assert_array_equal(again.done(), [True, False])
     again.write(1, sample(1))
@@ -183,12 +205,12 @@ def test_what_is_no_store_is_refused(tmp_path):
         meta.write_text(text)
         with pytest.raises(ValueError, match="found a damaged file"):
             Store.open(tmp_path / "s")
-    meta.write_text(json.dumps(json.loads(whole) | {"version": 2}))
-    with pytest.raises(ValueError, match="expected format version 1, found 2"):
+    meta.write_text(json.dumps(json.loads(whole) | {"version": 3}))
+    with pytest.raises(ValueError, match="expected format version 2 or less, found 3"):
         Store.open(tmp_path / "s")
     meta.write_text(whole)
     (tmp_path / "s/arrays/text/zarr.json").unlink()
-    with pytest.raises(ValueError, match="expected an array text"):
+    with pytest.raises(ValueError, match="expected arrays of 2 samples of .*text"):
         Store.open(tmp_path / "s")
 
     (tmp_path / "photos").mkdir()
@@ -213,43 +235,137 @@ def test_shared_arrays(tmp_path):
         store.read_shared("negative_text")
 
 
-WRITER = """
-import sys
-import numpy as np
-from oneforcing_jax.data.store import Store
-
-store = Store.create(sys.argv[1], 400, {"x": ((64, 64, 8), "float32"), "y": ((4,), "float32")})
-for i in np.flatnonzero(~store.done())[int(sys.argv[2]) :: 2]:
-    store.write(int(i), {"x": np.full((64, 64, 8), i, "f"), "y": np.full(4, i, "f")})
-"""
+def names(folder: Path) -> list[str]:
+    """Files of samples, without the descriptions of the arrays and the locks of what was killed."""
+    found = (f for f in folder.rglob("*") if f.is_file() and f.suffix not in (".json", ".__lock"))
+    return sorted(str(f.relative_to(folder)) for f in found)
 
 
-def test_two_writers_killed_midway_lose_nothing(tmp_path):
-    """SIGKILL at an arbitrary moment: every sample that counts as done is whole."""
+def test_writers_that_are_killed_or_do_the_same_lose_and_double_nothing(tmp_path, monkeypatch):
+    """SIGKILL at an arbitrary moment: every sample that counts as done is whole. Then three finish: they find
+    full ranges, which all pack at once, and two of them write the same samples."""
     folder = tmp_path / "s"
-    fields = {"x": ((64, 64, 8), "float32"), "y": ((4,), "float32")}
-    Store.create(folder, 400, fields)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(folder), part], env=environment)
-        for part in ("0", "1")
-    ]
-    try:
-        store, deadline = Store.open(folder), time.monotonic() + 20
-        while store.done().sum() < 10 and time.monotonic() < deadline:
+    monkeypatch.setattr(shards, "SHARD_SAMPLES", 8)
+    Store.create(folder, stores.COUNT, stores.FIELDS)
+    monkeypatch.undo()
+    store, deadline = Store.open(folder), time.monotonic() + 20
+    with stores.writers(folder, "01", tmp_path / "killed"):
+        while store.done().sum() < 20 and time.monotonic() < deadline:
             time.sleep(0.002)
-    finally:
-        for writer in writers:
-            writer.send_signal(signal.SIGKILL)
-            writer.wait()
     done = np.flatnonzero(Store.open(folder).done())
-    assert 10 <= len(done) < 400
-    resumed = Store.create(folder, 400, fields)
+    assert 20 <= len(done) < stores.COUNT
     for index in done:
-        value = resumed.read(int(index))
-        assert (value["x"] == index).all() and (value["y"] == index).all()
-    for index in np.flatnonzero(~resumed.done())[:5]:
-        value = {"x": np.full((64, 64, 8), -1, "f"), "y": np.full(4, -1, "f")}
-        resumed.write(int(index), value)
-        assert_same(resumed.read(int(index)), value)
-    assert resumed.done().sum() == len(done) + 5
+        assert_same(store.read(int(index)), stores.sample(int(index)))
+    monkeypatch.setattr(shards.Shards, "_pack", lambda *_: None)
+    for index in range(120, 160):
+        store.write(index, stores.sample(index))
+    monkeypatch.undo()
+    assert len(names(folder / "pending")) >= 40
+    with stores.writers(folder, "010", tmp_path / "finishing") as processes:
+        assert [process.wait(60) for process in processes] == [0] * 3
+    Store.create(folder, stores.COUNT, stores.FIELDS)  # packs again what was written again
+    assert not names(folder / "pending") and len(names(folder / "arrays")) == 2 * stores.COUNT // 8
+    resumed = Store.open(folder)
+    for index in range(stores.COUNT):
+        assert_same(resumed.read(index), stores.sample(index))
+
+
+def test_a_full_range_becomes_a_file_of_each_field_and_late_samples_join_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_SAMPLES", 2)
+    store, reader = (Store.create(tmp_path / "s", 5, FIELDS) for _ in range(2))
+    monkeypatch.undo()
+    for index in (1, 3, 0):  # 0 fills the first range
+        store.write(index, sample(index))
+        assert_same(reader.read(index), sample(index))
+    first = ["arrays/latents/c.0.0.0.0.0", "arrays/text/c.0.0.0"]
+    assert names(tmp_path / "s") == [*first, "pending/3"]
+    assert_same(reader.read(1), sample(1))  # it was pending when the reader looked
+    store.leave_out(2, "b.mp4: too short")
+    store.write(4, sample(4))
+    assert names(tmp_path / "s/pending") == []
+    store.require_complete()
+    np.testing.assert_array_equal(Store.open(tmp_path / "s").done(), [1, 1, 0, 1, 1])
+    Store.create(tmp_path / "s", 5, FIELDS).write(2, sample(2))
+    assert len(names(tmp_path / "s")) == 6 and not names(tmp_path / "s/pending")
+    again = Store.open(tmp_path / "s")
+    assert not again.left_out() and again.done().all()
+    for index in range(5):
+        assert_same(again.read(index), sample(index))
+
+
+def test_a_store_of_100000_samples_opens_in_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_SAMPLES", 32)
+    store = Store.create(tmp_path / "s", 100_000, FIELDS)
+    for shard in range(100_000 // 32 - 1):
+        (tmp_path / f"s/arrays/latents/c.{shard}.0.0.0.0").touch()
+        (tmp_path / f"s/arrays/text/c.{shard}.0.0").touch()
+    begun = time.monotonic()
+    store = Store.create(tmp_path / "s", 100_000, FIELDS)
+    with pytest.raises(ValueError, match="expected 100000 samples, 32 are missing"):
+        store.require_complete()
+    for index in range(99_968, 100_000):
+        store.write(index, sample(index % 10))
+    again = Store.open(tmp_path / "s")
+    again.require_complete()
+    assert time.monotonic() - begun < 5
+    assert_same(again.read(99_999), sample(9))
+
+
+@pytest.mark.parametrize("packed", [[], ["text"], ["latents", "text"]])
+@pytest.mark.parametrize("removed", [0, 1])
+def test_packing_that_was_killed_is_finished(tmp_path, monkeypatch, packed, removed):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder in (whole, part):
+        with monkeypatch.context() as patch:
+            if folder == part:
+                patch.setattr(shards.Shards, "_pack", lambda *_: None)
+            store = Store.create(folder, 3, FIELDS)
+            for index in (0, 2):
+                store.write(index, sample(index))
+            store.leave_out(1, "b.mp4: too short")
+    # The writer of sample 2 was killed before it removed the reason of an earlier try.
+    (part / "left_out/2.txt").write_text("c.mp4: no caption")
+    for name in packed:
+        shutil.copytree(whole / "arrays" / name, part / "arrays" / name, dirs_exist_ok=True)
+    if removed and len(packed) == 2:
+        (part / "pending/0").unlink()
+    assert_same(Store.open(part).read(0), sample(0))
+    store = Store.create(part, 3, FIELDS)
+    assert names(part) == names(whole)
+    np.testing.assert_array_equal(store.done(), [True, False, True])
+    for index in (0, 2):
+        assert_same(store.read(index), sample(index))
+
+
+def test_a_damaged_sample_is_not_packed(tmp_path):
+    store = Store.create(tmp_path / "s", 3, FIELDS)
+    for index in (0, 1):
+        store.write(index, sample(index))
+    file = tmp_path / "s/pending/1"
+    file.write_bytes(file.read_bytes()[:-9] + b"\0" * 9)
+    store.write(2, sample(2))
+    assert names(tmp_path / "s/pending") == ["1"]
+    with pytest.raises(ValueError, match="cannot read sample 1: expected the bytes that were"):
+        Store.create(tmp_path / "s", 3, FIELDS).read(1)
+    store.write(1, sample(1))
+    assert not names(tmp_path / "s/pending")
+    assert_same(Store.open(tmp_path / "s").read(1), sample(1))
+
+
+def test_a_store_of_version_0_2_reads_on_and_is_continued_as_it_is(tmp_path):
+    """The folder was written by that version: samples 0 and 7 as numbers 0 and 1, and number 3 left out."""
+    shutil.copytree(FOLDER / "store_1", tmp_path / "s")
+    store = Store.create(tmp_path / "s", 4, FIELDS, {"codec": "x"})
+    assert_same(store.read(0), sample(0))
+    assert_same(store.read(1), sample(7))
+    assert store.left_out() == {3: "b.mp4: too short"}
+    np.testing.assert_array_equal(store.read_shared("negative_text"), np.ones((2, 3)))
+    store.write(3, sample(1))
+    store.leave_out(2, "a.mp4: too short")
+    store.require_complete()
+    again = Store.open(tmp_path / "s")
+    np.testing.assert_array_equal(again.done(), [True, True, False, True])
+    assert again.left_out() == {2: "a.mp4: too short"}
+    assert_same(again.read(3), sample(1))
+    assert json.loads((tmp_path / "s/meta.json").read_text())["version"] == 1
+    assert not (tmp_path / "s/pending").exists()

@@ -202,7 +202,7 @@ def damaged(noise, tmp_path, index=None):
         store = Store.open(copy)
         sample = store.read(index)["latents"].copy()
         sample[0] = np.nan
-        store._arrays["latents"][index].write(sample).result()
+        store._samples._arrays["latents"][index].write(sample).result()
     return copy
 
 

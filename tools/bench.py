@@ -1,10 +1,12 @@
-"""Times what the devices at hand do: training, generation and the VAE with random weights, a live server.
+"""Times what the devices at hand do: training, generation and the VAE with random weights, a live server, and
+reading data.
 
     python tools/bench.py train --config=configs/toy.py --stage=one_forcing --out=bench.json \\
         --config.stages.one_forcing.batch=4
     python tools/bench.py generate --config=configs/framewise.py
     python tools/bench.py vae --dtype=bfloat16
     python tools/bench.py serve --checkpoint=runs/toy/one_forcing
+    python tools/bench.py data --store=gs://bucket/store --batch=4 --every=9.3
 
 Compilation is apart from the first call, and that from the steady time (the median). Operations are
 counted from the shapes (`oneforcing_jax/causal/flops.py`).
@@ -16,7 +18,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from oneforcing_jax.bench import generate, serve, train, vae
+from oneforcing_jax.bench import data, generate, serve, train, vae
 from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.files import write_whole
 
@@ -25,6 +27,7 @@ COMMANDS = {
     "generate": (generate.options, generate.run),
     "vae": (vae.options, vae.run),
     "serve": (serve.options, serve.run),
+    "data": (data.options, data.run),
 }
 
 

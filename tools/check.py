@@ -4,7 +4,8 @@
     python tools/check.py weights/wan_1.3b store
 
 Checkpoints and weights are compared with the checksums that were written with them. Every sample of a store
-is read, which compares its chunks with theirs, and must be finite. The exit code is 1 if anything is damaged.
+is read, which compares its bytes with theirs, and must be finite; the line says how many are written, for a
+store does not know that a lost file was there. The exit code is 1 if anything is damaged.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from oneforcing_jax import integrity
+from oneforcing_jax import integrity, places
 from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data.pipeline import check_finite
@@ -26,11 +27,12 @@ from oneforcing_jax.errors import InputError, MissingInput
 
 
 class Found(NamedTuple):
-    """A folder that was looked at, and what is wrong with it."""
+    """A folder that was looked at, what is wrong with it, and how much of it is there, in words."""
 
     folder: Path
     kind: str
     wrong: list[str]
+    there: str = ""
 
 
 def look(folder: Path) -> Iterator[Found]:
@@ -43,14 +45,15 @@ def look(folder: Path) -> Iterator[Found]:
         raise MissingInput(
             f"expected a folder of a run, a store or weights, found nothing at {folder}"
         )
-    stores = sorted(path.parent for path in folder.rglob(META) if (path.parent / "arrays").is_dir())
-    sealed = sorted(path.parent for path in folder.rglob(integrity.SUMS))
+    files = [folder / name for name in places.sizes(folder)]
+    stores = sorted(f.parent for f in files if f.name == META and (f.parent / "arrays").is_dir())
+    sealed = sorted(f.parent for f in files if f.name == integrity.SUMS)
     for path in sealed:
         yield Found(
             path, "weights" if _is_converted(path) else "checkpoint", integrity.problems(path)
         )
     for path in stores:
-        yield Found(path, "store", _of_store(path))
+        yield _of_store(path)
     if not stores and not sealed:
         raise MissingInput(
             f"{folder}: expected checkpoints or weights with a {integrity.SUMS}, or stores, found none; "
@@ -62,19 +65,21 @@ def _is_converted(folder: Path) -> bool:
     return (folder / MODEL).is_file() or (folder.parent / MODEL).is_file()
 
 
-def _of_store(path: Path) -> list[str]:
+def _of_store(path: Path) -> Found:
     try:
         store = Store.open(path)
         done = store.done().nonzero()[0]
     except InputError as error:
-        return [str(error)]
+        return Found(path, "store", [str(error)])
     wrong = []
     for index in tqdm(done, desc=str(path), unit="sample", leave=False):
         try:
             check_finite(store, int(index), store.read(int(index)))
         except InputError as error:
             wrong.append(str(error))
-    return wrong
+    left_out = f", {n} left out" if (n := len(store.left_out())) else ""
+    there = f": {len(done)} of {len(store)} samples written{left_out}"
+    return Found(path, "store", wrong, there)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for folder in given.folders:
             for found in look(folder):
                 damaged += bool(found.wrong)
-                print(f"{'damaged' if found.wrong else 'whole':<8}{found.kind:<11}{found.folder}")
+                verdict = "damaged" if found.wrong else "whole"
+                print(f"{verdict:<8}{found.kind:<11}{found.folder}{found.there}")
                 for line in found.wrong:
                     print(f"        {line}")
     if damaged:

@@ -1,12 +1,13 @@
 """Kills one of several processes again and again, goes on with fewer on other meshes, and compares the end.
 
-    python tools/kill_processes.py --kills=10 --folder=build/processes
+    python tools/kill_processes.py --kills=10 --folder=build/processes [--place=s3://BUCKET/NAME]
 
 Four processes of two virtual devices each render and encode videos, train on them, and make ODE pairs of what
 they trained. One of them is killed at a random moment, by SIGKILL or SIGTERM; the others must end by
 themselves, with their exit code and a line that names it. The same command goes on, in the end with three
 processes and then with two. What is there then must be what one process makes alone: the same files,
-iterations and samples, once each, numbers equal to round-off, and whole checkpoints.
+iterations and samples, once each, numbers equal to round-off, and whole checkpoints. With --place the work
+that is killed is done in a bucket.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from kill_stages import HALF, checkpoints, environment, read, running
 from kill_stages import get_config as stages
 from tqdm import tqdm
 
-from oneforcing_jax import integrity
-from oneforcing_jax.command import ending
+from oneforcing_jax import checkpoint, integrity, places
+from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.group import AGAIN
 from oneforcing_jax.training.metrics import RATES, read_rows
@@ -46,6 +47,9 @@ ALONE = "data=2,sequence=1"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 # Seconds: after which a process counts as lost; that the others have to end then; for all the work.
 LOST_AFTER, PATIENCE, HANG, LOOK = 10.0, 60.0, 900.0, 0.02
+# The command, and with a lock of a bucket that is lost sooner.
+COMMAND = ("-m", "oneforcing_jax.main")
+HASTY = ("-c", "from oneforcing_jax import lock, main; lock.RENEW, lock.LEASE = 1, 8; main.main()")
 # Numbers of one process and of several: their sums have other orders.
 CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 2e-5}
 
@@ -72,7 +76,7 @@ class Fleet:
         env = environment(compiled)
         env["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
         env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={DEVICES}"
-        main = [sys.executable, "-m", "oneforcing_jax.main", f"--config={__file__}"]
+        main = [sys.executable, *(HASTY if places.is_url(out) else COMMAND), f"--config={__file__}"]
         axes = [f"--config.mesh.{axis}" for axis in mesh.split(",")]
         joined = [f"--coordinator=localhost:{port}", f"--process_count={count}"]
         joined += [f"--lost_after={LOST_AFTER}"]
@@ -122,15 +126,19 @@ def progress(out: Path) -> int:
 
 
 class Work:
-    """Work that is killed in a folder.
+    """Work that is killed.
+
+    Args:
+      folder: of all that belongs to it.
+      out: where it is done.
 
     Attributes:
       wrong: what was not as it must be, in words.
       ended: seconds that the others took to end after each SIGKILL.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._out, self._logs = folder / "work", folder / "logs"
+    def __init__(self, folder: Path, out: Path) -> None:
+        self._out, self._logs = out, folder / "logs"
         self._compiled, self._alone = folder / "compiled", folder / "alone"
         self._logs.mkdir(parents=True)
         self.wrong, self.ended = list[str](), list[float]()
@@ -194,7 +202,7 @@ class Work:
 
     def _whole(self) -> None:
         """What is under its name after a kill can be read."""
-        for path in checkpoints(self._out / TRAINED):
+        for path in checkpoint.numbered(self._out / TRAINED / checkpoint.FOLDER):
             self.wrong += (f"{path}: {words}" for words in integrity.problems(path))
         for name in STORES:
             if (self._out / name / "meta.json").is_file():
@@ -211,10 +219,7 @@ class Work:
 
 def differences(out: Path, alone: Path) -> Iterator[str]:
     """What is not as one process made it, in words."""
-    found, expected = (
-        sorted(p.relative_to(at).as_posix() for p in at.glob("world/videos/*.mp4"))
-        for at in (out, alone)
-    )
+    found, expected = (sorted(p.name for p in at.glob("world/videos/*.mp4")) for at in (out, alone))
     if found != expected:
         yield f"expected the videos {expected}, found {found}"
     rows, others = read_rows(out / TRAINED), read_rows(alone / TRAINED)
@@ -238,9 +243,18 @@ def differences(out: Path, alone: Path) -> Iterator[str]:
             for field, array in store.read(index).items():
                 if not np.allclose(array, theirs[field], **CLOSE):
                     yield f"{name}: {field} of sample {index} differs"
-    left = [str(p.relative_to(out)) for pattern in HALF for p in out.rglob(pattern) if p.is_dir()]
-    if left:
+    if left := _half(out):
         yield f"half of a checkpoint is left: {left}"
+
+
+def _half(out: Path) -> list[str]:
+    """What is left of checkpoints that are not whole."""
+    if not places.is_url(out):
+        return [str(p) for pattern in HALF for p in out.rglob(pattern) if p.is_dir()]
+    folder = out / TRAINED / checkpoint.FOLDER
+    whole = {path.name for path in checkpoint.numbered(folder)}
+    numbers = {name.partition("/")[0] for name in places.sizes(folder) if "/" in name}
+    return [str(folder / number) for number in sorted(numbers - whole)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -249,12 +263,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=10, help="in all")
     parser.add_argument("--seed", type=int, default=0, help="of signals, victims and moments")
     parser.add_argument("--folder", type=Path, help="to work in; default: a temporary one")
+    parser.add_argument("--place", type=any_path, help="of the work; default: --folder")
     known = parser.parse_args(arguments)
     with ending("begin again"), tempfile.TemporaryDirectory() as temporary:
         folder = (known.folder or Path(temporary)).absolute()
         for name in ("work", "alone", "logs"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        work, rng = Work(folder), random.Random(known.seed)
+        out = (known.place or folder) / "work"
+        places.remove(out)
+        work, rng = Work(folder, out), random.Random(known.seed)
         # Three and two processes have one kill each, if there are as many, and four have the others.
         counts = ([4] * known.kills + [3, 2])[-known.kills :]
         for count in tqdm(counts, unit="kill"):

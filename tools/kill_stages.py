@@ -26,8 +26,9 @@ import orbax.checkpoint as ocp
 
 from oneforcing_jax import checkpoint, methods
 from oneforcing_jax import config as configs
-from oneforcing_jax.data.store import Store
+from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.data.video import read_video
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.run import Run
 from oneforcing_jax.toy.world import FPS, TINY
 from oneforcing_jax.training import tiny
@@ -37,12 +38,12 @@ CONFIG = Path(__file__).resolve()
 ROOT = CONFIG.parents[1]
 NOISE = runpy.run_path(str(ROOT / "configs" / "noise.py"))
 ITERATIONS = 60
-# Of store and videos: one file a sample.
-LATENTS, VIDEOS = "store/arrays/latents/c.*", "videos/*.mp4"
+# A folder with samples in it, and files.
+STORE, VIDEOS = "store", "videos/*.mp4"
 # Names of what is half written; of folders whose content has readers of its own or tells the time; of files
 # that do.
 HALF = ("*.tmp", "*.partial", "*.__lock", f"*{ocp.utils.TMP_DIR_SUFFIX}*", checkpoint.TRASH)
-INNER = {"arrays", "compiled", "tensorboard", checkpoint.FOLDER}
+INNER = {"arrays", "pending", "compiled", "tensorboard", checkpoint.FOLDER}
 CLOCKS = {"lock", ROWS}
 # In names of what is whole: a checkpoint, which a newer one replaces, and the content of a video.
 REPLACED, FRAMES = ": checkpoint ", ": frames of "
@@ -120,13 +121,22 @@ def running(
             process.kill()
 
 
-def _files(*patterns: str) -> Callable[[Path], int]:
-    return lambda out: sum(1 for pattern in patterns for _ in out.glob(pattern))
+def _made(*names: str) -> Callable[[Path], int]:
+    """Counts samples of stores, and files."""
+
+    def count(found: Path) -> int:
+        if found.name != STORE:
+            return 1
+        with contextlib.suppress(InputError):  # it is being made
+            return int(Store.open(found).done().sum())
+        return 0
+
+    return lambda out: sum(count(found) for name in names for found in out.glob(name))
 
 
-def _run(name: str, *patterns: str, before: tuple[str, ...] = ()) -> Stage:
-    """A stage of the config that makes files."""
-    return Stage(before, lambda out: command(out, f"run={name}"), _files(*patterns))
+def _run(name: str, *names: str, before: tuple[str, ...] = ()) -> Stage:
+    """A stage of the config that makes samples or files."""
+    return Stage(before, lambda out: command(out, f"run={name}"), _made(*names))
 
 
 def _train(name: str) -> Stage:
@@ -154,13 +164,13 @@ def _generate(out: Path) -> list[str]:
 
 
 STAGES = {
-    "world": _run("world", f"world/{VIDEOS}", f"world/{LATENTS}"),
-    "encoding": Stage(("world",), _encode, _files(LATENTS)),
-    "ode_pairs": _run("ode_pairs", f"ode_pairs/{LATENTS}", before=("teacher_forcing",)),
+    "world": _run("world", f"world/{VIDEOS}", f"world/{STORE}"),
+    "encoding": Stage(("world",), _encode, _made(STORE)),
+    "ode_pairs": _run("ode_pairs", f"ode_pairs/{STORE}", before=("teacher_forcing",)),
     "teacher_forcing": _train("teacher_forcing"),
     "one_forcing": _train("one_forcing"),
     "teacher": _train("teacher"),
-    "generation": Stage(("world", "one_forcing"), _generate, _files(VIDEOS)),
+    "generation": Stage(("world", "one_forcing"), _generate, _made(VIDEOS)),
 }
 
 
@@ -246,7 +256,7 @@ def state(out: Path) -> dict[str, str]:
 def _inner(here: Path, files: list[str]) -> Iterator[tuple[str, str]]:
     if (here / checkpoint.FOLDER).is_dir():
         yield from _trained(here)
-    if (here / "arrays" / "done" / "zarr.json").is_file():
+    if (here / META).is_file() and (here / "arrays").is_dir():
         yield from _samples(here)
     for name in files:
         if not name.startswith(".") and name not in CLOCKS:

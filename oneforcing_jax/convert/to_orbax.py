@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from oneforcing_jax import integrity, room
+from oneforcing_jax import integrity, places, room
 from oneforcing_jax.convert import keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
@@ -169,7 +169,8 @@ def _convert_file(
 
 
 def _finished(target: Path, record: Path, order: Mapping[str, Any]) -> bool:
-    if not target.exists():
+    cut_short = places.is_url(target) and not integrity.is_sealed(target)
+    if not target.exists() or cut_short:
         return False
     found = read_record(record) if record.is_file() else {}
     if all(found.get(name) == value for name, value in order.items()):

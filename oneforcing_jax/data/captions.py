@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from oneforcing_jax import places
 from oneforcing_jax.errors import InputError, MissingInput
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
@@ -28,7 +30,7 @@ def read_captions(path: str | Path) -> dict[str, str]:
       InputError: an unknown suffix, no entry at all, or a line that is malformed, lacks a field,
         has an empty caption, or repeats a video. The message carries the line number.
     """
-    path = Path(path)
+    path = places.path(path)
     if not path.is_file():
         raise MissingInput(f"no caption file at {path}; check the path")
     readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
@@ -74,7 +76,7 @@ def pair(videos_dir: str | Path, captions_path: str | Path) -> list[Pair]:
       MissingInput: the folder or the caption file is missing.
       InputError: no video at all, or a malformed caption file.
     """
-    folder = Path(videos_dir)
+    folder = places.path(videos_dir)
     if not folder.is_dir():
         raise MissingInput(f"no folder of videos at {folder}; check the path")
     captions = read_captions(captions_path)
@@ -103,7 +105,7 @@ def videos_in(folder: Path) -> dict[str, Path]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as lines:
+    with io.StringIO(path.read_bytes().decode(), newline=None) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -128,7 +130,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     # utf-8-sig: spreadsheets put a byte-order mark before the header.
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+    with io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="") as lines:
         reader = csv.DictReader(lines)
         header = list(reader.fieldnames or [])
         if not {"video", "caption"} <= set(header):

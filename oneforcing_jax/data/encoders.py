@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import parts, sharding
+from oneforcing_jax import parts, places, sharding
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.data import converted, text
 from oneforcing_jax.errors import InputError, MissingInput
@@ -259,10 +258,10 @@ def load(
     """
     if decoder not in (None, *DECODERS):
         raise InputError(f"decoder: expected one of {', '.join(DECODERS)}, found {decoder!r}")
-    folder = Path(folder)
+    folder = places.path(folder)
     said = _said(folder)
     if "folder" in said:
-        folder = Path(os.path.normpath(folder / said["folder"]))
+        folder = places.normal(places.within(folder, said["folder"]))
         said = _said(folder)
     if "kind" in said:
         if decoder:
@@ -306,13 +305,13 @@ def are_in(folder: Path) -> bool:
 
 def say_kind(folder: str | Path, kind: str) -> None:
     """Notes in a folder of encoders what kind they are: the dotted path of the module that loads them."""
-    write_whole(Path(folder) / ENCODERS, json.dumps({"kind": kind}).encode())
+    write_whole(places.path(folder) / ENCODERS, json.dumps({"kind": kind}).encode())
 
 
 def record(store: str | Path, folder: str | Path) -> None:
     """Notes in a store where its encoders are, by a path that holds when both are moved."""
-    inner = os.path.relpath(Path(folder).resolve(), Path(store).resolve())
-    write_whole(Path(store) / ENCODERS, json.dumps({"folder": inner}).encode())
+    inner = places.relative(places.path(folder), places.path(store))
+    write_whole(places.path(store) / ENCODERS, json.dumps({"folder": inner}).encode())
 
 
 def _mesh(net: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import SupportsIndex
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
@@ -11,6 +11,9 @@ import numpy as np
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.ranges import not_finite
+
+# Batches that are read ahead of whoever takes them.
+AHEAD = 4
 
 
 def batches(
@@ -22,7 +25,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     fields: Sequence[str] | None = None,
-    num_threads: int = 4,
+    num_threads: int = 8,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches; training resumes by asking for the batch number it needs.
 
@@ -38,7 +41,7 @@ def batches(
       process_index, process_count: this process reads the contiguous rows
         [process_index * b, (process_index + 1) * b) of each batch, b = batch_size / process_count.
       fields: names of the fields to read; all of them by default.
-      num_threads: threads that read ahead, one batch each.
+      num_threads: threads that read samples, of this batch and of the next `AHEAD`.
 
     Returns:
       An iterator of {field: array [b, *shape]}.
@@ -63,30 +66,25 @@ def batches(
     store.check_fields(names)
     store.require_complete()
 
-    dataset = grain.MapDataset.source(_Samples(store, names)).seed(seed).shuffle().repeat()
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="samples")
+    written = np.flatnonzero(store.done())
+
+    def sample(number: int) -> dict[str, np.ndarray]:
+        found = store.read(number, names)
+        check_finite(store, number, found)
+        return found
+
+    def read(chosen: np.ndarray) -> dict[str, np.ndarray]:
+        samples = list(pool.map(sample, written[chosen].tolist()))
+        return {name: np.stack([found[name] for found in samples]) for name in names}
+
+    dataset = grain.MapDataset.range(len(written)).seed(seed).shuffle().repeat()
     # Local batches are numbered across processes, so that every process_count-th is this one's.
     # (There is no remainder to drop; without it Grain's length of one-sample batches overflows.)
     local = dataset.batch(batch_size // process_count, drop_remainder=True)
     mine = local.slice(slice(start * process_count + process_index, None, process_count))
-    ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
-    return iter(mine.to_iter_dataset(ahead))
-
-
-class _Samples:
-    """A store as Grain sees one: random access to samples."""
-
-    def __init__(self, store: Store, fields: Sequence[str]) -> None:
-        self._store, self._fields = store, fields
-        self._written = np.flatnonzero(store.done())
-
-    def __len__(self) -> int:
-        return len(self._written)
-
-    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        number = int(self._written[int(index)])
-        sample = self._store.read(number, self._fields)
-        check_finite(self._store, number, sample)
-        return sample
+    ahead = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
+    return iter(mine.map(read).to_iter_dataset(ahead))
 
 
 def check_finite(store: Store, number: int, sample: Mapping[str, np.ndarray]) -> None:

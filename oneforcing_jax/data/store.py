@@ -1,14 +1,12 @@
-"""A store of training samples on disk: one zarr3 array a field, one folder in all.
+"""A store of training samples: zarr3 arrays, in one folder.
 
     store/
-      meta.json          format version, count, fields {name: {shape, dtype}}, attributes
-      arrays/<field>/    zarr3, [count, *shape], one sample a chunk
-      arrays/done/       zarr3, uint8 [count]: 1 once every field of a sample is on disk, 2: left out
+      meta.json          layout, count, fields {name: {shape, dtype}}, attributes
+      arrays/, pending/  the samples, as data/shards.py lays them out; version 1: data/chunks.py
       left_out/<i>.txt   why sample i was left out
       shared/<name>.npy  arrays that belong to the whole store, such as a negative prompt
 
-Fields of rank 2, [length, width], are texts: their chunks are (1, 64, width), and chunks that are
-all zero are not written, so padding takes no room.
+Fields of rank 2, [length, width], are texts: their padding takes no room.
 """
 
 from __future__ import annotations
@@ -21,26 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
-from oneforcing_jax import room
+from oneforcing_jax import places, room
 from oneforcing_jax.data import store_meta
+from oneforcing_jax.data.chunks import Chunks
+from oneforcing_jax.data.shards import OUT, Shards, per_shard
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.ranges import not_finite
 
 META = "meta.json"
 LEFT_OUT = "left_out"
-# What `done` says of a sample: COUNTED + n is written, with n chunks of texts; version 0.1 did not count.
-WRITTEN, OUT, COUNTED = 1, 2, 3
-TEXT_CHUNK = 64
-DONE_CHUNK = 4096
-
-# Of new arrays: each chunk ends with a checksum, which is compared whenever it is read.
-CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 # Name of the shared array that holds the embedding of the negative prompt, [length, dim].
 NEGATIVE_TEXT = "negative_text"
+
+# How TensorStore begins to say that a server has failed.
+_FAILED = ("ABORTED", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE")
 
 
 class Store:
@@ -63,13 +58,17 @@ class Store:
             name: (tuple(field["shape"]), field["dtype"]) for name, field in meta["fields"].items()
         }
         self._count: int = meta["count"]
-        self._arrays = {
-            name: _open_array(path, name, self._count, shape, dtype, create)
-            for name, (shape, dtype) in self.fields.items()
-        }
-        self._done = _open_array(path, "done", self._count, (), "uint8", create)
-        # Samples never become undone, so one that was seen done needs no second look.
-        self._seen = np.zeros(self._count, np.uint8)
+        try:
+            self._samples = (
+                Chunks(path, self._count, self.fields, create)
+                if meta["version"] == 1
+                else Shards(path, self._count, self.fields, meta["samples_per_shard"], create)
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: expected arrays of {self._count} samples of {sorted(self.fields)}, found: "
+                f"{places.reason(error)}; run the command that fills the store again"
+            ) from error
 
     @classmethod
     def create(
@@ -91,20 +90,23 @@ class Store:
           InputError: a bad description, or a store at `path` that is described otherwise; the
             message names the difference and nothing on disk is changed.
         """
-        path = Path(path)
+        path = places.path(path)
         meta = store_meta.describe(count, fields, attributes or {})
         file = path / META
         if file.exists():
-            difference = store_meta.difference(store_meta.read(file), meta)
-            if difference:
+            old = store_meta.read(file)
+            meta = {**old, **meta}  # a store keeps its layout
+            if difference := store_meta.difference(old, meta):
                 raise InputError(
                     f"{path} holds another store: {difference}; choose another folder or remove it"
                 )
         else:
+            meta |= {"version": store_meta.VERSION, "samples_per_shard": per_shard(count, fields)}
             room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
             try:
-                path.mkdir(parents=True, exist_ok=True)
-                foreign = sorted(entry.name for entry in path.iterdir())
+                places.make(path)
+                # A bucket has folders as far as they have files.
+                foreign = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
             except OSError as error:
                 raise InputError(f"cannot make a store at {path}: {error.strerror}") from error
             # A hidden file may be the meta.json that another process is writing.
@@ -124,7 +126,7 @@ class Store:
           MissingInput: no folder, or no meta.json in it.
           InputError: a meta.json that is damaged or of another version, or a missing array.
         """
-        path = Path(path)
+        path = places.path(path)
         return cls(path, store_meta.read(path / META), create=False)
 
     def __len__(self) -> int:
@@ -159,17 +161,13 @@ class Store:
                     "are not; look at its source"
                 )
         try:
-            writes = [self._arrays[name][index].write(sample[name]) for name in self.fields]
-            for write in writes:
-                write.result()
-            state = np.uint8(min(COUNTED + self._text_chunks(index), 255))
-            self._done[index].write(state).result()
+            self._samples.write(index, sample)
             self._reason(index).unlink(missing_ok=True)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.path}: sample {index} was not written: {_first_line(error)}"
+                f"{self.path}: sample {index} was not written: {places.reason(error)}"
             ) from error
-        self._seen[index] = state
+        self._filled(index)
 
     def leave_out(self, index: int, reason: str) -> None:
         """Notes that a sample cannot be made; a store whose other samples are done is complete.
@@ -177,12 +175,18 @@ class Store:
         Whoever can make it later writes it as if nothing had been noted.
         """
         self._check_index(index)
-        (self.path / LEFT_OUT).mkdir(exist_ok=True)
+        places.make(self.path / LEFT_OUT)
         write_whole(self._reason(index), reason.encode())
+        self._filled(index)
+
+    def _filled(self, index: int) -> None:
         try:
-            self._done[index].write(np.uint8(OUT)).result()
+            self._samples.filled(index)
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.path}: cannot write done: {_first_line(error)}") from error
+            raise InputError(
+                f"{self.path}: the samples around {index} cannot be packed: {places.reason(error)}; they "
+                "stay as they are, and the same command goes on"
+            ) from error
 
     def left_out(self) -> dict[int, str]:
         """The samples that are left out, and why."""
@@ -193,24 +197,17 @@ class Store:
         return self.path / LEFT_OUT / f"{index}.txt"
 
     def done(self) -> np.ndarray:
-        """Which samples are on disk, bool [count], as of now."""
-        self._seen = self._states()
-        return _is_written(self._seen)
-
-    def _text_chunks(self, index: int) -> int:
-        """Files of a sample's texts. Chunks of padding have none, so a lost file would read as padding."""
-        return sum(
-            (self.path / "arrays" / name / f"c.{index}.{chunk}.0").is_file()
-            for name, (shape, _) in self.fields.items()
-            if len(shape) == 2
-            for chunk in range(-(-shape[0] // TEXT_CHUNK))
-        )
+        """Which samples are written, bool [count], as of now."""
+        states = self._states()
+        return (states != 0) & (states != OUT)
 
     def _states(self) -> np.ndarray:
         try:
-            return np.asarray(self._done.read().result())
+            return self._samples.states()
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.path}: cannot read done: {_first_line(error)}") from error
+            raise InputError(
+                f"{self.path}: cannot read which samples are done: {places.reason(error)}"
+            ) from error
 
     def read(self, index: int, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Reads one sample: all its fields, or the named ones.
@@ -221,24 +218,19 @@ class Store:
         self._check_index(index)
         names = list(self.fields) if fields is None else list(fields)
         self.check_fields(names)
-        if not _is_written(self._seen[index]) and not self.done()[index]:
+        if not self._samples.has(index):
             raise InputError(
                 f"{self.path}: sample {index} is left out or not written yet; run the command that "
                 "fills the store again"
             )
-        expected = int(self._seen[index]) - COUNTED
-        if 0 <= expected < 255 - COUNTED and (found := self._text_chunks(index)) != expected:
-            raise InputError(
-                f"{self.path}: cannot read sample {index}: expected {expected} chunks of its texts, "
-                f"found {found}; the store is damaged, make it again"
-            )
         try:
-            reads = [self._arrays[name][index].read() for name in names]
-            return {name: read.result() for name, read in zip(names, reads, strict=True)}
+            return self._samples.read(index, names)
         except (OSError, ValueError) as error:
+            reason = places.reason(error)
+            of_server = places.is_url(self.path) and reason.startswith(_FAILED)
+            advice = places.AGAIN if of_server else "the store is damaged, make it again"
             raise InputError(
-                f"{self.path}: cannot read sample {index}: {_first_line(error)}; the store is "
-                "damaged, make it again"
+                f"{self.path}: cannot read sample {index}: {reason}; {advice}"
             ) from error
 
     def check_fields(self, names: Sequence[str]) -> None:
@@ -258,7 +250,7 @@ class Store:
                 f"{self.path}: expected {self._count} samples, {missing} are missing; run the "
                 "command that fills the store again, it continues where it stopped"
             )
-        if not _is_written(states).any():
+        if (states == OUT).all():
             raise InputError(
                 f"{self.path}: expected a sample or more, found all {self._count} left out; "
                 f"{self.path / LEFT_OUT} says why"
@@ -270,7 +262,7 @@ class Store:
             raise InputError(f"expected {name} of a NumPy dtype, found {value.dtype}; use float32")
         content = io.BytesIO()
         np.save(content, value)
-        (self.path / "shared").mkdir(exist_ok=True)
+        places.make(self.path / "shared")
         write_whole(self.path / "shared" / f"{name}.npy", content.getvalue())
 
     def read_shared(self, name: str) -> np.ndarray:
@@ -285,8 +277,9 @@ class Store:
             raise MissingInput(
                 f"no {file}; run the command that fills the store again, it writes this file"
             )
+        content = io.BytesIO(file.read_bytes())
         try:
-            array = np.load(file, allow_pickle=False)
+            array = np.load(content, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{file}: expected an array, found a damaged file") from error
         if wrong := not_finite(array):
@@ -302,54 +295,6 @@ class Store:
 
 
 def _least(fields: store_meta.Fields) -> int:
-    """Bytes that a sample takes at least: one chunk of its texts, whose padding takes none, and all else."""
-    return sum(
-        math.prod(
-            min(size, TEXT_CHUNK) if len(shape) == 2 and i == 0 else size
-            for i, size in enumerate(shape)
-        )
-        * np.dtype(dtype).itemsize
-        for shape, dtype in fields.values()
-    )
-
-
-def _is_written(states: np.ndarray) -> np.ndarray:
-    return (states == WRITTEN) | (states >= COUNTED)
-
-
-def _open_array(
-    path: Path, name: str, count: int, shape: Sequence[int], dtype: str, create: bool
-) -> ts.TensorStore:
-    """Opens, or makes if it is not there, the array of one field."""
-    text = len(shape) == 2
-    chunk = [1, min(TEXT_CHUNK, shape[0]), shape[1]] if text else [1, *shape]
-    if name == "done":
-        chunk = [min(count, DONE_CHUNK)]
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{path.resolve()}/arrays/{name}/"},
-        "metadata": {
-            "shape": [count, *shape],
-            "data_type": dtype,
-            "fill_value": 0,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-            # Names are flat, because a folder for each dimension would make five folders a sample.
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            **({} if (path / "arrays" / name / "zarr.json").is_file() else {"codecs": CODECS}),
-        },
-        # A chunk that is absent is padding in a text, but damage anywhere else.
-        "store_data_equal_to_fill_value": not (text or name == "done"),
-        "fill_missing_data_reads": text or name == "done",
-    }
-    try:
-        return ts.open(spec, open=True, create=create).result()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected an array {name} {dtype} {[count, *shape]}, found: "
-            f"{_first_line(error)}; run the command that fills the store again"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    # TensorStore appends the whole specification of the array after the reason.
-    return str(error).splitlines()[0].split(" [tensorstore_spec=")[0]
+    """Bytes that a sample takes at least: texts are compressed, and may take next to nothing."""
+    others = ((shape, dtype) for shape, dtype in fields.values() if len(shape) != 2)
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in others)

@@ -9,14 +9,15 @@ from typing import Any
 
 from oneforcing_jax.errors import InputError, MissingInput
 
-VERSION = 1
+# Of new stores; those of the others are read and continued.
+VERSION, VERSIONS = 2, (1, 2)
 DTYPES = ("float32", "float16", "bfloat16", "int32", "uint8")
 
 Fields = Mapping[str, tuple[Sequence[int], str]]
 
 
 def describe(count: int, fields: Fields, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks a description and returns it as JSON would give it back.
+    """Checks a description and returns it as JSON would give it back, without the layout.
 
     Args:
       count: number of samples.
@@ -38,7 +39,6 @@ def describe(count: int, fields: Fields, attributes: Mapping[str, Any]) -> dict[
         if any(size < 1 for size in shape):
             raise InputError(f"field {name}: expected sizes of 1 or more, found {list(shape)}")
     meta = {
-        "version": VERSION,
         "count": int(count),
         "fields": {
             name: {"shape": [int(size) for size in shape], "dtype": dtype}
@@ -64,19 +64,21 @@ def read(file: Path) -> dict[str, Any]:
     try:
         meta = json.loads(file.read_bytes())
         found = meta["version"]
-        if found == VERSION:
+        if found in VERSIONS:
             fields = {
                 name: (field["shape"], field["dtype"]) for name, field in meta["fields"].items()
             }
             describe(meta["count"], fields, meta["attributes"])
+            if found > 1 and meta["samples_per_shard"] < 1:
+                raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(
             f"{file}: expected the description of a store, found a damaged file; restore it from "
             "a copy, or fill a new folder"
         ) from None
-    if found != VERSION:
+    if found not in VERSIONS:
         raise InputError(
-            f"{file}: expected format version {VERSION}, found {found!r}; fill a new folder"
+            f"{file}: expected format version {VERSION} or less, found {found!r}; fill a new folder"
         )
     return meta
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneforcing_jax import places
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 
@@ -61,18 +62,19 @@ def clean_prompt(prompt: str) -> str:
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
-    """The `transformers` tokenizer saved in a local folder; nothing is downloaded.
+    """The `transformers` tokenizer saved in a folder; nothing else is downloaded.
 
     Raises:
       InputError: there is no such folder.
       MissingPackage: `transformers` is not installed.
     """
-    if not os.path.isdir(folder):
+    if not places.path(folder).is_dir():
         raise InputError(
             f"no tokenizer folder at {os.fspath(folder)!r}; give the folder of the checkpoint that "
             "holds tokenizer.json (google/umt5-xxl in the Wan2.1 files, tokenizer in diffusers')."
         )
-    return _import("transformers").AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with places.on_disk(places.path(folder)) as here:
+        return _import("transformers").AutoTokenizer.from_pretrained(here, local_files_only=True)
 
 
 def _token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> list[list[int]]:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import platform
+import secrets
+import socket
+import tempfile
 from collections.abc import Iterator, Set
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +23,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from oneforcing_jax import room
+from oneforcing_jax import places, room
 from oneforcing_jax.data.origin import FIELD, UNSAID, Origin
 from oneforcing_jax.errors import InputError, MissingInput
 
@@ -175,14 +179,15 @@ def _of_sizes(path: str | Path, sizes: Set[tuple[int, ...]]) -> InputError:
 
 def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
     """Frames of a file, seconds since its first frame, and the average frame rate; at least one."""
-    path = Path(path)
+    path = places.path(path)
     if not path.is_file():
         raise MissingInput(f"no video file at {path}; check the path")
-    if path.stat().st_size == 0:
+    if places.size(path) == 0:
         raise InputError(f"{path}: expected a video, found zero bytes; copy or render it again")
     count, first = 0, None
     try:
-        with av.open(str(path)) as container:
+        source = io.BytesIO(path.read_bytes()) if places.is_url(path) else str(path)
+        with av.open(source, "r") as container:
             if not container.streams.video:
                 raise InputError("no video stream")
             stream = container.streams.video[0]
@@ -207,9 +212,9 @@ def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
 class VideoWriter:
     """Streams frames into an H.264 mp4 file; a context manager.
 
-    The frames go to a temporary file beside the target, which takes the target's name when the
-    `with` block ends well and is removed when it raises. A file that was already at `path` stays
-    whole until then.
+    The frames go to a temporary file beside the target (on a disk, for one in a bucket), which takes the
+    target's name when the `with` block ends well and is removed when it raises. A file that was already at
+    `path` stays whole until then.
 
     Args:
       path: the target; its folder must exist.
@@ -237,8 +242,10 @@ class VideoWriter:
             raise InputError(f"expected 0.1 to 1000 frames per second, found {fps}; correct fps")
         if not 0 <= crf <= 51:
             raise InputError(f"expected a crf in 0..51, found {crf}; lower is better")
-        self._path = Path(path)
-        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._path = places.path(path)
+        beside = Path(tempfile.gettempdir()) if places.is_url(path) else self._path.parent
+        name = f".{self._path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        self._temporary = beside / name
         self._rate = Fraction(fps).limit_denominator(1001)
         self._crf, self._origin = crf, origin
         self._pixels = "yuv444p" if full_chroma else "yuv420p"
@@ -325,7 +332,10 @@ class VideoWriter:
                 for packet in self._stream.encode(None):
                     container.mux(packet)
                 container.close()
-                os.replace(self._temporary, self._path)
+                if places.is_url(self._path):
+                    places.write(self._path, self._temporary.read_bytes())
+                else:
+                    os.replace(self._temporary, self._path)
         except (OSError, av.FFmpegError) as failure:
             raise InputError(f"cannot write {self._path}: {_reason(failure)}") from failure
         finally:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax import processes
+from oneforcing_jax import places, processes
 from oneforcing_jax.command import share
 from oneforcing_jax.data.captions import check_unicode
 from oneforcing_jax.errors import InputError, MissingInput
@@ -83,7 +83,7 @@ def _read(path: Path) -> list[tuple[str, int | None]]:
     if not path.is_file():
         raise MissingInput(f"prompts: expected a text file, found nothing at {path}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected UTF-8 text, found {error.reason}; convert it") from None
     if not any(line.strip() for line in lines):
@@ -173,7 +173,7 @@ def make_folder(folder: Path) -> None:
       InputError: it cannot be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        places.make(folder)
     except OSError as error:
         raise InputError(f"--out: cannot make {folder}: {error.strerror}; choose another") from None
 
@@ -184,7 +184,7 @@ def missing(jobs: Sequence[Job], with_latents: bool = False) -> list[Job]:
     def is_made(job: Job) -> bool:
         # Files take their names when they are whole, but a copy of one may have failed.
         files = [job.path, *([job.latents] if with_latents else [])]
-        return all(file.is_file() and file.stat().st_size for file in files)
+        return all(file.is_file() and places.size(file) for file in files)
 
     todo = [job for job in jobs if not is_made(job)]
     if len(todo) < len(jobs):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from oneforcing_jax import checkpoint, methods, room, sharding
+from oneforcing_jax import checkpoint, methods, places, room, sharding
 from oneforcing_jax import config as configs
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
@@ -85,7 +85,7 @@ def find(
       MissingInput: there is no such folder.
       InputError: it is another kind of folder, or lacks the network.
     """
-    folder = Path(folder)
+    folder = places.path(folder)
     if not folder.is_dir():
         raise MissingInput(f"checkpoint: expected {EXPECTED}, found nothing at {folder}")
     source = _find(folder, ema, dtype)
@@ -165,19 +165,19 @@ def find_encoders(folder: str | Path) -> Path:
     Raises:
       InputError: there are none.
     """
-    folder = _stage(Path(folder))
-    places = [folder, folder.parent]
+    folder = _stage(places.path(folder))
+    tried = [folder, folder.parent]
     if _record(folder).is_file():
         run, stage = _run(folder), folder.name
         # A store that was made from another one (the pairs of an ODE) leads to that one.
         while "data" in run.stages.get(stage, {}):
             data = run.stages[stage]["data"]
-            places.append(folder.parent / data)
+            tried.append(places.within(folder.parent, data))
             stage = Path(data).parts[0]
-    for place in places:
+    for place in tried:
         if encoding.are_in(place):
             return place
     raise InputError(
         f"encoders: expected vae/ and text/ of tools/convert_wan.py, or a store with its codec, in one "
-        f"of {', '.join(str(p) for p in places)}, found none; name their folder with --encoders"
+        f"of {', '.join(str(p) for p in tried)}, found none; name their folder with --encoders"
     )

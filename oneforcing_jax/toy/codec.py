@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneforcing_jax import places
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
@@ -135,11 +136,11 @@ def load(path: str | Path) -> Codec:
       MissingInput: there is no such file.
       InputError: the file is no codec.
     """
-    path = Path(path)
+    path = places.path(path)
     if not path.is_file():
         raise MissingInput(f"no codec at {path}; check the path")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return Codec(file["mean"], file["analysis"], file["synthesis"], int(file["patch"]))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         raise InputError(

@@ -111,7 +111,10 @@ class Gallery:
         embedded = [pad(encoders.text.encode(c), encoders.text.length) for c in self.captions]
         self.text = np.stack(embedded)
         files = sorted((folder / "videos").glob("*.mp4"))
-        rows = [json.loads(line) for line in (folder / "videos" / "captions.jsonl").open()]
+        rows = [
+            json.loads(line)
+            for line in (folder / "videos" / "captions.jsonl").read_text().splitlines()
+        ]
         rows.sort(key=lambda row: row["video"])
         self.real_captions = [row["caption"] for row in rows][:count]
         self.real = np.stack([read_video(file)[0] for file in files[:count]])

@@ -84,7 +84,7 @@ def load(path: Path) -> Judge:
     if not path.is_file():
         raise MissingInput(f"no judge at {path}; the toy's stage of a world makes it")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             weights = {name: file[name] for name in file.files}
         if weights.keys() != {*jax.eval_shape(lambda: _weights(jax.random.key(0), 8, 1)), "unit"}:
             raise ValueError

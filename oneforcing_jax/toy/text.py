@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from oneforcing_jax import places
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
@@ -139,9 +140,9 @@ class TextEncoder:
         Raises:
           InputError: the folder cannot be written.
         """
-        folder = Path(folder)
+        folder = places.path(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            places.make(folder)
         except OSError as error:
             raise InputError(f"cannot make {folder}: {error.strerror}; choose another") from error
         content = io.BytesIO()
@@ -157,7 +158,7 @@ def load(folder: str | Path) -> TextEncoder:
       MissingInput: one of the two files is missing.
       InputError: one of them is damaged, or they do not belong together.
     """
-    folder = Path(folder)
+    folder = places.path(folder)
     for name in ("tokenizer.json", "embeddings.npz"):
         if not (folder / name).is_file():
             raise MissingInput(f"no text encoder in {folder}: {name} is missing")
@@ -168,7 +169,8 @@ def load(folder: str | Path) -> TextEncoder:
             f"{folder / 'tokenizer.json'}: expected a tokenizer, found another file; train it again"
         ) from None
     try:
-        with np.load(folder / "embeddings.npz", allow_pickle=False) as file:
+        content = io.BytesIO((folder / "embeddings.npz").read_bytes())
+        with np.load(content, allow_pickle=False) as file:
             words, positions = file["words"], file["positions"]
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         raise InputError(

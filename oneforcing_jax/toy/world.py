@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import processes
+from oneforcing_jax import places, processes
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
@@ -258,9 +257,9 @@ def write_dataset(
     """
     if count < 1:
         raise InputError(f"expected 1 video or more, found count={count}")
-    folder, captions = Path(folder), world.captions()
+    folder, captions = places.path(folder), world.captions()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        places.make(folder)
     except OSError as error:
         raise InputError(f"cannot make {folder}: {error.strerror}; choose another") from error
     with processes.first(f"the folder {folder}") as mine:
@@ -302,11 +301,13 @@ def _claim(folder: Path, count: int, seed: int, world: World) -> None:
             raise InputError(
                 f"{folder} holds a dataset of another seed or world; choose another folder"
             )
-    elif any(name.endswith(".mp4") for name in os.listdir(folder)):
+    elif any(name.endswith(".mp4") for name in places.names(folder)):
         raise InputError(f"{folder} holds videos that are not of this world; choose another folder")
     else:
         write_whole(file, json.dumps(wanted, indent=1).encode())
-    beyond = [name for name in os.listdir(folder) if name[:6].isdigit() and int(name[:6]) >= count]
+    beyond = [
+        name for name in places.names(folder) if name[:6].isdigit() and int(name[:6]) >= count
+    ]
     if beyond:
         raise InputError(
             f"{folder} holds {count + len(beyond)} videos, more than count={count}; ask for that "

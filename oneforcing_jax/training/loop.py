@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, processes, randomness, room
+from oneforcing_jax import checkpoint, places, processes, randomness, room
 from oneforcing_jax.command import Stopped
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
@@ -76,7 +76,7 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
       InputError, OSError: data or checkpoints that do not fit, or that cannot be read or written.
     """
     folder = workdir / name
-    store = _store(workdir / stage.data, trainer.method.fields)
+    store = _store(places.within(workdir, stage.data), trainer.method.fields)
     with (
         jax.set_mesh(trainer.mesh),
         checkpoint.manager(
@@ -108,7 +108,7 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
         )
         streams = _streams(trainer, store, start)
         traced = run.profile if jax.process_index() == run.profile_process else 0
-        with log, _trace(folder, traced, log.check) as trace:
+        with log, _trace(log.folder, traced, log.check) as trace:
             try:
                 _loop(trainer, stage, log, streams, manager, start, state, frozen, samples, trace)
             except NotFinite as error:
@@ -121,7 +121,7 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
 def identity(run: Run, stage: Train, workdir: Path) -> dict[str, Any]:
     """What must not change when the stage is continued; its data as far as they are there."""
     found = {"method": stage.method, "seed": run.seed, "batch": stage.batch}
-    file = workdir / stage.data / META
+    file = places.within(workdir, stage.data) / META
     if file.is_file():
         found["data"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return found

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from oneforcing_jax import chips, processes
 from oneforcing_jax.errors import InputError, NotFinite
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.files import Growing, write_whole
 from oneforcing_jax.training.alarms import Watch
 
 ROWS = "metrics.jsonl"
@@ -29,6 +29,8 @@ RATES, HOSTS = "rates/", "rates/hosts"
 # Where a host's time goes, but for its own work: batches, checkpoints, other hosts and devices, and what is
 # not training, such as samples.
 _PLACES = ("data", "saving", "waiting", "aside")
+# Seconds after which rows are published to a bucket, where no checkpoint does it before.
+_PUBLISH = 60.0
 # Metrics of an update that the progress line shows, and their names there.
 _SHOWN = {
     "loss": "loss",
@@ -78,6 +80,7 @@ class Log:
 
     Attributes:
       latest: value of every metric when it was last fetched.
+      folder: of a disk; what is put into it gets to `folder` above.
     """
 
     def __init__(
@@ -95,14 +98,15 @@ class Log:
         self._every, self._last = every, iterations
         self._unchecked: list[tuple[int, Mapping[str, Any]]] = []
         mine = processes.is_first()
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = _truncate(folder / ROWS, start) if mine else []
+        self._growing, self._published = Growing(folder), time.monotonic()
+        self.folder = here = self._growing.folder
+        rows = _truncate(folder / ROWS, start, here / ROWS) if mine else []
         self._watch = Watch(rows)
-        self._file = (folder / ROWS if mine else Path(os.devnull)).open("a", buffering=1)
+        self._file = (here / ROWS if mine else Path(os.devnull)).open("a", buffering=1)
         self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start + 1, write_to_disk=mine
+            str(here / "tensorboard"), purge_step=start + 1, write_to_disk=mine
         )
-        self._wandb = _begin_wandb(wandb, folder, name) if wandb and mine else None
+        self._wandb = _begin_wandb(wandb, folder, name, here) if wandb and mine else None
         self._bar = tqdm(
             total=iterations,
             initial=start,
@@ -123,6 +127,7 @@ class Log:
         self._file.close()
         if self._wandb:
             self._wandb.finish()
+        self._growing.close()
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -154,16 +159,28 @@ class Log:
         self._bar.update(1)
         if done % self._every and done != self._last:
             return
-        values = self.check()
+        values = self._fetch()
         rates, hosts = self._rates(done)
         self._write(done, rates, values, hosts)
 
     def check(self) -> dict[str, float]:
-        """The latest values, when all since the last check are finite. Call it before a state is saved.
+        """The latest values, when all since the last check are finite. Call it before a state is saved: in a
+        bucket the rows up to there are published, too.
 
         Raises:
           NotFinite: one is not; names it and its iteration.
+          OSError: the server of the bucket failed.
         """
+        values = self._fetch()
+        self._publish()
+        return values
+
+    def _publish(self) -> None:
+        self._board.flush()
+        self._growing.publish()
+        self._published = time.monotonic()
+
+    def _fetch(self) -> dict[str, float]:
         unchecked, self._unchecked = self._unchecked, []
         for done, metrics in unchecked:
             with self.on("waiting"):
@@ -233,6 +250,8 @@ class Log:
             line += f", slowest {name}: {host.busy:.3g} s, {host.data:.3g} of them for data"
         self._file.write(json.dumps(row | more) + "\n")
         self._bar.set_postfix_str(line)
+        if time.monotonic() - self._published > _PUBLISH:
+            self._publish()
 
 
 def _short(value: float) -> float:
@@ -259,8 +278,8 @@ def _memory(device: Any) -> int:
     return stats.get("peak_bytes_in_use") or 1024 * kilobytes
 
 
-def _begin_wandb(project: str, folder: Path, name: str) -> Any:
-    """A run of Weights & Biases, which an interrupted one continues."""
+def _begin_wandb(project: str, folder: Path, name: str, here: Path) -> Any:
+    """A run of Weights & Biases with its files in `here`, which an interrupted one continues."""
     try:
         wandb = importlib.import_module("wandb")
     except ImportError:
@@ -272,7 +291,7 @@ def _begin_wandb(project: str, folder: Path, name: str) -> Any:
     if not file.is_file():
         write_whole(file, secrets.token_hex(4).encode())
     return wandb.init(
-        project=project, name=name, id=file.read_text(), resume="allow", dir=str(folder)
+        project=project, name=name, id=file.read_text(), resume="allow", dir=str(here)
     )
 
 
@@ -308,13 +327,14 @@ def _whole(file: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     return found
 
 
-def _truncate(file: Path, last: int) -> Sequence[Mapping[str, Any]]:
-    """Removes the rows of iterations beyond `last`, and what a kill left of a row; returns the others."""
+def _truncate(file: Path, last: int, to: Path) -> Sequence[Mapping[str, Any]]:
+    """Writes to `to` the rows of a file, but for those of iterations beyond `last` and what a kill left of
+    one; returns them."""
     if not file.is_file():
         return []
     before = file.read_bytes()
     kept = [(line, row) for line, row in _whole(file, before) if row["iteration"] <= last]
     content = b"".join(line + b"\n" for line, _ in kept)
-    if content != before:
-        write_whole(file, content)
+    if content != before or to != file:
+        write_whole(to, content)
     return [row for _, row in kept]

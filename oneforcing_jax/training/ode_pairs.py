@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from oneforcing_jax import flow, processes, randomness, sharding
+from oneforcing_jax import flow, places, processes, randomness, sharding
 from oneforcing_jax.command import share
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError
@@ -63,7 +63,7 @@ class Config:
 
 def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     """Makes the trajectories that are not there yet."""
-    source, ode = Store.open(workdir / fields.data), run.view(Config).ode
+    source, ode = Store.open(places.within(workdir, fields.data)), run.view(Config).ode
     negative, (shape, _) = source.read_shared(NEGATIVE_TEXT), source.fields["latents"]
     kept = {name: source.fields[name] for name in ("latents", "text")}
     trajectory = ((len(ode.kept) + 1, *shape), "float32")

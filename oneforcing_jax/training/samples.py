@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from oneforcing_jax import processes, randomness, sharding
+from oneforcing_jax import places, processes, randomness, sharding
 from oneforcing_jax.causal.plan import draw
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.origin import Origin
@@ -120,7 +120,7 @@ class Samples:
                 motions[MOTION + (f"_{name}" if name else "")] = float(motion)
                 grid.append(np.concatenate(list(video), axis=2))
         if grid:
-            self._folder.mkdir(exist_ok=True)
+            places.make(self._folder)
             frames = np.concatenate(grid, axis=1)
             even = [(0, 0), *((0, size % 2) for size in frames.shape[1:3]), (0, 0)]
             write_video(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import checkpoint, methods
+from oneforcing_jax import checkpoint, methods, places
 from oneforcing_jax import config as configs
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Network
@@ -34,7 +34,7 @@ def place(run: Run, workdir: Path, source: str) -> tuple[Path, str]:
     where, _, net = source.rpartition(":")
     if where in run.stages:
         return workdir / where / checkpoint.FOLDER, net
-    return Path(where), net
+    return places.path(where), net
 
 
 def load(run: Run, workdir: Path, source: str, abstract: Any, ema: bool = False) -> Any:

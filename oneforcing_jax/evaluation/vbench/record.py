@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import checkpoint, integrity
+from oneforcing_jax import checkpoint, integrity, places
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench.suite import Suite
@@ -52,9 +52,9 @@ def describe(
     sealed = integrity.sealed(weights)
     chosen = dataclasses.asdict(loading) | dataclasses.asdict(making.look)
     made: dict[str, Any] = {
-        "checkpoint": str(weights.resolve()),
+        "checkpoint": str(places.absolute(weights)),
         "checksums_sha256": _digest((sealed / integrity.SUMS).read_bytes()) if sealed else None,
-        "encoders": str(encoders.resolve()),
+        "encoders": str(places.absolute(encoders)),
         "decoder": loading.decoder,
         "network": source.net,
         "config": dataclasses.asdict(source.config),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, processes
+from oneforcing_jax import checkpoint, places, processes
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
@@ -108,7 +108,7 @@ def _stream(
     gallery: Gallery, student: Student, weights: str | None, folder: Path, count: int
 ) -> None:
     """Writes videos of the last student as they are made, block by block; processes divide them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    places.make(folder)
     noise = gallery.draws(gallery.plan)
     index, parts = processes.part()
     own = spread(len(gallery.world.captions()), count)[index::parts]
