@@ -38,8 +38,9 @@ def train_stage(method, data, iterations, batch, optimisers, init, **changes):
         # What each network starts from: "random", "STAGE:NET", or "DIRECTORY:NET" of checkpoints.
         "init": init,
         "log_every": 1,
-        # Sample videos of these prompts, raw weights and average, in every so many iterations (0: none).
-        "samples": {"every": 0, "prompts": ()},
+        # Sample videos of these prompts, raw weights and average, in every so many iterations (0: none), by
+        # the codec's decoder ("") or Wan's tiny one ("tiny").
+        "samples": {"every": 0, "prompts": (), "decoder": ""},
         "checkpoint_every": 50,
         # Checkpoints kept: the last ones, and the best by a metric such as "generator/loss" or
         # "samples/motion" ("": none).
@@ -103,7 +104,7 @@ def get_config():
             # Name them: "DIRECTORY:NET" of converted weights, or of a stage of another run.
             init={"generator": "", "critic": "", "teacher": ""},
             ema={"decay": 0.99, "start": 50},
-            samples={"every": 50, "prompts": PROMPTS},
+            samples={"every": 50, "prompts": PROMPTS, "decoder": ""},
         )
     }
     return c

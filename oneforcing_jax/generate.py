@@ -26,6 +26,7 @@ from tqdm import tqdm
 from oneforcing_jax import compiled, processes
 from oneforcing_jax.command import any_path, axes, numbers, size
 from oneforcing_jax.data import mark
+from oneforcing_jax.data.encoders import DECODERS
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.dtypes import DTYPES
@@ -150,6 +151,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
     add("--checkpoint", required=True, type=any_path, help=found)
     add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
+    add("--decoder", choices=DECODERS, help="in place of the VAE's, for previews; docs/generate.md")
     add("--ema", action="store_true", help="the moving average of the weights")
     add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
 
@@ -163,9 +165,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
     add("--window", type=int, help="latent frames that a block sees, its own too; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
+    add("--relative", action="store_true", help="rotary positions of the sink follow the window")
     kept = "folder that keeps compiled programs; default: this user's, ~/.cache/oneforcing_jax; '': none"
     add("--programs", help=kept)
-    add("--relative", action="store_true", help="rotary positions of the sink follow the window")
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
     # fmt: on

@@ -108,7 +108,7 @@ def test_vae(tmp_path, capsys):
     # Two of the three latent frames are later steps.
     first = rows["decode"]["flops"] - 2 * rows["stream step"]["flops"]
     assert 0 < first < rows["stream step"]["flops"]
-    with pytest.raises(SystemExit, match="1 . 4k frames"):
+    with pytest.raises(SystemExit, match="1 . a multiple of 4 frames"):
         BENCH["main"](["vae", *sizes, "--frames=8"])
 
 
@@ -126,3 +126,5 @@ def test_generation_by_the_command_line(tmp_path, capsys):
     assert "frames/s" in printed and "both, overlapped" in printed
     with pytest.raises(SystemExit, match="batch: expected 1 or more, found 0"):
         BENCH["main"](["generate", *toy, "--batch=0"])
+    with pytest.raises(SystemExit, match="of 16 channels, which tiny is for, found 12"):
+        BENCH["main"](["generate", *toy, "--decoder=tiny"])

@@ -522,6 +522,10 @@ def test_teacher_by_the_command_line(command, weights, encoders):
             "expected a transformer among ema_generator, found .*params_model",
         ),
         (["--prompt=a green square"], "green"),
+        (
+            ["--prompt=a", "--decoder=tiny"],
+            "expected Wan's latents, which tiny is for, found encoders of oneforcing_jax.toy.encoders",
+        ),
     ],
 )
 def test_bad_input_is_one_line(options, message, tmp_path, command, capsys):

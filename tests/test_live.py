@@ -198,7 +198,7 @@ def test_frames_as_h264(address, tmp_path):
         owner.until(lambda c: c.session)
         viewer.say("watch", session=owner.session["session"])
         viewer.is_in("ended").all_read()
-        owner.all_read()
+        owner.is_in("ended").all_read()
     decoder, pictures = av.CodecContext.create("h264", "r"), []
     for frame in viewer.frames:
         pictures += decoder.decode(av.Packet(frame.jpeg))
@@ -493,8 +493,8 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         page.click("#examples button")
         page.fill("#frames", "2000")
         page.fill("#seed", "9")
-        page.select_option("#steps", "2")
         page.check("#recompute")
+        page.select_option("#steps", "2")
         page.press("#prompt", "Control+Enter")
         seen(page, 3)
         first = page.evaluate(pixels)
@@ -527,7 +527,13 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         # A reload in the middle goes on with the same video, and still controls it.
         page.reload()
         until(page, f"{STATUS} === 'Paused.'")
-        form = {"#prompt": "a blue circle", "#seed": "9", "#frames": "2000", "#steps": "2"}
+        form = {
+            "#prompt": "a blue circle",
+            "#seed": "9",
+            "#frames": "2000",
+            "#steps": "2",
+            "#window": "3",
+        }
         assert {name: page.input_value(name) for name in form} == form
         assert page.is_checked("#recompute")
         page.focus("body")

@@ -85,7 +85,7 @@ def get_config():
         "train": base["train_stage"](
             "elsewhere.regression", "data/store", 4, 8, {{"student": rule}}, {{"student": "random"}},
             ema={{"decay": 0.5, "start": 0}}, checkpoint_every=2,
-            samples={{"every": 2, "prompts": ("a red square",)}},
+            samples={{"every": 2, "prompts": ("a red square",), "decoder": ""}},
             best={{"metric": "samples/motion", "mode": "max"}},
         )
     }}
@@ -166,6 +166,10 @@ def test_it_is_counted_and_planned(workdir):
         (
             "stages.train.init.student=",
             "'stages.train.init.student': expected 'random', 'STAGE:NET'",
+        ),
+        (
+            "stages.train.samples.decoder=tiny",
+            "expected Wan's latents, .* found encoders of oneforcing_jax.toy.encoders",
         ),
         ("regression.level=x", "field 'regression.level': expected float such as 0.5"),
     ],

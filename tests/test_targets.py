@@ -152,14 +152,15 @@ def test_generation(target, window, monkeypatch):
 
 @pytest.mark.parametrize("target", ON)
 def test_vae(target, monkeypatch):
-    """Steps of a streamed decode whose columns lie on two devices, and an encode; a small VAE."""
+    """Steps of streamed decodes, by a small VAE and the tiny decoder, over two devices; an encode."""
     target = find(target)
     narrow = functools.partial(
         VAEConfig, width=8, blocks=1, multipliers=(1, 2), time_downsample=(True,)
     )
     monkeypatch.setattr(programs, "VAEConfig", narrow)
     run = small_video("latents.columns=16")
-    steps = programs.decode(run, programs.video_mesh(run, target.devices))
+    mesh = programs.video_mesh(run, target.devices)
+    steps = [*programs.decode(run, mesh), *programs.decode(run, mesh, "tiny")]
     for program in (*steps, programs.encode(run, target.devices)[0]):
         sent = {k.sent.kind for k in kernels.read(compiled(program, target), 2).kernels if k.sent}
         assert ("collective-permute" in sent) == (program.mesh.size == 2)

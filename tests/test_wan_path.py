@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from goldens import Golden
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from test_convert import CONVERT, EXPORT, run, tensors, write_json, write_torch
@@ -20,6 +21,7 @@ from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.video import write_video
+from oneforcing_jax.errors import MissingInput
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig
@@ -96,7 +98,17 @@ def test_from_published_files_to_a_trained_student_in_torch(
     assert store.fields["latents"] == ((3, 16, 4, 4), "float16")
     assert store.fields["text"] == ((12, 16), "bfloat16")
     assert store.read_shared("negative_text").shape == (12, 16)
-    assert isinstance(encoding.load(tmp_path / "store", 12).codec, encoding.WanCodec)
+    # The store leads to the tiny decoder, which its folder is given later.
+    with pytest.raises(MissingInput, match="--source taew2_1.pth --out"):
+        encoding.load(tmp_path / "store", 12, decoder="tiny")
+    golden = Golden("taew2_1_tiny")
+    write_torch(tmp_path / "taew2_1.pth", golden.weights())
+    run(CONVERT, source=tmp_path / "taew2_1.pth", out=tmp_path / "weights")
+    codec = encoding.load(tmp_path / "store", 12, decoder="tiny").codec
+    assert isinstance(codec, encoding.WanCodec)
+    expected = 255 * np.moveaxis(golden.outputs["decode_pixels"], 2, -1)
+    frames = codec.stream()(golden.inputs["latents"])
+    np.testing.assert_allclose(frames, expected, atol=0.51)
 
     width = {k: getattr(WAN, k) for k in ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim")}
     for net in ("generator", "critic", "teacher"):

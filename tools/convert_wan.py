@@ -2,9 +2,11 @@
 
     python tools/convert_wan.py --source Wan-AI/Wan2.1-T2V-1.3B --out checkpoints/wan_1.3b
     python tools/convert_wan.py --source framewise.pt --out checkpoints/framewise --dtype bfloat16
+    python tools/convert_wan.py --source taew2_1.pth --out checkpoints/wan_1.3b
 
 Reads the folder of a Wan2.1 model or of its diffusers version, a .pt file of One-Forcing, Causal
-Forcing or Self Forcing, or a Hugging Face repository (OWNER/NAME, OWNER/NAME:FILE for one file).
+Forcing or Self Forcing, the tiny decoder (taew2_1 .pth or .safetensors; OUT gets a folder tiny/), or a
+Hugging Face repository (OWNER/NAME, OWNER/NAME:FILE for one file).
 The same command again skips what is finished.
 """
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="convert_wan", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--source", required=True, help="folder, .pt file, or OWNER/NAME[:FILE]")
+    parser.add_argument("--source", required=True, help="folder, file, or OWNER/NAME[:FILE]")
     parser.add_argument("--out", required=True, type=any_path, help="folder of the result")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as in the files")
     parser.add_argument("--only", help=f"parts of a folder, among {','.join(PARTS)}")

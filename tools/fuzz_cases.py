@@ -100,7 +100,7 @@ OPTIONS = {
     "-1/2", "1/1"),
     "mesh": ("x=2", "sequence=0", "sequence=99", "sequence=-1", "=", "sequence"), "dtype": ("x", "int8"),
     "method": ("x", ""), "checkpoint": ("/no/such", "/dev/null", "", "/"), "encoders": ("/no/such", "/",
-    ""),
+    ""), "decoder": ("x", "", "tiny"),
     "out": ("/dev/null/x", "/proc/x.mp4", ""), "naming": ("x",), "prompt_embeds": ("/no", "/"),
     "noise_file": ("/no", "/"),
     "image": ("/no", "/", "/dev/null"), "video": ("/no", "/", "/dev/null"), "sampling_steps": ("0", "-1"),

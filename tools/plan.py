@@ -4,7 +4,7 @@
         --config.stages.one_forcing.batch=16 --out=plan.json
     python tools/plan.py train --config=configs/framewise.py --target=gpu:h200:8 --search
     python tools/plan.py train --config=configs/framewise.py --preset=h100x8
-    python tools/plan.py vae --config=configs/framewise.py --target=gpu:h200:1
+    python tools/plan.py vae --config=configs/framewise.py --target=gpu:h200:1 --decoder=tiny
 
 A target is a slice of TPUs (tpu:v6e:8x8, two of them tpu:v5p:2x2x4*2), GPUs (gpu:h100:8), or local. The
 compilers come with the extras plan-tpu and plan-gpu. Seconds are a lower bound: see
@@ -20,6 +20,7 @@ from typing import Any
 
 from oneforcing_jax import presets
 from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.data.encoders import DECODERS
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.targets import topology
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--preset", help=f"one of {', '.join(presets.PRESETS)}")
         command.add_argument("--target", help=f"{topology.FORMS}; default: the preset's")
         command.add_argument("--out", type=any_path, help="JSON file to write")
+        if name in ("generate", "vae"):
+            command.add_argument("--decoder", choices=DECODERS, help="in place of the VAE's")
         if name == "train":
             command.add_argument("--stage", help="a stage that trains; default: those of `run`")
             command.add_argument(
@@ -84,10 +87,12 @@ def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, 
     if given.what == "train":
         plans = forecast.train(run, [given.stage] if given.stage else forecast.stages(run), target)
     else:
-        make = {"generate": forecast.generate, "vae": forecast.vae, "encode": forecast.encode}[
-            given.what
-        ]
-        plans = [make(run, target)]
+        make = {
+            "generate": lambda: forecast.generate(run, target, given.decoder),
+            "vae": lambda: forecast.vae(run, target, given.decoder),
+            "encode": lambda: forecast.encode(run, target),
+        }
+        plans = [make[given.what]()]
     for made in plans:
         print(forecast.table(made))
     return [made.as_json() for made in plans]

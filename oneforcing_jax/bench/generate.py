@@ -1,7 +1,8 @@
 """Time of a video with random weights, part by part.
 
-Wan's VAE decodes latents with 16 channels; of others three channels are shown. Diffusion and decoding are run
-apart, and each block is waited for; "overlapped" is both as videos are really made.
+Wan's VAE, or the tiny decoder, decodes latents with 16 channels; of others three channels are shown.
+Diffusion and decoding are run apart, and each block is waited for; "overlapped" is both as videos are
+really made.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from flax.linen import meta
 
 from oneforcing_jax import chips, sharding
 from oneforcing_jax import config as configs
+from oneforcing_jax.bench import vae
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.command import numbers
-from oneforcing_jax.data.encoders import WanCodec
+from oneforcing_jax.data.encoders import DECODERS, WanCodec
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.streaming import decoded
 from oneforcing_jax.generation.student import FIRST_STEPS, Student, sample_keys, seeded
 from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models import vae
 from oneforcing_jax.models.params import unstacked
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
@@ -52,15 +53,25 @@ def random_student(config: WanConfig, window: Window) -> Student:
     return Student(config, unstacked(jax.jit(init)()), window)
 
 
-def random_decoder(latents: Latents, dtype: Any) -> Decoder:
-    """What `Codec.stream` is, with random weights of Wan's VAE; other latents are shown as they are."""
-    config = VAEConfig(dtype=dtype)
-    if latents.channels != config.channels:
+def random_decoder(latents: Latents, dtype: Any, decoder: str | None = None) -> Decoder:
+    """What `Codec.stream` is, with random weights of Wan's VAE or the tiny decoder; other latents are shown
+    as they are.
+
+    Raises:
+      InputError: a decoder for latents that are not Wan's.
+    """
+    wan = VAEConfig(dtype=dtype)
+    if latents.channels != wan.channels:
+        if decoder:
+            raise InputError(
+                f"decoder: expected latents of {wan.channels} channels, which {decoder} is for, found "
+                f"{latents.channels}; leave it out"
+            )
         return lambda: _pixels
-    params = meta.unbox(vae.init_params(config, jax.random.key(0)))
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    config, params = vae.random_params(wan, decoder)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    return WanCodec(config, jax.device_put(params, sharding.named(mesh))).stream
+    placed = jax.device_put(params, sharding.named(mesh))
+    return WanCodec(wan, None, decoder=(config, placed)).stream
 
 
 @jax.jit
@@ -131,7 +142,7 @@ def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         args.first_steps,
     )
     streamed = random_student(made, Window(args.window, args.sink))
-    decoder = random_decoder(size, made.dtype)
+    decoder = random_decoder(size, made.dtype, args.decoder)
     found = measure(streamed, decoder, size, plan, args.batch, args.repeats)
     # The count has exact lengths of keys, and each block sees all before it; a window makes it less.
     tokens = made.frame_tokens(size.rows, size.columns)
@@ -184,6 +195,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--config", required=True, help="a Python file with get_config()")
     add("--steps", type=numbers, default=(1000.0,), help="timesteps of every block")
     add("--first_steps", type=numbers, default=FIRST_STEPS, help="timesteps of the first block")
+    add("--decoder", choices=DECODERS, help="in place of the VAE's")
     add("--batch", type=int, default=1, help="videos side by side")
     add("--window", type=int, help="latent frames that a block sees; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible")

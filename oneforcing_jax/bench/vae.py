@@ -1,10 +1,9 @@
-"""Time and memory of the Wan VAE: whole encode, whole decode, and decode as a stream, random weights."""
+"""Time and memory of the Wan VAE or the tiny decoder: encode, decode, decode as a stream; random weights."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,15 +11,22 @@ import jax.numpy as jnp
 from flax.linen import meta
 
 from oneforcing_jax.bench.timing import timed
+from oneforcing_jax.data.encoders import DECODERS, WanCodec
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models import vae, vae_stream
+from oneforcing_jax.models import tiny_decoder, vae, vae_stream
+from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.vae import WanVAE
 from oneforcing_jax.models.vae_layers import VAEConfig
 
 
 def measure(
-    config: VAEConfig, frames: int, rows: int, columns: int, repeats: int
+    config: VAEConfig,
+    frames: int,
+    rows: int,
+    columns: int,
+    repeats: int,
+    decoder: str | None = None,
 ) -> list[dict[str, Any]]:
     """One row for each of encode, decode, and a steady step of a streamed decode.
 
@@ -28,30 +34,51 @@ def measure(
       config: of the VAE.
       frames, rows, columns: of the video in pixels.
       repeats: runs of which the median counts.
+      decoder: "tiny" for the tiny decoder, which has no encoder; None: the VAE's.
 
     Raises:
       InputError: sizes that the strides do not divide.
     """
-    model = WanVAE(config)
-    params = meta.unbox(vae.init_params(config, jax.random.key(0)))
-    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
-    pixels = jnp.zeros((1, frames, 3, rows, columns), config.dtype)
-    shape = jax.eval_shape(partial(model.apply, method="encode"), {"params": params}, pixels).shape
+    shape = (1, *WanCodec(config, None).latent_shape(frames, rows, columns))
+    made, params = random_params(config, decoder)
+    found = [] if decoder else [_encode(config, params, (1, frames, 3, rows, columns), repeats)]
     latents = jax.random.normal(jax.random.key(1), shape)
+    begin, step = vae_stream.init_stream(made, 1, *shape[3:]), jax.jit(vae_stream.decode_step)
+    one = latents[:, :1]
+    _, later = step(params, begin, one)
+    # A single frame's program holds no loop.
+    first, steady = (_flops(step, params, state, one) for state in (begin, later))
+    for name, count, state, x, work in (
+        ("decode", frames, begin, latents, first + (shape[1] - 1) * steady),
+        ("stream step", made.time_stride, later, one, steady),
+    ):
+        found.append(_row(name, count, timed(step, (params, state, x), repeats), work))
+    return found
 
-    def whole(method: str) -> Callable[..., Any]:
-        return jax.jit(lambda params, x: model.apply({"params": params}, x, method=method))
 
-    work = _flops(model, params, pixels, latents)
-    made = [
-        _row("encode", frames, timed(whole("encode"), (params, pixels), repeats), work["encode"]),
-        _row("decode", frames, timed(whole("decode"), (params, latents), repeats), work["decode"]),
-    ]
-    state = vae_stream.init_stream(config, 1, *shape[3:])
-    step = jax.jit(vae_stream.decode_step)
-    _, state = step(params, state, latents[:, :1])
-    times = timed(step, (params, state, latents[:, :1]), repeats)
-    return [*made, _row("stream step", config.time_stride, times, work["step"])]
+def random_params(
+    config: VAEConfig, decoder: str | None = None
+) -> tuple[vae_stream.DecoderConfig, Any]:
+    """Config and random parameters, in the compute dtype, of the VAE or of the decoder in its place."""
+    made: Any = TinyDecoderConfig(dtype=config.dtype) if decoder else config
+    init: Any = tiny_decoder.init_params if decoder else vae.init_params
+    params = meta.unbox(init(made, jax.random.key(0)))
+    return made, jax.tree.map(lambda leaf: leaf.astype(made.dtype), params)
+
+
+def _encode(config: VAEConfig, params: Any, shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """The row of an encode of pixels [1, f, 3, y, x]."""
+    model = WanVAE(config)
+
+    def call(method: str) -> Callable[..., Any]:
+        return jax.jit(lambda params, *x: model.apply({"params": params}, *x, method=method))
+
+    pixels, chunk = jnp.zeros(shape, config.dtype), call("encode_chunk")
+    first, later = pixels[:, :1], pixels[:, : config.time_stride]
+    _, cache = jax.eval_shape(chunk, params, first, None)
+    work = _flops(chunk, params, first, None)
+    work += (shape[1] - 1) // config.time_stride * _flops(chunk, params, later, cache)
+    return _row("encode", shape[1], timed(call("encode"), (params, pixels), repeats), work)
 
 
 def _row(name: str, frames: int, times: dict[str, Any], work: float) -> dict[str, Any]:
@@ -59,23 +86,9 @@ def _row(name: str, frames: int, times: dict[str, Any], work: float) -> dict[str
     return {"work": name, "frames": frames, **times, "flops": work, **rates}
 
 
-def _flops(model: WanVAE, params: Any, pixels: jax.Array, latents: jax.Array) -> dict[str, float]:
-    """Operations by XLA's count of a first and a later chunk, which hold no loop."""
-
-    def chunk(method: str, x: jax.Array, cache: Any) -> tuple[float, Any]:
-        program = jax.jit(
-            lambda params, x, cache: model.apply({"params": params}, x, cache, method=method)
-        )
-        lowered = program.lower(params, x, cache)
-        cost: Any = lowered.cost_analysis()
-        return cost["flops"], lowered.out_info[1]
-
-    later = latents.shape[1] - 1
-    one, cache = chunk("encode_chunk", pixels[:, :1], None)
-    more = chunk("encode_chunk", pixels[:, : model.config.time_stride], cache)[0]
-    first, cache = chunk("decode_chunk", latents[:, :1], None)
-    step = chunk("decode_chunk", latents[:, :1], cache)[0]
-    return {"encode": one + later * more, "decode": first + later * step, "step": step}
+def _flops(call: Any, *arguments: Any) -> float:
+    """Operations of a program without loops, by XLA's count."""
+    return float(call.lower(*arguments).cost_analysis()["flops"])
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -98,6 +111,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=480)
     parser.add_argument("--columns", type=int, default=832)
     parser.add_argument("--width", type=int, default=VAEConfig().width, help="of the first stage")
+    parser.add_argument("--decoder", choices=DECODERS, help="in place of the VAE's")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
 
@@ -107,9 +121,10 @@ def run(given: argparse.Namespace, unknown: Sequence[str]) -> dict[str, Any]:
     if unknown:
         raise InputError(f"expected the options of `bench vae --help`, found {unknown[0]}")
     config = VAEConfig(width=given.width, dtype=DTYPES[given.dtype])
-    rows = measure(config, given.frames, given.rows, given.columns, given.repeats)
+    rows = measure(config, given.frames, given.rows, given.columns, given.repeats, given.decoder)
     device = jax.devices()[0].device_kind
-    print(f"VAE, {given.frames} frames of {given.rows}x{given.columns}, {given.dtype}, {device}")
+    size = f"{given.frames} frames of {given.rows}x{given.columns}"
+    print(f"{given.decoder or 'VAE'}, {size}, {given.dtype}, {device}")
     print(table(rows))
-    names = ("frames", "rows", "columns", "width", "dtype")
+    names = ("frames", "rows", "columns", "width", "decoder", "dtype")
     return {"device": device, **{name: getattr(given, name) for name in names}, "work": rows}

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from oneforcing_jax.convert import tiny_decoder as tiny_keys
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models import umt5, vae
+from oneforcing_jax.models import tiny_decoder, umt5, vae
 from oneforcing_jax.models.critic import Critic, HeadConfig
+from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
@@ -29,7 +32,7 @@ from oneforcing_jax.sharding import unbox
 MODEL, TOKENIZER = "model.json", "tokenizer"
 
 Shapes = Mapping[str, tuple[int, ...]]
-Config = WanConfig | VAEConfig | UMT5Config
+Config = WanConfig | VAEConfig | UMT5Config | TinyDecoderConfig
 # Names of the token embedding in transformers' files, which may hold it under both.
 TIED = ("shared.weight", "encoder.embed_tokens.weight")
 # Beginnings of names that the original files do not have.
@@ -209,11 +212,34 @@ def text_config(
     return config, umt5_keys.original(config)
 
 
+def tiny_config(shapes: Shapes, source: str = "checkpoint") -> tuple[TinyDecoderConfig, KeyMap]:
+    """The sizes of Wan2.1's tiny decoder and its key map."""
+    like = TinyDecoderConfig()
+    table = tiny_keys.published(like)
+    names = {leaf.path: key for key, leaf in table.items()}
+
+    def shape(*path: str) -> tuple[int, ...]:
+        if len(shapes.get(names[path], ())) != 4:
+            raise _unlike(source, "Wan2.1's tiny autoencoder", shapes)
+        return shapes[names[path]]
+
+    stages = range(len(like.time_upsample))
+    first, grown = shape("conv_in", "kernel"), [shape(f"ups_{i}", "grow_kernel") for i in stages]
+    config = TinyDecoderConfig(
+        channels=first[1],
+        widths=(first[0], *(shape(f"ups_{i}", "kernel")[0] for i in stages)),
+        time_upsample=tuple(out > width for out, width, *_ in grown),
+    )
+    return config, table
+
+
 @functools.lru_cache(maxsize=32)
 def abstract(config: Config, head: HeadConfig | None = None) -> Any:
     """Shapes of the parameters of the network with this config."""
     if isinstance(config, VAEConfig):
         make = lambda: vae.init_params(config, jax.random.key(0))  # noqa: E731
+    elif isinstance(config, TinyDecoderConfig):
+        make = lambda: tiny_decoder.init_params(config, jax.random.key(0))  # noqa: E731
     elif isinstance(config, UMT5Config):
         make = lambda: umt5.init_params(config, jax.random.key(0))  # noqa: E731
     else:
@@ -233,7 +259,7 @@ def describe(config: Config, head: HeadConfig | None = None) -> dict[str, Any]:
 
 def config_of(record: Mapping[str, Any], dtype: Any = jnp.float32) -> Config:
     """The inverse of `describe`, with a compute dtype."""
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in (WanConfig, VAEConfig, UMT5Config)}
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in typing.get_args(Config)}
     return _replace(kinds[record["kind"]](), dict(record["config"]) | {"dtype": dtype})
 
 

@@ -2,7 +2,7 @@
 
 Wan2.1's folder holds `diffusion_pytorch_model*.safetensors` with `config.json`, and two `.pth`
 files; a folder of diffusers holds `transformer/`, `vae/` and `text_encoder/`; distilled generators
-are one `.pt` file.
+are one `.pt` file, and the tiny decoder is `taew2_1.pth` or `taew2_1.safetensors`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from oneforcing_jax.convert.keys import Tensors
-from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors
+from oneforcing_jax.convert.tiny_decoder import TELLING
+from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors, load_torch
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import read_record
 
 PARTS = ("transformer", "vae", "text")
+# A model that no folder of Wan2.1 holds.
+TINY = "tiny"
+# Endings of PyTorch's files.
+TORCH = (".pt", ".pth")
 _STEM = "diffusion_pytorch_model"
 _PTH = {"vae": "Wan2.1_VAE.pth", "text": "models_t5_umt5-xxl-enc-bf16.pth"}
 _FOLDERS = {
@@ -28,7 +33,7 @@ _FOLDERS = {
 }
 EXPECTED = (
     f"a folder of Wan2.1 ({_STEM}*.safetensors, {_PTH['vae']}, {_PTH['text']}), one of diffusers "
-    "(transformer/, vae/, text_encoder/), or a .pt file"
+    "(transformer/, vae/, text_encoder/), a .pt file, or taew2_1.pth or .safetensors"
 )
 # Folders with the tokenizer, of Wan2.1 and of diffusers.
 _TOKENIZERS = ("google/umt5-xxl", "tokenizer")
@@ -40,8 +45,8 @@ class Part:
     """The files of one model.
 
     Attributes:
-      name: of `PARTS`.
-      files: safetensors files, or one `.pth` file.
+      name: of `PARTS`, or `TINY`.
+      files: safetensors files, or one file of PyTorch.
       settings: config.json; empty where there is none.
       tokenizer: folder of the text encoder's tokenizer; None where there is none.
     """
@@ -53,7 +58,7 @@ class Part:
 
     def open(self) -> Tensors:
         """Its tensors, to be read one at a time."""
-        if self.files[0].suffix == ".pth":
+        if self.files[0].suffix in TORCH:
             return TorchTensors(self.files[0])
         return SafeTensors(self.files)
 
@@ -133,6 +138,18 @@ def parts(folder: Path, only: Sequence[str] | None = None) -> list[Part]:
             f"{folder}: expected {EXPECTED}, found {what} among: {shown or 'nothing'}; {advice}"
         )
     return [found[name] for name in only or PARTS if name in found]
+
+
+def is_tiny(path: Path) -> bool:
+    """Whether a file holds a tiny autoencoder, Wan2.1's or another's.
+
+    Raises:
+      InputError: it is not readable.
+    """
+    if path.suffix in TORCH:
+        content = load_torch(path)
+        return isinstance(content, Mapping) and TELLING in content
+    return path.suffix == ".safetensors" and TELLING in SafeTensors((path,))
 
 
 def _part(folder: Path, name: str) -> Part | None:

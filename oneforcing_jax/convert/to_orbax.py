@@ -3,6 +3,7 @@
     from a folder    out/transformer/0/params_model and out/transformer/model.json; the same for vae and
                      text, with the tokenizer in out/text/tokenizer
     from a .pt file  out/0/params_generator, ema_generator and params_critic beside it, and out/model.json
+    from taew2_1     out/tiny/0/params_model and out/tiny/model.json
 
 `oneforcing_jax.checkpoint.load_net(out / "transformer", "model", abstract)` reads them, and so does
 `init` in a stage's config ("OUT:generator").
@@ -28,6 +29,7 @@ from oneforcing_jax.convert import keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
+from oneforcing_jax.convert.tiny_decoder import ENCODER
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
@@ -59,7 +61,7 @@ def convert(
     """Converts whatever `name` is.
 
     Args:
-      name: a folder, a `.pt` file, or a Hugging Face repository; see `source.locate`.
+      name: a folder, a file, or a Hugging Face repository; see `source.locate`.
       out: folder of the result. What is finished there is skipped.
       dtype: "float32" or "bfloat16"; None: as in the files, bit by bit.
       only: parts of a folder; None: all that are there.
@@ -84,9 +86,13 @@ def convert(
                 report(f"{missing}: not in {path}, left out")
         for part in found:
             _convert_part(part, out / part.name, order, num_heads, report)
-    elif path.suffix in (".pt", ".pth"):
-        if only:
-            raise InputError(f"{path}: --only is for folders, and this is one file; leave it out")
+        return
+    if only:
+        raise InputError(f"{path}: --only is for folders, and this is one file; leave it out")
+    if source.is_tiny(path):
+        part = source.Part(source.TINY, (path,), {})
+        _convert_part(part, out / part.name, order, num_heads, report)
+    elif path.suffix in source.TORCH:
         _convert_file(path, out, order, num_heads, report)
     else:
         raise InputError(
@@ -102,15 +108,18 @@ def _convert_part(
         report(f"{part.name}: finished before in {target}, skipped")
         return
     tensors, head = part.open(), None
+    shapes = tensors.shapes
     config: sizes.Config
     if part.name == "transformer":
-        config = sizes.wan(tensors.shapes, "", str(part), part.settings, num_heads)
-        key_map = sizes.wan_key_map(tensors.shapes)
+        config = sizes.wan(shapes, "", str(part), part.settings, num_heads)
+        key_map = sizes.wan_key_map(shapes)
     elif part.name == "vae":
-        config, key_map = sizes.vae_config(tensors.shapes, str(part), part.settings)
+        config, key_map = sizes.vae_config(shapes, str(part), part.settings)
+    elif part.name == source.TINY:
+        config, key_map = sizes.tiny_config(shapes, str(part))
+        tensors.shapes = {k: shapes[k] for k in shapes if not k.startswith(ENCODER)}
     else:
-        config, key_map = sizes.text_config(tensors.shapes, str(part), part.settings)
-        shapes = tensors.shapes
+        config, key_map = sizes.text_config(shapes, str(part), part.settings)
         tensors.shapes = {k: shapes[k] for k in shapes if k in key_map or k not in sizes.TIED}
     with staged(target) as temporary:
         net = _write(temporary / STEP / "params_model", tensors, key_map, config, head, order, part)
@@ -119,7 +128,7 @@ def _convert_part(
         if part.tokenizer:
             shutil.copytree(part.tokenizer, temporary / TOKENIZER)
         integrity.seal(temporary)
-    report(f"{part.name}: {len(tensors)} tensors of {part} -> {target}")
+    report(f"{part.name}: {len(tensors.shapes)} tensors of {part} -> {target}")
     if part.name == "text" and not part.tokenizer:
         report(f"text: no tokenizer beside it; copy its folder to {target / TOKENIZER}")
 

@@ -10,7 +10,6 @@ for block in student.stream(...):
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -22,10 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import checkpoint, parts, sharding
-from oneforcing_jax.convert import sizes
+from oneforcing_jax import parts, sharding
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
-from oneforcing_jax.data import text
+from oneforcing_jax.data import converted, text
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.models import umt5, vae, vae_stream
@@ -33,6 +31,8 @@ from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae import WanVAE
 from oneforcing_jax.models.vae_layers import VAEConfig
 
+# Decoders that take the place of the codec's own.
+DECODERS = ("tiny",)
 # In a store this file names the folder of the encoders that filled it. In a folder of encoders it names their
 # kind, the dotted path of a module with a function `load` like the one here; without it they are Wan's.
 ENCODERS = "encoders.json"
@@ -97,14 +97,26 @@ class Encoders(NamedTuple):
 class WanCodec:
     """The Wan VAE over uint8 frames.
 
+    Args:
+      config, params: of the VAE.
+      fingerprint: of their source.
+      decoder: config and parameters of the tiny decoder, where that decodes and not the VAE.
+
     It follows the mesh of its weights: videos of a batch are split over `data` and `fsdp`, columns of
     the frames over `sequence`, each where the sizes allow it.
     """
 
     dtype: ClassVar[str] = "float16"
 
-    def __init__(self, config: VAEConfig, params: Any, fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        config: VAEConfig,
+        params: Any,
+        fingerprint: str = "",
+        decoder: tuple[vae_stream.DecoderConfig, Any] | None = None,
+    ) -> None:
         self.config, self.params, self._fingerprint = config, params, fingerprint
+        self.decoder = decoder or (config, params)
         model = WanVAE(config)
 
         @jax.jit
@@ -156,22 +168,23 @@ class WanCodec:
     def stream(self) -> Callable[[jax.Array], jax.Array]:
         """A decoder of one video: latents [b, n, c, y, x] to its next frames, uint8 [b, m, y, x, 3]."""
         state: vae_stream.StreamState | None = None
+        config, params = self.decoder
 
         def decode(latents: jax.Array) -> jax.Array:
             nonlocal state
             if state is None:
                 batch, _, _, rows, columns = latents.shape
-                state = vae_stream.init_stream(self.config, batch, rows, columns)
+                state = vae_stream.init_stream(config, batch, rows, columns)
             axes = ("batch", None, None, None, "columns")
             with jax.set_mesh(self._mesh):
-                pixels, state = self._decode(self.params, state, self._share_out(latents, axes))
+                pixels, state = self._decode(params, state, self._share_out(latents, axes))
             return pixels
 
         return decode
 
     @property
     def _mesh(self) -> Any:
-        return jax.tree.leaves(self.params)[0].sharding.mesh
+        return jax.tree.leaves(self.decoder[1])[0].sharding.mesh
 
     def _share_out(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         """An array on the devices of the weights, split by the axes that their mesh divides."""
@@ -225,7 +238,11 @@ class WanText:
 
 
 def load(
-    folder: str | Path, text_len: int = text.MAX_TOKENS, dtype: Any = None, mesh: Any = None
+    folder: str | Path,
+    text_len: int = text.MAX_TOKENS,
+    dtype: Any = None,
+    mesh: Any = None,
+    decoder: str | None = None,
 ) -> Encoders:
     """The encoders in a folder.
 
@@ -235,16 +252,24 @@ def load(
       text_len: the most tokens of a prompt, where the encoder does not fix it.
       dtype: of the VAE's arithmetic; None: as its weights are stored.
       mesh: over which Wan's VAE splits videos and their columns; None: all devices, a video each.
+      decoder: of `DECODERS`, for Wan's latents; None: the codec's own.
 
     Raises:
       MissingInput, InputError: nothing of the kind there, or damaged.
     """
+    if decoder not in (None, *DECODERS):
+        raise InputError(f"decoder: expected one of {', '.join(DECODERS)}, found {decoder!r}")
     folder = Path(folder)
     said = _said(folder)
     if "folder" in said:
         folder = Path(os.path.normpath(folder / said["folder"]))
         said = _said(folder)
     if "kind" in said:
+        if decoder:
+            raise InputError(
+                f"decoder: expected Wan's latents, which {decoder} is for, found encoders of "
+                f"{said['kind']} in {folder}; leave it out"
+            )
         try:
             kind = parts.find(said["kind"], __package__, "load")
         except InputError as error:
@@ -257,10 +282,13 @@ def load(
             f"or an {ENCODERS} that says their kind; give the folder that holds them"
         )
     every = _mesh(read_record(folder / "text" / MODEL, "nets", "params_model"))
-    config, params, fingerprint = _net(folder / "vae", mesh or every, vae.init_params, dtype)
-    codec = WanCodec(config, params, fingerprint)
+    config, params, fingerprint = converted.net(
+        folder / "vae", mesh or every, vae.init_params, dtype
+    )
+    tiny = converted.tiny(folder / decoder, mesh or every, dtype, config) if decoder else None
+    codec = WanCodec(config, params, fingerprint, tiny)
     tokenizer = text.load_tokenizer(folder / "text" / TOKENIZER)
-    config, params, fingerprint = _net(folder / "text", every, umt5.init_params)
+    config, params, fingerprint = converted.net(folder / "text", every, umt5.init_params)
     encoder = WanText(config, params, tokenizer, text_len, fingerprint)
     return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
 
@@ -292,17 +320,3 @@ def _mesh(net: Any) -> Any:
     devices = jax.local_devices()
     count = math.gcd(len(devices), net["config"]["width"])
     return sharding.make_mesh({"fsdp": count}, devices[:count])
-
-
-def _net(folder: Path, mesh: Any, init: Any, dtype: Any = None) -> tuple[Any, Any, str]:
-    """Config, parameters and fingerprint of one converted model."""
-    net = read_record(folder / MODEL, "nets", "params_model")
-    stored = jnp.dtype(net["dtype"])
-    config: Any = sizes.config_of(net, dtype or stored)
-    boxed = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored, sharding=leaf.sharding),
-        sharding.abstract(boxed, mesh),
-    )
-    params = checkpoint.load_net(folder, "model", shapes)
-    return config, params, hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()[:16]

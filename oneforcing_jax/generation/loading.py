@@ -26,6 +26,7 @@ class Loading:
 
     checkpoint: Path
     encoders: Path | None
+    decoder: str | None
     ema: bool
     dtype: str | None
     shift: Positive | None
@@ -55,8 +56,8 @@ class Loading:
         """The student, or with `teacher` the bidirectional model in many steps."""
         if not self.teacher:
             return streaming.load(
-                self.checkpoint, self.encoders, ema=self.ema, dtype=self.dtype, shift=self.shift,
-                window=self.sight(), batch=self.batch, split=self.mesh,
+                self.checkpoint, self.encoders, decoder=self.decoder, ema=self.ema, dtype=self.dtype,
+                shift=self.shift, window=self.sight(), batch=self.batch, split=self.mesh,
             )  # fmt: skip
 
         def sampler(shift: float) -> samplers.Sampler:
@@ -65,5 +66,5 @@ class Loading:
         # Wan counts guidance from the unconditional prediction, the paper and we from the conditional.
         return streaming.load_teacher(
             self.checkpoint, self.encoders, sampler=sampler, guidance=self.guidance - 1,
-            ema=self.ema, dtype=self.dtype, shift=self.shift, batch=self.batch,
+            decoder=self.decoder, ema=self.ema, dtype=self.dtype, shift=self.shift, batch=self.batch,
         )  # fmt: skip

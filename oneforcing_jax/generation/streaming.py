@@ -219,7 +219,14 @@ def _fits(codec: encoding.Codec, sizes: Sequence[int]) -> bool:
 
 
 def _read(
-    checkpoint: Any, encoders: Any, ema: bool, dtype: Any, shift: Any, batch: int, split: Any = None
+    checkpoint: Any,
+    encoders: Any,
+    decoder: Any,
+    ema: bool,
+    dtype: Any,
+    shift: Any,
+    batch: int,
+    split: Any = None,
 ) -> Any:
     source = pretrained.find(checkpoint, ema, dtype, shift)
     # Each video has the devices of `split`, and as many of those groups as divide the batch are used.
@@ -244,7 +251,7 @@ def _read(
         sharding.check("the tokens of a frame", tokens, "tokens", mesh)
     found = encoders or pretrained.find_encoders(checkpoint)
     loaded = encoding.load(
-        found, source.config.text_len, source.config.dtype, mesh if each > 1 else None
+        found, source.config.text_len, source.config.dtype, mesh if each > 1 else None, decoder
     )
     return source, loaded, mesh, source.params(mesh)
 
@@ -253,6 +260,7 @@ def load(
     checkpoint: str | Path,
     encoders: str | Path | None = None,
     *,
+    decoder: str | None = None,
     ema: bool = False,
     dtype: str | None = None,
     shift: float | None = None,
@@ -265,6 +273,7 @@ def load(
     Args:
       checkpoint, ema, dtype, shift: see `pretrained.find`.
       encoders: their folder; None: see `pretrained.find_encoders`.
+      decoder: "tiny" for the tiny decoder; None: the VAE's.
       window: how far back a block sees; one with a size holds memory constant.
       batch: videos made side by side, which decides on how many devices.
       split: devices of each video along the mesh axes context, sequence and tensor; None: one device.
@@ -272,7 +281,9 @@ def load(
     Raises:
       MissingInput, InputError: one line on what is missing or does not fit.
     """
-    source, loaded, mesh, params = _read(checkpoint, encoders, ema, dtype, shift, batch, split)
+    source, loaded, mesh, params = _read(
+        checkpoint, encoders, decoder, ema, dtype, shift, batch, split
+    )
     student = Student(source.config, unstacked(params), window, mesh)
     return VideoModel(student.stream, source, loaded, mesh)
 
@@ -281,6 +292,7 @@ def load_teacher(
     checkpoint: str | Path,
     encoders: str | Path | None = None,
     *,
+    decoder: str | None = None,
     sampler: Callable[[float], samplers.Sampler],
     guidance: float,
     ema: bool = False,
@@ -294,9 +306,9 @@ def load_teacher(
       sampler: makes one for the shift of the noise schedule, such as `lambda shift:
         samplers.unipc(samplers.wan_grid(50, shift))`.
       guidance: see `samplers.sample`.
-      checkpoint, encoders, ema, dtype, shift, batch: see `load`.
+      checkpoint, encoders, decoder, ema, dtype, shift, batch: see `load`.
     """
-    source, loaded, mesh, params = _read(checkpoint, encoders, ema, dtype, shift, batch)
+    source, loaded, mesh, params = _read(checkpoint, encoders, decoder, ema, dtype, shift, batch)
     net, table = WanDiT(source.config), sampler(source.shift)
     negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
 

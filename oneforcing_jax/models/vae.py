@@ -153,7 +153,7 @@ class WanVAE(nn.Module):
 
     def decode_frames(self, latents: Array, cache: Cache) -> tuple[Array, Cache]:
         """`decode` of the next latent frames [b, n, c, y, x]; the cache is as for `decode_chunk`."""
-        return _over_chunks(self, "decode_chunk", latents, cache, 1, self.config.time_stride)
+        return over_chunks(self, "decode_chunk", latents, cache, 1, self.config.time_stride)
 
     def moments(self, pixels: Array) -> tuple[Array, Array]:
         """Posterior of the latents, not normalised.
@@ -168,7 +168,7 @@ class WanVAE(nn.Module):
           InputError: the shape does not fit.
         """
         _check_pixels(self.config, pixels.shape)
-        both, _ = _over_chunks(self, "encode_chunk", pixels, None, self.config.time_stride, 1)
+        both, _ = over_chunks(self, "encode_chunk", pixels, None, self.config.time_stride, 1)
         mu, logvar = jnp.split(both, 2, axis=2)
         return mu, logvar
 
@@ -189,8 +189,8 @@ class WanVAE(nn.Module):
         return self.decode_frames(latents, None)[0]
 
 
-def _over_chunks(
-    model: WanVAE, method: str, x: Array, cache: Cache, rate: int, made: int
+def over_chunks(
+    model: nn.Module, method: str, x: Array, cache: Cache, rate: int, made: int
 ) -> tuple[Array, Cache]:
     """Run a chunk method over a video or the rest of one: [b, frames in, ...] -> [b, frames out, ...].
 
@@ -205,7 +205,7 @@ def _over_chunks(
     if not steps:
         return y, cache
 
-    def body(model: WanVAE, carry: tuple[Cache, Array], step: Array) -> tuple[Any, None]:
+    def body(model: nn.Module, carry: tuple[Cache, Array], step: Array) -> tuple[Any, None]:
         cache, out = carry
         part = jax.lax.dynamic_slice_in_dim(x, size + step * rate, rate, axis=1)
         part, cache = getattr(model, method)(part, cache)
@@ -237,7 +237,8 @@ def _check_pixels(config: VAEConfig, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_latents(config: VAEConfig, shape: tuple[int, ...]) -> None:
+def check_latents(config: Any, shape: tuple[int, ...]) -> None:
+    """Refuses latents that are not [b, f, c, y, x] with the channels of a config."""
     if len(shape) != 5 or shape[2] != config.channels or not shape[1]:
         raise InputError(
             f"latents have shape {shape}; expected [b, f, {config.channels}, y, x] with f >= 1. "
@@ -246,14 +247,17 @@ def check_latents(config: VAEConfig, shape: tuple[int, ...]) -> None:
 
 
 def init_params(config: VAEConfig, key: Array) -> Any:
-    """Random parameters, f32, boxed with their logical axes (`flax.linen.meta.unbox` opens them).
-
-    The distribution is that of `WanVAE.init`, but from one draw. A program with a draw for each kernel
-    takes longer to compile than everything else here together.
-    """
+    """Random parameters, f32, boxed with their logical axes (`flax.linen.meta.unbox` opens them)."""
     side = 2 * config.space_stride
     pixels = jax.ShapeDtypeStruct((1, 1 + config.time_stride, 3, side, side), jnp.float32)
-    shapes = jax.eval_shape(WanVAE(config).init, key, pixels)["params"]
+    return drawn(jax.eval_shape(WanVAE(config).init, key, pixels)["params"], key)
+
+
+def drawn(shapes: Any, key: Array) -> Any:
+    """Random parameters of these shapes: the distribution is that of `init`, but from one draw.
+
+    A program with a draw for each kernel takes longer to compile than everything else here together.
+    """
 
     @jax.jit
     def draw(key: Array) -> Any:

@@ -92,15 +92,20 @@ class VAEConfig:
         return int(2 ** sum(self.time_downsample))
 
 
-def _weights(module: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
-    """Kernel [k..., in, out] and bias [out] of the calling layer, in the compute dtype."""
+def kernel(module: nn.Module, shape: tuple[int, ...], dtype: Any, name: str = "kernel") -> Array:
+    """Kernel [k..., in, out] of the calling layer, in the compute dtype."""
     names = (None,) * (len(shape) - 2) + ("conv_in", "conv_out")
-    fan_in = math.prod(shape[:-1])
-    init = nn.initializers.normal(fan_in**-0.5)
-    kernel = module.param("kernel", nn.with_logical_partitioning(init, names), shape)
+    init = nn.initializers.normal(math.prod(shape[:-1]) ** -0.5)
+    made = module.param(name, nn.with_logical_partitioning(init, names), shape)
+    return cast(Array, made).astype(dtype)
+
+
+def weights(module: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
+    """Kernel [k..., in, out] and bias [out] of the calling layer, in the compute dtype."""
+    made = kernel(module, shape, dtype)
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
     bias = module.param("bias", zeros, shape[-1:])
-    return cast(Array, kernel).astype(dtype), cast(Array, bias).astype(dtype)
+    return made, cast(Array, bias).astype(dtype)
 
 
 class Norm(nn.Module):
@@ -134,7 +139,7 @@ class CausalConv(nn.Module):
     @nn.compact
     def __call__(self, frames: Frames, past: Cache) -> tuple[Frames, Cache]:
         shape = (3, self.space, self.space, frames[0].shape[-1], self.features)
-        kernel, bias = _weights(self, shape, self.config.dtype)
+        kernel, bias = weights(self, shape, self.config.dtype)
         if 3 * self.features < frames[0].shape[-1]:
             made, kept = narrowing(frames, past, kernel)
         else:
@@ -150,7 +155,7 @@ class Pointwise(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel, bias = _weights(self, (x.shape[-1], self.features), self.config.dtype)
+        kernel, bias = weights(self, (x.shape[-1], self.features), self.config.dtype)
         return x @ kernel + bias
 
 
@@ -163,7 +168,7 @@ class SpaceConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel, bias = _weights(self, (3, 3, x.shape[-1], self.features), self.config.dtype)
+        kernel, bias = weights(self, (3, 3, x.shape[-1], self.features), self.config.dtype)
         made = conv(x, kernel, 2, (0, 1)) if self.halves else enlarged(x, kernel)
         return placed(made + bias)
 
@@ -264,7 +269,7 @@ class TimeConv(nn.Module):
     @nn.compact
     def __call__(self, frames: Frames, past: Frames) -> Frames:
         shape = (3, 1, 1, frames[0].shape[-1], self.features)
-        kernel, bias = _weights(self, shape, self.config.dtype)
+        kernel, bias = weights(self, shape, self.config.dtype)
         if self.stride == 1:
             made = causal(frames, past, kernel)
         else:

@@ -1,4 +1,4 @@
-"""The decoder of the Wan2.1 VAE as a stream: latent frames in, pixel frames out.
+"""The decoder of the Wan2.1 VAE, or the tiny one, as a stream: latent frames in, pixel frames out.
 
 step = jax.jit(decode_step)    # two programs: the first call, and the rest
 state = init_stream(config, batch, latent_y, latent_x)
@@ -15,9 +15,12 @@ from typing import Any
 import jax
 
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from oneforcing_jax.models.vae import WanVAE, check_latents
 from oneforcing_jax.models.vae_convolutions import Array, Cache
 from oneforcing_jax.models.vae_layers import VAEConfig
+
+DecoderConfig = VAEConfig | TinyDecoderConfig
 
 
 @functools.partial(
@@ -30,22 +33,22 @@ class StreamState:
     Attributes:
       cache: what each layer of the decoder keeps of the past; None before the first latent frame, so
         that under `jit` the first call and the later ones are two programs.
-      config: of the VAE; static.
+      config: of the VAE, or of the tiny decoder; static.
       size: videos, latent rows and columns; static.
     """
 
     cache: Cache
-    config: VAEConfig
+    config: DecoderConfig
     size: tuple[int, int, int]
 
 
 def init_stream(
-    config: VAEConfig, batch: int, latent_y: int, latent_x: int, dtype: Any = None
+    config: DecoderConfig, batch: int, latent_y: int, latent_x: int, dtype: Any = None
 ) -> StreamState:
     """The state of a decode that has seen nothing.
 
     Args:
-      config: of the VAE.
+      config: of the VAE, or of the tiny decoder.
       batch: videos decoded side by side.
       latent_y, latent_x: latent rows and columns.
       dtype: compute dtype of the stream, `config.dtype` where it is None.
@@ -61,7 +64,7 @@ def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array,
     The calls together give what one `decode` gives, however the frames are shared out among them.
 
     Args:
-      params: of `WanVAE`.
+      params: of the network with the stream's config.
       state: from `init_stream` or the call before. It may be donated, which saves its memory; but as
         its frames are read while new ones are written, the compiler then copies those once more.
       latents: [b, n, c, y, x], normalised; any n, a new n is a new program under `jit`.
@@ -81,7 +84,6 @@ def decode_step(params: Any, state: StreamState, latents: Array) -> tuple[Array,
             f"latents have batch, rows, columns {found}, but the stream was made for "
             f"{state.size}. Start a stream of the right size with init_stream."
         )
-    pixels, cache = WanVAE(config).apply(
-        {"params": params}, latents, state.cache, method="decode_frames"
-    )
+    net = TinyDecoder(config) if isinstance(config, TinyDecoderConfig) else WanVAE(config)
+    pixels, cache = net.apply({"params": params}, latents, state.cache, method="decode_frames")
     return pixels, StreamState(cache, config, state.size)

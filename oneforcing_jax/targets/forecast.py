@@ -56,16 +56,16 @@ class Forecast:
 
     def video(self) -> dict[str, float]:
         """Seconds of a video: of a block in the middle, of its decoding, and of all blocks and frames."""
-        steady = [c for c in self.costs if "steady" in c.name and not c.name.startswith("vae")]
-        decoding = [c for c in self.costs if c.name.startswith("vae")]
-        vae_s = sum(c.runs * c.predicted_s for c in decoding)
+        steady = [c for c in self.costs if c.name.startswith("generate/steady")]
+        decoding = [c for c in self.costs if not c.name.startswith("generate")]
+        decode_s = sum(c.runs * c.predicted_s for c in decoding)
         blocks = sum(c.runs for c in steady)
         mean = sum(c.runs * c.predicted_s for c in steady) / blocks if blocks else 0.0
         return {
             "steady_block_s": mean,
             "steady_decode_s": decoding[-1].predicted_s if decoding else 0.0,
-            "diffusion_s": self.mean("predicted_s") - vae_s,
-            "vae_s": vae_s,
+            "diffusion_s": self.mean("predicted_s") - decode_s,
+            "decode_s": decode_s,
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -128,15 +128,15 @@ def train(run: Run, stages: Sequence[str], target: Target) -> list[Forecast]:
     ]
 
 
-def generate(run: Run, target: Target) -> Forecast:
+def generate(run: Run, target: Target, decoder: str | None = None) -> Forecast:
     """One video, from its prompt's embedding to pixels."""
-    return make("generate", "video", target, generation.generate(run, target.devices))
+    return make("generate", "video", target, generation.generate(run, target.devices, decoder))
 
 
-def vae(run: Run, target: Target) -> Forecast:
+def vae(run: Run, target: Target, decoder: str | None = None) -> Forecast:
     """Decoding of a video."""
     mesh = programs.video_mesh(run, target.devices)
-    return make("vae", "video", target, programs.decode(run, mesh))
+    return make("vae", "video", target, programs.decode(run, mesh, decoder))
 
 
 def encode(run: Run, target: Target) -> Forecast:
@@ -201,7 +201,7 @@ def _total(forecast: Forecast) -> str:
         seconds = forecast.video()
         parts += [
             f"diffusion {seconds['diffusion_s']:.4g} s",
-            f"VAE {seconds['vae_s']:.4g} s",
+            f"decoding {seconds['decode_s']:.4g} s",
             f"a mean steady block {1000 * seconds['steady_block_s']:.4g} ms",
         ]
     for field, name in (("model_flops", "model"), ("hardware_flops", "hardware")):

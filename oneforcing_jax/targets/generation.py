@@ -70,8 +70,12 @@ class _Shapes:
         return leaf.update(sharding=NamedSharding(self.mesh, sharding.spec(axes)))
 
 
-def generate(run: Run, devices: Sequence[Any]) -> list[Program]:
+def generate(run: Run, devices: Sequence[Any], decoder: str | None = None) -> list[Program]:
     """One video of the config's size by a one-step student with the paper's first block, and its decoding.
+
+    Args:
+      run, devices: the config, and where the video is made.
+      decoder: see `programs.decode`.
 
     Raises:
       InputError: a mesh that does not fit, latents that are not those of Wan's VAE.
@@ -83,11 +87,11 @@ def generate(run: Run, devices: Sequence[Any]) -> list[Program]:
     plan = settings.plan(run.shift)
     with jax.set_mesh(shapes.mesh):
         found = _diffusion(shapes, plan)
-    decoded = programs.decode(run, shapes.mesh)
+    decoded = programs.decode(run, shapes.mesh, decoder)
     # Both lie in memory all the time.
-    student_state, vae_state = found[-1].state, decoded[-1].state
+    student_state, decoder_state = found[-1].state, decoded[-1].state
     return [
-        *(dataclasses.replace(program, frozen=vae_state) for program in found),
+        *(dataclasses.replace(program, frozen=decoder_state) for program in found),
         *(dataclasses.replace(program, frozen=student_state) for program in decoded),
     ]
 

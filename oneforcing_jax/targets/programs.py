@@ -20,6 +20,7 @@ from oneforcing_jax.data.text import MAX_TOKENS
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Update
 from oneforcing_jax.models import umt5, vae_stream
+from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.run import Run
@@ -150,28 +151,33 @@ def video_mesh(run: Run, devices: Sequence[Any]) -> Mesh:
     return sharding.make_mesh(sizes, devices[: math.prod(sizes.values())])
 
 
-def decode(run: Run, mesh: Mesh) -> list[Program]:
+def decode(run: Run, mesh: Mesh, decoder: str | None = None) -> list[Program]:
     """Decoding of a clip as a stream over a mesh, a latent frame a step; the first step and the others.
+
+    Args:
+      run, mesh: the config, and where it is decoded.
+      decoder: "tiny" for the tiny decoder; None: the VAE's.
 
     Raises:
       InputError: the config's latents are not those of Wan's VAE.
     """
     made, codec = _codec(run)
+    config = TinyDecoderConfig(dtype=made.dtype) if decoder else made
     place, size = NamedSharding(mesh, P()), run.latents
-    params = _placed(sizes.abstract(made), place, made.dtype)
+    params = _placed(sizes.abstract(config), place, made.dtype)
     shape, axes = (
         (1, 1, size.channels, size.rows, size.columns),
         ("batch", None, None, None, "columns"),
     )
     laid = sharding.named(mesh, sharding.dividing(mesh, shape, axes))
     latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=laid)
-    state: Any = vae_stream.init_stream(made, 1, size.rows, size.columns)
+    state: Any = vae_stream.init_stream(config, 1, size.rows, size.columns)
     found = []
-    for name, runs in (("vae/first step", 1), ("vae/steady step", size.frames - 1)):
+    for name, runs in (("first step", 1), ("steady step", size.frames - 1)):
         arguments = (params, state, latents)
         with jax.set_mesh(mesh):
             after = jax.eval_shape(codec._decode, *arguments)[1]
-        reading = Reading(name, runs)
+        reading = Reading(f"{decoder or 'vae'}/{name}", runs)
         found.append(Program((reading,), codec._decode, arguments, mesh, (params, state)))
         state = jax.tree.map(functools.partial(_kept, mesh), after)
     return found

@@ -31,10 +31,15 @@ _CRF = 18
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """Sample videos: in every so many iterations (0: none), of these prompts."""
+    """Sample videos: in every so many iterations (0: none), of these prompts.
+
+    Attributes:
+      decoder: of `encoders.DECODERS`; "": the codec's own.
+    """
 
     every: Natural = 0
     prompts: tuple[str, ...] = ()
+    decoder: str = ""
 
 
 class Samples:
@@ -70,7 +75,9 @@ class Samples:
         self._folder, self._fps, self._plan = folder / FOLDER, run.fps, sampled.plan
         model, mesh = trainer.method.nets[sampled.net].config, trainer.mesh
         try:
-            self._codec, text, _ = encoding.load(store, model.text_len)
+            self._codec, text, _ = encoding.load(
+                store, model.text_len, decoder=settings.decoder or None
+            )
         except FileNotFoundError as error:
             raise MissingInput(
                 f"samples: {error}; or set the stage's samples.every to 0 to train without"

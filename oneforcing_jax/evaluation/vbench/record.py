@@ -22,7 +22,7 @@ from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.jobs import Job
 
 # Options that do not change what is made, and those that a record says in another way.
-_LEFT_OUT = ("batch", "mesh", "checkpoint", "encoders")
+_LEFT_OUT = ("batch", "mesh", "checkpoint", "encoders", "decoder")
 
 
 def beside(folder: Path) -> Path:
@@ -55,6 +55,7 @@ def describe(
         "checkpoint": str(weights.resolve()),
         "checksums_sha256": _digest((sealed / integrity.SUMS).read_bytes()) if sealed else None,
         "encoders": str(encoders.resolve()),
+        "decoder": loading.decoder,
         "network": source.net,
         "config": dataclasses.asdict(source.config),
         "options": {name: value for name, value in chosen.items() if name not in _LEFT_OUT},

@@ -1,0 +1,60 @@
+"""Networks as tools/convert_wan.py writes them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from oneforcing_jax import checkpoint, sharding
+from oneforcing_jax.convert import sizes
+from oneforcing_jax.convert.sizes import MODEL
+from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.files import read_record
+from oneforcing_jax.models import tiny_decoder
+from oneforcing_jax.models.vae_layers import VAEConfig
+
+
+def net(folder: Path, mesh: Any, init: Any, dtype: Any = None) -> tuple[Any, Any, str]:
+    """Config, parameters and fingerprint of one network.
+
+    Args:
+      folder: of the network.
+      mesh: on which its parameters are laid by their logical axes.
+      init: (config, key) to boxed parameters.
+      dtype: of its arithmetic; None: as its weights are stored.
+    """
+    found = read_record(folder / MODEL, "nets", "params_model")
+    stored = jnp.dtype(found["dtype"])
+    config: Any = sizes.config_of(found, dtype or stored)
+    boxed = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored, sharding=leaf.sharding),
+        sharding.abstract(boxed, mesh),
+    )
+    params = checkpoint.load_net(folder, "model", shapes)
+    return config, params, hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()[:16]
+
+
+def tiny(folder: Path, mesh: Any, dtype: Any, codec: VAEConfig) -> tuple[Any, Any]:
+    """Config and parameters of the tiny decoder for the latents of a VAE; see `net`.
+
+    Raises:
+      MissingInput, InputError: there is none, or one for other latents.
+    """
+    if not (folder / MODEL).is_file():
+        raise MissingInput(
+            f"decoder: expected {folder} as tools/convert_wan.py makes it, found none; run it with "
+            f"--source taew2_1.pth --out {folder.parent}"
+        )
+    config, params, _ = net(folder, mesh, tiny_decoder.init_params, dtype)
+    expected, found = ((c.channels, c.time_stride, c.space_stride) for c in (codec, config))
+    if expected != found:
+        raise InputError(
+            f"decoder: expected {folder} to take latents of {expected[0]} channels with strides "
+            f"{expected[1:]} as the VAE does, found {found[0]} and {found[1:]}; convert taew2_1.pth"
+        )
+    return config, params
