@@ -187,7 +187,7 @@ class Studio:
         """Compiles all that sessions run, in the order in which most need it; a step is a block or less.
 
         A switch of the prompt has programs of its own, and until the window rolls there may be some for each
-        part of it. Prompts have some by their length. Smaller windows have theirs, which wait for who asks.
+        part of it. Prompts have some by their length, and each window has its own.
         """
         if not self.examples:
             return
