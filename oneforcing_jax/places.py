@@ -162,13 +162,6 @@ def size(file: Path) -> int:
     return int(found.length if is_url(file) else found.st_size)
 
 
-def names(folder: Path) -> list[str]:
-    """Names of what is in a folder; of a bucket's folder without anything: none."""
-    if is_url(folder) and not folder.exists():
-        return []
-    return [entry.name for entry in folder.iterdir()]
-
-
 def publish(made: Path, target: Path, last: str) -> None:
     """Copies a file or a folder from a disk to a bucket; a file of the name `last` after all others.
 
@@ -279,8 +272,7 @@ def _prepare(scheme: str) -> None:
 
 
 def _teach_orbax() -> None:
-    """Orbax writes to disks and to gs:// alone, and S3 can do all that it asks of gs://. What fails is
-    repeated as often as everywhere.
+    """Orbax writes to disks and to gs:// alone, and S3 can do all that it asks of gs://.
 
     Raises:
       MissingPackage: this version of Orbax has other parts.
