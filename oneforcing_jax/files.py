@@ -57,7 +57,7 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
       InputError: the file cannot be read, is damaged, or holds something else.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(places.read(path))
         for key in keys:
             found = found[key]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

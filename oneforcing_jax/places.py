@@ -139,6 +139,22 @@ def write(file: Path, content: bytes) -> None:
         store(file.parent).write(file.name, content).result()
 
 
+def read(file: Path) -> bytes:
+    """What is in a file, by one request: an object that is replaced meanwhile is the old or the new one.
+
+    Raises:
+      FileNotFoundError: there is none.
+      OSError: it could not be read; says why.
+    """
+    if not is_url(file):
+        return file.read_bytes()
+    with failures(file, "could not be read"):
+        found = store(file.parent).read(file.name).result()
+        if found.state != "value":
+            raise FileNotFoundError(f"{file}: expected a file, found none")
+        return bytes(found.value)
+
+
 def sizes(folder: Path) -> dict[str, int]:
     """Bytes of the files below a folder, by their relative names; in a bucket by one list, without reading.
 
