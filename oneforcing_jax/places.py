@@ -54,11 +54,7 @@ def path(name: str | os.PathLike[str]) -> Path:
 
 
 def absolute(name: str | os.PathLike[str]) -> Path:
-    """A place by a name that holds in every folder; a URL does.
-
-    Raises:
-      InputError, MissingPackage: as `path`.
-    """
+    """A place by a name that holds in every folder; a URL does. It raises as `path` does."""
     place = path(name)
     return place if is_url(place) else place.absolute()
 
@@ -176,19 +172,6 @@ def size(file: Path) -> int:
     """Bytes of a file that is there."""
     found: Any = file.stat()
     return int(found.length if is_url(file) else found.st_size)
-
-
-def publish(made: Path, target: Path, last: str) -> None:
-    """Copies a file or a folder from a disk to a bucket; a file of the name `last` after all others.
-
-    Raises:
-      OSError: a server failed; says why.
-    """
-    if made.is_file():
-        write(target, made.read_bytes())
-    else:
-        for name in sorted(sizes(made), key=lambda name: name == last):
-            write(target / name, (made / name).read_bytes())
 
 
 @contextlib.contextmanager
