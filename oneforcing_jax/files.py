@@ -57,7 +57,7 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
       InputError: the file cannot be read, is damaged, or holds something else.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(places.read(path))
         for key in keys:
             found = found[key]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -81,10 +81,15 @@ def staged(target: Path) -> Iterator[Path]:
     """
     if places.is_url(target):
         with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch) / target.name
-            places.publish(Path(scratch) / target.name, target, LAST)
+            made = Path(scratch) / target.name
+            yield made
+            if made.is_file():
+                places.write(target, made.read_bytes())
+            else:
+                for name in sorted(places.sizes(made), key=lambda name: name == LAST):
+                    places.write(target / name, (made / name).read_bytes())
         return
-    made = [parent for parent in target.parents if not parent.exists()]
+    new = [parent for parent in target.parents if not parent.exists()]
     temporary = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +98,7 @@ def staged(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
     except BaseException:
         places.remove(temporary)
-        for folder in made:
+        for folder in new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise

@@ -102,6 +102,7 @@ class _Object:
     def __init__(self, workdir: Path, name: str) -> None:
         self.name, self._workdir, self._store = name, workdir, places.store(workdir)
         self._owner = f"process {os.getpid()} on {socket.gethostname()}"
+        self._id = secrets.token_hex(8)
         self._generation: Any = None  # of what was last written
         self._ended = threading.Event()
 
@@ -129,34 +130,35 @@ class _Object:
         """
         found, since, said = self._store.read(self.name).result(), time.monotonic(), False
         while owner := _owner(found.value):
-            if time.monotonic() - since > LEASE:
-                break
-            if not said and time.monotonic() - since > 2 * RENEW:
-                said = True
-                print(
-                    f"{self._workdir}: {owner} seems lost; its lock ends within {LEASE:.0f} s",
-                    file=sys.stderr,
-                )
             time.sleep(LOOK)
-            now = self._store.read(self.name).result()
+            now, passed = self._store.read(self.name).result(), time.monotonic() - since
             if now.stamp.generation != found.stamp.generation:
                 if later := _owner(now.value):
                     _refuse(self._workdir, later)
                 found = now
+            elif passed > LEASE:
+                break
+            elif passed > 2 * RENEW and not said:
+                said = True
+                line = f"{self._workdir}: {owner} seems lost; its lock ends within {LEASE:.0f} s"
+                print(line, file=sys.stderr)
         return found.stamp.generation
 
     def _write(self, before: Any, owner: str) -> bool:
         """Replaces what lies there, if that is still `before`; returns whether it did."""
-        content = json.dumps({"owner": owner, "time": time.time(), "id": secrets.token_hex(8)})
-        written = self._store.write(self.name, content.encode(), if_equal=before).result()
-        if not written.generation:
-            # A request that was repeated may have been heard the first time.
-            found = self._store.read(self.name).result()
-            if found.value != content.encode():
+        content = json.dumps({"owner": owner, "time": time.time(), "id": self._id}).encode()
+        while True:
+            written = self._store.write(self.name, content, if_equal=before).result(LEASE)
+            if written.generation:
+                self._generation = written.generation
+                return True
+            found = self._store.read(self.name).result(LEASE)
+            if self._id.encode() not in found.value:
                 return False
-            written = found.stamp
-        self._generation = written.generation
-        return True
+            # A request that was heard, without an answer that was heard here.
+            before = self._generation = found.stamp.generation
+            if found.value == content:
+                return True
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:

@@ -54,11 +54,7 @@ def path(name: str | os.PathLike[str]) -> Path:
 
 
 def absolute(name: str | os.PathLike[str]) -> Path:
-    """A place by a name that holds in every folder; a URL does.
-
-    Raises:
-      InputError, MissingPackage: as `path`.
-    """
+    """A place by a name that holds in every folder; a URL does. It raises as `path` does."""
     place = path(name)
     return place if is_url(place) else place.absolute()
 
@@ -139,6 +135,22 @@ def write(file: Path, content: bytes) -> None:
         store(file.parent).write(file.name, content).result()
 
 
+def read(file: Path) -> bytes:
+    """What is in a file, by one request: an object that is replaced meanwhile is the old or the new one.
+
+    Raises:
+      FileNotFoundError: there is none.
+      OSError: it could not be read; says why.
+    """
+    if not is_url(file):
+        return file.read_bytes()
+    with failures(file, "could not be read"):
+        found = store(file.parent).read(file.name).result()
+        if found.state != "value":
+            raise FileNotFoundError(f"{file}: expected a file, found none")
+        return bytes(found.value)
+
+
 def sizes(folder: Path) -> dict[str, int]:
     """Bytes of the files below a folder, by their relative names; in a bucket by one list, without reading.
 
@@ -160,26 +172,6 @@ def size(file: Path) -> int:
     """Bytes of a file that is there."""
     found: Any = file.stat()
     return int(found.length if is_url(file) else found.st_size)
-
-
-def names(folder: Path) -> list[str]:
-    """Names of what is in a folder; of a bucket's folder without anything: none."""
-    if is_url(folder) and not folder.exists():
-        return []
-    return [entry.name for entry in folder.iterdir()]
-
-
-def publish(made: Path, target: Path, last: str) -> None:
-    """Copies a file or a folder from a disk to a bucket; a file of the name `last` after all others.
-
-    Raises:
-      OSError: a server failed; says why.
-    """
-    if made.is_file():
-        write(target, made.read_bytes())
-    else:
-        for name in sorted(sizes(made), key=lambda name: name == last):
-            write(target / name, (made / name).read_bytes())
 
 
 @contextlib.contextmanager
@@ -279,8 +271,7 @@ def _prepare(scheme: str) -> None:
 
 
 def _teach_orbax() -> None:
-    """Orbax writes to disks and to gs:// alone, and S3 can do all that it asks of gs://. What fails is
-    repeated as often as everywhere.
+    """Orbax writes to disks and to gs:// alone, and S3 can do all that it asks of gs://.
 
     Raises:
       MissingPackage: this version of Orbax has other parts.

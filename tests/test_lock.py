@@ -112,13 +112,23 @@ def test_an_owner_whose_lock_is_taken_ends(bucket):
     )
 
 
-def test_a_request_that_was_heard_is_not_another_run(bucket, fronts):
+def test_a_write_without_an_answer_is_known_again(bucket, fronts, monkeypatch):
+    few = {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"}
+    monkeypatch.setattr(places, "RETRIES", few)
     left = ["deaf"]
     fronts[os.fspath(bucket)[:2]].fault = lambda method, path: (
         left.pop() if left and method in ("PUT", "POST") else None
     )
     with lock.held(bucket):
         assert not left
+        left += ["deaf"] * 3  # a whole write, with its repetitions
+        until = time.monotonic() + 20
+        while left and time.monotonic() < until:
+            time.sleep(0.02)
+        seen = {places.read(bucket / lock.LOCK)}
+        while len(seen) < 3 and time.monotonic() < until:
+            seen.add(places.read(bucket / lock.LOCK))
+        assert len(seen) == 3  # it is written on
 
 
 def test_shares_of_a_stage_run_together_in_a_bucket(bucket):

@@ -19,6 +19,7 @@ from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import InputError, MissingInput, MissingPackage
 from oneforcing_jax.files import read_record, staged, write_whole
 from oneforcing_jax.generation.jobs import read_prompts
+from oneforcing_jax.training.metrics import Log, Work, read_rows
 
 # A command whose lock is lost sooner.
 HASTY = "from oneforcing_jax import lock, main; lock.RENEW, lock.LEASE = 1, 6; main.main()"
@@ -73,6 +74,27 @@ def test_weights_and_lists_in_a_bucket(bucket, tmp_path):
     (found,) = captions.pair(bucket / "videos", bucket / "captions.csv")
     assert (found.name, found.caption) == ("v.mp4", "a cat")
     assert read_video(found.video)[0].shape == (4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("bucket", ["gs"], indirect=True)
+def test_rows_are_published_before_a_checkpoint_and_at_the_end(bucket):
+    def go(log, *iterations):
+        for done in iterations:
+            log.step(done, {"model/loss": 1.0 / done})
+
+    with Log(bucket, "run", 0, 6, 1, {}, Work(1, {})) as log:
+        go(log, 1, 2)
+        assert read_rows(bucket) == []
+        log.check()
+        assert [row["iteration"] for row in read_rows(bucket)] == [1, 2]
+        go(log, 3)
+        (log.folder / "profile").mkdir()
+        (log.folder / "profile" / "trace").write_bytes(b"trace")
+    assert [row["iteration"] for row in read_rows(bucket)] == [1, 2, 3]
+    assert places.read(bucket / "profile" / "trace") == b"trace" and not log.folder.exists()
+    with Log(bucket, "run", 2, 6, 1, {}, Work(1, {})) as log:  # the third was not saved
+        go(log, 3, 4)
+    assert [row["iteration"] for row in read_rows(bucket)] == [1, 2, 3, 4]
 
 
 @pytest.fixture

@@ -301,12 +301,12 @@ def _claim(folder: Path, count: int, seed: int, world: World) -> None:
             raise InputError(
                 f"{folder} holds a dataset of another seed or world; choose another folder"
             )
-    elif any(name.endswith(".mp4") for name in places.names(folder)):
+    elif any(name.endswith(".mp4") for name in places.sizes(folder)):
         raise InputError(f"{folder} holds videos that are not of this world; choose another folder")
     else:
         write_whole(file, json.dumps(wanted, indent=1).encode())
     beyond = [
-        name for name in places.names(folder) if name[:6].isdigit() and int(name[:6]) >= count
+        name for name in places.sizes(folder) if name[:6].isdigit() and int(name[:6]) >= count
     ]
     if beyond:
         raise InputError(

@@ -18,7 +18,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from oneforcing_jax import chips, processes
+from oneforcing_jax import chips, places, processes
 from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.files import Growing, write_whole
 from oneforcing_jax.training.alarms import Watch
@@ -302,7 +302,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
       InputError: the file is damaged.
     """
     file = folder / ROWS
-    return [row for _, row in _whole(file, file.read_bytes())] if file.is_file() else []
+    return [row for _, row in _whole(file, places.read(file))] if file.is_file() else []
 
 
 def _whole(file: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
@@ -332,7 +332,7 @@ def _truncate(file: Path, last: int, to: Path) -> Sequence[Mapping[str, Any]]:
     one; returns them."""
     if not file.is_file():
         return []
-    before = file.read_bytes()
+    before = places.read(file)
     kept = [(line, row) for line, row in _whole(file, before) if row["iteration"] <= last]
     content = b"".join(line + b"\n" for line, _ in kept)
     if content != before or to != file:
