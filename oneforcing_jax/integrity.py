@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
@@ -78,12 +79,16 @@ def verify(folder: Path, under: str = "") -> None:
 def identity(folder: Path, under: str = "") -> str:
     """A SHA-256 over names, sizes and CRC-32 of the files below a name in a folder.
 
-    It is made of the checksums where there are some, so that no file is read.
+    It is made of the checksums where there are some, so that no file is read. What was written to a bucket
+    has none, and the server's names for the content take their place.
     """
+    known: Mapping[str, Any]
     if is_sealed(folder):
         known = {name: tuple(found) for name, found in read_record(folder / SUMS).items()}
     else:
         known = dict(sums(folder, [name for name in _files(folder) if _below(name, under)]))
+    if any(crc is None for _, crc in known.values()):
+        known = places.tags(folder)
     lines = [
         f"{name.removeprefix(under)} {known[name]}" for name in sorted(known) if _below(name, under)
     ]

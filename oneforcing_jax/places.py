@@ -160,12 +160,25 @@ def sizes(folder: Path) -> dict[str, int]:
     if not is_url(folder):
         found = (file for file in folder.rglob("*") if file.is_file())
         return {file.relative_to(folder).as_posix(): file.stat().st_size for file in found}
+    return {name: int(said["size"]) for name, said in _listed(folder).items()}
+
+
+def tags(folder: Path) -> dict[str, str]:
+    """What a bucket's server calls the content of the files below a folder, by their relative names.
+
+    Raises:
+      OSError: the bucket cannot be listed; says why.
+    """
+    return {name: str(said.get("ETag") or said["crc32c"]) for name, said in _listed(folder).items()}
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     scheme, _, name = os.fspath(folder).partition("://")
     import fsspec
 
     with failures(folder, "could not be listed"):
         listed = fsspec.filesystem(scheme).find(name, detail=True)
-    return {file.removeprefix(f"{name}/"): int(said["size"]) for file, said in listed.items()}
+    return {file.removeprefix(f"{name}/"): said for file, said in listed.items()}
 
 
 def size(file: Path) -> int:

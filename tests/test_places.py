@@ -66,6 +66,12 @@ def test_weights_and_lists_in_a_bucket(bucket, tmp_path):
     places.write(next(run / name for name in places.sizes(run) if "/d/" in name), b"cut")
     with pytest.raises(InputError, match="expected the files that were written"):
         checkpoint.load_net(run, "net", abstract())
+    # Those that are written there have names for their content, too.
+    for number in (4, 5):
+        with checkpoint.manager(bucket / f"of_{number}") as manager:
+            checkpoint.save(manager, 1, state(number))
+    one, other = (checkpoint.identity(bucket / f"of_{number}", "net") for number in (4, 5))
+    assert one != other and one == checkpoint.identity(bucket / "of_4" / "1", "net")
     # Lists, and the videos that they name.
     write_whole(bucket / "prompts.txt", "\ufeffa cat\na dog\n".encode())
     assert [p.words for p in read_prompts(bucket / "prompts.txt")] == ["a cat", "a dog"]
