@@ -1,10 +1,9 @@
 """Settings of a run for machines: which axes the mesh has, and what makes it fit.
 
 They were compiled for their targets at full size with configs/framewise.py, and fit: `docs/scaling.md` has
-the plans, and names the slices that so far only have the settings of their neighbours. Batches are the
-paper's, 8 clips an iteration, but for one H100, which has no room to add gradients up, slices of v5p, which
-take a clip a chip, and the largest of v6e, where no more than 8 chips can share a clip. The names of slices
-are those of Google: a v5p counts its two cores.
+the plans. Batches are the paper's, 8 clips an iteration, but for one H100, which has no room to add
+gradients up, slices of v5p, which take a clip a chip, and the largest of v6e, where no more than 8 chips can
+share a clip. The names of slices are those of Google: a v5p counts its two cores.
 """
 
 from __future__ import annotations
