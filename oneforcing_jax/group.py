@@ -110,7 +110,8 @@ class Group:
         """
         self._leaving.acquire()  # and never released: whoever comes second waits for the end
         sys.stdout.flush()
-        os.write(2, f"{line}\n".encode() if line else b"")
+        # A progress bar may be on the line.
+        os.write(2, f"\n{line}\n".encode() if line else b"")
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"end/{self.index}", json.dumps([code, line]))
             # The service ends with process 0, and JAX then aborts whoever still uses it.
@@ -192,7 +193,7 @@ def explain_abort(why: Callable[[], str]) -> None:
 
     def aborted(number: int) -> None:
         if line := why():
-            os.write(2, f"{line}\n".encode())
+            os.write(2, f"\n{line}\n".encode())  # a progress bar may be on the line
             os._exit(AGAIN)
         libc.signal(number, None)  # the default, to which `abort` returns
 
