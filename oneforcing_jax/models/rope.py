@@ -21,8 +21,8 @@ def _angles(positions: jax.Array, size: int, theta: float) -> jax.Array:
     frequencies = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
     exact = _PERIOD * np.float64(theta) ** (-np.arange(0, size, 2) / size)
     periods = jnp.asarray(np.mod(exact, 2 * np.pi), jnp.float32)
-    below = (positions % _PERIOD).astype(jnp.float32)[:, None] * frequencies
-    return below + (positions // _PERIOD).astype(jnp.float32)[:, None] * periods
+    below = (positions % _PERIOD).astype(jnp.float32)[:, None] * frequencies[None]
+    return below + (positions // _PERIOD).astype(jnp.float32)[:, None] * periods[None]
 
 
 def rotations(
