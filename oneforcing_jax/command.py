@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,8 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 
 PACKAGE = Path(__file__).parent.name
+# Seconds until a signal that got lost is sent again.
+_AGAIN = 0.05
 
 
 class Terminated(KeyboardInterrupt):
@@ -53,8 +55,9 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
         system's temporary folder.
     """
     silent: list[Any] = []
-    before = threading.excepthook
+    before, ignored = threading.excepthook, sys.unraisablehook
     threading.excepthook = lambda found: silent.append(found.exc_value)
+    sys.unraisablehook = lambda found: _ignored(found, ignored)
     handlers = _handle({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate})
     try:
         yield
@@ -69,7 +72,7 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     except Exception as error:
         sys.exit(_line(error, folder))
     finally:
-        threading.excepthook = before
+        threading.excepthook, sys.unraisablehook = before, ignored
         _handle(handlers)
 
 
@@ -91,6 +94,18 @@ def _handle(handlers: Mapping[int, Any]) -> dict[int, Any]:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
+
+
+def _ignored(found: Any, hook: Callable[[Any], object]) -> None:
+    """Sends a signal again whose exception was raised where Python ignores all, such as while it collects
+    garbage. Later, for here it would be ignored, too."""
+    if not issubclass(found.exc_type, KeyboardInterrupt):
+        hook(found)
+        return
+    number = signal.SIGTERM if issubclass(found.exc_type, Terminated) else signal.SIGINT
+    again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,11 @@
 """How a command ends when something in it fails."""
 
 import argparse
+import gc
+import os
+import signal
 import threading
+import time
 
 import pytest
 
@@ -25,6 +29,25 @@ def test_a_thread_that_fails_prints_nothing_and_fails_the_command(also, tmp_path
     kept = list(tmp_path.iterdir())
     assert also or "in a thread" in kept[0].read_text()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_amid_a_collection_of_garbage_is_not_lost(number, capfd):
+    """Python ignores exceptions there, and its handler raises one."""
+
+    def collecting(phase, found):
+        if phase == "start":
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as caught, ending("go on"):
+        gc.callbacks.append(collecting)
+        try:
+            gc.collect()
+        finally:
+            gc.callbacks.remove(collecting)
+        time.sleep(5)
+    assert caught.value.code == 128 + number
+    assert capfd.readouterr().err == "interrupted; go on\n"
 
 
 def test_counts():
