@@ -85,4 +85,5 @@ def bucket(fronts, request, monkeypatch):
 
 def pytest_collection_modifyitems(items):
     """The longest first, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: "test_toy_chain" not in item.nodeid)
+    longest = ("test_toy_chain", "are_killed", "a_kill_is_made_good")
+    items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
