@@ -92,8 +92,8 @@ def test_every_config_builds(file, tmp_path):
 
 # tests/test_toy_chain.py runs all of tiny.py, and so One-Forcing with the toy's stages; tests/test_train.py
 # runs noise.py. Of the recipes, the stage that no other config has is in tests/test_baselines.py. At the
-# smallest size toy_large.py is toy.py.
-RUN_ELSEWHERE = ("tiny", "noise", "recipe_framewise", "recipe_chunkwise", "toy_large")
+# smallest size toy_large.py is toy.py. tests/test_study.py runs chains of study.py.
+RUN_ELSEWHERE = ("tiny", "noise", "recipe_framewise", "recipe_chunkwise", "study", "toy_large")
 
 
 @pytest.mark.parametrize("name", [f.stem for f in CONFIGS if f.stem not in RUN_ELSEWHERE])

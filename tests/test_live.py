@@ -421,16 +421,20 @@ def attack(address, count):
             victim.say("stop")
         victim.is_in("ended").all_read()
         assert victim.state["reason"] in ("stopped", "complete") and told > count / 2
-        return json.loads(ask(address, "/health")[1])
+    # The device still works: the warming, which gave way to sessions, comes to its end.
+    end = time.monotonic() + 120
+    while not (health := json.loads(ask(address, "/health")[1]))["ready"]:
+        assert time.monotonic() < end, health
+        time.sleep(0.1)
 
 
 def test_hostile_input_is_answered_and_no_session_is_lost(address):
-    assert attack(address, 100)["ready"]
+    attack(address, 100)
 
 
 @pytest.mark.long
 def test_much_hostile_input(address):
-    assert attack(address, 1000)["ready"]
+    attack(address, 1000)
 
 
 @pytest.mark.long

@@ -299,6 +299,7 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one(tmp_path, noise, whole):
     port = free_port()
     both = [
