@@ -19,6 +19,12 @@ from oneforcing_jax.errors import InputError
 LAST = "checksums.json"
 
 
+def unfinished(path: Path) -> str:
+    """A hidden name for what is not whole yet, which no other process has, of any host that shares a disk."""
+    mine = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    return f".{path.name}.{mine}.tmp"
+
+
 def write_whole(path: str | Path, content: bytes) -> None:
     """Writes a file so that no reader ever sees half of it, and no kill leaves half of it.
 
@@ -32,10 +38,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
         except OSError as error:
             raise InputError(str(error)) from error
         return
-    # Processes of several hosts may share a disk, and have the same number.
-    temporary = path.with_name(
-        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    )
+    temporary = path.with_name(unfinished(path))
     try:
         with temporary.open("wb") as file:
             file.write(content)

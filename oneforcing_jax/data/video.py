@@ -10,8 +10,6 @@ import dataclasses
 import io
 import os
 import platform
-import secrets
-import socket
 import tempfile
 from collections.abc import Iterator, Set
 from fractions import Fraction
@@ -26,6 +24,7 @@ from av.video.reformatter import VideoReformatter
 from oneforcing_jax import places, room
 from oneforcing_jax.data.origin import FIELD, UNSAID, Origin
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.files import unfinished
 
 # Frames of a video that is read whole, from one look at the memory to the next.
 _LOOK = 64
@@ -244,8 +243,7 @@ class VideoWriter:
             raise InputError(f"expected a crf in 0..51, found {crf}; lower is better")
         self._path = places.path(path)
         beside = Path(tempfile.gettempdir()) if places.is_url(path) else self._path.parent
-        name = f".{self._path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-        self._temporary = beside / name
+        self._temporary = beside / unfinished(self._path)
         self._rate = Fraction(fps).limit_denominator(1001)
         self._crf, self._origin = crf, origin
         self._pixels = "yuv444p" if full_chroma else "yuv420p"
