@@ -202,9 +202,11 @@ class Studio:
             plain, blocks = Wish(one, window=window), window // self.settings.block_frames + 3
             fewer = [(dataclasses.replace(plain, first_steps=n), 1) for n in range(1, FIRST_STEPS)]
             kinds = [(plain, blocks), *fewer, (dataclasses.replace(plain, image=picture), blocks)]
-            for (wish, count), (prompt, again) in itertools.product(kinds, ways):
-                made = self.make(dataclasses.replace(wish, recompute=again), prompt)
-                yield from (None for _ in itertools.islice(made, count))
+            for wish, count in kinds:
+                # A block alone has no switch.
+                for prompt, again in ways if count > 1 else ways[:1]:
+                    made = self.make(dataclasses.replace(wish, recompute=again), prompt)
+                    yield from (None for _ in itertools.islice(made, count))
         for words in itertools.takewhile(self._reads, (f"{one} " * n for n in range(1, LONGEST))):
             self.model.embed([words])
             yield
