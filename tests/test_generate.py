@@ -299,8 +299,8 @@ def test_recorded_video_by_the_command_line(tmp_path, weights, encoders):
     generate.main([*options.split(), "--prompt=a red square"])
     latents = np.load(out.with_suffix(".npy"))
     assert error(latents, golden.outputs["latents"][0]) < 2e-4
-    frames, fps = read_video(out)
-    assert fps == 8 and frames.shape == (6, 24, 32, 3)
+    frames, times = read_video(out)
+    assert times.rate == 8 and frames.shape == (6, 24, 32, 3)
     pixels = np.asarray(codecs.load(encoders / "codec.npz").decode(latents))
     assert np.abs(frames.astype(int) - pixels).mean() < 4
     assert sorted(p.name for p in out.parent.iterdir()) == ["video.mp4", "video.npy"]

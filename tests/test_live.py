@@ -181,8 +181,8 @@ def test_a_video_is_watched_paused_switched_and_fetched(address, tmp_path):
 
     status, content = ask(address, f"/videos/{state['session']}.mp4")
     (tmp_path / "video.mp4").write_bytes(content)
-    video, fps = read_video(tmp_path / "video.mp4")
-    assert status == 200 and video.shape == (40, 48, 64, 3) and fps == 16
+    video, times = read_video(tmp_path / "video.mp4")
+    assert status == 200 and video.shape == (40, 48, 64, 3) and times.rate == 16
     said = read_origin(tmp_path / "video.mp4")
     assert said["seed"] == 5 and said["checkpoint"]
     # It holds these frames in this order, as far as H.264 keeps noise.

@@ -159,11 +159,11 @@ def test_playable_clips_keep_frames_and_colours(tmp_path):
         before = read_video(file)[0]
         out = tmp_path / f"{name}_out.mp4"
         out.write_bytes(playable(file))
-        after, rate = read_video(out)
+        after, times = read_video(out)
         with av.open(str(out)) as container:
             stream = container.streams.video[0]
             assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        assert rate == 8 and len(after) == len(before)
+        assert times.rate == 8 and len(after) == len(before)
         if name == "copied":
             np.testing.assert_array_equal(after, before)
         elif name == "coded":

@@ -62,9 +62,9 @@ def test_videos_and_sheet(workdir):
     files = sorted((workdir / "report" / "videos").glob("*.mp4"))
     assert len(files) == 2
     for file in files:
-        frames, fps = read_video(file)
+        frames, times = read_video(file)
         assert frames.shape == (4, 24, 24, 3)
-        assert fps == FPS
+        assert times.rate == FPS
         assert frames.max() > 100
         said = read_origin(file)
         words = hashlib.sha256(file.stem.replace("_", " ").encode()).hexdigest()
@@ -79,9 +79,9 @@ def test_samples_on_the_way(workdir):
     files = sorted((workdir / "one_forcing" / "samples").glob("*.mp4"))
     assert [file.stem for file in files] == ["000010", "000020"]
     # Raw weights above their average, three prompts side by side.
-    frames, fps = read_video(files[-1])
+    frames, times = read_video(files[-1])
     assert frames.shape == (4, 2 * 24, 3 * 24, 3)
-    assert fps == FPS
+    assert times.rate == FPS
     assert frames.max() > 100
     assert read_origin(files[-1]).keys() == {"software", "prompt", "seed"}
     assert all(row["samples/motion"] > 0 and row["samples/motion_ema"] > 0 for row in rows)

@@ -33,9 +33,9 @@ def mean_error(a: np.ndarray, b: np.ndarray) -> float:
 def test_round_trip_keeps_frames_and_rate(tmp_path, full_chroma):
     video = moving_square()
     write_video(tmp_path / "a.mp4", video, 12.5, crf=4, full_chroma=full_chroma)
-    back, fps = read_video(tmp_path / "a.mp4")
+    back, times = read_video(tmp_path / "a.mp4")
     assert back.dtype == np.uint8 and back.shape == video.shape
-    assert fps == 12.5
+    assert times.rate == 12.5 and times.end == pytest.approx(len(video) / 12.5)
     assert mean_error(back, video) < 1.5
 
 

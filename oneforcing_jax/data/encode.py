@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import processes
+from oneforcing_jax import places, processes
+from oneforcing_jax.data import colour
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.captions import Pair, pair
 from oneforcing_jax.data.encoders import Encoders, TextEncoder
-from oneforcing_jax.data.store import LEFT_OUT, NEGATIVE_TEXT, Store
+from oneforcing_jax.data.store import LEFT_OUT, META, NEGATIVE_TEXT, Store
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import Clip, read_clip
 from oneforcing_jax.errors import InputError
@@ -76,7 +77,10 @@ def encode(
         "clip": dataclasses.asdict(clip),
         "codec": codec.digest(),
         "text": text.digest(),
+        **colour.SAID,
     }
+    if old := _of_other_pixels(store_path):
+        return old
     with processes.first(f"the store {store_path}") as mine:
         if mine:
             store = Store.create(store_path, len(samples), fields, made_with)
@@ -101,6 +105,25 @@ def encode(
             _encode_group(store, encoders, samples, group)
             progress.update(len(group))
     processes.say_rates(f"encode {videos_dir}", len(todo), time.perf_counter() - begun, "video")
+    return store
+
+
+def _of_other_pixels(path: str | Path) -> Store | None:
+    """The store that is there, if another version read its videos and it is complete.
+
+    Raises:
+      InputError: it is not complete; two versions would lie in it side by side.
+    """
+    path = places.path(path)
+    if not (path / META).is_file() or colour.is_current((store := Store.open(path)).attributes):
+        return None
+    try:
+        store.require_complete()
+    except InputError:
+        raise InputError(
+            f"{path}: begun by a version that read other pixels from videos; finish it with that version, or "
+            "encode into another folder"
+        ) from None
     return store
 
 
@@ -134,7 +157,7 @@ def _read(sample: Pair, clip: Clip) -> np.ndarray:
         raise InputError("expected a caption, found none; add a line to the caption file")
     if sample.video is None:
         raise InputError("expected a video of this name, found only its caption; add the file")
-    return read_clip(sample.video, clip)
+    return read_clip(sample.video, clip, tqdm.write)
 
 
 def _ahead(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from oneforcing_jax.data.video import Clip, cover
+from oneforcing_jax.data.resize import cover, middle, resized
 from oneforcing_jax.errors import InputError, MissingInput
 
 # Pixels that an image may have. Its header says how many, before anything is decoded.
@@ -21,12 +22,12 @@ GROUND = "white"
 def read_image(path: str | Path, log: Callable[[str], None] = print) -> np.ndarray:
     """An image as a video of one frame, uint8 [1, y, x, 3], turned as it is shown.
 
-    Grey of 16 bits is brought to 8. A transparent image lies on white, and of an animated one the first
-    frame counts; both are logged.
+    Colours are those of its ICC profile in sRGB. Grey of 16 bits is brought to 8. A transparent image lies on
+    white, and of an animated one the first frame counts; both are logged.
 
     Raises:
       MissingInput: there is no such file.
-      InputError: it is no image, or one of unlikely size.
+      InputError: it is no image, one of unlikely size, or of numbers that do not say what white is.
     """
     if not Path(path).is_file():
         raise MissingInput(f"no image file at {path}; check the path")
@@ -61,7 +62,8 @@ def decode_image(
                 )
             if (count := getattr(image, "n_frames", 1)) > 1:
                 log(f"{path}: animated, the first of its {count} frames is taken")
-            return np.asarray(_coloured(ImageOps.exif_transpose(image), str(path), log))[None]
+            turned = ImageOps.exif_transpose(image)
+            return np.asarray(_coloured(turned, image.format, str(path), log))[None]
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -69,20 +71,76 @@ def decode_image(
             f"{path}: expected an image of at most {most:,} pixels, found a header of more ({error}); "
             "make it smaller"
         ) from None
-    except (UnidentifiedImageError, OSError, ValueError):
-        raise InputError(f"{path}: expected an image, found another file; replace it") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: expected an image, found {_named(file)}") from None
+    except (OSError, ValueError, SyntaxError):
+        raise InputError(
+            f"{path}: expected a whole image, found one that is cut or damaged; replace it"
+        ) from None
 
 
-def _coloured(image: Image.Image, path: str, log: Callable[[str], None]) -> Image.Image:
-    """An image in RGB, 8 bits each."""
-    if image.mode.startswith("I"):  # 16 bits; clipping at 255 would leave white
-        grey = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8))
+def _named(file: str | Path | BinaryIO) -> str:
+    """What a file is that Pillow does not read, and what to do."""
+    if isinstance(file, (str, Path)):
+        with Path(file).open("rb") as opened:
+            return _named(opened)
+    file.seek(0)
+    head = file.read(32)
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+        return "HEIC; convert it to PNG or JPEG"
+    if brand == b"avif":
+        return "AVIF, which this Pillow does not read; convert it to PNG or JPEG"
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "JPEG XL; convert it to PNG or JPEG"
+    if brand or head.startswith(b"\x1aE\xdf\xa3"):
+        return "a video; give it with --video, or a frame of it as PNG"
+    if head.lstrip().startswith((b"<svg", b"<?xml", b"%PDF")):
+        return "a drawing or document; export it as PNG"
+    return "another file; replace it"
+
+
+def _coloured(
+    image: Image.Image, kind: str | None, path: str, log: Callable[[str], None]
+) -> Image.Image:
+    """An image in sRGB, 8 bits each; `kind` is the format of its file."""
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
+    if image.mode in ("F", "I") and not sixteen:
+        bits = "float" if image.mode == "F" else "32-bit"
+        raise InputError(
+            f"{path}: expected 8 or 16 bits, found {bits} numbers, which do not say what white is; convert it"
+        )
+    profile = image.info.get("icc_profile")
+    if sixteen:  # clipping at 255 would leave white
+        grey = np.asarray(image).astype(np.uint32).clip(0, 65535)
+        image = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+    alpha = None
     if image.has_transparency_data:
         log(f"{path}: transparent, laid on {GROUND}")
-        ground = Image.new("RGBA", image.size, GROUND)
-        image = Image.alpha_composite(ground, image.convert("RGBA"))
-    return image.convert("RGB")
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if image.mode not in ("L", "RGB", "CMYK", "LAB"):
+        image = image.convert("RGB")
+    image = _in_srgb(image, profile, path, log) if profile else image.convert("RGB")
+    if alpha:
+        image = Image.composite(image, Image.new("RGB", image.size, GROUND), alpha)
+    return image
+
+
+def _in_srgb(
+    image: Image.Image, profile: bytes, path: str, log: Callable[[str], None]
+) -> Image.Image:
+    """An image whose colours are those of its ICC profile, as a viewer shows it."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if image.mode == "L" and source.profile.xcolor_space.strip() == "RGB":
+            image = image.convert("RGB")
+        target = ImageCms.createProfile("sRGB")
+        made = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        log(f"{path}: its colour profile is damaged or of another kind of image, and is left out")
+        made = None
+    return made or image.convert("RGB")
 
 
 def fit(video: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -90,15 +148,5 @@ def fit(video: np.ndarray, rows: int, columns: int) -> np.ndarray:
     _, y, x, _ = video.shape
     if (y, x) == (rows, columns):
         return video
-    tall, wide = cover(y, x, Clip(len(video), rows, columns, 1.0))
-    top, left = (tall - rows) // 2, (wide - columns) // 2
-    sizes = (wide, tall), Image.Resampling.BICUBIC
-    scaled = (Image.fromarray(frame).resize(*sizes) for frame in video)
-    return np.stack([np.asarray(f)[top : top + rows, left : left + columns] for f in scaled])
-
-
-def at_rate(video: np.ndarray, rate: float, fps: float) -> np.ndarray:
-    """Frames at another rate, the nearest before each time; the last frame stays the last."""
-    count = max(1, int((len(video) - 1) * fps / rate) + 1)
-    back = np.arange(count)[::-1] * rate / fps
-    return video[np.int64(np.round(len(video) - 1 - back))]
+    least = cover(y, x, (rows, columns))
+    return np.stack([middle(resized(frame, *least), rows, columns) for frame in video])

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
+import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +22,18 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from oneforcing_jax import places, room
+from oneforcing_jax.data import colour
+from oneforcing_jax.data.frames import Shown, Times, decoded, ending, picture, reason
 from oneforcing_jax.data.origin import FIELD, UNSAID, Origin
-from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import unfinished
 
 # Frames of a video that is read whole, from one look at the memory to the next.
 _LOOK = 64
+# Seconds that a time stamp may be off: some files keep milliseconds alone.
+_ROUNDING = 6e-4
+# Of the files that are written, in H.273's numbers.
+_LIMITED, _BT709 = 1, 1
 # With AVX-512 instructions libx264 gives other bytes for equal frames, in up to a tenth of all writes on a
 # busy machine. With those of 2008 it gives the same on all machines.
 _INSTRUCTIONS = {"x264-params": "asm=sse4.2"} if platform.machine() in ("x86_64", "AMD64") else {}
@@ -49,42 +55,55 @@ class Clip:
     fps: float
 
 
-def read_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """Decodes the first video stream of a file.
+def read_video(path: str | Path, log: Callable[[str], None] = print) -> tuple[np.ndarray, Times]:
+    """Decodes the video of a file.
 
     Args:
       path: a file in any container and codec that FFmpeg reads.
+      log: is told that a transparent video lies on white.
 
     Returns:
-      The frames, uint8 [f, y, x, 3], and the average frame rate in frames per second.
+      The frames, uint8 [f, y, x, 3], and when they are shown.
 
     Raises:
       MissingInput: there is no such file.
-      InputError: the file is empty, is no video, is damaged, or holds no frame.
+      InputError: the file is empty, is no video, is damaged, holds no frame, or would be read wrongly:
+        interlaced, of high dynamic range, with time stamps that jump.
     """
-    frames, rate = list[np.ndarray](), 0.0
-    for frame, average in frames_of(path):
-        rate = average
-        frames.append(frame)
+    frames, starts = list[np.ndarray](), list[float]()
+    last: Shown | None = None
+    for image, shown in _seen(path, log):
+        last = shown
+        frames.append(image)
+        starts.append(last.start)
         if len(frames) % _LOOK == 0:  # in the end they are copied into one array
             needed = len(frames) * frames[0].nbytes
             room.check_memory(f"{path}, {len(frames)} frames", needed, "cut the video")
-    return np.stack(frames), rate
+    assert last is not None
+    return np.stack(frames), Times.of(starts, last)
 
 
-def frames_of(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
-    """Frames of a file one by one, uint8 [y, x, 3], each with the average frame rate; at least one.
+def frames_of(path: str | Path, log: Callable[[str], None] = print) -> Iterator[np.ndarray]:
+    """Frames of a file one by one, uint8 [y, x, 3]; at least one.
 
     Raises:
       MissingInput, InputError: see `read_video`.
     """
-    converter, first = VideoReformatter(), None
-    for frame, _, rate in _decode(path):
-        image = _upright(converter.reformat(frame, format="rgb24").to_ndarray(), frame)
-        first = first or image.shape
-        if image.shape != first:
-            raise _of_sizes(path, {first, image.shape})
-        yield image, rate
+    return (image for image, _ in _seen(path, log))
+
+
+def _seen(path: str | Path, log: Callable[[str], None]) -> Iterator[tuple[np.ndarray, Shown]]:
+    """Frames as they are seen, of one size."""
+    converter, size, said = VideoReformatter(), None, False
+    for shown in decoded(path):
+        size = size or shown.size
+        if shown.size != size:
+            raise _of_sizes(path, {size, shown.size})
+        image, clear = picture(shown, converter)
+        if clear and not said:
+            log(f"{path}: transparent, laid on white")
+        said = said or clear
+        yield image, shown
 
 
 def measured(path: str | Path) -> Clip:
@@ -93,17 +112,17 @@ def measured(path: str | Path) -> Clip:
     Raises:
       MissingInput, InputError: see `read_video`.
     """
-    count, sizes, rate = 0, set[tuple[int, int]](), 0.0
-    for frame, _, average in _decode(path):
-        turned = frame.rotation % 180 != 0
-        sizes.add((frame.width, frame.height) if turned else (frame.height, frame.width))
-        count, rate = count + 1, average
+    starts, sizes, last = list[float](), set[tuple[int, int]](), None
+    for last in decoded(path):
+        starts.append(last.start)
+        sizes.add(last.size)
+    assert last is not None
     if len(sizes) > 1:
         raise _of_sizes(path, sizes)
-    return Clip(count, *sizes.pop(), rate)
+    return Clip(len(starts), *sizes.pop(), Times.of(starts, last).rate)
 
 
-def read_clip(path: str | Path, clip: Clip) -> np.ndarray:
+def read_clip(path: str | Path, clip: Clip, log: Callable[[str], None] = print) -> np.ndarray:
     """The beginning of a video at another size and frame rate.
 
     Frame k is the one that a player shows at k / fps seconds. It is scaled (bicubic) until it covers
@@ -114,23 +133,34 @@ def read_clip(path: str | Path, clip: Clip) -> np.ndarray:
 
     Raises:
       MissingInput: there is no such file.
-      InputError: an unreadable video, or one that is too short.
+      InputError: see `read_video`; a video that is too short.
     """
-    converter, frames = VideoReformatter(), list[np.ndarray]()
-    shown: av.VideoFrame | None = None
-    end = 0.0
-    for frame, time, rate in _decode(path):
-        # A frame is shown until the next begins; a microsecond forgives the rounding of time stamps.
-        before = len(frames)
-        while shown is not None and len(frames) < clip.frames and _at(frames, clip) < time - 1e-6:
-            new = len(frames) == before
-            frames.append(_cover(converter, shown, clip) if new else frames[-1])
+    converter, frames, starts = VideoReformatter(), list[np.ndarray](), list[float]()
+    before: Shown | None = None
+    said = False
+
+    def show(shown: Shown, until: float) -> None:
+        """Takes a frame for all times before it ends."""
+        nonlocal said
+        wanted = min(clip.frames, math.ceil(until * clip.fps)) - len(frames)
+        if wanted > 0:
+            image, clear = picture(shown, converter, (clip.rows, clip.columns))
+            frames.extend([image] * wanted)
+            if clear and not said:
+                log(f"{path}: transparent, laid on white")
+            said = said or clear
+
+    for shown in decoded(path):
+        if before is not None:
+            show(before, shown.start - _ROUNDING)
         if len(frames) == clip.frames:
             return np.stack(frames)
-        shown, end = frame, time + 1 / rate
+        before = shown
+        starts = [*starts[-1:], shown.start]
+    assert before is not None
+    end = ending(starts, before)
     # A video that ends just where the last frame would begin is long enough: 5 s give 81 frames, 16 a second.
-    while shown and len(frames) < clip.frames and _at(frames, clip) < end + 1e-6:
-        frames.append(_cover(converter, shown, clip))
+    show(before, end + _ROUNDING)
     if len(frames) < clip.frames:
         raise InputError(
             f"{path}: expected {(clip.frames - 1) / clip.fps:.2f} s or more ({clip.frames} frames, "
@@ -139,73 +169,18 @@ def read_clip(path: str | Path, clip: Clip) -> np.ndarray:
     return np.stack(frames)
 
 
-def cover(rows: int, columns: int, clip: Clip) -> tuple[int, int]:
-    """Rows and columns to which a frame is scaled so that it just covers the clip's."""
-    scale = max(clip.rows / rows, clip.columns / columns)
-    return max(clip.rows, round(rows * scale)), max(clip.columns, round(columns * scale))
+def at_rate(video: np.ndarray, times: Times, fps: float) -> np.ndarray:
+    """Frames [f, y, x, 3] at a steady rate, from the beginning to the end, as `read_clip` takes them.
 
-
-def _at(frames: list[np.ndarray], clip: Clip) -> float:
-    """Seconds from the beginning to the next frame of a clip."""
-    return len(frames) / clip.fps
-
-
-def _cover(converter: VideoReformatter, frame: av.VideoFrame, clip: Clip) -> np.ndarray:
-    turned = frame.rotation % 180 != 0
-    height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
-    rows, columns = cover(height, width, clip)
-    if turned:
-        width, height = rows, columns
-    else:
-        width, height = columns, rows
-    scaled = converter.reformat(
-        frame, width=width, height=height, format="rgb24", interpolation="BICUBIC"
-    )
-    image = _upright(scaled.to_ndarray(), frame)
-    top, left = (rows - clip.rows) // 2, (columns - clip.columns) // 2
-    return image[top : top + clip.rows, left : left + clip.columns]
-
-
-def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Turns an image as the display matrix of its file says."""
-    return np.rot90(image, frame.rotation // 90)
+    A frame that would be shown for less than a quarter of its time is not begun.
+    """
+    at = np.arange(max(1, math.ceil(times.end * fps - 0.25))) / fps
+    return video[np.searchsorted(times.starts, at + _ROUNDING, "right") - 1]
 
 
 def _of_sizes(path: str | Path, sizes: Set[tuple[int, ...]]) -> InputError:
-    found = " and ".join(f"{rows}x{columns}" for rows, columns, *_ in sorted(sizes))
+    found = " and ".join(f"{rows}x{columns}" for rows, columns in sorted(sizes))
     return InputError(f"{path}: expected frames of one size, found {found}; encode the video again")
-
-
-def _decode(path: str | Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
-    """Frames of a file, seconds since its first frame, and the average frame rate; at least one."""
-    path = places.path(path)
-    if not path.is_file():
-        raise MissingInput(f"no video file at {path}; check the path")
-    if places.size(path) == 0:
-        raise InputError(f"{path}: expected a video, found zero bytes; copy or render it again")
-    count, first = 0, None
-    try:
-        source = io.BytesIO(path.read_bytes()) if places.is_url(path) else str(path)
-        with av.open(source, "r") as container:
-            if not container.streams.video:
-                raise InputError("no video stream")
-            stream = container.streams.video[0]
-            rate = stream.average_rate or stream.guessed_rate
-            if not rate:
-                raise InputError("no frame rate")
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise InputError(f"damage in frame {count}")
-                time = count / float(rate) if frame.time is None else frame.time
-                first = time if first is None else first
-                yield frame, time - first, float(rate)
-                count += 1
-            if not count:
-                raise InputError("no frame in it")
-    except (OSError, ValueError, av.FFmpegError) as error:
-        raise InputError(
-            f"{path}: expected a readable video, found: {_reason(error)}; replace or remove it"
-        ) from error
 
 
 class VideoWriter:
@@ -250,6 +225,7 @@ class VideoWriter:
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
         self._size: tuple[int, int] | None = None
+        self._converter = VideoReformatter()
 
     def __enter__(self) -> Self:
         if self._path.is_dir():
@@ -259,7 +235,7 @@ class VideoWriter:
             self._container.metadata[FIELD] = self._origin.text
         except (OSError, av.FFmpegError) as error:
             raise InputError(
-                f"cannot write {self._path}: {_reason(error)}; name a file in a folder that exists "
+                f"cannot write {self._path}: {reason(error)}; name a file in a folder that exists "
                 "and can be written"
             ) from error
         return self
@@ -289,11 +265,14 @@ class VideoWriter:
                 f"found {rows}x{columns}; write one size a file"
             )
         try:
+            matrix = colour.usual(rows, columns)
             for frame in frames:
                 image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                self._encode(image)
+                self._encode(
+                    self._converter.reformat(image, format=self._pixels, dst_colorspace=matrix)
+                )
         except (OSError, av.FFmpegError) as error:
-            raise InputError(f"cannot write {self._path}: {_reason(error)}") from error
+            raise InputError(f"cannot write {self._path}: {reason(error)}") from error
 
     def _open_stream(self, rows: int, columns: int) -> None:
         if rows < 2 or columns < 2:
@@ -308,6 +287,9 @@ class VideoWriter:
             "libx264", rate=self._rate, options={"crf": str(self._crf), **_INSTRUCTIONS}
         )
         stream.width, stream.height, stream.pix_fmt = columns, rows, self._pixels
+        context = stream.codec_context
+        context.colorspace, context.color_range = colour.usual(rows, columns), _LIMITED
+        context.color_primaries = context.color_trc = _BT709
         self._stream, self._size = stream, (rows, columns)
 
     def _encode(self, image: av.VideoFrame | None) -> None:
@@ -335,7 +317,7 @@ class VideoWriter:
                 else:
                     os.replace(self._temporary, self._path)
         except (OSError, av.FFmpegError) as failure:
-            raise InputError(f"cannot write {self._path}: {_reason(failure)}") from failure
+            raise InputError(f"cannot write {self._path}: {reason(failure)}") from failure
         finally:
             if self._temporary.exists():
                 _close_quietly(container)
@@ -364,9 +346,3 @@ def _close_quietly(container: av.container.OutputContainer) -> None:
     # The file is about to be removed, so it does not matter that the container cannot be finished.
     with contextlib.suppress(OSError, ValueError, av.FFmpegError):
         container.close()
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, without the file name that FFmpeg and the OS append."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0]

@@ -115,7 +115,7 @@ def series(path: Path) -> dict[str, list[float]]:
     rows: list[tuple[float, ...]] = []
     pairs: list[tuple[float, ...]] = []
     before: tuple[np.ndarray, np.ndarray] | None = None
-    for shown, _ in frames_of(path):
+    for shown in frames_of(path):
         frame = np.ascontiguousarray(shown)
         if min(frame.shape[:2]) < LEAST:
             raise InputError(
@@ -209,13 +209,12 @@ def likeness(path: Path, against: Path) -> dict[str, float | None]:
                 f"{path}, {against}: expected as many frames in both, found more than {len(errors)} in "
                 f"{longer} alone; cut it"
             )
-        a, b = one[0], other[0]
-        if a.shape != b.shape:
+        if one.shape != other.shape:
             raise InputError(
-                f"{path}, {against}: expected frames of one size, found {a.shape[0]}x{a.shape[1]} and "
-                f"{b.shape[0]}x{b.shape[1]}; resize one"
+                f"{path}, {against}: expected frames of one size, found {one.shape[0]}x{one.shape[1]} and "
+                f"{other.shape[0]}x{other.shape[1]}; resize one"
             )
-        errors.append(float(np.square(a.astype(np.float32) - b).mean()))
-        alike.append(ssim(a, b))
+        errors.append(float(np.square(one.astype(np.float32) - other).mean()))
+        alike.append(ssim(one, other))
     error = _mean(errors)
     return {"psnr": 10 * float(np.log10(255**2 / error)) if error else None, "ssim": _mean(alike)}

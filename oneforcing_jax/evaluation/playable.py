@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from oneforcing_jax.data.video import read_video, write_video
+from oneforcing_jax.data.frames import Screen, decoded, video_stream
+from oneforcing_jax.data.video import at_rate, read_video, write_video
 
 # Below this many rows and columns pixels are doubled: a colour for every four pixels is then one for every
 # pixel of the original.
@@ -25,12 +27,25 @@ def playable(path: Path) -> bytes:
     Raises:
       MissingInput, InputError: no such file, or one that is damaged or no video.
     """
-    frames, rate = read_video(path)
+    frames, rate = steady(path)
+    with contextlib.closing(decoded(path)) as shown:
+        plain = next(shown).screen == Screen()
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        if stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p":
+        stream = video_stream(container)
+        context = stream.codec_context
+        if plain and context.name == "h264" and context.pix_fmt == "yuv420p":
             return _copied(container, stream)
     return encoded(frames, rate)
+
+
+def steady(path: Path) -> tuple[np.ndarray, float]:
+    """Frames of a video, uint8 [f, y, x, 3], at its average rate, and that.
+
+    Raises:
+      MissingInput, InputError: see `read_video`.
+    """
+    frames, times = read_video(path)
+    return at_rate(frames, times, times.rate), times.rate
 
 
 def encoded(frames: np.ndarray, fps: float) -> bytes:

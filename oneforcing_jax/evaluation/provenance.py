@@ -44,9 +44,7 @@ def seen(path: Path, key: str, cropped: bool) -> str:
     Raises:
       MissingInput, InputError: a video that cannot be read, or too small for a mark.
     """
-    found = (mark.search if cropped else mark.detect)(
-        mark.average(frame for frame, _ in frames_of(path)), key
-    )
+    found = (mark.search if cropped else mark.detect)(mark.average(frames_of(path)), key)
     where = f", of a frame cut to {found.rows:.1%} x {found.columns:.1%}" if cropped else ""
     return (
         f"mark: {'found' if found.marked else 'not found'}, z = {found.z:.2f}, by chance at most "

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax.causal.plan import ClipDraws
-from oneforcing_jax.data.images import at_rate, read_image
+from oneforcing_jax.data.images import read_image
 from oneforcing_jax.data.origin import Origin
-from oneforcing_jax.data.video import read_video
+from oneforcing_jax.data.video import at_rate, read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation import recordings
 from oneforcing_jax.generation.jobs import Job

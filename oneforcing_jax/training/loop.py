@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from oneforcing_jax import checkpoint, places, processes, randomness, room
 from oneforcing_jax.command import Stopped
+from oneforcing_jax.data import colour
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError, NotFinite
@@ -131,6 +132,11 @@ def _store(path: Path, fields: Mapping[str, tuple[int, ...]]) -> Store:
     """The store of a stage's data, whole and with the fields that its method reads."""
     store = Store.open(path)
     store.require_complete()
+    if not colour.is_current(store.attributes) and processes.is_first():
+        print(
+            f"{path}: made by a version that read videos up to 2 of 255 darker; tools/encode_videos.py into another "
+            "folder makes it anew"
+        )
     for field, shape in fields.items():
         store.check_fields([field])
         if store.fields[field][0] != shape:

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.evaluation.playable import encoded, playable
+from oneforcing_jax.evaluation.playable import encoded, playable, steady
 from oneforcing_jax.evaluation.raters.prompts import Prompt, stratified
 from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.generation.jobs import file_name
@@ -252,7 +251,7 @@ def _gather(folder: Path, file: Path, kind: str) -> str:
     """Puts a clip into the study's folder, "spoilt" or as it is, and gives its name there."""
     name = hashlib.sha256(kind.encode() + file.read_bytes()).hexdigest()[:24] + ".mp4"
     if not (folder / name).exists():
-        content = encoded(*spoilt(*read_video(file))) if kind else playable(file)
+        content = encoded(*spoilt(*steady(file))) if kind else playable(file)
         write_whole(folder / name, content)
     return name
 
