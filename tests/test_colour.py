@@ -1,4 +1,4 @@
-"""Pixels against a reference in float64: formats, ranges, matrices, places of colour, sizes; pictures like videos."""
+"""Pixels against a reference in float64: formats, ranges, matrices, places of colour, sizes; and pictures."""
 
 import itertools
 import re
@@ -340,7 +340,8 @@ def test_the_reference_is_that_of_another_library(tmp_path, layout, matrix):
             p.astype(np.uint16 if "p1" in layout else np.uint8).tobytes() for p in planes
         )
         span = "full" if full else "limited"
-        scale = f"zscale=min={names[matrix]}:rin={span}:cin=left:m=gbr:r=full:filter=bilinear,format=gbrpf32le"
+        given = f"min={names[matrix]}:rin={span}:cin=left"
+        scale = f"zscale={given}:m=gbr:r=full:filter=bilinear,format=gbrpf32le"
         made = subprocess.run(
             ["ffmpeg", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", layout, "-s",
              f"{columns}x{rows}", "-i", "-", "-vf", scale, "-f", "rawvideo", "-"],

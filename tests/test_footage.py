@@ -1,4 +1,4 @@
-"""Videos of people's devices: how they lie on the screen, when their frames are shown, which stream is the video."""
+"""Videos of people's devices: how they lie on the screen, when frames are shown, which stream it is."""
 
 import io
 import itertools

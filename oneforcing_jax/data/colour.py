@@ -1,7 +1,7 @@
 """Decoded frames to RGB: the planes of any pixel format, through the matrix and the range that the file says.
 
-What a frame holds is Y'CbCr of ITU-T H.273, or RGB. Primaries are left as they are: BT.601, BT.709 and BT.2020 are
-told apart by their matrices alone, as players without colour management do.
+What a frame holds is Y'CbCr of ITU-T H.273, or RGB. Primaries are left as they are: BT.601, BT.709 and
+BT.2020 are told apart by their matrices alone, as players without colour management do.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from oneforcing_jax.data.resize import EVERY, Axis, Sampled, Sited, put, resized, strips
 from oneforcing_jax.errors import InputError
 
-# How pixels are read, in the attributes of a store. Stores that do not say it were made through swscale, which
-# loses 2 of 255 and the shape of pixels.
+# How pixels are read, in the attributes of a store. Stores that do not say it were made through swscale, and
+# are up to 2 of 255 darker than their videos.
 SAID = {"pixels": 2}
 # H.273's numbers of matrices, with the weights of red and blue in brightness.
 _MATRICES = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
@@ -111,14 +111,14 @@ def _planar(frame: av.VideoFrame, converter: VideoReformatter) -> _Planes:
             frame, format=_nearest(frame.format), interpolation=Interpolation.POINT
         )
     layout, colours, alpha = frame.format, [], None
-    for component in layout.components:
-        plane = frame.planes[component.plane]
+    for number, component in enumerate(layout.components):
+        plane: Any = frame.planes[component.plane]
         samples = np.frombuffer(plane, np.uint16 if component.bits > 8 else np.uint8)
         samples = samples.reshape(plane.height, -1)
         if len(frame.planes) == 1 and len(layout.components) > 1:  # rgb24, rgba
             width = len(layout.components)
             samples = samples[:, : frame.width * width].reshape(frame.height, -1, width)
-            samples = samples[..., component.index]
+            samples = samples[..., number]
         samples = samples[:, : component.width]
         if component.is_alpha:
             alpha = samples

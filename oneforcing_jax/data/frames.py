@@ -7,10 +7,10 @@ import io
 import math
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import av.logging
@@ -28,8 +28,8 @@ from oneforcing_jax.errors import InputError, MissingInput
 _RATES = (0.1, 480.0)
 # Without any: of a file that numbers its frames and says no more.
 _USUAL = 25.0
-# Seconds from a frame to the next, at most. Formats of broadcasts have clocks that jump; in others a slide may
-# stand for long.
+# Seconds from a frame to the next, at most. Formats of broadcasts have clocks that jump; in others a slide
+# may stand for long.
 _GAP, _GAP_OF_BROADCASTS = 60.0, 2.0
 _BROADCAST = 0x0200  # AVFMT_TS_DISCONT
 # Where encoders of these lay colour that do not say it in their streams.
@@ -122,7 +122,7 @@ def ending(starts: Sequence[float], last: Shown) -> float:
     return starts[-1] + (last.length if last.length and last.length >= gap / 2 else gap)
 
 
-def decoded(path: str | Path) -> Iterator[Shown]:
+def decoded(path: str | Path) -> Generator[Shown]:
     """Frames of a file; at least one.
 
     Raises:
@@ -182,7 +182,7 @@ def _shown(container: av.container.InputContainer, rate: float | None) -> Iterat
                 "transparency that its decoder does not give; lay it on a ground first "
                 "(ffmpeg -c:v libvpx-vp9 -i IN, and the filter overlay)"
             )
-        length = frame.duration and float(frame.duration * frame.time_base)
+        length = float((frame.duration or 0) * (frame.time_base or 0))
         screen = _turned(frame, screen)
         yield Shown(frame, clock.start(frame.time), length or None, rate, screen, sites)
     if not count:
@@ -215,7 +215,7 @@ class _Clock:
         since = stamp - self._first
         if not 0 <= gap <= self._longest:
             raise InputError(
-                f"time stamps that jump by {gap:.2f} s at {since - gap:.2f} s; cut it there, or encode it again"
+                f"time stamps that jump by {gap:.2f} s at {since - gap:.2f} s; cut it or encode it again"
             )
         number, before = round(since * self._rate), self._number
         self._steady &= number > before and abs(number - since * self._rate) < 0.25
@@ -246,7 +246,8 @@ def _aspect(stream: av.VideoStream) -> Fraction:
 
 
 def _turned(frame: av.VideoFrame, before: Screen) -> Screen:
-    """The screen of a frame: its display matrix, x' = a x + c y and y' = b x + d y, at the nearest quarter."""
+    """The screen of a frame by its display matrix, x' = a x + c y and y' = b x + d y, to a quarter turn."""
+    data: Any
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()

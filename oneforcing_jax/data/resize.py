@@ -1,6 +1,6 @@
-"""Planes and frames at another size: antialiased bicubic, and colour at a part of the resolution brought to all.
+"""Planes and frames at another size: antialiased bicubic, and colour at a part of the resolution.
 
-Both are linear along one axis, so a size is a matrix. It is made once, and applied in float32, block by block:
+Both are linear along an axis, so a size is a matrix. It is made once, and applied in float32, block by block:
 a row of it sees a few neighbours.
 """
 
@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Rows of a picture that are made at once; and the multiplications up to which OpenBLAS stays on the thread that
-# calls it. On all cores, these small products wait for each other, and on a busy machine for seconds.
+# Rows of a picture that are made at once; and the multiplications up to which OpenBLAS stays on the thread
+# that calls it. On all cores, these small products wait for each other, and on a busy machine for seconds.
 _STRIP, _ALONE = 32, 1 << 18
 
 
 class Sited(NamedTuple):
-    """Where samples of a plane of colour lie along an axis: number i at step * i + first of the brightness's."""
+    """Where samples of a plane of colour lie along an axis: sample i at pixel step * i + first."""
 
     step: int
     first: float
@@ -135,7 +135,7 @@ def _bicubic(before: int, after: int) -> np.ndarray:
 
 
 def _bilinear(axis: Axis) -> np.ndarray:
-    """Samples of colour to one for every pixel, [before, samples]; beyond the last ones these are repeated."""
+    """Samples of colour to one for every pixel, [before, samples]; beyond the ends they are repeated."""
     at = (np.arange(axis.before) - axis.sited.first) / axis.sited.step
     at = at.clip(0, axis.samples - 1)
     below = np.minimum(at.astype(int), max(axis.samples - 2, 0))

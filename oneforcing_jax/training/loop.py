@@ -134,8 +134,8 @@ def _store(path: Path, fields: Mapping[str, tuple[int, ...]]) -> Store:
     store.require_complete()
     if not colour.is_current(store.attributes) and processes.is_first():
         print(
-            f"{path}: made by a version that read videos up to 2 of 255 darker; tools/encode_videos.py into another "
-            "folder makes it anew"
+            f"{path}: made by a version that read videos up to 2 of 255 darker; to make it anew, run "
+            "tools/encode_videos.py with another --out"
         )
     for field, shape in fields.items():
         store.check_fields([field])
