@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from oneforcing_jax import textfiles
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import embed_padded, leave_out
 from oneforcing_jax.data.encoders import Encoders
@@ -90,7 +91,7 @@ def import_lmdb(
 
 
 def _row(database: _Database, row: int, encoders: Encoders) -> dict[str, np.ndarray]:
-    prompt = _value(database, f"prompts_{row}_data").decode()
+    prompt = textfiles.decoded(_value(database, f"prompts_{row}_data"), "its prompt")
     content, shape = _value(database, f"latents_{row}_data"), database.shape[1:]
     if len(content) != 2 * math.prod(shape):
         raise InputError(
