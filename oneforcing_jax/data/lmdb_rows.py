@@ -64,6 +64,11 @@ def import_lmdb(
     }
     if len(shape) == 5:
         fields["trajectory"] = ((shape[0] - 1, *shape[1:]), "float16")
+    if shape[-3] != encoders.codec.channels:
+        raise InputError(
+            f"{source}: expected latents of {encoders.codec.channels} channels, as the codec of {folder} "
+            f"makes, found {shape[-3]}; name the encoders that these latents are of"
+        )
     names = [database.path.name for database in databases]
     count = sum(database.shape[0] for database in databases)
     store = Store.create(store_path, count, fields, {"lmdb": names, "text": text.digest()})

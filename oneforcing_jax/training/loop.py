@@ -131,13 +131,7 @@ def _store(path: Path, fields: Mapping[str, tuple[int, ...]]) -> Store:
     """The store of a stage's data, whole and with the fields that its method reads."""
     store = Store.open(path)
     store.require_complete()
-    for field, shape in fields.items():
-        store.check_fields([field])
-        if store.fields[field][0] != shape:
-            raise InputError(
-                f"{store.path}: expected {field} {list(shape)} as in the config, found "
-                f"{list(store.fields[field][0])}; change the config, or make the store again"
-            )
+    store.check_shapes(fields)
     return store
 
 
