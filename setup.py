@@ -29,7 +29,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     install_requires=[
-        "av>=16",
+        "av>=17",
         "einops>=0.8",
         "flax>=0.12",
         "grain>=0.2.12",

@@ -129,6 +129,7 @@ def test_bad_files_are_left_out_listed_and_tried_again(made, tmp_path, capsys):
         ("--captions={0}/v/absent.jsonl", "no caption file"),
         ("--videos={0}/absent", "no folder of videos"),
         ("--config.latents.channels=7", "'latents.channels': expected the encoder's 12, found 7"),
+        ("--config.generator.text_dim=7", "expected a network with text_dim 32, .* found 7"),
         ("--config.latents.frame=7", "did you mean 'latents.frames'"),
         ("--out={0}/v", "expected an empty folder or a store"),
         ("--out={0}/v/000000.mp4", "cannot make a store"),
@@ -218,6 +219,7 @@ def test_bad_lmdb_rows_are_left_out_and_bad_files_are_one_line(made, tmp_path, c
     (tmp_path / "cut/data.mdb").write_bytes(whole[:9000])
     write_lmdb(tmp_path / "claims", shape, 0, latents_shape=b"100000 2 12 4 4")
     write_lmdb(tmp_path / "shapeless", shape, 0, latents_shape=None)
+    write_lmdb(tmp_path / "wan", (5, 2, 16, 4, 4), 0)
     write_lmdb(tmp_path / "flat", shape, 0, latents_shape=b"5 384")
     for name, message in (
         ("none", "a folder with data.mdb, found none"),
@@ -226,6 +228,7 @@ def test_bad_lmdb_rows_are_left_out_and_bad_files_are_one_line(made, tmp_path, c
         ("claims", "expected 76800000 bytes or more .* found a file of"),
         ("shapeless", "the key latents_shape, found none"),
         ("flat", "5 or 6 sizes"),
+        ("wan", "expected latents of 12 channels, as the codec of .* found 16"),
     ):
         with pytest.raises(SystemExit, match=message) as caught:
             main(importing(made, tmp_path / name, tmp_path / f"{name}_store"))

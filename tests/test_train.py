@@ -220,6 +220,30 @@ def test_data_that_does_not_fit_is_refused(tmp_path, noise):
     assert "the store is damaged, make it again" in refused(tmp_path / "w", tmp_path / "damaged")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("latents.channels=3",), "expected in_dim 3 of network 'model'.* found 2"),
+        (("teacher.in_dim=3",), "expected in_dim 2 of network 'model'.* found 3"),
+        (("teacher.out_dim=3",), "expected out_dim 2 of network 'model'.* found 3"),
+        (("run=one_forcing", "critic.in_dim=3"), "expected in_dim 2 of network 'critic'"),
+        (("run=one_forcing", "teacher.text_dim=9"), "expected text_dim 8 of network 'teacher'"),
+        (("run=one_forcing", "critic.text_len=9"), "expected text_len 8 of network 'critic'"),
+    ],
+)
+def test_networks_fit_the_latents(tmp_path, noise, changes, message):
+    assert re.search(message, refused(tmp_path / "w", noise, *changes))
+
+
+def test_data_is_compared_before_an_earlier_stage_runs(tmp_path, noise):
+    fields = Store.open(noise).fields
+    Store.create(tmp_path / "other", 7, fields | {"latents": ((2, 3, 4, 4), "float16")})
+    more = ("run=('teacher', 'one_forcing')", f"stages.one_forcing.data={tmp_path / 'other'}")
+    found = refused(tmp_path / "w", noise, *more)
+    assert "other: expected latents [2, 2, 4, 4] as in the config, found [2, 3, 4, 4]" in found
+    assert not (tmp_path / "w" / STAGE / "checkpoints").exists()
+
+
 def start(workdir, noise, *flags, **fields):
     """The command in another process, on one device."""
     command = TOOL["command"](workdir, *overrides(noise, **fields))

@@ -3,7 +3,6 @@
 import re
 import wave
 
-import av
 import numpy as np
 import pytest
 
@@ -11,7 +10,6 @@ from oneforcing_jax.data.captions import pair, read_captions
 from oneforcing_jax.data.video import (
     Clip,
     VideoWriter,
-    measured,
     read_clip,
     read_video,
     write_video,
@@ -171,7 +169,7 @@ def test_pairs_hold_every_name(tmp_path):
     captions.write_text("video,caption\nb.mp4,second\na.mp4,first\nd.mp4,last\n")
     for name in ("a.mp4", "b.mp4", "c.MOV", ".e.mp4", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
-    assert pair(tmp_path, captions) == [
+    assert [found[:3] for found in pair(tmp_path, captions)] == [
         ("a.mp4", tmp_path / "a.mp4", "first"),
         ("b.mp4", tmp_path / "b.mp4", "second"),
         ("c.MOV", tmp_path / "c.MOV", None),
@@ -220,29 +218,6 @@ def test_clips_are_covered_and_cut_in_the_middle(tmp_path):
     write_video(tmp_path / "tall.mp4", frames.swapaxes(1, 2), 16, crf=4)
     clip = read_clip(tmp_path / "tall.mp4", Clip(5, 48, 48, 16))
     np.testing.assert_allclose(clip.astype(int), 128, atol=4)
-
-
-def test_videos_are_turned_as_players_turn_them(tmp_path):
-    image = np.zeros((32, 48, 3), np.uint8)
-    image[:, :24] = 255
-    with av.open(str(tmp_path / "v.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        stream.set_display_rotation(90)
-        for _ in range(2):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
-        container.mux(stream.encode(None))
-    with av.open(str(tmp_path / "v.mp4")) as container:
-        rotation = next(container.decode(video=0)).rotation
-    assert rotation % 180 == 90
-    # FFmpeg gives the angle counterclockwise: a quarter turn moves the left side to the bottom.
-    expected = np.rot90(image, rotation // 90)
-    shown = read_video(tmp_path / "v.mp4")[0]
-    assert shown.shape == (2, 48, 32, 3)
-    assert abs(shown[0].astype(int) - expected).mean() < 8
-    assert measured(tmp_path / "v.mp4") == Clip(2, 48, 32, 8)
-    clip = read_clip(tmp_path / "v.mp4", Clip(2, 24, 16, 8))
-    assert abs(clip[0].astype(int) - expected[::2, ::2]).mean() < 16
 
 
 def test_short_videos_are_one_line(tmp_path):

@@ -23,6 +23,7 @@ from oneforcing_jax import processes
 from oneforcing_jax.command import any_path, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode, summary
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.run import Run
 from oneforcing_jax.training.clips import clip
 from oneforcing_jax.training.train import student
@@ -51,8 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processes.join(given)
         part = share(given.shard)
         run = Run.of(configs.load(given.config, overrides))
-        encoders = encoding.load(given.checkpoint, student(run).config.text_len)
+        reader = student(run).config
+        encoders = encoding.load(given.checkpoint, reader.text_len)
         size = clip(run, encoders.codec)
+        if reader.text_dim != encoders.text.dim:
+            raise InputError(
+                f"config: expected a network with text_dim {encoders.text.dim}, as the text encoder's, found "
+                f"{reader.text_dim}; choose the config that belongs to this encoder"
+            )
         store = encode(
             given.videos, given.captions, given.checkpoint, encoders, size, given.out, part
         )

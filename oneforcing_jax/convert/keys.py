@@ -101,18 +101,25 @@ def _shapes(tensors: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
 
 
 def stored_dtypes(key_map: KeyMap, tensors: Tensors, abstract: Any) -> Any:
-    """`abstract` with the dtypes of the file; a stacked leaf takes the widest of its layers'."""
+    """`abstract` with the dtypes of the file; a stacked leaf takes one that holds all of its layers'."""
     found: dict[tuple[str, ...], np.dtype] = {}
     for key, leaf in key_map.items():
         if key in tensors.dtypes:
             dtype = tensors.dtypes[key]
-            found[leaf.path] = np.promote_types(found.get(leaf.path, dtype), dtype)
+            found[leaf.path] = _wider(found.get(leaf.path, dtype), dtype)
 
     def typed(path: Any, leaf: Any) -> Any:
         dtype = found.get(tuple(entry.key for entry in path), leaf.dtype)
         return jax.ShapeDtypeStruct(leaf.shape, dtype)
 
     return jax.tree_util.tree_map_with_path(typed, abstract)
+
+
+def _wider(one: np.dtype, other: np.dtype) -> np.dtype:
+    """The narrowest dtype that holds both; NumPy knows none for float16 and bfloat16."""
+    if {one.name, other.name} == {"float16", "bfloat16"}:
+        return np.dtype(np.float32)
+    return np.promote_types(one, other)
 
 
 def check(

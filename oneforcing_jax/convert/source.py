@@ -1,18 +1,21 @@
 """Where published checkpoints are: which files of a folder or repository are which model.
 
 Wan2.1's folder holds `diffusion_pytorch_model*.safetensors` with `config.json`, and two `.pth`
-files; a folder of diffusers holds `transformer/`, `vae/` and `text_encoder/`; distilled generators
-are one `.pt` file, and the tiny decoder is `taew2_1.pth` or `taew2_1.safetensors`.
+files; a folder of diffusers holds `transformer/`, `vae/` and `text_encoder/`; ComfyUI has one
+`.safetensors` file of any name for each; distilled generators are one `.pt` file, and the tiny decoder is
+`taew2_1.pth` or `taew2_1.safetensors`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from oneforcing_jax.convert import families
 from oneforcing_jax.convert.keys import Tensors
 from oneforcing_jax.convert.tiny_decoder import TELLING
 from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors, load_torch
@@ -33,10 +36,14 @@ _FOLDERS = {
 }
 EXPECTED = (
     f"a folder of Wan2.1 ({_STEM}*.safetensors, {_PTH['vae']}, {_PTH['text']}), one of diffusers "
-    "(transformer/, vae/, text_encoder/), a .pt file, or taew2_1.pth or .safetensors"
+    "(transformer/, vae/, text_encoder/), one .safetensors file of such a model, a .pt file, or taew2_1.pth"
 )
 # Folders with the tokenizer, of Wan2.1 and of diffusers.
 _TOKENIZERS = ("google/umt5-xxl", "tokenizer")
+# Small files of a repository by which a model with two experts is known.
+_TELLING = ["model_index.json", "*/config.json"]
+# A shard: what it is of, its number, and of how many.
+_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:.+)?")
 
 
@@ -60,7 +67,10 @@ class Part:
         """Its tensors, to be read one at a time."""
         if self.files[0].suffix in TORCH:
             return TorchTensors(self.files[0])
-        return SafeTensors(self.files)
+        shapes = {
+            key: shape for file in self.files for key, (shape, _) in SafeTensors.specs(file).items()
+        }
+        return SafeTensors(self.files, families.prefix(shapes))
 
     def __str__(self) -> str:
         return str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
@@ -78,6 +88,7 @@ def locate(source: str, only: Sequence[str] = PARTS) -> Path:
     """
     path = Path(source)
     if path.exists():
+        _check_one(path, only)
         return path
     if not _REPOSITORY.fullmatch(source):
         raise InputError(
@@ -85,11 +96,16 @@ def locate(source: str, only: Sequence[str] = PARTS) -> Path:
             "nothing of that name; check the path"
         )
     repository, _, file = source.partition(":")
+    _check_one(Path(repository) / file, only)
     patterns = [file] if file else [pattern for name in only for pattern in _patterns(name)]
     try:
         from huggingface_hub import snapshot_download
 
+        if not file:  # what tells an unsupported model is small
+            _check_one(Path(snapshot_download(repository, allow_patterns=_TELLING)), only)
         folder = Path(snapshot_download(repository, allow_patterns=patterns))
+    except InputError:
+        raise
     except ImportError as error:
         raise InputError(
             f"{source}: not on disk, and downloading needs huggingface_hub, which is not "
@@ -106,6 +122,11 @@ def locate(source: str, only: Sequence[str] = PARTS) -> Path:
     return folder / file
 
 
+def _check_one(path: Path, only: Sequence[str]) -> None:
+    if "transformer" in only:
+        families.check_experts(path)
+
+
 def _patterns(name: str) -> list[str]:
     folder, stem = _FOLDERS[name]
     patterns = [f"{folder}/config.json", f"{folder}/{stem}*.safetensors*"]
@@ -120,13 +141,14 @@ def parts(folder: Path, only: Sequence[str] | None = None) -> list[Part]:
     """The models in a folder.
 
     Args:
-      folder: in the layout of Wan2.1 or of diffusers.
+      folder: in the layout of Wan2.1 or of diffusers, or of files that say by their tensors what they are.
       only: the ones that must be there; None: whichever are.
 
     Raises:
       InputError: one that must be there is not, there is no model at all, or files are missing.
     """
     found = {name: part for name in PARTS if (part := _part(folder, name)) is not None}
+    found = found or _loose(folder)
     missing = [name for name in only or () if name not in found]
     if missing or not found:
         names = sorted(path.name for path in folder.iterdir())
@@ -140,21 +162,67 @@ def parts(folder: Path, only: Sequence[str] | None = None) -> list[Part]:
     return [found[name] for name in only or PARTS if name in found]
 
 
-def is_tiny(path: Path) -> bool:
-    """Whether a file holds a tiny autoencoder, Wan2.1's or another's.
+def single(path: Path) -> Part | None:
+    """The model that one file holds, with the other shards of it; None for networks in a .pt file.
 
     Raises:
-      InputError: it is not readable.
+      InputError: it is not readable, holds another model, or shards of it are missing.
     """
     if path.suffix in TORCH:
         content = load_torch(path)
-        return isinstance(content, Mapping) and TELLING in content
-    return path.suffix == ".safetensors" and TELLING in SafeTensors((path,))
+        tiny = isinstance(content, Mapping) and TELLING in content
+        return Part(TINY, (path,), {}) if tiny else None
+    if path.suffix != ".safetensors":
+        quantised = " of quantised weights" * (path.suffix == ".gguf")
+        raise InputError(
+            f"{path}: expected {EXPECTED}, found another kind of file{quantised}; give one of these"
+        )
+    numbered = _NUMBERED.fullmatch(path.name)
+    files = _shards(path.parent, numbered[1]) if numbered else (path,)
+    return _told(files)
+
+
+def _told(files: tuple[Path, ...]) -> Part:
+    """The model that files of safetensors hold, as their names of tensors tell."""
+    shapes = {key: shape for file in files for key, (shape, _) in SafeTensors.specs(file).items()}
+    families.check_tensors(shapes, str(files[0]))
+    name, folder = families.kind(shapes), files[0].parent
+    if not name:
+        raise InputError(
+            f"{files[0]}: expected the tensors of a Wan2.1 model, found {', '.join(list(shapes)[:3])}; "
+            f"give {EXPECTED}"
+        )
+    return _with_tokenizer(Part(name, files, {} if name == TINY else _settings(folder)), folder)
+
+
+def _loose(folder: Path) -> dict[str, Part]:
+    """Models in files of any name, as ComfyUI has them.
+
+    Raises:
+      InputError: two of them are the same model.
+    """
+    found: dict[str, Part] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        known = _NUMBERED.fullmatch(path.name) or families.kind(SafeTensors.specs(path))
+        if not known or any(path in part.files for part in found.values()):
+            continue  # another's, or a shard of one that is found
+        part = single(path)
+        if part is not None and part.name in found:
+            other = found[part.name].files[0].name
+            raise InputError(
+                f"{folder}: expected one {part.name}, found {other} and {path.name}; give the file"
+            )
+        found |= {part.name: part} if part else {}
+    return found
 
 
 def _part(folder: Path, name: str) -> Part | None:
     part = _weights(folder, name)
-    if part is None or name != "text":
+    return part and _with_tokenizer(part, folder)
+
+
+def _with_tokenizer(part: Part, folder: Path) -> Part:
+    if part.name != "text":
         return part
     tokenizers = (folder / tokenizer for tokenizer in _TOKENIZERS)
     return dataclasses.replace(part, tokenizer=next(filter(Path.is_dir, tokenizers), None))
@@ -187,7 +255,25 @@ def _shards(folder: Path, stem: str) -> tuple[Path, ...]:
                 "missing; download them again"
             )
         return files
-    return (single,) if single.exists() else tuple(sorted(folder.glob(f"{stem}-*.safetensors")))
+    return (single,) if single.exists() else _numbered(folder, stem)
+
+
+def _numbered(folder: Path, stem: str) -> tuple[Path, ...]:
+    """The shards of one model where no index lists them: their names say how many there are."""
+    files = sorted(folder.glob(f"{glob.escape(stem)}-*.safetensors"))
+    found = {
+        tuple(match.groups()[1:]) for file in files if (match := _NUMBERED.fullmatch(file.name))
+    }
+    for number, count in sorted(found)[:1]:
+        wanted = {(f"{i:0{len(number)}d}", count) for i in range(1, int(count) + 1)}
+        missing = [f"{stem}-{i}-of-{n}.safetensors" for i, n in sorted(wanted - found)]
+        if missing or found - wanted:
+            lacking = f"{', '.join(missing[:4])}{', ...' * (len(missing) > 4)} missing"
+            raise InputError(
+                f"{folder}: expected {len(wanted)} files {stem}-*-of-{count}.safetensors, found "
+                f"{lacking if missing else 'more'}; download them again, into a folder of their own"
+            )
+    return tuple(files)
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from oneforcing_jax import integrity, places, room
-from oneforcing_jax.convert import keys, sizes, source
+from oneforcing_jax.convert import families, keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
@@ -89,16 +89,10 @@ def convert(
         return
     if only:
         raise InputError(f"{path}: --only is for folders, and this is one file; leave it out")
-    if source.is_tiny(path):
-        part = source.Part(source.TINY, (path,), {})
-        _convert_part(part, out / part.name, order, num_heads, report)
-    elif path.suffix in source.TORCH:
-        _convert_file(path, out, order, num_heads, report)
+    if model := source.single(path):
+        _convert_part(model, out / model.name, order, num_heads, report)
     else:
-        raise InputError(
-            f"{path}: expected {source.EXPECTED}, found another kind of file; "
-            "give the folder that holds it"
-        )
+        _convert_file(path, out, order, num_heads, report)
 
 
 def _convert_part(
@@ -109,9 +103,11 @@ def _convert_part(
         return
     tensors, head = part.open(), None
     shapes = tensors.shapes
+    families.check_tensors(shapes, str(part))
     config: sizes.Config
     if part.name == "transformer":
         config = sizes.wan(shapes, "", str(part), part.settings, num_heads)
+        families.check_config(config, str(part))
         key_map = sizes.wan_key_map(shapes)
     elif part.name == "vae":
         config, key_map = sizes.vae_config(shapes, str(part), part.settings)
@@ -156,6 +152,7 @@ def _convert_file(
             tensors, where = files.pop(net), f"{path}: {net}"
             prefix = "model." if any(k.startswith("model.") for k in tensors) else ""
             config = sizes.wan(tensors.shapes, prefix, where, None, num_heads)
+            families.check_config(config, where)
             head = sizes.head(tensors.shapes, where) if net == "critic" else None
             key_map: KeyMap = wan_keys.transformer(config.num_layers, prefix)
             if head:

@@ -29,6 +29,10 @@ DTYPES = {
     "F64": np.dtype(np.float64),
 }
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+# ComfyUI keeps the tokenizer's file, as bytes, among the tensors of the text encoder.
+_NO_TENSORS = ("spiece_model",)
+# Beside weights of 8 bits: what they are multiplied with.
+_SCALES = ("scaled_fp8", "scale_weight", "weight_scale", "scale_input", "input_scale")
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _LFS = b"version https://git-lfs"
 # Pages of a mapped file count as the process's memory until the mapping closes.
@@ -76,28 +80,37 @@ class SafeTensors(Tensors):
 
     Args:
       files: whose names do not overlap.
+      prefix: before names, which lose it.
 
     Raises:
       InputError: a file that is missing, damaged, or holds a tensor of another file too.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._file: dict[str, Path] = {}
+    def __init__(self, files: Sequence[Path], prefix: str = "") -> None:
+        self._file: dict[str, tuple[Path, str]] = {}
         self.shapes, self.dtypes = {}, {}
         for path in files:
-            for name, (shape, dtype) in self._with(path, self._specs).items():
+            specs = self.specs(path)
+            _check_wide(path, specs)
+            for stored, (shape, dtype) in specs.items():
+                name = stored.removeprefix(prefix)
                 if name in self._file:
                     raise InputError(
                         f"{path}: expected the tensors of one model over its files, found {name} "
-                        f"in {self._file[name].name} too; leave the files of one version only"
+                        f"in {self._file[name][0].name} too; leave the files of one version only"
                     )
-                if dtype not in DTYPES:
-                    raise InputError(
-                        f"{path}: expected tensors of {sorted(DTYPES)}, found {name} of {dtype}; "
-                        "use a checkpoint that is not quantised"
-                    )
-                self._file[name] = path
+                self._file[name] = path, stored
                 self.shapes[name], self.dtypes[name] = shape, DTYPES[dtype]
+
+    @classmethod
+    def specs(cls, path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shapes and dtypes of the tensors of one file, as safetensors writes these.
+
+        Raises:
+          InputError: the file is missing or damaged.
+        """
+        specs: dict[str, tuple[tuple[int, ...], str]] = cls._with(path, cls._specs)
+        return {name: spec for name, spec in specs.items() if name not in _NO_TENSORS}
 
     @staticmethod
     def _with(path: Path, read: Callable[[Any], Any]) -> Any:
@@ -114,7 +127,8 @@ class SafeTensors(Tensors):
         return {n: (tuple(s.get_shape()), str(s.get_dtype())) for n, s in slices.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array: np.ndarray = self._with(self._file[name], lambda file: file.get_tensor(name))
+        path, stored = self._file[name]
+        array: np.ndarray = self._with(path, lambda file: file.get_tensor(stored))
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -122,6 +136,19 @@ class SafeTensors(Tensors):
 
     def __len__(self) -> int:
         return len(self._file)
+
+
+def _check_wide(path: Path, specs: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """Refuses tensors of 8 bits or fewer."""
+    narrow = {name: dtype for name, (_, dtype) in specs.items() if dtype not in DTYPES}
+    if not narrow:
+        return
+    name = next((name for name in narrow if name not in _SCALES), next(iter(narrow)))
+    scaled = "scaled " if any(key.rpartition(".")[2] in _SCALES for key in specs) else ""
+    raise InputError(
+        f"{path}: expected tensors of {', '.join(DTYPES)}, found {scaled}{narrow[name]} ({name}, and "
+        f"{len(narrow) - 1} more), which is quantised; get the file of this model in bf16 or fp16"
+    )
 
 
 def load_torch(path: Path) -> Any:

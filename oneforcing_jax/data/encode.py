@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import places, processes
+from oneforcing_jax import places, processes, textfiles
 from oneforcing_jax.data import colour
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.captions import Pair, pair
@@ -153,10 +153,8 @@ def _encode_group(
 
 
 def _read(sample: Pair, clip: Clip) -> np.ndarray:
-    if sample.caption is None:
-        raise InputError("expected a caption, found none; add a line to the caption file")
-    if sample.video is None:
-        raise InputError("expected a video of this name, found only its caption; add the file")
+    if sample.video is None or sample.caption is None:
+        raise InputError(sample.reason)
     return read_clip(sample.video, clip, tqdm.write)
 
 
@@ -190,9 +188,10 @@ def _keep_samples(store: Store, samples: Sequence[Pair]) -> None:
     file = store.path / SAMPLES
     if file.is_file():
         done = store.done()
-        for index, line in enumerate(file.read_text().splitlines()):
+        for index, line in enumerate(textfiles.lines(textfiles.read(file))):
             old, new = json.loads(line), samples[index]
-            if old["video"] != new.name or (done[index] and old["caption"] != new.caption):
+            same = textfiles.form(old["video"]) == textfiles.form(new.name)
+            if not same or (done[index] and old["caption"] != new.caption):
                 raise InputError(
                     f"{store.path} was begun with other videos or captions: sample {index} is "
                     f"{old['video']} ({old['caption']!r}) there, {new.name} ({new.caption!r}) now; "

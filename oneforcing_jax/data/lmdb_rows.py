@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from oneforcing_jax import textfiles
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import embed_padded, leave_out
 from oneforcing_jax.data.encoders import Encoders
@@ -63,6 +64,11 @@ def import_lmdb(
     }
     if len(shape) == 5:
         fields["trajectory"] = ((shape[0] - 1, *shape[1:]), "float16")
+    if shape[-3] != encoders.codec.channels:
+        raise InputError(
+            f"{source}: expected latents of {encoders.codec.channels} channels, as the codec of {folder} "
+            f"makes, found {shape[-3]}; name the encoders that these latents are of"
+        )
     names = [database.path.name for database in databases]
     count = sum(database.shape[0] for database in databases)
     store = Store.create(store_path, count, fields, {"lmdb": names, "text": text.digest()})
@@ -90,7 +96,7 @@ def import_lmdb(
 
 
 def _row(database: _Database, row: int, encoders: Encoders) -> dict[str, np.ndarray]:
-    prompt = _value(database, f"prompts_{row}_data").decode()
+    prompt = textfiles.decoded(_value(database, f"prompts_{row}_data"), "its prompt")
     content, shape = _value(database, f"latents_{row}_data"), database.shape[1:]
     if len(content) != 2 * math.prod(shape):
         raise InputError(

@@ -241,6 +241,16 @@ class Store:
                 f"{self.path}: expected fields of {sorted(self.fields)}, got {unknown}"
             )
 
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises InputError unless there are fields of these names and shapes."""
+        self.check_fields(list(shapes))
+        for name, shape in shapes.items():
+            if self.fields[name][0] != shape:
+                raise InputError(
+                    f"{self.path}: expected {name} {list(shape)} as in the config, found "
+                    f"{list(self.fields[name][0])}; change the config, or make the store again"
+                )
+
     def require_complete(self) -> None:
         """Raises InputError unless every sample is done or left out, and at least one is done."""
         states = self._states()

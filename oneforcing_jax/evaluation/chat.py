@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from oneforcing_jax import textfiles
 from oneforcing_jax.errors import InputError, MissingInput, MissingPackage
 from oneforcing_jax.ranges import Amount, Count, Seed
 
@@ -68,8 +69,8 @@ def instruction_of(file: Path | None) -> str:
         return INSTRUCTION
     if not file.is_file():
         raise MissingInput(f"--instruction: expected a file, found nothing at {file}")
+    text = textfiles.read(file)
     try:
-        text = file.read_text(encoding="utf-8")
         found = text.strip() if file.suffix != ".py" else _assigned(text)
     except (SyntaxError, ValueError):
         found = ""

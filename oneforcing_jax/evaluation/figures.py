@@ -29,6 +29,7 @@ from oneforcing_jax.evaluation import curvature, curves
 from oneforcing_jax.evaluation.drawing import figure, save
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS
 from oneforcing_jax.files import read_record
+from oneforcing_jax.textfiles import form
 
 # Frames shown of a video.
 SHOWN = 4
@@ -107,8 +108,11 @@ def strips(path: Path, folders: Mapping[str, Path]) -> None:
       MissingPackage: matplotlib is not installed.
       InputError: no mp4 file of one name lies in all folders, or one cannot be read.
     """
-    names = [{file.name for file in folder.glob("*.mp4")} for folder in folders.values()]
-    shared = sorted(set.intersection(*names)) if names else []
+    files = [
+        {form(file.name): file for file in sorted(folder.glob("*.mp4"))}
+        for folder in folders.values()
+    ]
+    shared = sorted(set.intersection(*map(set, files))) if files else []
     if not shared:
         raise InputError(
             f"expected mp4 files of the same names in {list(map(str, folders.values()))}, found none"
@@ -116,10 +120,10 @@ def strips(path: Path, folders: Mapping[str, Path]) -> None:
     columns = SHOWN * len(shared)
     made = figure(0.75 * columns + 1.8, 0.8 * len(folders) + 0.5)
     grid = made.subplots(len(folders), columns, squeeze=False)
-    for row, (title, folder) in zip(grid, folders.items(), strict=True):
+    for row, title, there in zip(grid, folders, files, strict=True):
         row[0].set_ylabel(textwrap.fill(title, 22), rotation=0, ha="right", va="center", fontsize=8)
         for n, name in enumerate(shared):
-            frames, _ = read_video(folder / name)
+            frames, _ = read_video(there[name])
             for i in range(SHOWN):
                 axes = row[SHOWN * n + i]
                 axes.imshow(frames[i * (len(frames) - 1) // (SHOWN - 1)], interpolation="nearest")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from oneforcing_jax import textfiles
 from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.chat import WAN_NAME, Chat, Settings, instruction_of, local, served
@@ -37,10 +38,11 @@ class Cache:
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
-        content = path.read_bytes() if path.is_file() else b""
-        self._cut = bool(content) and not content.endswith(b"\n")
+        # A kill can cut a character in two.
+        content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+        self._cut = bool(content) and not content.endswith("\n")
         self.answers: dict[str, str] = {}
-        for line in content.splitlines():
+        for line in textfiles.lines(content):
             try:
                 row = json.loads(line)
                 if row["key"] == key:

@@ -8,9 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax import places, processes
+from oneforcing_jax import places, processes, textfiles
 from oneforcing_jax.command import share
-from oneforcing_jax.data.captions import check_unicode
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.ranges import Amount, Seed
 
@@ -82,10 +81,7 @@ def read_prompts(path: Path, rewritten: Path | None = None) -> list[Prompt]:
 def _read(path: Path) -> list[tuple[str, int | None]]:
     if not path.is_file():
         raise MissingInput(f"prompts: expected a text file, found nothing at {path}")
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, found {error.reason}; convert it") from None
+    lines = textfiles.lines(textfiles.read(path))
     if not any(line.strip() for line in lines):
         raise InputError(f"{path}: expected prompts, one a line, found none")
     return [_line(f"{path}, line {i}", line, path.suffix) for i, line in enumerate(lines, 1)]
@@ -103,15 +99,15 @@ def _line(where: str, line: str, suffix: str) -> tuple[str, int | None]:
             ) from None
     if not words:
         raise InputError(f"{where}: expected a prompt, found none; write one or remove the line")
-    check_unicode(where, words)
+    textfiles.check_unicode(where, words)
     if seed is not None and type(seed) is not int:
         raise InputError(f"{where}: expected a whole number as seed, found {seed!r}")
     return words, seed
 
 
 def file_name(words: str) -> str:
-    """A prompt as a file name: "/" and what cannot be printed become "_", and a long one is cut."""
-    name = re.sub(r"[/\\\x00-\x1f\x7f]", "_", words).strip()
+    """A prompt as a file name (NFC): "/" and what cannot be printed become "_", and a long one is cut."""
+    name = re.sub(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", textfiles.form(words)).strip()
     name = name.encode()[:NAME_BYTES].decode(errors="ignore")
     # A name of dots would be a folder's, and one that begins with a dot is hidden.
     return re.sub(r"^\.", "_", name)

@@ -84,23 +84,12 @@ class VideoModel:
       source: what the transformer was trained for.
       encoders: codec and text encoder.
       mesh: devices over which a batch is split; None: the default device.
-
-    Raises:
-      InputError: encoders that do not fit the transformer.
     """
 
     def __init__(self, blocks: Blocks, source: Source, encoders: Encoders, mesh: Any = None):
         self.blocks, self.source, self.encoders, self.mesh = blocks, source, encoders, mesh
         # The samples of a prompt come one after the other.
         self._encode = functools.lru_cache(maxsize=16)(encoders.text.encode)
-        c, codec = source.config, encoders.codec
-        found, expected = (encoders.text.dim, codec.channels), (c.text_dim, c.in_dim)
-        if found != expected:
-            raise InputError(
-                f"encoders: expected embeddings of width {expected[0]} and latents of {expected[1]} "
-                f"channels, as {source.folder} was trained with, found {found[0]} and {found[1]}; "
-                "name the encoders of this checkpoint"
-            )
 
     def settings(
         self, frames: int | None = None, size: tuple[int, int] | None = None, **changes: Any
@@ -253,7 +242,20 @@ def _read(
     loaded = encoding.load(
         found, source.config.text_len, source.config.dtype, mesh if each > 1 else None, decoder
     )
+    _check_fit(source, loaded)
     return source, loaded, mesh, source.params(mesh)
+
+
+def _check_fit(source: Source, encoders: Encoders) -> None:
+    """Refuses encoders of another model, before its weights are read."""
+    c = source.config
+    found, expected = (encoders.text.dim, encoders.codec.channels), (c.text_dim, c.in_dim)
+    if found != expected or c.in_dim != c.out_dim:
+        raise InputError(
+            f"encoders: expected embeddings of width {expected[0]} and latents of {expected[1]} "
+            f"channels, as {source.folder} was trained with ({c.out_dim} channels out), found {found[0]} and "
+            f"{found[1]}; name the encoders of this checkpoint"
+        )
 
 
 def load(

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from oneforcing_jax import textfiles
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan
-from oneforcing_jax.data.captions import check_unicode
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
@@ -119,7 +119,7 @@ class Studio:
         """
         if not prompt.strip():
             raise InputError("prompt: expected words, found an empty prompt; say what to show")
-        check_unicode("prompt", prompt)
+        textfiles.check_unicode("prompt", prompt)
         self.model.encoders.text.check(prompt)
 
     @functools.cached_property

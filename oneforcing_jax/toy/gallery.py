@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import flow, processes, randomness, sharding
+from oneforcing_jax import flow, processes, randomness, sharding, textfiles
 from oneforcing_jax.causal.plan import ClipDraws, Plan, draw, num_frames
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
@@ -113,7 +113,7 @@ class Gallery:
         files = sorted((folder / "videos").glob("*.mp4"))
         rows = [
             json.loads(line)
-            for line in (folder / "videos" / "captions.jsonl").read_text().splitlines()
+            for line in textfiles.lines(textfiles.read(folder / "videos" / "captions.jsonl"))
         ]
         rows.sort(key=lambda row: row["video"])
         self.real_captions = [row["caption"] for row in rows][:count]

@@ -97,7 +97,7 @@ class TextEncoder:
             )
         tokens = self.tokenizer.encode(caption)
         unknown = [
-            caption.split()[place]
+            caption[slice(*tokens.offsets[place])]
             for place, number in enumerate(tokens.ids)
             if number == self.tokenizer.token_to_id(UNKNOWN)
         ]

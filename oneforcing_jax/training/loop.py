@@ -137,13 +137,7 @@ def _store(path: Path, fields: Mapping[str, tuple[int, ...]]) -> Store:
             f"{path}: made by a version that read videos up to 2 of 255 darker; to make it anew, run "
             "tools/encode_videos.py with another --out"
         )
-    for field, shape in fields.items():
-        store.check_fields([field])
-        if store.fields[field][0] != shape:
-            raise InputError(
-                f"{store.path}: expected {field} {list(shape)} as in the config, found "
-                f"{list(store.fields[field][0])}; change the config, or make the store again"
-            )
+    store.check_shapes(fields)
     return store
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from oneforcing_jax import flow, places, processes, randomness, sharding
+from oneforcing_jax import flow, methods, places, processes, randomness, sharding
 from oneforcing_jax.command import share
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import causal_ode
 from oneforcing_jax.methods.causal_ode import Ode
@@ -188,6 +188,9 @@ def prepare(run: Run, name: str, fields: Fields) -> Stage:
     sharding.check("attention heads", module.config.num_heads, "whole_heads", mesh)
 
     def check(workdir: Path) -> None:
+        data = places.within(workdir, fields.data)
+        if (data / META).is_file():
+            Store.open(data).check_shapes(methods.sample_fields(run, module.config))
         if not (workdir / name / "store").is_dir():
             like = parameters.in_use(module, mesh)
             sources.check_made(run, name, workdir, fields.source, like)

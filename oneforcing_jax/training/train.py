@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import checkpoint, methods, room, sharding
+from oneforcing_jax import checkpoint, methods, places, room, sharding
 from oneforcing_jax import stages as kinds
+from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.methods import Network
+from oneforcing_jax.methods import Method, Network
 from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Kind, Stage
 from oneforcing_jax.training import loop, sources
@@ -41,6 +42,7 @@ def trainer(run: Run, name: str, stage: Train, devices: Any = None) -> Trainer:
     for network in method.nets.values():
         tokens = network.config.frame_tokens(run.latents.rows, run.latents.columns)
         sharding.check("the tokens of a frame", tokens, "tokens", mesh)
+    _check_widths(run, name, method)
     return Trainer(
         method,
         stage.optimisers,
@@ -52,6 +54,19 @@ def trainer(run: Run, name: str, stage: Train, devices: Any = None) -> Trainer:
         stage.microbatch,
         stage.offload_optimiser,
     )
+
+
+def _check_widths(run: Run, name: str, method: Method) -> None:
+    """Refuses networks that do not fit the latents, or the texts that the method reads."""
+    expected = {"in_dim": run.latents.channels, "out_dim": run.latents.channels}
+    expected |= zip(("text_len", "text_dim"), method.fields.get("text", ()), strict=False)
+    for net, network in method.nets.items():
+        for field, value in expected.items():
+            if (found := getattr(network.config, field)) != value:
+                raise InputError(
+                    f"config: stage {name!r}: expected {field} {value} of network {net!r}, as the latents "
+                    f"and texts of this run, found {found}; set latents.channels and the networks alike"
+                )
 
 
 def _same_names(field: str, given: Mapping[str, Any], nets: tuple[str, ...]) -> None:
@@ -99,6 +114,9 @@ def prepare(run: Run, name: str, stage: Train) -> Stage:
         done = checkpoint.newest(folder)
         if done is not None and done >= stage.iterations:
             return
+        data = places.within(workdir, stage.data)
+        if (data / META).is_file():
+            Store.open(data).check_shapes(made.method.fields)
         devices = list(made.mesh.local_devices)
         needed = room.per_device(made.abstract()) * len(devices)
         advice = "take a smaller model, more devices over mesh.fsdp, or another --preset"

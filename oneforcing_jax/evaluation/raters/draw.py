@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from oneforcing_jax import textfiles
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.playable import encoded, playable, steady
 from oneforcing_jax.evaluation.raters.prompts import Prompt, stratified
@@ -171,8 +172,7 @@ def check_clips(folder: Path, drawn: Draw) -> None:
 def find(folder: Path, prompt: Prompt) -> Path | None:
     """A model's clip of a prompt: its first sample, named as oneforcing_jax.generate names it."""
     stem = file_name(prompt.words)
-    files = [folder / f"{stem}-0.mp4", folder / f"{stem}.mp4"]
-    return next((file for file in files if file.is_file()), None)
+    return textfiles.find(folder, f"{stem}-0.mp4") or textfiles.find(folder, f"{stem}.mp4")
 
 
 def make(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from oneforcing_jax import textfiles
 from oneforcing_jax.errors import InputError, MissingInput
 
 FORMS = (
@@ -36,9 +37,9 @@ def read(path: Path) -> list[Prompt]:
     """
     if not path.is_file():
         raise MissingInput(f"prompts: expected {FORMS}, found nothing at {path}")
+    text = textfiles.read(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        rows = json.loads(text) if path.suffix == ".json" else textfiles.lines(text)
         if not isinstance(rows, list):
             raise ValueError("no list")
     except (ValueError, RecursionError) as error:
@@ -62,6 +63,10 @@ def _prompt(where: str, row: Any) -> Prompt:
     good = all(isinstance(text, str) and text.strip() for text in (words, dimension))
     if not good:
         raise InputError(f"{where}: expected {FORMS}, found {str(row)[:60]!r}; correct it")
+    if len(textfiles.lines(words.strip())) > 1:
+        raise InputError(
+            f"{where}: expected a prompt in one line, found {words[:60]!r}; correct it"
+        )
     return Prompt(words.strip(), dimension.strip())
 
 

@@ -12,6 +12,7 @@ from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.curves import GAP, LOSSES, Curve, series
 from oneforcing_jax.evaluation.study import ROWS, SCORES, Estimate
 from oneforcing_jax.files import read_record
+from oneforcing_jax.textfiles import form
 from oneforcing_jax.training.metrics import ROWS as METRICS
 from oneforcing_jax.training.metrics import read_rows
 from oneforcing_jax.training.samples import FOLDER as SAMPLES
@@ -160,7 +161,7 @@ def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def _clips(folder: Path) -> Iterator[tuple[str, Path]]:
     """Videos of the report, and sample videos of stages, by what they show."""
     for file in sorted((folder / REPORT / VIDEOS).glob("*.mp4")):
-        yield file.stem.replace("_", " "), file
+        yield form(file.stem).replace("_", " "), file
     for stage in sorted(folder.iterdir()):
         for file in sorted((stage / SAMPLES).glob("*.mp4")) if not stage.is_symlink() else ():
             yield f"{stage.name}: samples at iteration {file.stem.lstrip('0')}", file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from oneforcing_jax.data.video import Clip, measured
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.vbench.suite import Suite, names
+from oneforcing_jax.textfiles import form
 
 _THREADS = 4
 
@@ -60,6 +61,18 @@ def listed(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def respelt(expected: Sequence[str], present: Collection[str]) -> dict[str, str]:
+    """Expected names that are there in another Unicode form, in which VBench does not find them."""
+    spelt = {form(name): name for name in present}
+    absent = (name for name in expected if name not in present)
+    return {name: spelt[form(name)] for name in absent if form(name) in spelt}
+
+
+def rename(name: str, found: str) -> str:
+    """What to do about a file that is spelt in another Unicode form."""
+    return f"found it as {ascii(found)}, where VBench does not find it; rename it to {ascii(name)}"
+
+
 def check(suite: Suite, wanted: Sequence[str], samples: int, folder: Path, clip: Clip) -> Found:
     """Compares a folder with the list; every expected video is decoded.
 
@@ -74,16 +87,21 @@ def check(suite: Suite, wanted: Sequence[str], samples: int, folder: Path, clip:
     known = set(suite.first())
     # VBench takes the ending of all videos from the first file that it is shown: nothing else may lie there.
     extra = [name for name in sorted(present) if re.sub(r"-\d+\.mp4$", "", name) not in known]
+    others = respelt(expected, present)
+    extra = [name for name in extra if name not in others.values()]
     there = [name for name in expected if name in present]
     pool = ThreadPoolExecutor(_THREADS)
     try:
         said = pool.map(lambda name: _wrong(folder / name, clip), there)
         bar = tqdm(said, total=len(there), unit="video", disable=None)
         wrong = {name: what for name, what in zip(there, bar, strict=True) if what}
+        whole = len(there) - len(wrong)
     finally:  # Ctrl-C does not wait for those that are still to be decoded
         pool.shutdown(cancel_futures=True)
-    missing = [name for name in expected if name not in present]
-    return Found(missing, extra, wrong, len(there) - len(wrong))
+    missing = [name for name in expected if name not in present and name not in others]
+    return Found(
+        missing, extra, wrong | {n: rename(n, found) for n, found in others.items()}, whole
+    )
 
 
 def _wrong(path: Path, expected: Clip) -> str:

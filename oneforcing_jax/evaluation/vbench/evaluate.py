@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.evaluation.vbench import results
-from oneforcing_jax.evaluation.vbench.check import listed
+from oneforcing_jax.evaluation.vbench.check import listed, rename, respelt
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS
 from oneforcing_jax.evaluation.vbench.suite import Suite, names
 from oneforcing_jax.files import read_record
@@ -62,6 +62,8 @@ def run(
         )
     for name in todo:
         expected = names(suite.prompts([name]), samples)
+        for file, found in respelt(expected, present).items():
+            raise InputError(f"{videos}: expected {file!r}, {rename(file, found)}")
         missing = [file for file in expected if file not in present]
         if len(missing) == len(expected) or (missing and not partial):
             raise InputError(

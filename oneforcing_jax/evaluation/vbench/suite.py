@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from oneforcing_jax import textfiles
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation import jobs as listing
 
@@ -113,7 +114,8 @@ def read(path: Path) -> Suite:
         if listing.file_name(words) != words:
             raise InputError(
                 f"{file}, line {number}: VBench looks for a file named after the whole prompt: expected "
-                f"{listing.NAME_BYTES} bytes at most, no slash, no control character and no dot before it, "
+                f"{listing.NAME_BYTES} bytes at most, no slash, no control character, no dot before it, "
+                "and é as one character (NFC), "
                 f"found {len(words.encode())} bytes: {words[:60]!r}; change or remove it"
             )
     return suite
@@ -124,11 +126,12 @@ def _text(file: Path) -> Suite:
 
 
 def _info(file: Path) -> Suite:
+    text = textfiles.read(file)
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = json.loads(text)
         lines = [row["prompt_en"] for row in rows]
         dimensions = [frozenset(row["dimension"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         lines, dimensions = [], []
     if not lines or not all(isinstance(words, str) and words.strip() for words in lines):
         raise InputError(

@@ -1,0 +1,102 @@
+"""What files of tensors are, by their names and shapes; what is not supported is refused by its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from oneforcing_jax.convert.tiny_decoder import TELLING as TINY_FIRST
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.files import read_record
+from oneforcing_jax.models.wan import WanConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+# Of each model a tensor that the others lack, in the original's names and in those of other libraries.
+_PATCHES = "patch_embedding.weight"
+_VAE = ("encoder.conv1.weight", "encoder.conv_in.weight")
+_TEXT = ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight")
+# Channels of Wan2.2's latents; Wan2.1's have 16.
+_WAN22 = 48
+# Folders of the two experts in the original and in diffusers, and files of ComfyUI.
+_EXPERT = re.compile(
+    r"(high|low)_noise_model|transformer_2|.*(high|low)[ _-]?noise.*\.(safetensors|gguf)",
+    re.IGNORECASE,
+)
+# In names of tensors that no text-to-video model has.
+_MARKS = {
+    "a LoRA, which changes another model": r"\.lora[._]|^lora_|\.diff$",
+    "VACE": r"vace_blocks\.",
+    "Wan's image-to-video model with CLIP": r"(^|\.)(img_emb|image_embedder)\.",
+}
+_SUPPORTED = "give a text-to-video model of Wan2.1, or one distilled from it"
+
+
+def kind(shapes: Mapping[str, object]) -> str:
+    """Which model has these tensors: "transformer", "vae", "text", "tiny", or "" for another."""
+    if TINY_FIRST in shapes:
+        return "tiny"
+    if any(name in shapes for name in _VAE):
+        return "vae"
+    if any(name in shapes for name in _TEXT):
+        return "text"
+    return "transformer" if any(name.endswith(_PATCHES) for name in shapes) else ""
+
+
+def prefix(shapes: Shapes) -> str:
+    """What ComfyUI and others put before every name of a transformer, such as "model.diffusion_model."."""
+    found = [name.removesuffix(_PATCHES) for name in shapes if name.endswith(_PATCHES)]
+    return next((name for name in found if name.endswith(".")), "") if "" not in found else ""
+
+
+def check_tensors(shapes: Shapes, source: str) -> None:
+    """Refuses tensors of known models that are not supported.
+
+    Raises:
+      InputError: names the model.
+    """
+    first = next((shapes[name] for name in (*_VAE, TINY_FIRST) if name in shapes), ())
+    found = [model for model, mark in _MARKS.items() if any(re.search(mark, key) for key in shapes)]
+    if kind(shapes) == "vae" and len(first) == 5 and first[1] != 3:
+        found.append(f"the VAE of Wan2.2, with latents of {_WAN22} channels")
+    if kind(shapes) == "tiny" and len(first) == 4 and first[1] == _WAN22:
+        found.append("the tiny decoder of Wan2.2 (taew2_2)")
+    if found:
+        raise InputError(f"{source}: found {found[0]}, which is not supported; {_SUPPORTED}")
+
+
+def check_config(config: WanConfig, source: str) -> None:
+    """Refuses transformers whose inputs are others than noisy latents of Wan2.1.
+
+    Raises:
+      InputError: names the model, or its channels.
+    """
+    channels = f"{config.in_dim} channels in and {config.out_dim} out"
+    if config.in_dim != config.out_dim:
+        model = "an image-to-video or control model" + " (Wan I2V)" * (config.in_dim == 36)
+    elif config.in_dim == _WAN22:
+        model = "Wan2.2 TI2V-5B"
+    else:
+        return
+    raise InputError(f"{source}: found {model}, {channels}, which is not supported; {_SUPPORTED}")
+
+
+def check_experts(path: Path) -> None:
+    """Refuses two transformers, each for a part of the noise levels, and one of them alone.
+
+    Raises:
+      InputError: names Wan2.2-A14B, and what tells it.
+    """
+    folder = path if path.is_dir() else path.parent
+    inner = {file.name for file in folder.iterdir()} if path.is_dir() else set()
+    told = [name for name in sorted({path.name, folder.name} | inner) if _EXPERT.fullmatch(name)]
+    if folder.name == "transformer" and (folder.parent / "transformer_2").exists():
+        told.append("transformer_2 beside it")
+    index = path / "model_index.json"
+    if index.is_file() and read_record(index).get("boundary_ratio") is not None:
+        told.append(f"boundary_ratio in {index.name}")
+    if told:
+        raise InputError(
+            f"{path}: expected one transformer, found {told[0]}, of Wan2.2-A14B, whose two experts share "
+            f"the noise levels, which is not supported; {_SUPPORTED} (--only=vae,text takes the rest)"
+        )
