@@ -102,7 +102,7 @@ def test_windows_of_a_wish(studio):
     with pytest.raises(Refused, match=r"window: expected one of \[3\]"):
         wire.wish_of({"prompt": RED, "window": 2}, studio)
     assert wire.wish_of({"prompt": RED, "recompute": True}, studio) == Wish(
-        RED, frames=studio.frames, window=3, recompute=True
+        RED, frames=studio.frames, first_steps=4, window=3, recompute=True
     )
 
 

@@ -64,14 +64,20 @@ class Settings:
         Raises:
           InputError: frames that the blocks do not fill, a bad step list, nothing left to make.
         """
-        frames = self.shape[0] - given
+        frames, taken = self.shape[0] - given, self.taken(given > 0)
         if frames < 1:
             raise InputError(
                 f"frames: expected more than the {given} given latent frames, found {self.shape[0]} "
                 "in all; ask for a longer video"
             )
-        first = () if given else (self.first_frames, self.first_steps)
+        first = taken.first_frames, taken.first_steps
         return make_plan(frames, self.block_frames, self.steps, shift, *first)
+
+    def taken(self, continues: bool) -> Settings:
+        """With what the first block takes; in a video that `continues` given frames it is as the others."""
+        first = (None, None) if continues else (self.first_frames, self.first_steps)
+        frames, steps = first[0] or self.block_frames, first[1] or self.steps
+        return dataclasses.replace(self, first_frames=frames, first_steps=steps)
 
 
 def sample_keys(seeds: Sequence[int], numbers: Sequence[int]) -> jax.Array:
