@@ -132,6 +132,16 @@ def test_continuation_is_the_rest(student):
     assert error(np.concatenate(other, 1), whole[:, 5:]) > 1e-2
 
 
+def test_a_batch_of_two_is_two_batches_of_one(student):
+    """Samples do not see each other, past the window, too."""
+    text, plan = jnp.concatenate([prompt(1), prompt(2)]), 7 * ONE_STEP
+    both = student.clip(seeded(sample_keys([3, 5], [0, 1]), SHAPE), text, plan)
+    for i, (seed, number) in enumerate([(3, 0), (5, 1)]):
+        alone = student.clip(seeded(sample_keys([seed], [number]), SHAPE), text[i : i + 1], plan)
+        assert error(both[i : i + 1], alone) < 1e-5
+    assert error(both[:1], both[1:]) > 1e-2
+
+
 def test_prompts_change_between_blocks(student):
     """Against plain passes: a block and the context that it leaves are made with one prompt."""
     noise, (one, two) = seeded(sample_keys([3], [0]), SHAPE), (prompt(1), prompt(2))

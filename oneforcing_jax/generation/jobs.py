@@ -21,7 +21,8 @@ NAME_BYTES = 220
 # Endings of files, which nobody means as a folder's.
 OTHERS = (
     ".gif", ".webp", ".apng", ".png", ".jpg", ".jpeg", ".avif", ".webm", ".mkv", ".mov", ".avi", ".m4v",
-    ".mpg", ".mpeg", ".ogv", ".wmv", ".flv", ".ts", ".3gp", ".npy", ".npz", ".txt", ".json", ".jsonl", ".csv", ".zip",
+    ".mpg", ".mpeg", ".ogv", ".wmv", ".flv", ".ts", ".3gp", ".npy", ".npz", ".txt", ".json", ".jsonl",
+    ".csv", ".zip",
 )  # fmt: skip
 
 

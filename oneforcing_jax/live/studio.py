@@ -139,9 +139,9 @@ class Studio:
             return False
         return True
 
-    def origin(self, wish: Wish, prompts: Sequence[str]) -> Origin:
-        """What a file is to say of a video that has had these prompts. As it was watched, and compressed
-        for that, it is no file of `generate`."""
+    def origin(self, wish: Wish, prompts: Sequence[str] = ()) -> Origin:
+        """What a file is to say of a video that has had these prompts, or the wish's alone. It was compressed
+        to be watched, and so is no file of `generate`."""
         said = layout(self._settings(wish).taken(wish.image is not None)) | {
             "live": True, "fps": self.fps, "size": self.size, "shift": self.model.source.shift,
             "dtype": self.model.source.config.dtype.name, "recompute": wish.recompute,
@@ -149,7 +149,9 @@ class Studio:
         }  # fmt: skip
         if wish.image is not None:
             said["image"] = digest(wish.image.tobytes())
-        return Origin(self.model.source.identity, "\n".join(prompts), wish.seed, 0, said)
+        return Origin(
+            self.model.source.identity, "\n".join(prompts) or wish.prompt, wish.seed, 0, said
+        )
 
     def make(self, wish: Wish, prompt: Callable[[int], str]) -> Generator[Made]:
         """Blocks of a video, one by one. The next is begun when it is asked for, and not before: what was
