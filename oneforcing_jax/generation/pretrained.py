@@ -158,13 +158,9 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
     made = dataclasses.replace(method.nets[method.sampled.net].config, remat="none")
     if dtype:
         made = dataclasses.replace(made, dtype=DTYPES[dtype])
-    size, blocks, made_of = (
-        run.latents,
-        run.blocks,
-        folder / checkpoint.FOLDER / checkpoint.RUN_FILE,
-    )
-    if made_of.is_file():
-        read_versioned(made_of)
+    size, blocks, said = run.latents, run.blocks, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
+    if said.is_file():
+        read_versioned(said)  # refuses what a newer release trained
     # One step is too few for a first block, which sees nothing: the paper's has four.
     alone = FIRST_STEPS if len(blocks.steps) == 1 else None
     return Source(

@@ -20,14 +20,8 @@ from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal.cache import Caches, Window
 from oneforcing_jax.causal.generate import Generator, clean_block, denoise_block
 from oneforcing_jax.causal.plan import (
-    Block,
-    BlockDraws,
-    ClipDraws,
-    Plan,
-    bucket,
-    make_plan,
-    num_frames,
-)
+    Block, BlockDraws, ClipDraws, Plan, bucket, make_plan, num_frames,
+)  # fmt: skip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
 
