@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from oneforcing_jax import integrity, places
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record, write_whole
+from oneforcing_jax.files import FORM, VERSION, read_record, read_versioned, write_whole
 
 # A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"
@@ -152,7 +152,7 @@ def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
     file = folder / RUN_FILE
     if not file.is_file() or not numbered(folder):
         return False
-    found = read_record(file)
+    found = read_versioned(file)
     for name, value in run.items():
         if found.get(name) != value:
             raise InputError(
@@ -170,7 +170,7 @@ def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
     """
     folder = places.path(of.directory)
     if not check_claim(folder, run) and jax.process_index() == 0:
-        write_whole(folder / RUN_FILE, json.dumps(dict(run), indent=1).encode())
+        write_whole(folder / RUN_FILE, json.dumps({VERSION: FORM, **run}, indent=1).encode())
 
 
 def numbered(folder: Path) -> list[Path]:

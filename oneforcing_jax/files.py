@@ -17,6 +17,9 @@ from oneforcing_jax.errors import InputError
 
 # The file of a folder that is copied last: its checksums.
 LAST = "checksums.json"
+# What a record says of its own form, and what there is room for below `MORE`: fields there, and others that a
+# reader does not know, are left alone. Only a form that older readers would get wrong has another number.
+VERSION, MORE, FORM = "version", "more", 1
 
 
 def unfinished(path: Path) -> str:
@@ -71,6 +74,21 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
             "it from a copy, download it again, or make its folder again"
         )
     return found
+
+
+def read_versioned(path: Path, *keys: str) -> dict[str, Any]:
+    """As `read_record`, of a record that says its version; one of before has none.
+
+    Raises:
+      InputError: as `read_record`; the record is of a newer form, or its version is no number.
+    """
+    found = read_record(path).get(VERSION, FORM)
+    if type(found) is not int or found < 1 or found > FORM:
+        raise InputError(
+            f"{path}: expected a record of version {FORM}, found {found!r}; read it with a newer release of "
+            "this package, or make its folder again with this one"
+        )
+    return read_record(path, *keys)
 
 
 @contextlib.contextmanager

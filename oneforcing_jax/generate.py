@@ -30,12 +30,13 @@ from oneforcing_jax.data.encoders import DECODERS
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.dtypes import DTYPES
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation import jobs as listing
 from oneforcing_jax.generation.jobs import Job, Listing
 from oneforcing_jax.generation.loading import SAMPLERS, Loading
+from oneforcing_jax.generation.origins import Origins
 from oneforcing_jax.generation.scene import Given, Look, Scene
-from oneforcing_jax.generation.student import FIRST_STEPS
 from oneforcing_jax.live import display as displays
 from oneforcing_jax.live import watching
 from oneforcing_jax.live.display import Display
@@ -73,12 +74,14 @@ class Making:
         """From the options of a command line.
 
         Raises:
-          InputError: an option outside its range.
+          InputError: an option outside its range, or beside one that it does not go with.
         """
-        return cls(
-            options(Look, given), options(Given, given), options(Loading, given),
-            options(Writing, given),
-        )  # fmt: skip
+        look, files = options(Look, given), options(Given, given)
+        if look.teacher and files.continued:
+            raise InputError(
+                f"--teacher: it makes whole clips and cannot continue {files.continued}; leave one out"
+            )
+        return cls(look, files, options(Loading, given), options(Writing, given))
 
     def fitted(self, videos: int) -> Making:
         """With no more places in a batch than videos, rounded up to the devices."""
@@ -88,6 +91,11 @@ class Making:
         return dataclasses.replace(
             self, loading=loading, writing=dataclasses.replace(self.writing, batch=batch)
         )
+
+    def origins(self) -> Origins:
+        """What the videos' files are to say; see `Origins.find`."""
+        writing = self.writing
+        return Origins.find(self.loading, self.look, self.files, writing.crf, writing.mark)
 
     def scene(self, jobs: Sequence[Job]) -> Scene:
         """The model, and what its videos are made from; `jobs` are all of the command, of all shards."""
@@ -128,8 +136,10 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     add("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
     marks = "marks the pixels invisibly; KEY, where given, is needed to find it (docs/provenance.md)"
     add("--mark", nargs="?", const=mark.KEY, metavar="KEY", help=marks)
-    first = "timesteps of the first block, default 1000,750,500,250; not with --image or --video"
-    add("--first_steps", type=numbers, default=FIRST_STEPS, help=first)
+    first = "timesteps of the first block, not with --image or --video; default as trained, but in one step "
+    first += "1000,750,500,250"
+    add("--first_steps", type=numbers, help=first)
+    add("--overwrite", action="store_true", help="make videos anew that were made from something else")
 
     add("--teacher", action="store_true", help="sample a bidirectional checkpoint in many steps")
     add("--sampler", choices=sorted(SAMPLERS), default="unipc", help="of --teacher")
@@ -160,7 +170,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--fps", type=float, help="frames per second; default as trained, Wan 16")
 
     add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
-    add("--steps", type=numbers, default=(1000.0,), help="timesteps of a block; default 1000")
+    add("--steps", type=numbers, help="timesteps of a block; default as trained, of converted weights 1000")
     add("--first_frames", type=int, help="latent frames of the first block; default as trained")
     add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
     add("--window", type=int, help="latent frames that a block sees, its own too; default all")
@@ -187,19 +197,25 @@ def run(args: argparse.Namespace) -> None:
     given = vars(args)
     wanted, making = options(Listing, given), Making.of(given)
     jobs = wanted.jobs()
-    begun, todo = time.perf_counter(), wanted.missing(jobs)
+    origins = making.origins()
+    begun, todo = time.perf_counter(), wanted.missing(jobs, origins.of)
     if todo:
         making = making.fitted(len(todo))
         display = displays.make(args.watch) if args.watch and processes.is_first() else None
         with compiled.kept(args.programs):
-            write(making.scene(jobs), todo, making.writing, display)
+            write(making.scene(jobs), todo, making.writing, origins, display)
     processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 
 def write(
-    scene: Scene, jobs: Sequence[Job], writing: Writing, display: Display | None = None
+    scene: Scene,
+    jobs: Sequence[Job],
+    writing: Writing,
+    origins: Origins,
+    display: Display | None = None,
 ) -> None:
     """Makes videos batch by batch, and writes them as they come; a display shows the first of each batch."""
+    print(f"steps: {origins.steps}")
     first, total = scene.given(writing.batch), len(jobs) * scene.settings.shape[0]
     if total > MANY:
         hours = total * STEADY / 3600
@@ -215,15 +231,19 @@ def write(
             filled = [group[i % len(group)] for i in range(writing.batch)]
             noise, text = scene.noise(filled), scene.text(filled)
             made = scene.model.videos(noise, text, scene.settings, first)
-            origins = [scene.origin(job) for job in group]
-            with contextlib.closing(_written(made, group, origins, scene.fps, writing)) as parts:
+            said = [origins.of(job) for job in group]
+            with contextlib.closing(_written(made, group, said, scene.fps, writing)) as parts:
                 seen = (_counted(part, bar, len(group)) for part in parts)
                 if display:
                     print(group[0].prompt.embedded)
                     watching.shown(seen, scene.fps, display)
                 for _ in seen:
                     pass
-    print(f"videos made in {jobs[0].path.parent}: {len(jobs)}")
+    first_file, last_file = jobs[0].path, jobs[-1].path.name
+    if len(jobs) == 1:
+        print(f"video made: {first_file}")
+    else:
+        print(f"videos made in {first_file.parent}: {len(jobs)}, {first_file.name} to {last_file}")
 
 
 def _counted(part: tuple[jax.Array, np.ndarray], bar: tqdm[Any], videos: int) -> np.ndarray:

@@ -49,6 +49,15 @@ class Blocks:
     first_frames: Natural = 0
     first_steps: tuple[Positive, ...] = ()
 
+    @property
+    def said(self) -> dict[str, Any]:
+        """As a video's file says them."""
+        return {
+            "block_frames": self.frames, "steps": self.steps,
+            "first_frames": self.first_frames or self.frames,
+            "first_steps": self.first_steps or self.steps,
+        }  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

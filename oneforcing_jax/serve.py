@@ -19,7 +19,7 @@ from oneforcing_jax import compiled
 from oneforcing_jax.command import ending
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.generate import add_model
-from oneforcing_jax.generation import pretrained
+from oneforcing_jax.generation import origins, pretrained
 from oneforcing_jax.generation.loading import Loading
 from oneforcing_jax.generation.scene import Look
 from oneforcing_jax.live.studio import Studio
@@ -28,7 +28,7 @@ from oneforcing_jax.ranges import Amount, Positive, options
 # What `generate` has options for, and a live video does not choose.
 _FIXED = {
     "teacher": False, "sampler": "unipc", "sampling_steps": 1, "guidance": 0.0, "batch": 1,
-    "crf": 0, "first_steps": (1000.0,),
+    "crf": 0, "first_steps": None,
 }  # fmt: skip
 
 
@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
         compiled.kept(args.programs, lambda line: said.said("programs", note=line)) as programs,
     ):
         studio = make_studio(loading, look, serving.most_frames)
+        said.said("steps", note=origins.in_words(origins.blocks(studio.settings)))
 
         def warmed() -> None:
             programs.seal()
@@ -115,7 +116,8 @@ def make_studio(loading: Loading, look: Look, most_frames: int) -> Studio:
         loading = dataclasses.replace(loading, window=source.frames)
     model = loading.model()
     fps = look.fps or model.source.fps
-    return Studio(model, look.settings(model), fps, most_frames, loading.sight())
+    settings = look.settings(model.source, model.encoders.codec)
+    return Studio(model, settings, fps, most_frames, loading.sight())
 
 
 if __name__ == "__main__":

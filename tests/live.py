@@ -33,9 +33,9 @@ OPTIONS = ["--dtype=float32", "--frames=6", "--size=24x32", "--fps=16", "--windo
 def make_weights(folder, random_params):
     """A converted model with its encoders in one folder."""
     params = jax.tree.map(np.asarray, random_params(wan.WanDiT(CONFIG)))
-    to_orbax.save_item(folder / "0" / "params_model", params)
+    to_orbax.save_item(folder / "0" / "params_generator", params)
     (folder / "model.json").write_text(
-        json.dumps({"nets": {"params_model": sizes.describe(CONFIG)}})
+        json.dumps({"nets": {"params_generator": sizes.describe(CONFIG)}})
     )
     noise = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
     words = texts.TextEncoder.train([WORDS], dim=16, length=8)

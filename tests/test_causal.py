@@ -252,6 +252,31 @@ def test_rollout_and_stream_are_block_by_block(name, random_params):
     assert error(np.concatenate(parts, 1), found.latents) < 1e-5
 
 
+RINGS = [
+    (blocks(6, 1, 1.0), Window(3)),
+    pytest.param(
+        (Block(2, (1.0, 0.7)), *blocks(4, 2, 1.0, 0.5)), Window(5, 1), marks=pytest.mark.long
+    ),
+    pytest.param(blocks(8, 1, 1.0), Window(4, 1, relative=True), marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("plan", "window"), RINGS)
+def test_a_window_that_rolls_in_place_is_block_by_block(plan, window, random_params):
+    """As it is served, with layers and caches apart, far past the window."""
+    params, text, noise = random_params(NET), prompt(1), draws(1, plan)
+    expected = plain(params, noise, text, plan, window, 0.0)
+    served = Student(CONFIG, parameters.unstacked(params), window)
+    found = served.clip(noise, text, plan)
+    assert error(found, expected) < 1e-5
+    # The first frame counts while it is seen, and no longer.
+    other = noise._replace(
+        start=noise.start + np.eye(1, noise.start.shape[1])[..., None, None, None]
+    )
+    moved = np.abs(served.clip(other, text, plan) - found).max((0, 2, 3, 4))
+    assert (moved[: window.size] > 1e-4).all()
+
+
 EXITS = (Block(1, (1.0, 0.8)), *blocks(3, 1, 1.0, 0.7, 0.3))
 
 

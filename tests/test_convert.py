@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import pickle
@@ -25,6 +26,7 @@ from oneforcing_jax.convert import keys, sizes, to_torch, torch_io
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
+from oneforcing_jax.data import converted
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
@@ -238,6 +240,8 @@ def test_diffusers_layout_round_trip(tmp_path: Path, dtype: str) -> None:
     assert_same(load_file(tmp_path / f"back/{STEM}.safetensors"), state)
     written = json.loads((tmp_path / "back/config.json").read_text())
     assert written["num_attention_heads"] == 2 and written["attention_head_dim"] == 16
+    (said,) = json.loads((tmp_path / "out/transformer/model.json").read_text())["nets"].values()
+    assert said["more"] == {"family": "Wan2.1", "causal": False} and "causal" not in written
     for name, config, key_map, expected in (
         ("vae", VAE, vae_keys.diffusers(VAE), vae),
         ("text", TEXT, umt5_keys.transformers(TEXT), text),
@@ -306,6 +310,7 @@ def test_pt_round_trip(tmp_path: Path, dtype: str, wrapper: str) -> None:
     out = tmp_path / "out"
     run(CONVERT, source=tmp_path / "one.pt", out=out, num_heads=2)
     record = json.loads((out / "model.json").read_text())["nets"]
+    assert {net["more"]["causal"] for item, net in record.items() if "generator" in item} <= {True}
     assert record["params_critic"]["head"] == {"taps": 2, "ffn_dim": 24}
     load(out, "critic", sizes.abstract(TINY, HEAD), dtype)
     for options, name, state in (
@@ -660,3 +665,35 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "taken.pt").write_text("taken")
     shutil.rmtree(folder / "wan")
     return folder
+
+
+# Records.
+
+
+def test_a_records_version_and_room_change_no_fingerprint(tmp_path: Path) -> None:
+    """Stores know encoders by their records as releases wrote them that had no versions."""
+    net: Any = {"kind": "VAEConfig", "config": {"channels": 4}, "dtype": "float32"}
+    old: Any = {"source": "wan", "dtype": "as stored", "nets": {"params_model": net}}
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(old, indent=1))
+    before = converted.fingerprint(tmp_path)
+    assert before == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    more = {"params_model": net | {"more": {"family": "Wan2.1"}}}
+    file.write_text(json.dumps({"version": 1} | old | {"nets": more, "more": {"new": 1}}, indent=1))
+    assert converted.fingerprint(tmp_path) == before
+    other = {"version": 1} | old | {"source": "another"}
+    file.write_text(json.dumps(other, indent=1))
+    assert converted.fingerprint(tmp_path) != before
+    file.write_text(json.dumps({"version": 2} | old))
+    with pytest.raises(ValueError, match="expected a record of version 1, found 2; read it with"):
+        converted.fingerprint(tmp_path)
+    with pytest.raises(ValueError, match="expected a network of WanConfig, .* found another"):
+        sizes.config_of({"kind": "Wan3", "config": {}})
+    with pytest.raises(ValueError, match="sizes that are not known here .*'experts'"):
+        sizes.config_of({"kind": "WanConfig", "config": {"experts": 2}})
+
+
+def test_a_student_that_goes_out_as_a_folder_comes_back_as_one() -> None:
+    assert not sizes.is_causal(DIFFUSERS_CONFIG) and not sizes.is_causal({})
+    assert sizes.is_causal(DIFFUSERS_CONFIG | {"causal": True})
+    assert sizes.is_causal({"_class_name": "CausalWanModel"})

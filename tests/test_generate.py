@@ -25,9 +25,9 @@ from oneforcing_jax.convert import sizes, to_orbax
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import read_origin
-from oneforcing_jax.data.video import read_video
+from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import NotFinite
-from oneforcing_jax.generation import jobs, pretrained, samplers, streaming
+from oneforcing_jax.generation import jobs, origins, pretrained, samplers, streaming
 from oneforcing_jax.generation.student import Student, recorded, sample_keys, seeded
 from oneforcing_jax.models import wan
 from oneforcing_jax.run import Run
@@ -130,6 +130,16 @@ def test_continuation_is_the_rest(student):
     assert error(np.concatenate(rest, 1), whole[:, 5:]) < 1e-5
     other = list(student.stream(noise, text, 4 * ONE_STEP, given=-whole[:, :5]))
     assert error(np.concatenate(other, 1), whole[:, 5:]) > 1e-2
+
+
+def test_a_batch_of_two_is_two_batches_of_one(student):
+    """Samples do not see each other, past the window, too."""
+    text, plan = jnp.concatenate([prompt(1), prompt(2)]), 7 * ONE_STEP
+    both = student.clip(seeded(sample_keys([3, 5], [0, 1]), SHAPE), text, plan)
+    for i, (seed, number) in enumerate([(3, 0), (5, 1)]):
+        alone = student.clip(seeded(sample_keys([seed], [number]), SHAPE), text[i : i + 1], plan)
+        assert error(both[i : i + 1], alone) < 1e-5
+    assert error(both[:1], both[1:]) > 1e-2
 
 
 def test_prompts_change_between_blocks(student):
@@ -245,10 +255,10 @@ def test_refusals_of_a_stream(student):
 # Weights and encoders on disk.
 
 
-def save_weights(folder, config, params):
-    """What tools/convert_wan.py writes of a transformer."""
-    to_orbax.save_item(folder / "0" / "params_model", jax.tree.map(np.asarray, params))
-    record = {"nets": {"params_model": sizes.describe(config)}}
+def save_weights(folder, config, params, item="params_generator"):
+    """What tools/convert_wan.py writes of a student, or by another item's name of a teacher."""
+    to_orbax.save_item(folder / "0" / item, jax.tree.map(np.asarray, params))
+    record = {"nets": {item: sizes.describe(config)}}
     (folder / "model.json").write_text(json.dumps(record))
     return folder
 
@@ -436,10 +446,12 @@ def test_python_api(weights, encoders):
         model.embed(["a", " "])
 
 
-def test_teacher_by_the_command_line(command, weights, encoders):
+def test_teacher_by_the_command_line(command, encoders, tmp_path):
+    golden = Golden("inference_framewise_ffe")
+    folder = save_weights(tmp_path / "teacher", *golden.model(), item="params_model")
     out = command(
-        "--teacher", "--sampling_steps=3", "--guidance=3", "--prompt=a red square", "--seed=2",
-        "--save_latents",
+        f"--checkpoint={folder}", "--teacher", "--sampling_steps=3", "--guidance=3",
+        "--prompt=a red square", "--seed=2", "--save_latents",
     )  # fmt: skip
     config, params = Golden("inference_framewise_ffe").model()
     encoder = texts.load(encoders / "text_encoder")
@@ -450,6 +462,151 @@ def test_teacher_by_the_command_line(command, weights, encoders):
     expected = samplers.sample(net, params, noise, text, negative[0], sampler, guidance=2.0)
     assert error(np.load(out / "a red square-0.npy"), expected[0]) < 1e-5
     assert len(read_video(out / "a red square-0.mp4")[0]) == 6
+
+
+# What a file was made from, and what a checkpoint was trained for.
+
+
+def refusal(command, *options, **given):
+    with pytest.raises(SystemExit) as caught:
+        command(*options, **given)
+    line = str(caught.value)
+    assert line.startswith("error: ") and "\n" not in line
+    return line
+
+
+OTHER = [
+    ("--prompt=a blue circle", "prompt [0-9a-f]{12} and not [0-9a-f]{12}"),
+    ("--seed=1", "seed 0 and not 1"),
+    ("--frames=5", "frames 6 and not 5"),
+    ("--size=32x24", "size 24,32 and not 32,24"),
+    ("--fps=8", "fps 16 and not 8"),
+    ("--method=chunkwise", "block_frames 1 and not 3"),
+    ("--steps=1000,500", "steps 1000 and not 1000,500"),
+    ("--first_steps=1000,500", "first_steps 1000 and not 1000,500"),
+    ("--first_frames=2", "first_frames 1 and not 2"),
+    ("--shift=3", "shift 5 and not 3"),
+    ("--window=3", "window none and not 3"),
+    ("--dtype=bfloat16", "dtype float32 and not bfloat16"),
+    ("--crf=20", "crf 18 and not 20"),
+    ("--mark", "mark none and not [0-9a-f]{12}$|mark none and not [0-9a-f]{12};"),
+    ("--image={image}", "image none and not [0-9a-f]{12}"),
+    ("--noise_file={image}", "seed 0 and not none, sample 0 and not none, noise_file none and not"),
+    ("--prompt_embeds={image}", "prompt_embeds none and not [0-9a-f]{12}"),
+    ("--checkpoint={other}", "checkpoint [0-9a-f]{12} and not [0-9a-f]{12}"),
+    ("--encoders={encoders}", "encoders [0-9a-f]{12} and not [0-9a-f]{12}"),
+]
+
+
+def test_a_video_of_something_else_is_not_taken_for_this_one(
+    command, weights, encoders, tmp_path, capsys
+):
+    """Whatever changes pixels is named, before anything is made; what does not is no difference."""
+    out, image = tmp_path / "new" / "cat.mp4", tmp_path / "image.png"
+    command("--prompt=a red square", out=out)
+    assert f"video made: {out}\n" in (said := capsys.readouterr().out) and "steps: 1000\n" in said
+    made, image_bytes = out.read_bytes(), np.full((24, 32, 3), 90, np.uint8)
+    Image.fromarray(image_bytes).save(image)
+    other = save_weights(tmp_path / "other", *Golden("inference_chunkwise_4step").model())
+    words = texts.load(encoders / "text_encoder")
+    (tmp_path / "encoders").mkdir()
+    noise = np.random.default_rng(1).integers(0, 256, (4, 24, 32, 3), np.uint8)
+    toy_encoders.save(tmp_path / "encoders", codecs.fit(noise, channels=4), words)
+    given = {"image": image, "other": other, "encoders": tmp_path / "encoders"}
+    for option, expected in OTHER:
+        prompt = [] if option.startswith("--prompt=") else ["--prompt=a red square"]
+        found = refusal(command, option.format(**given), *prompt, out=out)
+        assert re.search(f"{re.escape(str(out))}.* found a video made with .*{expected}", found)
+        assert found.endswith("choose another --out, or make it anew with --overwrite")
+    assert out.read_bytes() == made
+    # As spelt out, and in a batch.
+    command("--prompt=a red square", "--fps=16", "--shift=5", "--batch=2", "--steps=1000", out=out)
+    assert "1 of 1 videos are there already" in capsys.readouterr().out
+
+    write_video(out, np.zeros((2, 16, 16, 3), np.uint8), 8)  # says nothing of how it was made
+    found = refusal(command, "--prompt=a red square", out=out)
+    assert "found a video that does not say what it was made from; choose" in found
+    command("--prompt=a red square", "--overwrite", out=out)
+    assert out.read_bytes() == made
+
+
+def test_finished_samples_of_other_options_stop_the_rest(command, tmp_path):
+    out = command("--prompt=a red square", "--samples=2")
+    (out / "a red square-0.mp4").unlink()
+    found = refusal(command, "--prompt=a red square", "--samples=2", "--seed=3")
+    assert "a red square-1.mp4" in found and "seed 0 and not 3" in found
+    assert [p.name for p in out.iterdir()] == ["a red square-1.mp4"]
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.GIF", "x.webm", "x.mov", "x.npy"])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_other_kinds_of_files_are_refused(name, samples, command, tmp_path):
+    found = refusal(command, "--prompt=a", f"--samples={samples}", out=tmp_path / name)
+    assert f"found {tmp_path / name}; {name[1:].lower()} is not written" in found
+    assert not list(tmp_path.iterdir())
+
+
+def run_of(folder, *changes, stage="one_forcing"):
+    """The folder of a stage of the toy's run, without weights."""
+    config = configs.load(ROOT / "configs" / "toy.py", [f"--config.{c}" for c in changes])
+    (folder / stage / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / stage / "config.json").write_text(config.to_json())
+    return folder / stage
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "first"),
+    [
+        ([], (1000,), (1000, 750, 500, 250)),
+        (["blocks.steps=(1000,500)"], (1000, 500), (1000, 500)),
+        (["blocks.steps=(1000,750,500,250)"], (1000, 750, 500, 250), (1000, 750, 500, 250)),
+        (["blocks.first_steps=(1000,500)"], (1000,), (1000, 500)),
+        (["blocks.frames=2", "blocks.first_frames=4"], (1000,), (1000, 750, 500, 250)),
+    ],
+)
+def test_what_a_student_was_trained_for_is_what_is_served(
+    changes, steps, first, tmp_path, encoders
+):
+    """Layout and steps of its run, but the paper's first block for one step; a given image has none."""
+    source = pretrained.find(run_of(tmp_path, *changes))
+    codec = encoding.load(encoders).codec
+    made = streaming.settings_of(source, codec)
+    frames = (made.block_frames, made.first_frames or made.block_frames)
+    expected = [flow.warp_steps(s, 3.0) for s in (first, steps)]
+    plan = made.plan(source.shift)
+    assert (plan[0].frames, plan[1].frames) == frames[::-1]
+    assert frames == ((2, 4) if "blocks.frames=2" in changes else (1, 1))
+    assert [plan[0].sigmas, plan[1].sigmas] == expected
+    assert {block.sigmas for block in made.plan(source.shift, 2)} == {expected[1]}
+    said = origins.in_words(origins.blocks(made.taken(False)))
+    assert said.startswith(",".join(map(str, first)))
+    # What is chosen stands, and what is not stays as trained.
+    chosen = streaming.settings_of(source, codec, steps=(1000.0, 900.0))
+    assert chosen.steps == (1000.0, 900.0) and chosen.first_steps == made.first_steps
+
+
+def test_a_checkpoint_says_which_sampler_it_needs(tmp_path, command):
+    """The run's method, or what a conversion noted; a command and Python refuse the other."""
+    student, teacher = run_of(tmp_path), run_of(tmp_path, stage="teacher")
+    published = save_weights(
+        tmp_path / "wan", *Golden("inference_framewise_ffe").model(), item="params_model"
+    )
+    for folder in (teacher, published):
+        found = refusal(command, "--prompt=a red square", f"--checkpoint={folder}")
+        assert "expected a causal student, found a bidirectional model" in found
+        with pytest.raises(ValueError, match="generate's --teacher samples it, or name another"):
+            streaming.load(folder)
+    found = refusal(command, "--prompt=a red square", "--teacher", f"--checkpoint={student}")
+    assert "expected a bidirectional model" in found and "leave out --teacher" in found
+    # A conversion notes it; a student that came as a folder is one.
+    record = json.loads((published / "model.json").read_text())
+    record["nets"]["params_model"]["more"] = {"family": "Wan2.1", "causal": True, "new": [1]}
+    (published / "model.json").write_text(json.dumps(record | {"version": 1, "newer": {}}))
+    assert pretrained.find(published).causal
+    for version in (2, 0, "1", None):
+        (published / "model.json").write_text(json.dumps(record | {"version": version}))
+        with pytest.raises(ValueError, match="model.json: expected a record of version 1, found"):
+            pretrained.find(published)
 
 
 # Refusals and names.
@@ -519,7 +676,7 @@ def test_teacher_by_the_command_line(command, weights, encoders):
         ),
         (
             ["--prompt=a", "--ema"],
-            "expected a transformer among ema_generator, found .*params_model",
+            "expected a transformer among ema_generator, found .*params_generator",
         ),
         (["--prompt=a green square"], "green"),
         (

@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 
 from oneforcing_jax import serve
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.data.origin import read_origin
+from oneforcing_jax.data.origin import digest, read_origin
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import Refused
 from oneforcing_jax.generation.loading import Loading
@@ -84,7 +84,8 @@ def test_a_session_makes_what_the_model_makes(studio):
     for again in (False, True):
         blocks = studio.make(Wish(RED, seed=3, first_steps=1, recompute=again), asked)
         made.append(np.concatenate([next(blocks).frames for _ in range(4)]))
-        whole = list(studio.model.stream(asked, studio.settings, seed=3, recompute=again))
+        one = dataclasses.replace(studio.settings, first_steps=None)
+        whole = list(studio.model.stream(asked, one, seed=3, recompute=again))
         np.testing.assert_array_equal(made[-1], np.concatenate(whole)[:4])
     # It matters whether what is still seen passes anew under the new prompt.
     np.testing.assert_array_equal(made[0][:2], made[1][:2])
@@ -102,7 +103,7 @@ def test_windows_of_a_wish(studio):
     with pytest.raises(Refused, match=r"window: expected one of \[3\]"):
         wire.wish_of({"prompt": RED, "window": 2}, studio)
     assert wire.wish_of({"prompt": RED, "recompute": True}, studio) == Wish(
-        RED, frames=studio.frames, window=3, recompute=True
+        RED, frames=studio.frames, first_steps=4, window=3, recompute=True
     )
 
 
@@ -185,6 +186,8 @@ def test_a_video_is_watched_paused_switched_and_fetched(address, tmp_path):
     assert status == 200 and video.shape == (40, 48, 64, 3) and times.rate == 16
     said = read_origin(tmp_path / "video.mp4")
     assert said["seed"] == 5 and said["checkpoint"]
+    assert said["prompt"] == digest(f"{RED}\n{BLUE}") and said["settings"]["live"]
+    assert said["settings"]["first_steps"] == [1000, 750, 500, 250]
     # It holds these frames in this order, as far as H.264 keeps noise.
     shown = [Image.open(io.BytesIO(f.jpeg)).resize((64, 48), 0) for f in frames]
     apart = [np.abs(video[7] - np.asarray(picture, int)).mean() for picture in shown]

@@ -11,6 +11,7 @@ import pytest
 from goldens import FOLDER, Golden
 from test_generate import WORDS, save_weights
 
+from oneforcing_jax.data.origin import read_origin
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.evaluation.vbench import results, score, suite, tables
 from oneforcing_jax.evaluation.vbench.__main__ import main
@@ -146,6 +147,17 @@ def test_videos_are_made_once_and_checked(checkout, model, tmp_path, capsys):
     clips = [read_video(out / f"{words}-{k}.mp4")[0] for words in (LONG, "a dog-1") for k in (0, 1)]
     assert all((a != b).any() for i, a in enumerate(clips) for b in clips[:i])
 
+    said = read_origin(out / f"{LONG}-0.mp4")
+    assert said["settings"]["steps"] == [1000] and record["options"] == said["settings"]
+    assert "expected the options that" in refused(*make, "--crf=20")
+    # A video in it of another origin than its record says.
+    foreign, kept = out / f"{LONG}-0.mp4", (out / f"{LONG}-0.mp4").read_bytes()
+    foreign.write_bytes((out / f"{LONG}-1.mp4").read_bytes())
+    assert "found a video made with sample 1 and not 0; choose another" in refused(*make)
+    command(*make, "--overwrite")
+    assert foreign.read_bytes() == kept
+    capsys.readouterr()
+
     assert "expected the seed that" in refused(*make, "--seed=1")
     assert "expected the rewritten_sha256 that" in refused(
         *[m for m in make if m not in ("--rewritten", new)]
@@ -153,7 +165,7 @@ def test_videos_are_made_once_and_checked(checkout, model, tmp_path, capsys):
     assert len(list(out.iterdir())) == 8
 
     video, *others = (out / name for name in suite.names([ROWS[0][0], LONG, "a dog-1"], 2))
-    video.write_bytes(video.read_bytes()[:-500])
+    video.write_bytes(video.read_bytes()[:-3000])
     others[0].unlink()
     write_video(others[1], np.zeros((6, 24, 16, 3), np.uint8), 16, full_chroma=True)
     write_video(others[2], np.zeros((6, 24, 32, 3), np.uint8), 8, full_chroma=True)

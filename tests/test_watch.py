@@ -241,5 +241,5 @@ def test_the_command_shows_what_it_writes(weights, tmp_path, monkeypatch):
         generate.main([f"--checkpoint={weights}", *OPTIONS, *words])
     reader.join(10)
     os.close(master)
-    assert 1 <= said.count(b"a=T,f=24") <= 6 and b"videos made in" in said.split(b"\x1b\\")[-1]
+    assert 1 <= said.count(b"a=T,f=24") <= 6 and b"video made: " in said.split(b"\x1b\\")[-1]
     assert len(read_video(tmp_path / "a.mp4")[0]) == 6

@@ -33,6 +33,8 @@ MODEL, TOKENIZER = "model.json", "tokenizer"
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = WanConfig | VAEConfig | UMT5Config | TinyDecoderConfig
+# What the config.json of an exported student says.
+CAUSAL = "causal"
 # Names of the token embedding in transformers' files, which may hold it under both.
 TIED = ("shared.weight", "encoder.embed_tokens.weight")
 # Beginnings of names that the original files do not have.
@@ -258,9 +260,25 @@ def describe(config: Config, head: HeadConfig | None = None) -> dict[str, Any]:
 
 
 def config_of(record: Mapping[str, Any], dtype: Any = jnp.float32) -> Config:
-    """The inverse of `describe`, with a compute dtype."""
+    """The inverse of `describe`, with a compute dtype.
+
+    Raises:
+      InputError: a kind or sizes that this release does not know.
+    """
     kinds: dict[str, Any] = {kind.__name__: kind for kind in typing.get_args(Config)}
-    return _replace(kinds[record["kind"]](), dict(record["config"]) | {"dtype": dtype})
+    try:
+        return _replace(kinds[record["kind"]](), dict(record["config"]) | {"dtype": dtype})
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{MODEL}: expected a network of {', '.join(kinds)}, found another, or sizes that are not known "
+            f"here ({error}); use the release that wrote it, or convert it again"
+        ) from None
+
+
+def is_causal(settings: Mapping[str, Any]) -> bool:
+    """Whether config.json says that a transformer makes videos block by block: in our own exports, and by its
+    class in others."""
+    return bool(settings.get(CAUSAL)) or "Causal" in str(settings.get("_class_name"))
 
 
 def _replace(config: Any, fields: Mapping[str, Any]) -> Any:

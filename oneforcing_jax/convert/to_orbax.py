@@ -33,7 +33,7 @@ from oneforcing_jax.convert.tiny_decoder import ENCODER
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_record, staged, write_whole
+from oneforcing_jax.files import FORM, MORE, VERSION, read_versioned, staged, write_whole
 from oneforcing_jax.models.critic import HeadConfig
 
 STEP = "0"
@@ -43,6 +43,7 @@ ITEMS = {
     "generator_ema": "ema_generator",
     "critic": "params_critic",
 }
+FAMILY = "Wan2.1"
 # A critic without an adversarial head is a plain transformer, and is read as one.
 BARE_CRITIC = "params_fake_score"
 _CHUNK_BYTES = 64 * 2**20
@@ -119,8 +120,9 @@ def _convert_part(
         tensors.shapes = {k: shapes[k] for k in shapes if k in key_map or k not in sizes.TIED}
     with staged(target) as temporary:
         net = _write(temporary / STEP / "params_model", tensors, key_map, config, head, order, part)
-        record = {**order, "nets": {"params_model": net}}
-        (temporary / MODEL).write_text(json.dumps(record, indent=1))
+        if part.name == "transformer":
+            net[MORE] = {"family": FAMILY, "causal": sizes.is_causal(part.settings)}
+        (temporary / MODEL).write_bytes(_record(order, {"params_model": net}))
         if part.tokenizer:
             shutil.copytree(part.tokenizer, temporary / TOKENIZER)
         integrity.seal(temporary)
@@ -160,16 +162,21 @@ def _convert_file(
             item = BARE_CRITIC if net == "critic" and not head else ITEMS[net]
             folder = temporary / item
             records[item] = _write(folder, tensors, key_map, config, head, order, where)
+            records[item][MORE] = {"family": FAMILY, "causal": net != "critic"}
             report(f"{net}: {len(tensors)} tensors of {path} -> {out / STEP / item}")
         integrity.seal(temporary)
-        write_whole(out / MODEL, json.dumps({**order, "nets": records}, indent=1).encode())
+        write_whole(out / MODEL, _record(order, records))
+
+
+def _record(order: Mapping[str, Any], nets: Mapping[str, Any]) -> bytes:
+    return json.dumps({VERSION: FORM, **order, "nets": nets}, indent=1).encode()
 
 
 def _finished(target: Path, record: Path, order: Mapping[str, Any]) -> bool:
     cut_short = places.is_url(target) and not integrity.is_sealed(target)
     if not target.exists() or cut_short:
         return False
-    found = read_record(record) if record.is_file() else {}
+    found = read_versioned(record) if record.is_file() else {}
     if all(found.get(name) == value for name, value in order.items()):
         return True
     was = f"one of {found['source']} as {found['dtype']}" if found else "something else"

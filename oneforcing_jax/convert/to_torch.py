@@ -19,7 +19,7 @@ from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.convert.torch_io import import_torch, write_safetensors, write_torch
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_record, staged
+from oneforcing_jax.files import read_versioned, staged
 from oneforcing_jax.published import HEAD_DIM
 
 LAYOUTS = ("original", "diffusers")
@@ -106,6 +106,7 @@ class Stored:
             raise InputError(f"{self.path}: width {dim} tells no number of heads; pass --num_heads")
         return {
             "_class_name": "WanTransformer3DModel",
+            **({sizes.CAUSAL: True} if self.path.name.endswith("_generator") else {}),
             "patch_size": [1, _PATCH, _PATCH],
             "num_attention_heads": heads,
             "attention_head_dim": dim // heads,
@@ -129,7 +130,7 @@ class Stored:
         record = step.parent / sizes.MODEL
         if not record.is_file():
             return None
-        net = read_record(record, "nets").get(self.path.name, {})
+        net = read_versioned(record, "nets").get(self.path.name, {})
         heads: int | None = net.get("config", {}).get("num_heads")
         return heads
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax import checkpoint, sharding
+from oneforcing_jax import checkpoint, places, sharding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record
+from oneforcing_jax.files import MORE, VERSION, read_versioned
 from oneforcing_jax.models import tiny_decoder
 from oneforcing_jax.models.vae_layers import VAEConfig
 
@@ -27,7 +28,7 @@ def net(folder: Path, mesh: Any, init: Any, dtype: Any = None) -> tuple[Any, Any
       init: (config, key) to boxed parameters.
       dtype: of its arithmetic; None: as its weights are stored.
     """
-    found = read_record(folder / MODEL, "nets", "params_model")
+    found = read_versioned(folder / MODEL, "nets", "params_model")
     stored = jnp.dtype(found["dtype"])
     config: Any = sizes.config_of(found, dtype or stored)
     boxed = jax.eval_shape(lambda: init(config, jax.random.key(0)))
@@ -36,7 +37,23 @@ def net(folder: Path, mesh: Any, init: Any, dtype: Any = None) -> tuple[Any, Any
         sharding.abstract(boxed, mesh),
     )
     params = checkpoint.load_net(folder, "model", shapes)
-    return config, params, hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()[:16]
+    return config, params, fingerprint(folder)
+
+
+def fingerprint(folder: Path) -> str:
+    """A short name of a network, from its record as releases before versions wrote it: stores keep it."""
+    record = read_versioned(folder / MODEL)
+    content = places.read(folder / MODEL)
+    if record.pop(VERSION, None) is not None:
+        content = json.dumps(_without_more(record), indent=1).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _without_more(record: dict[str, Any]) -> dict[str, Any]:
+    nets = {
+        item: {k: v for k, v in net.items() if k != MORE} for item, net in record["nets"].items()
+    }
+    return {name: value for name, value in record.items() if name != MORE} | {"nets": nets}
 
 
 def tiny(folder: Path, mesh: Any, dtype: Any, codec: VAEConfig) -> tuple[Any, Any]:

@@ -14,17 +14,18 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax import parts, places, sharding
+from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.data import converted, text
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record, write_whole
+from oneforcing_jax.files import read_record, read_versioned, write_whole
 from oneforcing_jax.models import umt5, vae, vae_stream
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae import WanVAE
@@ -242,6 +243,7 @@ def load(
     dtype: Any = None,
     mesh: Any = None,
     decoder: str | None = None,
+    weights: bool = True,
 ) -> Encoders:
     """The encoders in a folder.
 
@@ -252,6 +254,7 @@ def load(
       dtype: of the VAE's arithmetic; None: as its weights are stored.
       mesh: over which Wan's VAE splits videos and their columns; None: all devices, a video each.
       decoder: of `DECODERS`, for Wan's latents; None: the codec's own.
+      weights: read Wan's, which takes a minute; without them there are sizes and digests alone.
 
     Raises:
       MissingInput, InputError: nothing of the kind there, or damaged.
@@ -280,7 +283,9 @@ def load(
             f"no encoders in {folder}: expected vae/ and text/ as tools/convert_wan.py writes them, "
             f"or an {ENCODERS} that says their kind; give the folder that holds them"
         )
-    every = _mesh(read_record(folder / "text" / MODEL, "nets", "params_model"))
+    if not weights:
+        return _outlines(folder, text_len, decoder)
+    every = _mesh(read_versioned(folder / "text" / MODEL, "nets", "params_model"))
     config, params, fingerprint = converted.net(
         folder / "vae", mesh or every, vae.init_params, dtype
     )
@@ -289,6 +294,19 @@ def load(
     tokenizer = text.load_tokenizer(folder / "text" / TOKENIZER)
     config, params, fingerprint = converted.net(folder / "text", every, umt5.init_params)
     encoder = WanText(config, params, tokenizer, text_len, fingerprint)
+    return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
+
+
+def _outlines(folder: Path, text_len: int, decoder: str | None) -> Encoders:
+    """Wan's encoders without weights; the digest of the codec is also that of its decoder."""
+    vae_config, text_config = (
+        sizes.config_of(read_versioned(folder / part / MODEL, "nets", "params_model"))
+        for part in ("vae", "text")
+    )
+    both = [converted.fingerprint(folder / part) for part in ("vae", decoder) if part]
+    codec = WanCodec(cast(VAEConfig, vae_config), None, "+".join(both))
+    words = converted.fingerprint(folder / "text")
+    encoder = WanText(cast(UMT5Config, text_config), None, None, text_len, words)
     return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from oneforcing_jax.command import any_path, ending
 from oneforcing_jax.data import mark
-from oneforcing_jax.data.origin import read_origin
+from oneforcing_jax.data.origin import flat, read_origin
 from oneforcing_jax.data.video import frames_of
 
 
@@ -30,7 +30,7 @@ def said(path: Path) -> str:
     origin = read_origin(path)
     if origin is None:
         return "metadata: not of this package"
-    return "metadata: " + ", ".join(f"{name} {value}" for name, value in origin.items())
+    return "metadata: " + ", ".join(f"{name} {value}" for name, value in flat(origin).items())
 
 
 def seen(path: Path, key: str, cropped: bool) -> str:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from oneforcing_jax import places, processes, textfiles
 from oneforcing_jax.command import share
+from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.ranges import Amount, Seed
 
 NAMINGS = ("prompt", "number")
 # A file name has 255 bytes at most, of which a temporary name, the sample's number and the ending take some.
 NAME_BYTES = 220
+# Endings of files, which nobody means as a folder's.
+OTHERS = (
+    ".gif", ".webp", ".apng", ".png", ".jpg", ".jpeg", ".avif", ".webm", ".mkv", ".mov", ".avi", ".m4v",
+    ".mpg", ".mpeg", ".ogv", ".wmv", ".flv", ".ts", ".3gp", ".npy", ".npz", ".txt", ".json", ".jsonl",
+    ".csv", ".zip",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +133,17 @@ def make(
       naming: "prompt" ({prompt}-{k}.mp4), or "number" ({line}-{k}.mp4).
 
     Raises:
-      InputError: no sample, two videos of one name, one file for several videos.
+      InputError: no sample, two videos of one name, one file for several videos, or a file of another kind.
     """
     if samples < 1:
         raise InputError(f"samples: expected 1 or more, found {samples}")
-    single = out.suffix == ".mp4"
+    suffix = out.suffix.lower()
+    if suffix in OTHERS and not out.is_dir():
+        raise InputError(
+            f"out: expected a folder, or a .mp4 file for a single video, found {out}; {suffix} is not "
+            "written: name a .mp4 file, and convert it with ffmpeg"
+        )
+    single = suffix == ".mp4"
     if single and len(prompts) * samples > 1:
         raise InputError(
             f"out: expected a folder for {len(prompts) * samples} videos, found {out}; name one"
@@ -174,13 +187,38 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"--out: cannot make {folder}: {error.strerror}; choose another") from None
 
 
-def missing(jobs: Sequence[Job], with_latents: bool = False) -> list[Job]:
-    """Those that are not there yet; says how many are."""
+def missing(
+    jobs: Sequence[Job],
+    origin: Callable[[Job], Origin],
+    overwrite: bool = False,
+    with_latents: bool = False,
+) -> list[Job]:
+    """Those that are not there yet; says how many are.
+
+    Args:
+      jobs: of this command.
+      origin: what the file of a video is to say.
+      overwrite: a video of another origin is not there.
+      with_latents: one without its latents is not there.
+
+    Raises:
+      InputError: there is a video of another origin.
+    """
 
     def is_made(job: Job) -> bool:
         # Files take their names when they are whole, but a copy of one may have failed.
-        files = [job.path, *([job.latents] if with_latents else [])]
-        return all(file.is_file() and places.size(file) for file in files)
+        if not (job.path.is_file() and places.size(job.path)):
+            return False
+        other = origin(job).difference(job.path)
+        if other and not overwrite:
+            raise InputError(
+                f"--out: expected nothing at {job.path}, or this command's video, found {other}; choose "
+                "another --out, or make it anew with --overwrite"
+            )
+        latents = job.latents
+        return not other and (
+            not with_latents or (latents.is_file() and bool(places.size(latents)))
+        )
 
     todo = [job for job in jobs if not is_made(job)]
     if len(todo) < len(jobs):
@@ -201,6 +239,7 @@ class Listing:
     seed: Seed
     shard: str
     save_latents: bool
+    overwrite: bool
 
     def jobs(self) -> list[Job]:
         """All videos, of all shards; their folder is made.
@@ -220,6 +259,6 @@ class Listing:
         make_folder(jobs[0].path.parent)
         return jobs
 
-    def missing(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those of this shard that are not there yet; says how many are."""
-        return missing(share_of(jobs, self.shard), self.save_latents)
+    def missing(self, jobs: Sequence[Job], origin: Callable[[Job], Origin]) -> list[Job]:
+        """Those of this shard that are not there yet; see `missing`."""
+        return missing(share_of(jobs, self.shard), origin, self.overwrite, self.save_latents)

@@ -17,7 +17,8 @@ from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record
+from oneforcing_jax.files import MORE, read_versioned
+from oneforcing_jax.generation.student import FIRST_STEPS
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.run import Run
@@ -41,6 +42,8 @@ class Source:
       frames, rows, columns: of the latents.
       fps: frames per second of the videos.
       block_frames, first_frames: latent frames of a block, and of the first; None: as the others.
+      steps, first_steps: unwarped timesteps of a block, and of the first; None: as the others.
+      causal: whether it makes videos block by block, or whole clips in many steps; None: nobody says.
     """
 
     folder: Path
@@ -54,6 +57,28 @@ class Source:
     fps: float = 16.0
     block_frames: int = 1
     first_frames: int | None = None
+    steps: tuple[float, ...] = (1000.0,)
+    first_steps: tuple[float, ...] | None = FIRST_STEPS
+    causal: bool | None = None
+
+    def check(self, teacher: bool) -> None:
+        """Refuses a sampler that would make noise of these weights.
+
+        Args:
+          teacher: whether they are to make whole clips in many steps.
+
+        Raises:
+          InputError: they are known to be of the other kind.
+        """
+        if self.causal in (None, not teacher):
+            return
+        kinds = ["a causal student", "a bidirectional model, which makes whole clips in many steps"]
+        expected, found = reversed(kinds) if teacher else kinds
+        advice = "leave out --teacher" if teacher else "generate's --teacher samples it"
+        raise InputError(
+            f"checkpoint {self.folder}: expected {expected}, found {found}; {advice}, or name "
+            "another checkpoint"
+        )
 
     @functools.cached_property
     def identity(self) -> str:
@@ -110,17 +135,19 @@ def _stage(folder: Path) -> Path:
 
 
 def _converted(folder: Path, ema: bool, dtype: str) -> Source:
-    nets = read_record(folder / MODEL, "nets")
+    nets = read_versioned(folder / MODEL, "nets")
     wanted = ("ema_generator",) if ema else ("params_generator", "params_model")
     name = next((name for name in wanted if name in nets), None)
-    if name is None or nets[name]["kind"] != WanConfig.__name__:
-        kinds = {item: net["kind"] for item, net in nets.items()}
+    if name is None or nets[name].get("kind") != WanConfig.__name__:
+        kinds = {item: net.get("kind") for item, net in nets.items()}
         raise InputError(
             f"checkpoint {folder}: expected a transformer among {', '.join(wanted)}, found {kinds}; "
             "add or leave out --ema, or give another folder"
         )
     config: Any = sizes.config_of(nets[name], DTYPES[dtype])
-    return Source(folder, name.split("_", 1)[1], ema, config)
+    # Records of before say it by their items alone: a folder of Wan's is a teacher, a file has a generator.
+    causal = nets[name].get(MORE, {}).get("causal", name != "params_model")
+    return Source(folder, name.split("_", 1)[1], ema, config, causal=causal)
 
 
 def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
@@ -131,11 +158,17 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
     made = dataclasses.replace(method.nets[method.sampled.net].config, remat="none")
     if dtype:
         made = dataclasses.replace(made, dtype=DTYPES[dtype])
-    size, blocks = run.latents, run.blocks
+    size, blocks, said = run.latents, run.blocks, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
+    if said.is_file():
+        read_versioned(said)  # refuses what a newer release trained
+    # One step is too few for a first block, which sees nothing: the paper's has four.
+    alone = FIRST_STEPS if len(blocks.steps) == 1 else None
     return Source(
         folder / checkpoint.FOLDER, method.sampled.net, ema, made, run.shift,
         frames=size.frames, rows=size.rows, columns=size.columns, fps=run.fps,
         block_frames=blocks.frames, first_frames=blocks.first_frames or None,
+        steps=blocks.steps, first_steps=blocks.first_steps or alone,
+        causal=method.sampled.plan is not None,
     )  # fmt: skip
 
 

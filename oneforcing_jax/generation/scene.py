@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneforcing_jax import places
 from oneforcing_jax.causal.plan import ClipDraws
+from oneforcing_jax.data.encoders import Codec
 from oneforcing_jax.data.images import read_image
-from oneforcing_jax.data.origin import Origin
+from oneforcing_jax.data.origin import digest
 from oneforcing_jax.data.video import at_rate, read_video
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.generation import recordings
+from oneforcing_jax.generation import recordings, streaming
 from oneforcing_jax.generation.jobs import Job
+from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.streaming import VideoModel
 from oneforcing_jax.generation.student import Noise, Settings, Text, recorded, sample_keys, seeded
 from oneforcing_jax.published import BLOCK_FRAMES
@@ -33,23 +36,24 @@ class Look:
     fps: Rate | None
     crf: Quality
     method: str | None
-    steps: tuple[float, ...]
+    steps: tuple[float, ...] | None
     first_frames: Count | None
-    first_steps: tuple[float, ...]
+    first_steps: tuple[float, ...] | None
     teacher: bool
 
-    def settings(self, model: VideoModel) -> Settings:
-        """Sizes and blocks for a model.
+    def settings(self, source: Source, codec: Codec) -> Settings:
+        """Sizes and blocks for a model: what is not chosen is as it was trained.
 
         Raises:
           InputError: sizes that codec or transformer cannot take.
         """
-        changes: dict[str, Any] = {"steps": self.steps, "first_steps": self.first_steps}
+        chosen = {"steps": self.steps, "first_steps": self.first_steps}
+        changes: dict[str, Any] = {name: value for name, value in chosen.items() if value}
         if self.method:
             changes |= {"block_frames": BLOCK_FRAMES[self.method], "first_frames": None}
         if self.first_frames:
             changes["first_frames"] = self.first_frames
-        settings = model.settings(self.frames, self.size, **changes)
+        settings = streaming.settings_of(source, codec, self.frames, self.size, **changes)
         if not self.teacher:
             return settings
         whole = settings.shape[0]
@@ -72,6 +76,16 @@ class Given:
             raise InputError(
                 f"--image, --video: expected one of them, found {self.image} and {self.video}; leave one out"
             )
+
+    @property
+    def continued(self) -> Path | None:
+        """What a video begins with; None: with a first block of its own."""
+        return self.image or self.video
+
+    def digests(self) -> dict[str, str]:
+        """Names the contents of the files; one that is not there is refused where it is read."""
+        files = {name: file for name, file in vars(self).items() if file is not None}
+        return {name: digest(places.read(file)) for name, file in files.items() if file.is_file()}
 
     def pixels(self, fps: float) -> np.ndarray | None:
         """First frames uint8 [f, y, x, 3] at a rate, or None."""
@@ -106,15 +120,13 @@ class Scene:
         Raises:
           MissingInput, InputError: files or sizes that do not fit the model and the videos.
         """
-        file = given.image or given.video
-        if file and look.teacher:
-            raise InputError(
-                f"--teacher: it makes whole clips and cannot continue {file}; leave one out"
-            )
-        settings, fps = look.settings(model), look.fps or model.source.fps
+        settings = look.settings(model.source, model.encoders.codec)
+        fps = look.fps or model.source.fps
         first, pixels = None, given.pixels(fps)
         if pixels is not None:
-            first = model.first_frames(pixels, settings, lambda line: print(f"{file}: {line}"))
+            first = model.first_frames(
+                pixels, settings, lambda line: print(f"{given.continued}: {line}")
+            )
         known = 0 if first is None else first.shape[1]
         plan = settings.plan(model.source.shift, known)
         draws = embeddings = None
@@ -146,11 +158,6 @@ class Scene:
         if self.embeddings is None:
             return self.model.embed([job.prompt.embedded for job in group])
         return self.model.place(self.embeddings[[job.line for job in group]])
-
-    def origin(self, job: Job) -> Origin:
-        """What a video's file is to say of it. Noise from a file has no seed."""
-        seed, sample = (None, None) if self.draws else (job.seed, job.sample)
-        return Origin(self.model.source.identity, job.prompt.embedded, seed, sample)
 
     def given(self, batch: int) -> jax.Array | None:
         """Given latents, once for each video of a batch."""

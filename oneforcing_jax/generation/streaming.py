@@ -28,7 +28,7 @@ from oneforcing_jax import sharding
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Block, Plan, num_frames
 from oneforcing_jax.data import encoders as encoding
-from oneforcing_jax.data.encoders import Encoders
+from oneforcing_jax.data.encoders import Codec, Encoders
 from oneforcing_jax.data.images import fit
 from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.errors import InputError, NotFinite
@@ -40,6 +40,8 @@ from oneforcing_jax.models.wan import WanDiT
 
 # Latents of real clips stay below 10 or so. What is beyond this, or no number, is no picture when decoded.
 BEYOND = 1e6
+# Settings of a video that are as the source was trained, unless they are chosen.
+_TRAINED = ("block_frames", "steps", "first_frames", "first_steps")
 # Clean latents [b, n, c, y, x] of a video, block by block: what `Student.stream` is.
 Blocks = Callable[..., Iterator[jax.Array]]
 
@@ -76,6 +78,21 @@ def _on_host(
     return latents, np.asarray(frames)
 
 
+def settings_of(
+    source: Source,
+    codec: Codec,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    **changes: Any,
+) -> Settings:
+    """`VideoModel.settings`, before weights are read."""
+    trained_frames, *trained_size = codec.video_shape(source.frames, source.rows, source.columns)
+    sizes = trained_frames if frames is None else frames, *(size or trained_size)
+    shape = codec.latent_shape(*sizes)
+    source.config.frame_tokens(*shape[2:])
+    return Settings(shape, **({name: getattr(source, name) for name in _TRAINED} | changes))
+
+
 class VideoModel:
     """Encoders and a transformer, ready to make videos.
 
@@ -99,20 +116,12 @@ class VideoModel:
         Args:
           frames: pixel frames; None: as many as the model was trained on.
           size: pixel rows and columns; None: those that the model was trained on.
-          changes: other fields of `Settings`.
+          changes: other fields of `Settings`; those that are left out are as trained, too.
 
         Raises:
           InputError: sizes that codec or transformer cannot take.
         """
-        source, codec = self.source, self.encoders.codec
-        trained_frames, *trained_size = codec.video_shape(
-            source.frames, source.rows, source.columns
-        )
-        sizes = trained_frames if frames is None else frames, *(size or trained_size)
-        shape = codec.latent_shape(*sizes)
-        source.config.frame_tokens(*shape[2:])
-        trained = {name: getattr(source, name) for name in ("block_frames", "first_frames")}
-        return Settings(shape, **(trained | changes))
+        return settings_of(self.source, self.encoders.codec, frames, size, **changes)
 
     def place(self, x: Any) -> jax.Array:
         """An array on the devices, split over its batch axis 0."""
@@ -216,8 +225,10 @@ def _read(
     shift: Any,
     batch: int,
     split: Any = None,
+    teacher: bool = False,
 ) -> Any:
     source = pretrained.find(checkpoint, ema, dtype, shift)
+    source.check(teacher)
     # Each video has the devices of `split`, and as many of those groups as divide the batch are used.
     devices, split = jax.local_devices(), dict(split or {})
     each = math.prod(split.values())
@@ -310,7 +321,9 @@ def load_teacher(
       guidance: see `samplers.sample`.
       checkpoint, encoders, decoder, ema, dtype, shift, batch: see `load`.
     """
-    source, loaded, mesh, params = _read(checkpoint, encoders, decoder, ema, dtype, shift, batch)
+    source, loaded, mesh, params = _read(
+        checkpoint, encoders, decoder, ema, dtype, shift, batch, teacher=True
+    )
     net, table = WanDiT(source.config), sampler(source.shift)
     negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
 

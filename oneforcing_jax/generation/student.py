@@ -35,8 +35,6 @@ from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
 Noise = Callable[[int, Block], BlockDraws]
 # Prompt embeddings [b, s, d], or a function that gives them for the block whose first frame has a number.
 Text = jax.Array | Callable[[int], jax.Array]
-
-
 # The paper's first block (its section on generation): the others build on it.
 FIRST_STEPS = (1000.0, 750.0, 500.0, 250.0)
 
@@ -64,22 +62,25 @@ class Settings:
         Raises:
           InputError: frames that the blocks do not fill, a bad step list, nothing left to make.
         """
-        frames = self.shape[0] - given
+        frames, own = self.shape[0] - given, self.taken(given > 0)
         if frames < 1:
             raise InputError(
                 f"frames: expected more than the {given} given latent frames, found {self.shape[0]} "
                 "in all; ask for a longer video"
             )
-        first = () if given else (self.first_frames, self.first_steps)
+        first = own.first_frames, own.first_steps
         return make_plan(frames, self.block_frames, self.steps, shift, *first)
+
+    def taken(self, continues: bool) -> Settings:
+        """With what the first block takes; in a video that `continues` given frames it is as the others."""
+        frames = (not continues and self.first_frames) or self.block_frames
+        steps = (not continues and self.first_steps) or self.steps
+        return dataclasses.replace(self, first_frames=frames, first_steps=steps)
 
 
 def sample_keys(seeds: Sequence[int], numbers: Sequence[int]) -> jax.Array:
-    """[b] random keys, of sample `number` of a prompt whose seed is `seed`.
-
-    Raises:
-      InputError: a seed that is negative or has more than 32 bits.
-    """
+    """[b] random keys, of sample `number` of a prompt whose seed is `seed`; InputError for a seed that is
+    negative or has more than 32 bits."""
     wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
     if wrong:
         raise InputError(f"seed: expected a number from 0 to 2^32 - 1, found {wrong[0]}")
@@ -93,8 +94,7 @@ def seeded(keys: jax.Array, shape: tuple[int, int, int]) -> Noise:
     """Noise that belongs to the number of a frame: neither blocks nor the video's length change it.
 
     Args:
-      keys: [b], one a sample.
-      shape: (c, y, x) of a latent frame.
+      keys, shape: [b], one a sample, and (c, y, x) of a latent frame.
     """
     return lambda start, block: _frames(keys, start, block.frames, len(block.sigmas), shape)
 

@@ -26,7 +26,6 @@ from oneforcing_jax.live.connection import Connection
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.session import Session
-from oneforcing_jax.live.studio import FIRST_STEPS
 
 COOKIE = "token_live"
 # Connections at once, and requests of HTTP that are being worked on.
@@ -146,7 +145,7 @@ class Server:
         frames, studio = session.recording.frames(), self._queue.studio
         if not frames:
             raise Refused(409, "this video has no frame yet")
-        origin = studio.origin(session.wish)
+        origin = studio.origin(session.wish, session.prompts)
         content = await run_in_threadpool(recording.mp4, frames, studio.fps, origin)
         name = f'attachment; filename="{session.id}.mp4"'
         return Response(content, media_type="video/mp4", headers={"Content-Disposition": name})
@@ -183,7 +182,7 @@ class Server:
         return json.dumps({
             "say": "hello", "boot": self._boot, "ready": self._queue.ready, "fps": studio.fps,
             "rows": rows, "columns": columns, "frames": studio.frames, "most_frames": studio.most,
-            "first_steps": FIRST_STEPS, "windows": list(studio.windows), "examples": studio.examples,
+            "first_steps": studio.first_steps, "windows": list(studio.windows), "examples": studio.examples,
             "longest_prompt": wire.LONGEST_PROMPT, "largest_image": wire.LARGEST_IMAGE,
         })  # fmt: skip
 

@@ -167,6 +167,12 @@ class Session:
                 "meters": self._meters and self._meters._asdict(),
             }  # fmt: skip
 
+    @property
+    def prompts(self) -> list[str]:
+        """That the video has had, in order."""
+        with self._condition:
+            return [mark.prompt for mark in self._marks]
+
     def watch(self) -> Iterator[Shown]:
         """Frames when they are to be seen, until the video has ended and all were. Who comes late for a frame
         gets the newest one; what was made for an older prompt and is not seen yet, is not shown."""

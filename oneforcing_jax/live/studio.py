@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,13 +16,13 @@ import numpy as np
 from oneforcing_jax import textfiles
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan
-from oneforcing_jax.data.origin import Origin
+from oneforcing_jax.data.origin import Origin, digest
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
+from oneforcing_jax.generation.origins import blocks as layout
 from oneforcing_jax.generation.streaming import VideoModel, decoded
 from oneforcing_jax.generation.student import Settings, sample_keys, seeded
 
-FIRST_STEPS = 4
 # The model says which of these its text encoder reads; the toy knows few words.
 _EXAMPLES = (
     "a cat on a beach, waves in the background",
@@ -47,7 +47,7 @@ class Wish:
       prompt: that it begins with.
       seed: of the noise.
       frames: pixel frames, an image included.
-      first_steps: denoising steps of the first block, 1 to `FIRST_STEPS`.
+      first_steps: denoising steps of the first block, 1 to `Studio.first_steps`; None: that many.
       image: uint8 [1, y, x, 3], the first frame; None: there is none.
       window: latent frames that a block sees, one of `Studio.windows`; None: the first of them.
       recompute: with a new prompt, what is still seen passes anew under it.
@@ -56,7 +56,7 @@ class Wish:
     prompt: str
     seed: int = 0
     frames: int = 1
-    first_steps: int = FIRST_STEPS
+    first_steps: int | None = None
     image: np.ndarray | None = None
     window: int | None = None
     recompute: bool = False
@@ -90,14 +90,19 @@ class Studio:
     def __init__(
         self, model: VideoModel, settings: Settings, fps: float, most: int, window: Window
     ) -> None:
-        self.model, self.settings, self.fps, self.most = model, settings, fps, most
-        self.windows = _windows(window, settings)
+        self.model, self.settings, self.fps, self.most = model, settings.taken(False), fps, most
+        self.windows, self.sink = _windows(window, settings), window.sink
         self.frames = self.pixel_frames(settings.shape[0])
         if most < self.frames:
             raise InputError(
                 f"--most_frames: expected {self.frames} or more, the frames of a usual video, found {most}; "
                 "raise it, or lower --frames"
             )
+
+    @property
+    def first_steps(self) -> int:
+        """Denoising steps of a first block, as the model was trained; it may have fewer."""
+        return len(self.settings.first_steps or ())
 
     def pixel_frames(self, latents: int) -> int:
         """Pixel frames of so many latent ones."""
@@ -134,9 +139,19 @@ class Studio:
             return False
         return True
 
-    def origin(self, wish: Wish) -> Origin:
-        """What a file is to say of a video."""
-        return Origin(self.model.source.identity, wish.prompt, wish.seed, 0)
+    def origin(self, wish: Wish, prompts: Sequence[str] = ()) -> Origin:
+        """What a file is to say of a video that has had these prompts, or the wish's alone. It was compressed
+        to be watched, and so is no file of `generate`."""
+        said = layout(self._settings(wish).taken(wish.image is not None)) | {
+            "live": True, "fps": self.fps, "size": self.size, "shift": self.model.source.shift,
+            "dtype": self.model.source.config.dtype.name, "recompute": wish.recompute,
+            "window": wish.window or next(iter(self.windows)), "sink": self.sink,
+        }  # fmt: skip
+        if wish.image is not None:
+            said["image"] = digest(wish.image.tobytes())
+        return Origin(
+            self.model.source.identity, "\n".join(prompts) or wish.prompt, wish.seed, 0, said
+        )
 
     def make(self, wish: Wish, prompt: Callable[[int], str]) -> Generator[Made]:
         """Blocks of a video, one by one. The next is begun when it is asked for, and not before: what was
@@ -177,11 +192,18 @@ class Studio:
         each = self.pixel_frames(2) - self.pixel_frames(1)
         needed = 1 + math.ceil((self.most - self.pixel_frames(1)) / each)
         frames = first + max(1, math.ceil((needed - first) / block)) * block
-        steps = tuple(TRAIN_STEPS * (1 - i / wish.first_steps) for i in range(wish.first_steps))
         settings = dataclasses.replace(
-            self.settings, shape=(frames, *self.settings.shape[1:]), first_steps=steps
+            self._settings(wish), shape=(frames, *self.settings.shape[1:])
         )
         return settings.plan(self.model.source.shift, given)
+
+    def _settings(self, wish: Wish) -> Settings:
+        """With the first block's steps: as trained, or fewer and evenly spaced."""
+        count = wish.first_steps or self.first_steps
+        if count == self.first_steps:
+            return self.settings
+        steps = tuple(TRAIN_STEPS * (1 - i / count) for i in range(count))
+        return dataclasses.replace(self.settings, first_steps=steps)
 
     def warm(self) -> Iterator[None]:
         """Compiles all that sessions run, in the order in which most need it; a step is a block or less.
@@ -200,7 +222,9 @@ class Studio:
         ]
         for window in self.windows:
             plain, blocks = Wish(one, window=window), window // self.settings.block_frames + 3
-            fewer = [(dataclasses.replace(plain, first_steps=n), 1) for n in range(1, FIRST_STEPS)]
+            fewer = [
+                (dataclasses.replace(plain, first_steps=n), 1) for n in range(1, self.first_steps)
+            ]
             kinds = [(plain, blocks), *fewer, (dataclasses.replace(plain, image=picture), blocks)]
             for wish, count in kinds:
                 # A block alone has no switch.

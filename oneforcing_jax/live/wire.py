@@ -15,7 +15,7 @@ from oneforcing_jax import web
 from oneforcing_jax.data.images import decode_image
 from oneforcing_jax.errors import InputError, Refused
 from oneforcing_jax.live.recording import Shown
-from oneforcing_jax.live.studio import FIRST_STEPS, Studio, Wish, quiet
+from oneforcing_jax.live.studio import Studio, Wish, quiet
 
 # Bytes of a message, of one without an image, and of an image; characters of a prompt; pixels of an image.
 LARGEST, LARGEST_PLAIN, LARGEST_IMAGE = 4 << 20, 16 << 10, 2 << 20
@@ -85,7 +85,7 @@ def wish_of(said: Mapping[str, Any], studio: Studio) -> Wish:
         prompt_of(said, studio),
         number_of(said, "seed", 0, 0, 2**32 - 1),
         number_of(said, "frames", studio.frames, 1, studio.most),
-        number_of(said, "first_steps", FIRST_STEPS, 1, FIRST_STEPS),
+        number_of(said, "first_steps", studio.first_steps, 1, studio.first_steps),
         _image(said.get("image")),
         _window(said, studio),
         _choice(said, "recompute"),

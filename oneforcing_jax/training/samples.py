@@ -83,7 +83,10 @@ class Samples:
                 f"samples: {error}; or set the stage's samples.every to 0 to train without"
             ) from None
         self._prompts = len(settings.prompts)
-        self._origin = Origin(prompt="\n".join(settings.prompts), seed=run.seed)
+        # As they are trained: what is shown is what the losses see.
+        self._origin = Origin(
+            prompt="\n".join(settings.prompts), seed=run.seed, settings=run.blocks.said
+        )
         embedded = [pad(text.encode(p), text.length) for p in settings.prompts]
         # As many as the mesh splits evenly; the surplus is not shown.
         parts = mesh.shape["data"] * mesh.shape["fsdp"]

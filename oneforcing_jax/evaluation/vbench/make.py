@@ -41,6 +41,7 @@ class Wanted:
     out: Path
     shard: str
     dry_run: bool
+    overwrite: bool
 
     def jobs(self, suite: Suite, texts: Mapping[str, str] | None) -> list[Job]:
         """All videos, of all shards."""
@@ -64,9 +65,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"{suite.path.name}: line {line} repeats line {first}, which counts")
     texts = suite.rewritten(wanted.rewritten) if wanted.rewritten else None
     jobs = wanted.jobs(suite, texts)
-    made = record.describe(making, wanted.seed, suite, texts)
-    record.compare(wanted.out, made, jobs)
-    todo = listing.missing(listing.share_of(jobs, wanted.shard))
+    origins = making.origins()
+    made = record.describe(making, origins.settings, wanted.seed, suite, texts)
+    if not wanted.overwrite:
+        record.compare(wanted.out, made, jobs)
+    todo = listing.missing(listing.share_of(jobs, wanted.shard), origins.of, wanted.overwrite)
     if wanted.dry_run:
         print(*(job.path.name for job in todo), sep="\n")
         print(f"{len(todo):,} videos to make, of {len(jobs):,} of {jobs[-1].line + 1:,} prompts")
@@ -78,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         with compiled.kept(args.programs):
             scene = making.scene(jobs)
             record.keep(wanted.out, made, _clip(scene))
-            generate.write(scene, todo, making.writing)
+            generate.write(scene, todo, making.writing, origins)
     processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 

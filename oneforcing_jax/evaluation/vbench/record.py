@@ -21,9 +21,6 @@ from oneforcing_jax.generate import Making
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.jobs import Job
 
-# Options that do not change what is made, and those that a record says in another way.
-_LEFT_OUT = ("batch", "mesh", "checkpoint", "encoders", "decoder")
-
 
 def beside(folder: Path) -> Path:
     """Where the record of a folder of videos is."""
@@ -32,12 +29,17 @@ def beside(folder: Path) -> Path:
 
 
 def describe(
-    making: Making, seed: int, suite: Suite, texts: Mapping[str, str] | None
+    making: Making,
+    settings: Mapping[str, Any],
+    seed: int,
+    suite: Suite,
+    texts: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """What the videos are made from, as far as it is known before the model is loaded.
 
     Args:
       making: the options.
+      settings: what each video's file says of them.
       seed: sample k of every prompt has noise of this seed and k.
       suite: the list.
       texts: what is embedded in place of each prompt; None: the prompt itself.
@@ -50,7 +52,6 @@ def describe(
     weights = checkpoint.find(source.folder)
     encoders = loading.encoders or pretrained.find_encoders(loading.checkpoint)
     sealed = integrity.sealed(weights)
-    chosen = dataclasses.asdict(loading) | dataclasses.asdict(making.look)
     made: dict[str, Any] = {
         "checkpoint": str(places.absolute(weights)),
         "checksums_sha256": _digest((sealed / integrity.SUMS).read_bytes()) if sealed else None,
@@ -58,7 +59,7 @@ def describe(
         "decoder": loading.decoder,
         "network": source.net,
         "config": dataclasses.asdict(source.config),
-        "options": {name: value for name, value in chosen.items() if name not in _LEFT_OUT},
+        "options": dict(settings),
         "seed": seed,
         "prompts_sha256": suite.digest,
         "rewritten_sha256": _digest("\n".join(texts.values()).encode()) if texts else None,

@@ -115,7 +115,8 @@ def _stream(
     for i in tqdm(own, desc="stream", unit="video", disable=not processes.is_first()):
         draws = jax.tree.map(lambda x, i=i: x[i : i + 1], noise)
         path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
-        origin = Origin(weights, gallery.captions[i], gallery.run.seed, i)
+        said = gallery.run.blocks.said
+        origin = Origin(weights, gallery.captions[i], gallery.run.seed, i, said)
         with VideoWriter(
             path, worlds.FPS, crf=worlds.CRF, full_chroma=True, origin=origin
         ) as writer:
