@@ -20,6 +20,7 @@ from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import encoders as toy_encoders
 from oneforcing_jax.toy import text, world
 from oneforcing_jax.toy.world import TINY
+from oneforcing_jax.training import loop
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "encode_videos.py"
@@ -251,3 +252,27 @@ def test_a_full_disk_keeps_what_is_written_and_the_same_command_continues(made, 
     np.testing.assert_array_equal(Store.open(tmp_path / "m/s").done(), before)
     MAIN(arguments(tmp_path / "m"))
     assert Store.open(tmp_path / "m/s").done().all()
+
+
+def test_stores_say_how_their_pixels_were_read(made, tmp_path, capsys):
+    """One of before goes on being one: whole it is left as it is, else it is refused."""
+
+    def of_before(name: str) -> Path:
+        meta = tmp_path / name / "meta.json"
+        said = json.loads(meta.read_text())
+        assert said["attributes"].pop("pixels") == 2
+        meta.write_text(json.dumps(said))
+        return meta
+
+    MAIN([*arguments(made), f"--out={tmp_path / 'whole'}"])
+    meta = of_before("whole")
+    before = meta.read_text()
+    MAIN([*arguments(made), f"--out={tmp_path / 'whole'}"])
+    assert meta.read_text() == before
+    capsys.readouterr()
+    loop._store(tmp_path / "whole", {"latents": (4, 4, 4, 4)})
+    assert re.search(r"whole: made by a version that read .* darker", capsys.readouterr().out)
+    MAIN([*arguments(made), f"--out={tmp_path / 'half'}", "--shard=0/2"])
+    of_before("half")
+    with pytest.raises(SystemExit, match="half: begun by a version that read other pixels"):
+        MAIN([*arguments(made), f"--out={tmp_path / 'half'}"])
