@@ -5,7 +5,9 @@
 Any field can be overridden: --config.stages.teacher.iterations=100. The same command continues a run
 that was interrupted; SIGTERM and Ctrl-C save first. On several hosts, run it on each with --distributed,
 or with --coordinator, --process_id and --process_count where the cluster does not say them itself
-(docs/launch). Exit code 75 says that a host was lost: start the command again, with the hosts that there are.
+(docs/launch). A stage that was made from other fields or inputs than are asked for is refused; --redo=STAGE
+makes it anew, and keeps the old folder (docs/training.md). Exit code 75 says that a host was lost: start the
+command again, with the hosts that there are.
 """
 
 from __future__ import annotations
