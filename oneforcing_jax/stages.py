@@ -63,7 +63,10 @@ def leaves(values: Mapping[str, Any], unread: Iterable[str] = ()) -> dict[str, A
                     yield from found(f"{name}.{key}", inner)
         else:
             plain = isinstance(value, bool | int | float | str | tuple | list | None)
-            yield name, json.loads(json.dumps(value)) if plain else np.dtype(value).name
+            yield (
+                name,
+                json.loads(json.dumps(value, default=str)) if plain else np.dtype(value).name,
+            )
 
     return dict(pair for name, value in values.items() for pair in found(name, value))
 
