@@ -26,6 +26,14 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 
 PACKAGE = Path(__file__).parent.name
+# The extra that brings a package, by the name under which it is imported.
+EXTRAS = {
+    "cv2": "measures", "diffusers": "test", "ftfy": "wan", "gcsfs": "buckets", "huggingface_hub": "torch",
+    "krippendorff": "serve", "lmdb": "lmdb", "matplotlib": "plots", "prometheus_client": "serve",
+    "s3fs": "buckets", "safetensors": "torch", "sentencepiece": "wan", "skimage": "measures",
+    "starlette": "serve", "torch": "torch", "transformers": "wan", "uvicorn": "serve", "wandb": "wandb",
+    "websockets": "serve",
+}  # fmt: skip
 # Seconds until a signal that got lost is sent again.
 _AGAIN = 0.05
 
@@ -117,6 +125,12 @@ def _line(error: Exception, folder: Path | None) -> str:
     """What an error says in one line. Where nobody foresaw it, a file keeps its traceback."""
     if isinstance(error, (InputError, OSError)):
         return " ".join(f"error: {error}".splitlines())
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
+        return (
+            f"error: expected the package {package}, found none; "
+            f'pip install "oneforcing_jax[{EXTRAS[package]}]"'
+        )
     if places.is_of_server(error):
         return f"error: a server failed: {places.reason(error)}; {places.AGAIN}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -5,7 +5,9 @@
 Any field can be overridden: --config.stages.teacher.iterations=100. The same command continues a run
 that was interrupted; SIGTERM and Ctrl-C save first. On several hosts, run it on each with --distributed,
 or with --coordinator, --process_id and --process_count where the cluster does not say them itself
-(docs/launch). Exit code 75 says that a host was lost: start the command again, with the hosts that there are.
+(docs/launch). A stage that was made from other fields or inputs than are asked for is refused; --redo=STAGE
+makes it anew, and keeps the old folder (docs/training.md). Exit code 75 says that a host was lost: start the
+command again, with the hosts that there are.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import jax
 
-from oneforcing_jax import checkpoint, lock, places, presets, processes, stages
+from oneforcing_jax import checkpoint, lineage, lock, places, presets, processes, stages
 from oneforcing_jax import config as configs
 from oneforcing_jax.command import any_path
 from oneforcing_jax.errors import InputError
@@ -64,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--profile_process", type=int, metavar="I", help="the process that is traced; default 0"
     )
+    parser.add_argument(
+        "--redo",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="make a stage anew, and keep its old folder as STAGE.old-1; of several, commas are between them",
+    )
     processes.add_options(parser)
     known, overrides = parser.parse_known_args(arguments)
     with processes.ending("the same command continues from the last checkpoint", known.workdir):
@@ -76,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plan_on(known, overrides)
             return
         processes.join(known)
-        run(known.config, known.workdir, overrides, known.dry_run, known.tiny)
+        redo = [name.strip() for given in known.redo for name in given.split(",")]
+        run(known.config, known.workdir, overrides, known.dry_run, known.tiny, redo)
 
 
 def plan_on(known: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -105,8 +115,9 @@ def run(
     overrides: Sequence[str] = (),
     dry_run: bool = False,
     shrunk: bool = False,
+    redo: Sequence[str] = (),
 ) -> None:
-    """Loads a config, checks all of it, and runs its stages."""
+    """Loads a config, checks all of it, and runs its stages, of which those in `redo` are made anew."""
     config = configs.load(path, overrides, tiny.shrink if shrunk else None)
     described = Run.of(config)
     prepared = stages.prepare(described)
@@ -115,13 +126,20 @@ def run(
             f"config: field 'profile_process': expected one of {jax.process_count()} processes, from 0, "
             f"found {described.profile_process}"
         )
-    processes.same("config", hashlib.sha256(described.text.encode()).hexdigest()[:16])
+    asked = " ".join([described.text, *redo]).encode()
+    processes.same("config", hashlib.sha256(asked).hexdigest()[:16])
     if dry_run:
         print(config)
         return
     places.make(workdir)
     mine = jax.process_index() == 0
     with lock.held(workdir, [s.share for s in prepared]) if mine else contextlib.nullcontext():
+        anew = lineage.refuse(described, prepared, workdir, redo)
+        # Nothing is renamed before all have seen what there is.
+        processes.same("stages to make anew", anew)
+        with processes.first("what is made anew") as mine:
+            if mine:
+                lineage.put_aside(workdir, anew)
         for stage in prepared:
             stage.check(workdir)
         with processes.first("the work directory") as mine:
@@ -129,8 +147,13 @@ def run(
                 tiny.write_data(described, workdir)
             _start(workdir, described.text, prepared)
         for stage in prepared:
+            with processes.first(f"the record of {stage.name!r}") as mine:
+                if mine:
+                    lineage.begin(described, stage, workdir)
             stage.work(workdir)
             processes.exchange(None, f"the end of {stage.name!r}")
+        if processes.is_first():
+            lineage.finish(workdir)
 
 
 def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:

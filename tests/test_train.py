@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from oneforcing_jax import checkpoint, main
+from oneforcing_jax import checkpoint, lineage, main
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.training.metrics import RATES
@@ -123,18 +123,26 @@ def test_another_mesh_continues(tmp_path, noise, whole):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "messages"),
     [
-        ({"seed": 1}, "of a run with seed 0, found 1"),
-        ({"stages.teacher.batch": 16}, "of a run with batch 8, found 16"),
-        ({"teacher.dim": 32}, "is of another model: .* use the config it was trained with"),
+        ({"seed": 1}, ("of a run with seed 0, found 1", "seed was 0, now 1")),
+        ({"stages.teacher.batch": 16}, ("of a run with batch 8, found 16", "batch was 8, now 16")),
+        (
+            {"teacher.dim": 32},
+            (
+                "is of another model: .* use the config it was trained with",
+                "teacher.dim was 16, now 32",
+            ),
+        ),
     ],
 )
-def test_another_run_is_refused(tmp_path, noise, whole, fields, message):
+def test_another_run_is_refused(tmp_path, noise, whole, fields, messages):
+    """By what is recorded of it, and in a run of an older version by its checkpoints."""
     shutil.copytree(whole, tmp_path / "w")
     more = [f"{name}={value}" for name, value in fields.items()]
-    found = refused(tmp_path / "w", noise, *more, iterations=9)
-    assert re.search(message, found)
+    for message in reversed(messages):
+        assert re.search(message, refused(tmp_path / "w", noise, *more, iterations=9))
+        (tmp_path / "w" / STAGE / lineage.RECORD).unlink(missing_ok=True)
     assert saved(tmp_path / "w") == saved(whole)
 
 

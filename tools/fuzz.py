@@ -30,11 +30,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import fuzz_cases
-import fuzz_fixture
 from tqdm import tqdm
 
 from oneforcing_jax.command import any_path
+
+try:
+    import fuzz_cases
+    import fuzz_fixture
+except ModuleNotFoundError as missing:  # the classes, which the options name, need all of the extra
+    sys.exit(f'error: expected the package {missing.name}; pip install "oneforcing_jax[test]"')
 
 SECONDS, GIB = 120, 8
 GOOD = ("accepted", "one line")

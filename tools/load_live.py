@@ -18,11 +18,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from websockets.asyncio.client import ClientConnection, connect
-
 from oneforcing_jax.command import count, ending
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.live.wire import unpacked
 
 
 class Watcher:
@@ -34,7 +31,7 @@ class Watcher:
       state: the last that was said of the session.
     """
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: Any) -> None:
         self._socket = socket
         self.numbers: list[int] = []
         self.delays: list[float] = []
@@ -51,6 +48,8 @@ class Watcher:
         Raises:
           InputError: the server refused something.
         """
+        from oneforcing_jax.live.wire import unpacked  # an extra brings what it needs
+
         async for message in self._socket:
             if isinstance(message, bytes):
                 frame = unpacked(message)
@@ -83,7 +82,7 @@ async def load(
             await other.say("watch", session=name)
             others.append(other)
         # One that says it watches and then reads nothing.
-        stalled = await connect(f"ws://{address}/live", max_queue=1)
+        stalled = await _connection(address, max_queue=1)
         await stalled.send(json.dumps({"do": "watch", "session": name}))
         queued = []
         for _ in range(waiting):
@@ -105,8 +104,14 @@ async def load(
     }  # fmt: skip
 
 
+def _connection(address: str, **options: Any) -> Any:
+    from websockets.asyncio.client import connect  # an extra brings it
+
+    return connect(f"ws://{address}/live", **options)
+
+
 async def _watcher(tasks: asyncio.TaskGroup, address: str) -> tuple[Watcher, asyncio.Task[None]]:
-    socket = await connect(f"ws://{address}/live")
+    socket = await _connection(address)
     watcher = Watcher(socket)
     watcher.state = json.loads(await socket.recv())
     return watcher, tasks.create_task(watcher.run())
@@ -150,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = asyncio.run(
                 load(args.address, args.prompt, args.seconds, args.viewers, args.waiting)
             )
-        except* InputError as several:
+        except* (InputError, ImportError) as several:
             raise several.exceptions[0] from None
         print(json.dumps(found, indent=1))
         if found["lost_or_doubled"] or found["ended_well"] < args.waiting:

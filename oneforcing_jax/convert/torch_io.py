@@ -17,10 +17,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from oneforcing_jax.convert.keys import Tensors
-from oneforcing_jax.errors import InputError
+from oneforcing_jax.errors import InputError, MissingPackage
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -43,12 +42,12 @@ def import_torch() -> Any:
     """PyTorch, which is needed for `.pt` and `.pth` files alone.
 
     Raises:
-      InputError: it is not installed.
+      MissingPackage: it is not installed.
     """
     try:
         import torch
     except ImportError as error:
-        raise InputError(
+        raise MissingPackage(
             "files of PyTorch (.pt, .pth) need PyTorch, which is not installed; run "
             'pip install "oneforcing_jax[torch]"'
         ) from error
@@ -115,6 +114,13 @@ class SafeTensors(Tensors):
     @staticmethod
     def _with(path: Path, read: Callable[[Any], Any]) -> Any:
         _check_file(path)
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError as error:
+            raise MissingPackage(
+                f"{path}: its kind of file needs the package safetensors, which is not installed; run "
+                'pip install "oneforcing_jax[torch]"'
+            ) from error
         try:
             with safe_open(path, framework="np") as file:
                 return read(file)

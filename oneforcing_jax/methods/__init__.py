@@ -156,10 +156,16 @@ class Definition(NamedTuple):
     Attributes:
       config: a frozen dataclass with a field for each section of the config that the method reads.
       make: the method of (such a record, the run).
+      unread: fields of the run that what it learns does not follow from.
     """
 
     config: type
     make: Callable[[Any, Run], Method]
+    unread: tuple[str, ...] = ()
+
+
+# `unread` of what trains all blocks of real clips at once: steps are those of its samples alone.
+STEPS = ("blocks.steps", "blocks.first_steps")
 
 
 def find(name: str) -> Definition:

@@ -21,6 +21,7 @@ from oneforcing_jax.causal.structures import teacher_forcing
 from oneforcing_jax.losses import consistency
 from oneforcing_jax.methods import (
     AVERAGE,
+    STEPS,
     Batch,
     Definition,
     Method,
@@ -142,4 +143,4 @@ def work(config: Config, run: Run) -> Work:
     return Work(student.model + 3 * one, student.hardware + 3 * one)
 
 
-METHOD = Definition(Config, make)
+METHOD = Definition(Config, make, STEPS)

@@ -12,6 +12,7 @@ import numpy as np
 from oneforcing_jax import flow
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import (
+    STEPS,
     Batch,
     Definition,
     Method,
@@ -160,4 +161,4 @@ def make(config: Config, run: Run) -> Method:
     )
 
 
-METHOD = Definition(Config, make)
+METHOD = Definition(Config, make, STEPS)

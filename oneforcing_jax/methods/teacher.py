@@ -71,4 +71,4 @@ def make(config: Config, run: Run) -> Method:
     )
 
 
-METHOD = Definition(Config, make)
+METHOD = Definition(Config, make, ("blocks",))

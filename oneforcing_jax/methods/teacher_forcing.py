@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from oneforcing_jax import flow
 from oneforcing_jax.losses import denoise
 from oneforcing_jax.methods import (
+    STEPS,
     Batch,
     Definition,
     Method,
@@ -85,4 +86,4 @@ def make(config: Config, run: Run) -> Method:
     )
 
 
-METHOD = Definition(Config, make)
+METHOD = Definition(Config, make, STEPS)

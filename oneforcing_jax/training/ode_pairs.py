@@ -31,7 +31,7 @@ from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanDiT
 from oneforcing_jax.ranges import Count
 from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, Stage
+from oneforcing_jax.stages import Kind, MadeFrom, Stage, results
 from oneforcing_jax.training import sources
 
 
@@ -195,7 +195,14 @@ def prepare(run: Run, name: str, fields: Fields) -> Stage:
             like = parameters.in_use(module, mesh)
             sources.check_made(run, name, workdir, fields.source, like)
 
-    return Stage(name, functools.partial(make, run, name, fields), check, share=parts)
+    work, own = functools.partial(make, run, name, fields), f"stages.{name}"
+    unread = (*methods.STEPS, "fps")
+    made_from = MadeFrom(
+        results(run, (Config,), unread) | {f"{own}.count": fields.count},
+        networks={f"{own}.source": fields.source},
+        stores={f"{own}.data": fields.data},
+    )
+    return Stage(name, work, check, parts, made_from)
 
 
 KIND = Kind(Fields, lambda fields: (Config,), prepare)

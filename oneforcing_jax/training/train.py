@@ -13,7 +13,7 @@ from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Method, Network
 from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, Stage
+from oneforcing_jax.stages import Kind, MadeFrom, Stage
 from oneforcing_jax.training import loop, sources
 from oneforcing_jax.training.loop import Train
 from oneforcing_jax.training.steps import Trainer
@@ -124,7 +124,24 @@ def prepare(run: Run, name: str, stage: Train) -> Stage:
         _check_sources(run, name, stage, made, workdir, begun=done is not None)
 
     work = functools.partial(loop.run, run, name, stage, made)
-    return Stage(name, work, check)
+    return Stage(name, work, check, made_from=_made_from(run, name, stage, made, init))
+
+
+def _made_from(
+    run: Run, name: str, stage: Train, made: Trainer, init: Mapping[str, str]
+) -> MadeFrom:
+    """What the networks of a stage follow from. How they are optimised may change on the way."""
+    unread = (*methods.find(stage.method).unread, *made.method.choices, "fps")
+    own = f"stages.{name}"
+    fields = {f"{own}.method": stage.method, f"{own}.batch": stage.batch}
+    course = {f"{own}.optimisers": stage.optimisers, f"{own}.ema": stage.ema}
+    return MadeFrom(
+        kinds.results(run, views(stage), unread) | fields,
+        kinds.leaves(course),
+        {f"{own}.init.{net}": source for net, source in init.items()},
+        {f"{own}.data": stage.data},
+        stage.iterations,
+    )
 
 
 def _check_sources(

@@ -14,7 +14,7 @@ from oneforcing_jax import processes
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, Stage
+from oneforcing_jax.stages import Kind, MadeFrom, Stage, results
 from oneforcing_jax.toy.gallery import Config, Gallery, check
 from oneforcing_jax.training import sources
 
@@ -47,13 +47,14 @@ def examine(run: Run, name: str, fields: Fields, workdir: Path) -> None:
         tqdm.write(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
     low = [key for key, least in fields.least.items() if found[key] < least]
     if low:
+        teacher = fields.source.rpartition(":")[0]
         with processes.first("the exam's end") as mine:
             if mine:
                 file.unlink()
         raise InputError(
             f"{name}: expected of the teacher at least {dict(fields.least)}, found "
             f"{ {key: round(found[key], 2) for key in low} }; train it longer "
-            "(--config.stages.teacher.iterations) in a new work directory"
+            f"(--config.stages.{teacher}.iterations), or anew with other settings (--redo={teacher})"
         )
 
 
@@ -61,7 +62,13 @@ def prepare(run: Run, name: str, fields: Fields) -> Stage:
     """Checks the stage."""
     check(run, fields.world)
     sources.network(run, fields.source)
-    return Stage(name, functools.partial(examine, run, name, fields))
+    work, own = functools.partial(examine, run, name, fields), f"stages.{name}"
+    made_from = MadeFrom(
+        results(run, (Config,), ("fps", "blocks", "evaluation.long")),
+        networks={f"{own}.source": fields.source},
+        stores={f"{own}.world": f"{fields.world}/store"},
+    )
+    return Stage(name, work, made_from=made_from)
 
 
 KIND = Kind(Fields, lambda fields: (Config,), prepare)

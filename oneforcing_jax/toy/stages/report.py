@@ -20,7 +20,7 @@ from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.ranges import Natural
 from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, Stage
+from oneforcing_jax.stages import Kind, MadeFrom, Stage, leaves, results
 from oneforcing_jax.toy import world as worlds
 from oneforcing_jax.toy.gallery import Config, Gallery, check, load
 from oneforcing_jax.toy.scores import drift
@@ -147,7 +147,17 @@ def prepare(run: Run, name: str, fields: Fields) -> Stage:
     teacher = (fields.teacher,) if fields.teacher else ()
     for source in (*teacher, *(source for _, source in fields.students)):
         sources.network(run, _plain(source))
-    return Stage(name, functools.partial(report, run, name, fields))
+    own = f"stages.{name}"
+    shown = {f"{own}.students": fields.students, f"{own}.videos": fields.videos}
+    networks = {f"{own}.students: {row}": source for row, source in fields.students}
+    if fields.teacher:
+        networks[f"{own}.teacher"] = fields.teacher
+    made_from = MadeFrom(
+        results(run, (Config,), ("fps",)) | leaves({**shown, f"{own}.teacher": fields.teacher}),
+        networks=networks,
+        stores={f"{own}.world": f"{fields.world}/store"},
+    )
+    return Stage(name, functools.partial(report, run, name, fields), made_from=made_from)
 
 
 KIND = Kind(Fields, lambda fields: (Config,), prepare)

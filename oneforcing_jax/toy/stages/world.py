@@ -16,7 +16,7 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.ranges import Count
 from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, Stage
+from oneforcing_jax.stages import Kind, MadeFrom, Stage, leaves, results
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import encoders as folders
 from oneforcing_jax.toy import judge, text, world
@@ -67,8 +67,13 @@ def _fit(run: Run, fields: Fields, config: Config, folder: Path, videos: list[Pa
 
 def prepare(run: Run, name: str, fields: Fields) -> Stage:
     """Checks the stage."""
-    run.view(Config)
-    return Stage(name, functools.partial(make, run, name, fields))
+    generator = run.view(Config).generator
+    # Of the network that reads the prompts their size counts alone.
+    unread = ("shift", "blocks", "generator")
+    size = {"generator.text_dim": generator.text_dim, "generator.text_len": generator.text_len}
+    made_from = results(run, (Config,), unread) | size | leaves({f"stages.{name}": fields})
+    work = functools.partial(make, run, name, fields)
+    return Stage(name, work, made_from=MadeFrom(made_from))
 
 
 KIND = Kind(Fields, lambda fields: (Config,), prepare)
