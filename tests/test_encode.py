@@ -270,7 +270,7 @@ def test_stores_say_how_their_pixels_were_read(made, tmp_path, capsys):
     MAIN([*arguments(made), f"--out={tmp_path / 'whole'}"])
     assert meta.read_text() == before
     capsys.readouterr()
-    loop._store(tmp_path / "whole", {"latents": (4, 4, 4, 4)})
+    loop._store(tmp_path / "whole", {"latents": (4, 12, 4, 4)})
     assert re.search(r"whole: made by a version that read .* darker", capsys.readouterr().out)
     MAIN([*arguments(made), f"--out={tmp_path / 'half'}", "--shard=0/2"])
     of_before("half")
