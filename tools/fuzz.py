@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from oneforcing_jax.command import any_path
 
-SECONDS, GIB = 120, 8
+SECONDS, GIB = 600, 8
 GOOD = ("accepted", "one line")
 BAD = ("unclear", "traceback", "hang", "crash", "wrong success", "harmed")
 

@@ -46,7 +46,7 @@ MESHES = {4: "data=4,sequence=2", 3: "data=6,sequence=1", 2: "data=2,fsdp=2,sequ
 ALONE = "data=2,sequence=1"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 # Seconds: after which a process counts as lost; that the others have to end then; for all the work.
-LOST_AFTER, PATIENCE, HANG, LOOK = 10.0, 60.0, 900.0, 0.02
+LOST_AFTER, PATIENCE, HANG, LOOK = 10.0, 300.0, 900.0, 0.02
 # The command, and with a lock of a bucket that is lost sooner.
 COMMAND = ("-m", "oneforcing_jax.main")
 HASTY = ("-c", "from oneforcing_jax import lock, main; lock.RENEW, lock.LEASE = 1, 8; main.main()")

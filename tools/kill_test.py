@@ -51,7 +51,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 # after up to this part of the work, and up to the time of two more units of it.
 EARLY, INTERPRETER, PART = 0.2, 0.5, 0.2
 # Seconds that a process has to end when it is asked to, and for all its work; and between two looks at it.
-PATIENCE, HANG, LOOK = 60.0, 600.0, 0.01
+PATIENCE, HANG, LOOK = 300.0, 900.0, 0.01
 # A clear last line has the first words; no output has any of the others.
 CLEAR = "the same command"
 UNCLEAR = ("Traceback", "Exception ignored", "Fatal Python error", "terminate called")
