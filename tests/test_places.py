@@ -27,9 +27,14 @@ HASTY = "from oneforcing_jax import lock, main; lock.RENEW, lock.LEASE = 1, 15; 
 
 def test_names_of_places(tmp_path, monkeypatch):
     assert places.path(tmp_path) == tmp_path and not places.is_url("a/b:c")
-    for name in ("http://a/b", "gs://", "s3:///a", "s3://a/b*"):
-        with pytest.raises(InputError, match="expected a path, or gs://BUCKET"):
-            places.path(name)
+    wrong = "http://a/b gs:// s3:///a s3://a/b* s3:/a gs:/a/b gs:a S3://a/b GS:/a file:///a file:/a http:/a r2://a"
+    for name in (*wrong.split(), " s3://a/b"):
+        for find in (places.path, lambda name: places.within(tmp_path, name)):
+            with pytest.raises(InputError, match="expected a path, or gs://BUCKET") as caught:
+                find(name)
+            assert "\n" not in str(caught.value)
+    for name in ("a:b", "a/s3:/b", "/s3:/a"):
+        assert str(places.path(name)) == name
     work = places.path("s3://bucket/work/")
     assert str(work) == "s3://bucket/work" and str(work / "a" / "b") == "s3://bucket/work/a/b"
     assert str(places.within(work, "a/b")) == "s3://bucket/work/a/b"

@@ -34,7 +34,7 @@ from kill_stages import get_config as stages
 from tqdm import tqdm
 
 from oneforcing_jax import checkpoint, integrity, places
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.group import AGAIN
 from oneforcing_jax.training.metrics import RATES, read_rows
@@ -259,7 +259,9 @@ def _half(out: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exit code 1 when something is not as it must be."""
-    parser = argparse.ArgumentParser(prog="kill_processes", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="kill_processes", description=__doc__.split("\n")[0], formatter_class=Help
+    )
     parser.add_argument("--kills", type=int, default=10, help="in all")
     parser.add_argument("--seed", type=int, default=0, help="of signals, victims and moments")
     parser.add_argument("--folder", type=Path, help="to work in; default: a temporary one")
