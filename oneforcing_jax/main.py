@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="oneforcing_jax.main",
         usage="%(prog)s --config=FILE --workdir=PLACE [--config.FIELD=VALUE ...] [options]",
         description=__doc__.split("\n")[0],
-        epilog="--config.FIELD=VALUE overrides a field of the config: --config.stages.teacher.iterations=100.\n"
+        epilog="--config.FIELD=VALUE overrides a field: --config.stages.teacher.iterations=100.\n"
         "configs/base.py lists all fields; --dry_run prints those of a config with their values.",
         formatter_class=Help,
     )

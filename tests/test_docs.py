@@ -1,4 +1,4 @@
-"""What the docs say one may type: every command is one that its own parser takes, and what can be run small runs."""
+"""What the docs say one may type: its own parser takes every command, and what can run small does."""
 
 import argparse
 import ast
@@ -6,7 +6,10 @@ import functools
 import importlib
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,7 +79,7 @@ def calls(block, sandbox):
 
 
 def commands(block, sandbox):
-    """(module or file, arguments) of every command of ours in a block; all that are written there must be met."""
+    """(module or file, arguments) of every command of ours in a block; all that are written there are met."""
     found = []
     for words in calls(block, sandbox):
         name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
@@ -95,7 +98,9 @@ class Found(Exception):
 def parser_of(name):
     """The parser of a command, taken where the command is about to use it."""
     if name.startswith("tools/"):
-        main = runpy.run_path(str(ROOT / name))["main"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(ROOT / "tools"))  # tools import each other
+            main = runpy.run_path(str(ROOT / name))["main"]
     else:
         package = importlib.util.find_spec(name).submodule_search_locations
         main = importlib.import_module(f"{name}.__main__" if package else name).main
@@ -156,7 +161,7 @@ def test_commands_of_docstrings_are_what_their_parsers_take(sandbox, capsys):
 def test_an_option_that_is_not_there_fails(sandbox, capsys):
     for wrong in (
         "python tools/check.py --deep runs/toy",
-        "for a in 1 2; do python -m oneforcing_jax.generate --checkpoint a --out b --prompt c --stepz $a; done",
+        "for a in 1 2; do python -m oneforcing_jax.generate ... --stepz $a; done",
         "python -m oneforcing_jax.main --config=configs/toy.py",
         "ssh host 'cd oneforcing_jax && python -m oneforcing_jax.main ... --config.sed={1,2}'",
         "python -m oneforcing_jax.main ... --preset=h1000",
@@ -175,12 +180,13 @@ def options(parser):
             yield parser, action
 
 
+TOOLS = (file for file in sorted(ROOT.glob("tools/*.py")) if "ArgumentParser(" in file.read_text())
+EVALUATION = ("figures", "measures", "provenance", "raters", "report", "rewrite", "vbench")
 COMMANDS = [
-    *(f"tools/{file.name}" for file in sorted((ROOT / "tools").glob("*.py")) if "ArgumentParser(" in file.read_text()),
-    "oneforcing_jax.main", "oneforcing_jax.serve", "oneforcing_jax.toy.encoders",
-    *(f"oneforcing_jax.evaluation.{name}" for name in (
-        "figures", "measures", "provenance", "raters", "report", "rewrite", "vbench")),
-]  # fmt: skip
+    *(f"tools/{file.name}" for file in TOOLS),
+    *(f"oneforcing_jax.{name}" for name in ("main", "serve", "toy.encoders")),
+    *(f"oneforcing_jax.evaluation.{name}" for name in EVALUATION),
+]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -202,7 +208,80 @@ def test_a_default_is_said_once():
     parser.add_argument("--c", default="5%", help="share")
     parser.add_argument("--d", default=4, help="default: as the others")
     parser.add_argument("--e", action="store_true", help="a switch")
-    lines = parser.format_help().splitlines()[-5:]
-    assert [line.split(None, 1)[1].partition("  ")[2].strip() or line.split("  ")[-1] for line in lines] == [
-        "of 100% things; default 3", "levels; default 1.5,2", "share; default 5%", "default: as the others", "a switch",
-    ]  # fmt: skip
+    said = [line.rpartition("  ")[2].strip() for line in parser.format_help().splitlines()[-5:]]
+    assert said[:2] == ["of 100% things; default 3", "levels; default 1.5,2"]
+    assert said[2:] == ["share; default 5%", "default: as the others", "a switch"]
+
+
+def test_configs_and_docs_name_networks_that_the_converter_writes():
+    """Of a folder of Wan's the transformer, which is `model`; of a file of One-Forcing its generator."""
+    texts = [page.read_text() for page in (*PAGES, *sorted((ROOT / "configs").glob("*.py")))]
+    named = re.findall(r"((?:/path/to|weights)/[\w./]+):(\w+)", "\n".join(texts))
+    assert len(named) > 8
+    for folder, net in named:
+        assert net == ("model" if folder.endswith("/transformer") else "generator"), folder
+
+
+def test_docs_install_from_the_folder_that_one_is_in():
+    """No index has the package."""
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            assert not re.search(r"pip install [^\n&]*oneforcing_jax", block), page
+
+
+# One small run, and what the docs do with it.
+
+SMALL = (
+    "stages.world.count=48 stages.world.codec_videos=32 stages.world.judge_iterations=20 "
+    "stages.exam.least.colour=0.0 stages.exam.least.shape=0.0 stages.exam.least.direction=0.0 "
+    "stages.teacher.iterations=2 stages.teacher_forcing.iterations=2 stages.ode.iterations=2 "
+    "stages.one_forcing.iterations=4 stages.one_forcing.samples.every=2 stages.ode_pairs.count=16 "
+    "stages.report.videos=2 evaluation.samples=8"
+)
+TOY = "-m oneforcing_jax.main --config=configs/toy.py --workdir=runs/toy"
+# Commands of the docs as they begin, and what makes them small: the last of several values counts.
+RUN = {
+    f"{TOY} ": [f"--config.{field}" for field in SMALL.split()],
+    "-m oneforcing_jax.generate --checkpoint runs/toy/": [],
+    "-m oneforcing_jax.evaluation.report runs/toy ": [],
+    "-m oneforcing_jax.evaluation.measures videos ": [],
+    "-m oneforcing_jax.evaluation.provenance cat.mp4": [],
+    "tools/curvature.py --checkpoint=runs/toy/teacher ": ["--clips=2", "--sampling_steps=16"],
+    "tools/drift.py --workdir=runs/toy ": ["--times=2"],
+    "tools/bench.py train --config=configs/toy.py": ["--repeats=1"],
+}  # fmt: skip
+
+
+def run(words, folder, environment):
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (words, done.stderr[-2000:])
+
+
+@pytest.mark.long
+def test_what_the_docs_do_with_a_small_run(sandbox, tmp_path, light_environment):
+    """Commands and Python of README and docs, pasted in their order; the first one is the run."""
+    for name in ("configs", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    ran = []
+    pasted = (block for page in PAGES for block in blocks(page, "bash"))
+    for line in (shlex.join(words) for block in pasted for words in calls(block, sandbox)):
+        small = [more for start, more in RUN.items() if f"{line} ".startswith(start)]
+        if not small or line in ran or "--watch" in line:
+            continue
+        run([*shlex.split(line), *small[0]], tmp_path, light_environment)
+        if not ran:  # videos that other commands are about
+            shutil.copytree(tmp_path / "runs/toy/report/videos", tmp_path / "videos")
+            shutil.copy(next((tmp_path / "videos").glob("*.mp4")), tmp_path / "cat.mp4")
+        ran.append(line)
+    left = [start for start in RUN if not any(f"{line} ".startswith(start) for line in ran)]
+    assert not left and ran[0] == TOY
+    for name in ("toy.mp4", "toy.html", "measures.json", "teacher.json", "drift.json"):
+        assert (tmp_path / name).is_file(), name
+    pasted = [block for page in PAGES for block in blocks(page, "python")]
+    for number, block in enumerate(pasted):
+        (tmp_path / f"{number}.py").write_text(block)
+        run([f"{number}.py"], tmp_path, light_environment)
+    assert pasted

@@ -1,6 +1,7 @@
 """Kills one of several processes again and again, goes on with fewer on other meshes, and compares the end.
 
-    python tools/kill_processes.py --kills=10 --folder=build/processes [--place=s3://BUCKET/NAME]
+    python tools/kill_processes.py --kills=10 --folder=build/processes
+    python tools/kill_processes.py --kills=10 --folder=build/processes --place=s3://BUCKET/NAME
 
 Four processes of two virtual devices each render and encode videos, train on them, and make ODE pairs of what
 they trained. One of them is killed at a random moment, by SIGKILL or SIGTERM; the others must end by
