@@ -33,7 +33,7 @@ setup(
         "einops>=0.8",
         "flax>=0.12",
         "grain>=0.2.12",
-        "jax>=0.10",
+        "jax>=0.10.1",
         "ml_collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.6",
@@ -46,11 +46,11 @@ setup(
     ],
     extras_require={
         # Accelerators.
-        "cuda": ["jax[cuda13]>=0.10"],
-        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda13]>=0.10.1"],
+        "tpu": ["jax[tpu]>=0.10.1"],
         # Compilers for accelerators that need not be there: tools/plan.py.
-        "plan-gpu": ["jax[cuda12]>=0.10"],
-        "plan-tpu": ["jax[tpu]>=0.10"],
+        "plan-gpu": ["jax[cuda12]>=0.10.1"],
+        "plan-tpu": ["jax[tpu]>=0.10.1"],
         # The published weights: checkpoints of PyTorch, tokenizer and cleaning of prompts.
         "torch": TORCH,
         "wan": WAN,

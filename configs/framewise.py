@@ -2,11 +2,11 @@
 
     python -m oneforcing_jax.main --config=configs/framewise.py --workdir=runs/framewise \\
         --config.stages.one_forcing.data=/path/to/store \\
-        --config.stages.one_forcing.init.generator=/path/to/causal_ode:model \\
-        --config.stages.one_forcing.init.critic=/path/to/wan_1.3b:model \\
-        --config.stages.one_forcing.init.teacher=/path/to/wan_14b:model
+        --config.stages.one_forcing.init.generator=/path/to/causal_ode:generator \\
+        --config.stages.one_forcing.init.critic=/path/to/wan_1.3b/transformer:model \\
+        --config.stages.one_forcing.init.teacher=/path/to/wan_14b/transformer:model
 
-Expect 200 iterations, of which 40 update the generator.
+docs/data.md makes these weights. Expect 200 iterations, of which 40 update the generator.
 """
 
 import runpy

@@ -66,6 +66,7 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     before, ignored = threading.excepthook, sys.unraisablehook
     threading.excepthook = lambda found: silent.append(found.exc_value)
     sys.unraisablehook = lambda found: _ignored(found, ignored)
+    use_all_memory()
     handlers = _handle({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate})
     try:
         yield
@@ -82,6 +83,14 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     finally:
         threading.excepthook, sys.unraisablehook = before, ignored
         _handle(handlers)
+
+
+def use_all_memory() -> None:
+    """Lets JAX have a GPU's memory but for what CUDA and the libraries take beside it, where the user has not
+    said how much. By itself it takes 75%, in which what fits the device (tools/plan.py) does not. It counts
+    until the first use of a device."""
+    if not {"XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"} & os.environ.keys():
+        os.environ["XLA_CLIENT_MEM_FRACTION"] = "0.93"
 
 
 def starting() -> None:
@@ -147,6 +156,17 @@ def _line(error: Exception, folder: Path | None) -> str:
         traceback.print_exception(error)
         return line
     return f"{line}, and {file} has its traceback"
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help of a command: its description as it is written, and the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        words, default = action.help or "", action.default
+        if default in (None, False, argparse.SUPPRESS, (), []) or "default" in words:
+            return words
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        return f"{words}; default {shown.replace('%', '%%')}"
 
 
 def count(text: str) -> int:

@@ -136,12 +136,13 @@ class _Object:
                 if later := _owner(now.value):
                     _refuse(self._workdir, later)
                 found = now
-            elif passed > LEASE:
-                break
-            elif passed > 2 * RENEW and not said:
+                continue
+            if passed > 2 * RENEW and not said:
                 said = True
                 line = f"{self._workdir}: {owner} seems lost; its lock ends within {LEASE:.0f} s"
                 print(line, file=sys.stderr)
+            if passed > LEASE:
+                break
         return found.stamp.generation
 
     def _write(self, before: Any, owner: str) -> bool:

@@ -25,7 +25,7 @@ import jax
 
 from oneforcing_jax import checkpoint, lineage, lock, places, presets, processes, stages
 from oneforcing_jax import config as configs
-from oneforcing_jax.command import any_path
+from oneforcing_jax.command import Help, any_path
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.run import Run
@@ -36,7 +36,14 @@ from oneforcing_jax.training import tiny
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="oneforcing_jax.main", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="oneforcing_jax.main",
+        usage="%(prog)s --config=FILE --workdir=PLACE [--config.FIELD=VALUE ...] [options]",
+        description=__doc__.split("\n")[0],
+        epilog="--config.FIELD=VALUE overrides a field: --config.stages.teacher.iterations=100.\n"
+        "configs/base.py lists all fields; --dry_run prints those of a config with their values.",
+        formatter_class=Help,
+    )
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config(), see configs/"
     )

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from oneforcing_jax.errors import InputError, MissingPackage
 
 # The package that reads and writes files of a bucket, by the scheme of its URLs.
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+# A URL with a slash too few, which would make a folder of that name here.
+_MISTYPED = re.compile(r"[a-z][a-z0-9+.-]*:/|(gs|s3):", re.IGNORECASE)
 # A request that fails is repeated for half a minute; one without an answer fails after `SILENCE` seconds.
 RETRIES = {"max_retries": 8, "initial_delay": "200ms", "max_delay": "8s"}
 SILENCE = 30
@@ -39,7 +42,7 @@ def path(name: str | os.PathLike[str]) -> Path:
       MissingPackage: what reads such URLs is not installed.
     """
     text = os.fspath(name)
-    if not is_url(text):
+    if not is_url(text) and not _MISTYPED.match(text):
         return Path(text)
     scheme, _, rest = text.partition("://")
     if scheme not in PACKAGES or not rest.partition("/")[0] or set("*?[") & set(rest):
@@ -66,7 +69,8 @@ def within(folder: Path, name: str) -> Path:
       InputError, MissingPackage: as `path`.
     """
     whole = is_url(name) or os.path.isabs(name)
-    return path(name) if whole else folder / name
+    place = path(name)
+    return place if whole else folder / name
 
 
 def normal(place: Path) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from oneforcing_jax import compiled
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import Help, ending
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.generate import add_model
 from oneforcing_jax.generation import origins, pretrained
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="oneforcing_jax.serve",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     add_model(parser)

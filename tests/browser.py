@@ -4,6 +4,8 @@ import contextlib
 import shutil
 import time
 
+from waits import HANG
+
 # Chromium asks its maker for nothing.
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
@@ -27,6 +29,7 @@ def chromium():
 def page_of(browser, viewport=WIDE, **options):
     """A page whose errors fail the test, and with them requests to other machines."""
     context = browser.new_context(viewport=viewport, **options)
+    context.set_default_timeout(1000 * HANG)
     page, wrong = context.new_page(), []
     page.on("pageerror", lambda error: wrong.append(str(error)))
 
@@ -40,9 +43,9 @@ def page_of(browser, viewport=WIDE, **options):
     assert not wrong, wrong
 
 
-def until(page, condition, seconds=15):
+def until(page, condition):
     """Waits for a condition in JavaScript, also where a page forbids `eval`; Playwright's way needs it."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + HANG
     while not page.evaluate(condition):
         assert time.monotonic() < end, (
             f"{condition} did not become true; the page: {page.inner_text('body')}"

@@ -2,6 +2,7 @@
 
 import os
 
+import hypothesis
 import jaxlib
 import pytest
 
@@ -15,6 +16,12 @@ if jaxlib.__version__.startswith("0.10."):
 _given = os.environ.get("XLA_FLAGS", "")
 _ours = [flag for flag in FLAGS if flag.split("=")[0] not in _given]
 os.environ["XLA_FLAGS"] = " ".join([*_ours, _given]).strip()
+
+# No test decides by seconds, those of hypothesis neither.
+hypothesis.settings.register_profile(
+    "ours", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("ours")
 
 
 def pytest_configure(config):

@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+from waits import HANG
 from websockets.sync.client import connect
 
 from oneforcing_jax import web
@@ -48,7 +49,7 @@ def in_thread(studio, most=8, token="", queue=None):
     """A real server in a thread of this process; gives its address."""
     journal = Journal()
     queue = queue or Queue(studio, most, journal)
-    serving = process(Server(queue, 60.0, token, journal))
+    serving = process(Server(queue, HANG, token, journal))
     with web.listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=functools.partial(serving.run, sockets=[listening]))
         thread.start()
@@ -56,7 +57,7 @@ def in_thread(studio, most=8, token="", queue=None):
             yield f"127.0.0.1:{listening.getsockname()[1]}"
         finally:
             serving.should_exit = True
-            thread.join(20)
+            thread.join(HANG)
             assert not thread.is_alive()
 
 
@@ -79,7 +80,7 @@ def in_process(folder, environment, *options):
         finally:
             started.terminate()
             try:
-                started.wait(30)
+                started.wait(HANG)
             finally:
                 started.kill()
             started.stdout.close()
@@ -91,7 +92,7 @@ class Client:
     def __init__(self, address, query="", **options):
         self.socket = connect(f"ws://{address}/live{query}", max_size=None, **options)
         self.frames, self.state, self.session, self.refused = [], None, None, []
-        self.hello = json.loads(self.socket.recv(10))
+        self.hello = json.loads(self.socket.recv(HANG))
         assert self.hello["say"] == "hello"
 
     def __enter__(self):
@@ -103,7 +104,7 @@ class Client:
     def say(self, do, **fields):
         self.socket.send(json.dumps({"do": do} | fields))
 
-    def read(self, timeout=20, acknowledge=True):
+    def read(self, timeout=HANG, acknowledge=True):
         """Takes in one message."""
         message = self.socket.recv(timeout)
         if isinstance(message, bytes):
@@ -120,9 +121,9 @@ class Client:
         elif said["say"] == "refused":
             self.refused.append(said)
 
-    def until(self, condition, seconds=40, acknowledge=True):
+    def until(self, condition, acknowledge=True):
         """Reads until something holds of this client."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + HANG
         while not condition(self):
             left = end - time.monotonic()
             assert left > 0, (self.state, len(self.frames), self.refused)
@@ -136,9 +137,9 @@ class Client:
             while True:
                 self.read(0.01)
 
-    def is_in(self, state, seconds=60):
+    def is_in(self, state):
         """Reads until the session is in a state."""
-        return self.until(lambda c: c.state and c.state["state"] == state, seconds)
+        return self.until(lambda c: c.state and c.state["state"] == state)
 
     def all_read(self):
         """Reads the rest of a video that has ended."""

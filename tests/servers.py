@@ -19,7 +19,9 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-BUCKET, START = "places", 30.0  # seconds
+from waits import HANG, until
+
+BUCKET = "places"
 NAMES = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
 _KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 # Each speaks to a server directly, and not to Google's to ask where it runs.
@@ -52,14 +54,16 @@ def server(scheme):
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | _KEYS
     )
     try:
-        until = time.monotonic() + START
-        while True:
+
+        def made():
             try:
-                urllib.request.urlopen(bucket, timeout=START).close()
-                break
+                urllib.request.urlopen(bucket, timeout=HANG).close()
             except OSError:
-                assert time.monotonic() < until and process.poll() is None
-                time.sleep(0.05)
+                assert process.poll() is None
+                return False
+            return True
+
+        until(made, pause=0.05)
         yield url
     finally:
         process.kill()
@@ -129,7 +133,7 @@ class _Hand(http.server.BaseHTTPRequestHandler):
         if "uploadType=media" in path and "ifGenerationMatch" in path:
             path, headers, body, conditional = *_in_parts(path, headers, body), True
         with self.server.turn if conditional else contextlib.nullcontext():
-            connection = http.client.HTTPConnection(self.server.behind, timeout=60)
+            connection = http.client.HTTPConnection(self.server.behind, timeout=HANG)
             connection.request(self.command, path, body, headers)
             found = connection.getresponse()
             content = found.read()

@@ -68,7 +68,7 @@ def cases(draw):
     return layout, window, sink, draw(st.integers(0, len(layout) - 1)), draw(st.integers(1, 2))
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(cases())
 def test_structures(case):
     layout, window, sink, first, tokens = case
@@ -190,7 +190,7 @@ def test_gradients_of_splash(length):
         assert error(found, expected) < 1e-4
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.integers(1, 40000), st.integers(1, 40000))
 def test_tiles_cover_and_waste_little(t, s):
     for tiles in (*splash.TILES.values(), splash.tiles_of("TPU v99")):

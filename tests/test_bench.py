@@ -131,9 +131,9 @@ def test_generation_by_the_command_line(tmp_path, capsys):
     BENCH["main"](["generate", *toy, "--repeats=1", "--first_steps=1000", f"--out={out}"])
     made, printed = json.loads(out.read_text()), capsys.readouterr().out
     assert made["frames"] == 3 and made["blocks"] == [[1, 1]] * 3
-    for name in ("first_frame_s", "steady_block_s", "decode_s", "diffusion_s", "total_s"):
-        assert made[name] > 0, name
-    assert made["first_block_s"] <= made["diffusion_s"] < made["with_compilation_s"]
+    for name in ("first_frame", "steady_block", "first_block", "decode", "diffusion", "total"):
+        assert made[f"{name}_s"] > 0, name
+    assert made["with_compilation_s"] > 0
     assert made["frames_per_s"] == pytest.approx(3 / made["total_s"])
     assert "frames/s" in printed and "both, overlapped" in printed
     with pytest.raises(SystemExit, match="batch: expected 1 or more, found 0"):

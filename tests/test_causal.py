@@ -132,7 +132,7 @@ def windows(draw):
     return layout, Window(size, sink)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(windows())
 def test_any_layout_and_window(case):
     """What a layer sees through the cache is what the structure of the whole clip shows it."""

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from waits import HANG
 
 from oneforcing_jax.command import count, ending
 
@@ -45,7 +46,7 @@ def test_a_signal_amid_a_collection_of_garbage_is_not_lost(number, capfd):
             gc.collect()
         finally:
             gc.callbacks.remove(collecting)
-        time.sleep(5)
+        time.sleep(HANG)  # ends with the signal
     assert caught.value.code == 128 + number
     assert capfd.readouterr().err == "interrupted; go on\n"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from waits import HANG
 
 from oneforcing_jax import config as configs
 from oneforcing_jax import main, methods, presets, sharding
@@ -102,7 +103,7 @@ def test_every_config_runs_tiny(name, tmp_path, light_environment):
     stages = ["--config.run=teacher,teacher_forcing,ode"] if name == "toy" else []
     command = [sys.executable, "-m", "oneforcing_jax.main", f"--config={file}", "--tiny", *stages]
     subprocess.run(
-        [*command, f"--workdir={tmp_path}"], env=light_environment, check=True, timeout=300
+        [*command, f"--workdir={tmp_path}"], env=light_environment, check=True, timeout=HANG
     )
     config = configs.load(file, stages, tiny.shrink)
     assert config.run
@@ -173,7 +174,7 @@ def test_the_base_install_suffices():
         "toy.encoders",
     ):
         program += f"import oneforcing_jax.{module}\n"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=HANG)
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waits import HANG
 
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
@@ -151,7 +152,7 @@ def test_two_processes_fill_one_store(made, tmp_path):
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
     processes = [start("0/2"), start("1/2")]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=HANG)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert any("6 of 6 samples" in output for output in outputs)
     Store.open(tmp_path / "m/s").require_complete()

@@ -5,11 +5,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+from waits import HANG, until
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "tools" / "launch"
@@ -62,7 +62,7 @@ def test_slurm_starts_a_process_a_task_and_comes_back(tmp_path):
         "SLURM_JOB_ID": str(os.getpid()), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "CODE": "75",
     }  # fmt: skip
     command = [LAUNCH / "slurm.sh", "--config=c.py"]
-    assert subprocess.run(command, env=env, timeout=100).returncode == 75
+    assert subprocess.run(command, env=env, timeout=HANG).returncode == 75
     for i in range(2):
         said = (tmp_path / f"task{i}").read_text()
         assert said == "oneforcing_jax.main 0 1 --config=c.py"
@@ -94,10 +94,9 @@ def test_again_starts_what_was_lost_and_passes_signals_on(tmp_path):
 
     saves = f"trap 'sleep 0.3; exit 143' TERM; touch {tmp_path}/up; while true; do sleep 0.05; done"
     process = subprocess.Popen([LAUNCH / "again.sh", "bash", "-c", saves], env=env)
-    while not (tmp_path / "up").exists():
-        time.sleep(0.02)
+    until((tmp_path / "up").exists)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 143
+    assert process.wait(timeout=HANG) == 143
 
 
 def test_the_jobset_is_whole():

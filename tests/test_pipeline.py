@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waits import HANG
 
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import Store
@@ -54,7 +55,7 @@ def test_samples_of_a_batch_are_read_at_once(store):
     """Each waits until all are asked for, so that none would come of reading one by one."""
 
     class Together(Store):
-        meeting = threading.Barrier(4, timeout=20)
+        meeting = threading.Barrier(4, timeout=HANG)
 
         def read(self, index, fields=None):
             self.meeting.wait()

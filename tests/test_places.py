@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from test_integrity import abstract, same, state
 from test_train import STAGE, TOOL, noise, overrides, rows, train, whole  # noqa: F401
 from test_train import state as trained
+from waits import HANG, until
 
 from oneforcing_jax import checkpoint, integrity, places
 from oneforcing_jax.convert import to_orbax
@@ -22,14 +22,19 @@ from oneforcing_jax.generation.jobs import read_prompts
 from oneforcing_jax.training.metrics import Log, Work, read_rows
 
 # A command whose lock is lost sooner.
-HASTY = "from oneforcing_jax import lock, main; lock.RENEW, lock.LEASE = 1, 6; main.main()"
+HASTY = "from oneforcing_jax import lock, main; lock.RENEW, lock.LEASE = 1, 15; main.main()"
 
 
 def test_names_of_places(tmp_path, monkeypatch):
     assert places.path(tmp_path) == tmp_path and not places.is_url("a/b:c")
-    for name in ("http://a/b", "gs://", "s3:///a", "s3://a/b*"):
-        with pytest.raises(InputError, match="expected a path, or gs://BUCKET"):
-            places.path(name)
+    wrong = "http://a/b gs:// s3:///a s3://a/b* s3:/a gs:/a/b gs:a S3://a/b GS:/a file:///a file:/a http:/a r2://a"
+    for name in (*wrong.split(), " s3://a/b"):
+        for find in (places.path, lambda name: places.within(tmp_path, name)):
+            with pytest.raises(InputError, match="expected a path, or gs://BUCKET") as caught:
+                find(name)
+            assert "\n" not in str(caught.value)
+    for name in ("a:b", "a/s3:/b", "/s3:/a"):
+        assert str(places.path(name)) == name
     work = places.path("s3://bucket/work/")
     assert str(work) == "s3://bucket/work" and str(work / "a" / "b") == "s3://bucket/work/a/b"
     assert str(places.within(work, "a/b")) == "s3://bucket/work/a/b"
@@ -206,19 +211,22 @@ def test_of_two_commands_one_goes_on_and_a_kill_is_made_good(
 ):  # fmt: skip
     for _ in range(3):
         both = [start(bucket, noise, light_environment) for _ in range(2)]
-        said = [process.communicate(timeout=300)[1] for process in both]
+        said = [process.communicate(timeout=HANG)[1] for process in both]
         assert sorted(process.returncode for process in both) == [0, 1], said
         lost = said[[process.returncode for process in both].index(1)]
         assert "expected no other run in it, found process" in lost.strip().splitlines()[-1]
         places.remove(bucket / STAGE)
-    process, until = start(bucket, noise, light_environment), time.monotonic() + 300
-    while checkpoint.newest(bucket / STAGE / "checkpoints") is None:
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.1)
+    process = start(bucket, noise, light_environment)
+
+    def saved():
+        assert process.poll() is None, process.stderr.read()
+        return checkpoint.newest(bucket / STAGE / "checkpoints") is not None
+
+    until(saved, pause=0.1)
     process.kill()
     process.wait()
     process = start(bucket, noise, light_environment)
-    assert process.wait(300) == 0, process.stderr.read()
+    assert process.wait(HANG) == 0, process.stderr.read()
     compare(bucket, whole, rtol=1e-3, atol=2e-5)  # that had another number of devices
 
 

@@ -7,10 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waits import HANG, until
 
 from oneforcing_jax import group, processes
 
@@ -59,7 +59,7 @@ def free_port():
 
 
 @contextlib.contextmanager
-def three(folder, then):
+def three(folder, then, lost_after=HANG):
     """Three processes that have agreed on something, by number."""
     (folder / "script.py").write_text(SCRIPT)
     port, found = free_port(), []
@@ -68,7 +68,7 @@ def three(folder, then):
             command = [
                 sys.executable, folder / "script.py", f"--folder={folder}", f"--then={then}",
                 f"--coordinator=localhost:{port}", f"--process_id={i}", "--process_count=3",
-                f"--lost_after={LOST_AFTER}",
+                f"--lost_after={lost_after}",
             ]  # fmt: skip
             env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
             found.append(
@@ -76,10 +76,12 @@ def three(folder, then):
                     command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
                 )
             )
-        until = time.monotonic() + 60
-        while len(list(folder.glob("*.ready"))) < 3 and time.monotonic() < until:
+
+        def ready():
             assert all(p.poll() in (None, 0, 1) for p in found), [p.communicate() for p in found]
-            time.sleep(0.05)
+            return len(list(folder.glob("*.ready"))) == 3
+
+        until(ready)
         yield found
     finally:
         for process in found:
@@ -87,18 +89,18 @@ def three(folder, then):
             process.wait()
 
 
-def ends(found, within):
+def ends(found):
     """Exit code and last line of what each said, after all have ended by themselves."""
-    until, said = time.monotonic() + within, []
+    said = []
     for process in found:
-        _, errors = process.communicate(timeout=max(until - time.monotonic(), 0.1))
+        _, errors = process.communicate(timeout=HANG)
         said.append((process.returncode, errors.strip().splitlines()[-1:]))
     return said
 
 
 def test_processes_agree(tmp_path):
     with three(tmp_path, "nothing") as found:
-        outs = [process.communicate(timeout=30)[0] for process in found]
+        outs = [process.communicate(timeout=HANG)[0] for process in found]
         assert [process.returncode for process in found] == [0, 0, 0]
     results = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(3)]
     assert results[0] == results[1] == results[2]
@@ -111,10 +113,10 @@ def test_processes_agree(tmp_path):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_process_ends_the_others(tmp_path, victim):
-    with three(tmp_path, "wait") as found:
+    with three(tmp_path, "wait", LOST_AFTER) as found:
         found[victim].kill()
         others = [process for process in found if process is not found[victim]]
-        for code, last in ends(others, LOST_AFTER + 20):
+        for code, last in ends(others):
             assert code == group.AGAIN
             assert last[0].startswith(f"lost: process {victim} ({socket.gethostname()}) ")
             assert last[0].endswith("the same command continues with the hosts that there are")
@@ -122,7 +124,7 @@ def test_a_lost_process_ends_the_others(tmp_path, victim):
 
 def test_an_error_of_one_ends_the_others(tmp_path):
     with three(tmp_path, "error") as found:
-        first, second, third = ends(found, 20)
+        first, second, third = ends(found)
     assert second == (1, ["error: expected something, found nothing"])
     line = f"process 1 ({socket.gethostname()}) ended; error: expected something, found nothing"
     assert first == third == (1, [line])
@@ -130,7 +132,7 @@ def test_an_error_of_one_ends_the_others(tmp_path):
 
 def test_processes_that_differ_are_refused(tmp_path):
     with three(tmp_path, "same") as found:
-        for code, last in ends(found, 20):
+        for code, last in ends(found):
             assert code == 1
             assert (
                 "expected the same config in all, found 'a' in process 0 and 'b' in pr" in last[0]
@@ -140,7 +142,7 @@ def test_processes_that_differ_are_refused(tmp_path):
 def test_a_signal_to_one_stops_all(tmp_path):
     with three(tmp_path, "wait") as found:
         found[2].send_signal(signal.SIGTERM)
-        for code, last in ends(found, 20):
+        for code, last in ends(found):
             assert (code, last) == (143, ["interrupted; the same command continues"])
 
 

@@ -14,6 +14,7 @@ import krippendorff
 import numpy as np
 import pytest
 from browser import NARROW, chromium, page_of, until
+from waits import HANG
 
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import InputError, MissingInput
@@ -88,13 +89,13 @@ def served(study, *more):
             yield address
         finally:
             process.terminate()
-            assert process.wait(15) == 128 + 15
+            assert process.wait(HANG) == 128 + 15
 
 
 def ask(address, path, body=None, headers=None, method="POST"):
     """Status and answer of a request; a body that is no text or bytes is sent as JSON."""
     host = re.match(r"http://([^/]+)/", address)[1]
-    connection = http.client.HTTPConnection(f"127.0.0.1:{host.split(':')[-1]}", timeout=30)
+    connection = http.client.HTTPConnection(f"127.0.0.1:{host.split(':')[-1]}", timeout=HANG)
     content = body if isinstance(body, (str, bytes)) or body is None else json.dumps(body)
     sent = {"Content-Type": "application/json"} | (headers or {})
     with contextlib.closing(connection):

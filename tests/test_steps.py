@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import time
 from pathlib import Path
 
 import jax
@@ -382,38 +381,25 @@ def no_compilation_cache():
         compilation_cache.reset_cache()
 
 
-def test_compile_time_does_not_grow_with_depth():
+def test_programs_do_not_grow_with_depth():
     like = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 2, 2, 4, 4), (1,), (1, 8, 8))]
 
     def program(num_layers):
         net = WanDiT(WanConfig(32, 48, 2, num_layers, 2, 2, 8, 8, 8, remat="full"))
         return abstract(net), lambda p, *x: net.apply({"params": p}, *x).flow.sum()
 
-    def compiled(num_layers):
-        params, forward = program(num_layers)
-        start = time.process_time()
-        lowered = jax.jit(forward).lower(params, *like)
-        size = len(lowered.compile().as_text().splitlines()), len(lowered.as_text().splitlines())
-        return time.process_time() - start, size
+    def forward(num_layers):
+        params, run = program(num_layers)
+        lowered = jax.jit(run).lower(params, *like)
+        return len(lowered.compile().as_text().splitlines()), len(lowered.as_text().splitlines())
 
-    with no_compilation_cache():
-        compiled(1)
-        (few, many), sizes = zip(*(_best_of_two(compiled, n) for n in (4, 40)), strict=True)
-    assert sizes[0] == sizes[1]
-    assert many < 1.3 * few
+    assert forward(4) == forward(40)
 
     def backward(num_layers):
-        params, forward = program(num_layers)
-        return len(jax.jit(jax.grad(forward)).lower(params, *like).as_text().splitlines())
+        params, run = program(num_layers)
+        return len(jax.jit(jax.grad(run)).lower(params, *like).as_text().splitlines())
 
     assert backward(4) == backward(40)
-
-
-def _best_of_two(run, depth):
-    # CPU time of this process, which other processes hardly change.
-    seconds, sizes = zip(*(run(depth) for _ in range(2)), strict=True)
-    assert sizes[0] == sizes[1]
-    return min(seconds), sizes[0]
 
 
 def causal_ode_method():

@@ -12,6 +12,7 @@ import pytest
 import stores
 from goldens import FOLDER
 from test_store import FIELDS, assert_same, sample
+from waits import HANG
 
 from oneforcing_jax import places
 from oneforcing_jax.data import shards
@@ -83,7 +84,7 @@ def test_processes_pack_the_same_ranges_there_at_once(bucket, monkeypatch, tmp_p
         for index in range(8):
             store.write(index, stores.sample(index))
     with stores.writers(bucket, "01", tmp_path / "ready") as processes:
-        assert [process.wait(60) for process in processes] == [0, 0]
+        assert [process.wait(HANG) for process in processes] == [0, 0]
     Store.create(bucket, 12, stores.FIELDS)
     found = Store.open(bucket)
     assert found.done().all() and len(names(bucket)) == 2 * 3

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from waits import HANG
 
 from oneforcing_jax import checkpoint, lineage, main
 from oneforcing_jax.data.store import Store
@@ -282,7 +283,7 @@ def test_signals_locks_and_a_full_disk(tmp_path, noise):
     found = refused(tmp_path, noise)
     assert f"expected no other run in it, found process {process.pid}; wait" in found
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANG)
     assert process.returncode == 128 + signal.SIGTERM, errors
     last = saved(tmp_path)[-1]
     assert f"stopped by SIGTERM after iteration {last}; the last is " in errors.splitlines()[-1]
@@ -342,7 +343,7 @@ def test_two_processes_train_as_one(tmp_path, noise, whole):
         for i in range(2)
     ]  # fmt: skip
     for process in both:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=HANG)
         assert process.returncode == 0, errors
     assert saved(tmp_path) == [3, 6]
     assert [row["iteration"] for row in rows(tmp_path)] == list(range(1, 7))

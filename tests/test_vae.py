@@ -203,7 +203,7 @@ def _stream() -> tuple[Any, np.ndarray, np.ndarray]:
 _step = jit(vae_stream.decode_step)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(st.sampled_from([1, 2]), min_size=1, max_size=6).filter(lambda cut: sum(cut) <= 6))
 def test_stream_equals_whole_however_it_is_cut(cut: list[int]) -> None:
     params, latents, whole = _stream()

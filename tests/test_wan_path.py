@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from test_convert import CONVERT, EXPORT, run, tensors, write_json, write_torch
 from test_encode import MAIN as ENCODE
+from waits import HANG
 
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert import umt5 as umt5_keys
@@ -124,7 +125,7 @@ def test_from_published_files_to_a_trained_student_in_torch(
         f"--config.stages.one_forcing.data={tmp_path / 'store'}",
         "--config.stages.one_forcing.iterations=2", "--config.stages.one_forcing.samples.every=0",
     ]  # fmt: skip
-    subprocess.run(command, env=light_environment, check=True, timeout=300)
+    subprocess.run(command, env=light_environment, check=True, timeout=HANG)
     rows = [json.loads(line) for line in (tmp_path / "run/one_forcing/metrics.jsonl").open()]
     assert [row["iteration"] for row in rows] == [1, 2]
     assert all(math.isfinite(value) for row in rows for value in row.values())

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from live import OPTIONS, make_weights
 from PIL import Image
+from waits import HANG
 
 from oneforcing_jax import generate
 from oneforcing_jax.data.video import read_video
@@ -59,12 +60,13 @@ class Seen:
 
 
 def test_frames_are_shown_at_their_times():
-    seen = Seen()
-    shown(made(12), FPS, seen)
-    blues = [int(frame[0, -1, 2].round(-1)) for frame in seen.frames]
-    # A busy machine may come late for a frame; none is shown twice, and the last one is.
-    assert blues == sorted(set(blues)) and blues[-1] == 110 and len(blues) > 4 and seen.rests == 1
-    assert seen.times[-1] - seen.times[0] >= 0.8 * (11 - blues[0] // 10) / FPS
+    seen, begun = Seen(), time.monotonic()
+    shown(made(24), FPS / 2, seen)
+    numbers = [int(frame[0, -1, 2].round(-1)) // 10 for frame in seen.frames]
+    # A busy machine may come late for a frame; none is shown early or twice, and the last one is.
+    assert numbers == sorted(set(numbers)) and numbers[-1] == 23 and len(numbers) > 1
+    assert all(t - begun >= n / (FPS / 2) for n, t in zip(numbers, seen.times, strict=True))
+    assert seen.rests == 1
 
 
 def test_nobody_looks_any_more_and_all_is_made():
@@ -92,8 +94,7 @@ def test_a_session_is_controlled_while_it_is_watched():
         last = next(frames)
     session.pause()
     threading.Timer(0.3, session.stop).start()
-    begun = time.monotonic()
-    assert [f.number - last.number for f in frames] in ([], [1]) and time.monotonic() - begun > 0.2
+    assert [f.number - last.number for f in frames] in ([], [1])
     assert session.state == ENDED and session.reason != DONE
 
 
@@ -207,7 +208,7 @@ def test_the_notebook_of_the_docs(weights, tmp_path):
     for before, after in {
         '"../runs/toy/one_forcing"': repr(str(weights)),
         '"a circle moving left", "a square moving up"': '"a red square", "a blue circle"',
-        "FRAMES = 96": "FRAMES = 24",
+        "FRAMES = 96": "FRAMES = 64",
         "streaming.pretrained.find(CHECKPOINT).frames": "3",
         "model.settings()": "model.settings(6, (24, 32))",
     }.items():
@@ -217,9 +218,9 @@ def test_the_notebook_of_the_docs(weights, tmp_path):
     exec(source, ran)
     one, two = ran["session"].snapshot()["marks"]
     assert (one["prompt"], two["prompt"]) == ("a red square", "a blue circle")
-    assert 12 < two["frame"] < 24 and ran["session"].reason == DONE
+    assert 32 < two["frame"] < 64 and ran["session"].reason == DONE
     (tmp_path / "video.mp4").write_bytes(ran["file"])
-    assert len(read_video(tmp_path / "video.mp4")[0]) == 24
+    assert len(read_video(tmp_path / "video.mp4")[0]) == 64
 
 
 def test_the_command_shows_what_it_writes(weights, tmp_path, monkeypatch):
@@ -239,7 +240,7 @@ def test_the_command_shows_what_it_writes(weights, tmp_path, monkeypatch):
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
         generate.main([f"--checkpoint={weights}", *OPTIONS, *words])
-    reader.join(10)
+    reader.join(HANG)
     os.close(master)
     assert 1 <= said.count(b"a=T,f=24") <= 6 and b"video made: " in said.split(b"\x1b\\")[-1]
     assert len(read_video(tmp_path / "a.mp4")[0]) == 6

@@ -19,7 +19,7 @@ import json
 from collections.abc import Sequence
 
 from oneforcing_jax.bench import data, generate, serve, train, vae
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.files import write_whole
 
 COMMANDS = {
@@ -33,12 +33,12 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=Help)
     commands = parser.add_subparsers(dest="what", required=True, help="what to time")
     for name, (options, run) in COMMANDS.items():
-        command = commands.add_parser(name, help=run.__doc__, allow_abbrev=False)
+        command = commands.add_parser(
+            name, help=(run.__doc__ or "").splitlines()[0], formatter_class=Help, allow_abbrev=False
+        )
         options(command)
         command.add_argument("--out", type=any_path, help="JSON file to write")
     given, rest = parser.parse_known_args(arguments)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from oneforcing_jax import integrity, places
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data.pipeline import check_finite
 from oneforcing_jax.data.store import META, Store
@@ -84,9 +84,7 @@ def _of_store(path: Path) -> Found:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="check", description=__doc__, formatter_class=Help)
     parser.add_argument("folders", nargs="+", type=any_path, help="of runs, stores or weights")
     given = parser.parse_args(arguments)
     damaged = 0

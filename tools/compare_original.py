@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from oneforcing_jax.bench.setting import WORKS, Setting
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.published import BLOCK_FRAMES
@@ -242,11 +242,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="compare_original",
         description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     parser.add_argument("--original", type=any_path, required=True, help="a clone of the original")
-    parser.add_argument("--layout", choices=tuple(BLOCK_FRAMES), default="framewise")
+    parser.add_argument(
+        "--layout", choices=tuple(BLOCK_FRAMES), default="framewise", help="of the blocks"
+    )
     for name, help_text in (
         ("dim", "width of the student, a multiple of 128"),
         ("layers", "of the student"),
@@ -254,8 +256,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("columns", "of a latent frame"),
     ):
         parser.add_argument(f"--{name}", type=int, default=getattr(Setting, name), help=help_text)
-    parser.add_argument("--teacher", choices=("scaled", "same"), default="scaled")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--teacher",
+        choices=("scaled", "same"),
+        default="scaled",
+        help="its size beside the student's",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides"
+    )
     parser.add_argument("--cores", type=int, default=0, help="of each side; 0: all")
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts")
     parser.add_argument("--no-check", action="store_true", help="times alone")

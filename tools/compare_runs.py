@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.training.metrics import RATES, ROWS, read_rows
 
@@ -80,9 +80,7 @@ def table(rows: Sequence[tuple[Any, ...]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="compare_runs", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="compare_runs", description=__doc__, formatter_class=Help)
     parser.add_argument("--stage", required=True, help="of the runs' config")
     parser.add_argument("--runs", nargs="+", required=True, type=any_path, help="work directories")
     parser.add_argument(

@@ -24,7 +24,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.convert import sizes, to_torch, torch_io
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import get
@@ -87,11 +87,15 @@ def peak_memory(command: Sequence[str]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="convert_memory", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="convert_memory", description=__doc__, formatter_class=Help
     )
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the checkpoint")
-    parser.add_argument("--format", choices=sorted(FORMATS), default="safetensors")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    parser.add_argument(
+        "--format", choices=sorted(FORMATS), default="safetensors", help="of the checkpoint"
+    )
+    parser.add_argument(
+        "--dtype", choices=sorted(DTYPES), default="bfloat16", help="of its tensors"
+    )
     parser.add_argument("--size", choices=("1.3b", "14b"), default="1.3b", help="width of layers")
     parser.add_argument("--margin", type=float, default=1.0, help="allowed above the size, in GB")
     parser.add_argument("--folder", type=any_path, help="for temporary files, twice the size")

@@ -16,7 +16,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from oneforcing_jax.command import any_path, count, ending
+from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.convert import to_orbax
 from oneforcing_jax.convert.source import PARTS
 from oneforcing_jax.dtypes import DTYPES
@@ -24,9 +24,7 @@ from oneforcing_jax.dtypes import DTYPES
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="convert_wan", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="convert_wan", description=__doc__, formatter_class=Help)
     parser.add_argument("--source", required=True, help="folder, file, or OWNER/NAME[:FILE]")
     parser.add_argument("--out", required=True, type=any_path, help="folder of the result")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as in the files")

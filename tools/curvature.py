@@ -15,15 +15,13 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from oneforcing_jax.command import any_path, count, ending
+from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.evaluation.trajectories import report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="curvature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="curvature", description=__doc__, formatter_class=Help)
     add, texts = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
     add("--checkpoint", required=True, type=any_path, help="as of oneforcing_jax.generate")
     add("--ema", action="store_true", help="the moving average of the weights")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from oneforcing_jax import checkpoint
 from oneforcing_jax import config as configs
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.command import any_path, count, ending
+from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.student import Student
@@ -59,9 +59,7 @@ SWITCHED = [Row(s, bool(s), True, anew) for s in (0, 1) for anew in (False, True
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="drift", description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--workdir", required=True, type=any_path, help="of a toy run that has ended")
     add("--student", default="one_forcing:generator", help="STAGE:NET")

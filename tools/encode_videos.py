@@ -20,7 +20,7 @@ from pathlib import Path
 
 from oneforcing_jax import config as configs
 from oneforcing_jax import processes
-from oneforcing_jax.command import any_path, share
+from oneforcing_jax.command import Help, any_path, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode, summary
 from oneforcing_jax.errors import InputError
@@ -34,7 +34,7 @@ DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "framewise.py"
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="encode_videos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="encode_videos", description=__doc__, formatter_class=Help
     )
     parser.add_argument("--videos", required=True, type=any_path, help="folder of video files")
     parser.add_argument(
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, type=any_path, help="folder of the encoders")
     parser.add_argument("--out", required=True, type=any_path, help="folder of the store")
     parser.add_argument(
-        "--config", default=DEFAULT, type=any_path, help="sizes (default: framewise)"
+        "--config", default=DEFAULT, type=any_path, help="sizes; default configs/framewise.py"
     )
     parser.add_argument("--shard", default="0/1", help="I/N, of N commands the I-th")
     processes.add_options(parser)

@@ -14,19 +14,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from oneforcing_jax.command import any_path, count, ending
+from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.convert import to_torch
 from oneforcing_jax.dtypes import DTYPES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="export_torch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="export_torch", description=__doc__, formatter_class=Help)
     parser.add_argument("--checkpoint", required=True, type=any_path, help="folder of checkpoints")
     parser.add_argument("--out", required=True, type=any_path, help=".pt, .safetensors or a folder")
-    parser.add_argument("--layout", choices=to_torch.LAYOUTS, default="original")
+    parser.add_argument(
+        "--layout", choices=to_torch.LAYOUTS, default="original", help="of the file"
+    )
     parser.add_argument("--net", default="generator", help="generator, critic, teacher, ...")
     parser.add_argument("--ema", action="store_true", help="the moving average of its parameters")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as stored")

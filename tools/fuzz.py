@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from oneforcing_jax.command import any_path
+from oneforcing_jax.command import Help, any_path
 
 try:
     import fuzz_cases
@@ -40,7 +40,7 @@ try:
 except ModuleNotFoundError as missing:  # the classes, which the options name, need all of the extra
     sys.exit(f'error: expected the package {missing.name}; pip install "oneforcing_jax[test]"')
 
-SECONDS, GIB = 120, 8
+SECONDS, GIB = 600, 8
 GOOD = ("accepted", "one line")
 BAD = ("unclear", "traceback", "hang", "crash", "wrong success", "harmed")
 
@@ -209,12 +209,10 @@ def show(endings: Sequence[Ending]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="fuzz", description=__doc__, formatter_class=Help)
     kinds = list(fuzz_cases.CLASSES)
     parser.add_argument("--cases", type=int, default=150, help="over all classes")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the cases")
     parser.add_argument("--only", default=",".join(kinds), help="classes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     parser.add_argument("--out", type=any_path, help="where cases that ended badly stay")

@@ -12,7 +12,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from oneforcing_jax.command import any_path, count, ending, share
+from oneforcing_jax.command import Help, any_path, count, ending, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import summary
 from oneforcing_jax.data.lmdb_rows import import_lmdb
@@ -21,9 +21,7 @@ from oneforcing_jax.data.text import MAX_TOKENS
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="import_lmdb", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="import_lmdb", description=__doc__, formatter_class=Help)
     parser.add_argument(
         "--lmdb", required=True, type=any_path, help="folder with data.mdb, or of such"
     )

@@ -1,6 +1,7 @@
 """Kills one of several processes again and again, goes on with fewer on other meshes, and compares the end.
 
-    python tools/kill_processes.py --kills=10 --folder=build/processes [--place=s3://BUCKET/NAME]
+    python tools/kill_processes.py --kills=10 --folder=build/processes
+    python tools/kill_processes.py --kills=10 --folder=build/processes --place=s3://BUCKET/NAME
 
 Four processes of two virtual devices each render and encode videos, train on them, and make ODE pairs of what
 they trained. One of them is killed at a random moment, by SIGKILL or SIGTERM; the others must end by
@@ -34,7 +35,7 @@ from kill_stages import get_config as stages
 from tqdm import tqdm
 
 from oneforcing_jax import checkpoint, integrity, places
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.group import AGAIN
 from oneforcing_jax.training.metrics import RATES, read_rows
@@ -46,7 +47,7 @@ MESHES = {4: "data=4,sequence=2", 3: "data=6,sequence=1", 2: "data=2,fsdp=2,sequ
 ALONE = "data=2,sequence=1"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 # Seconds: after which a process counts as lost; that the others have to end then; for all the work.
-LOST_AFTER, PATIENCE, HANG, LOOK = 10.0, 60.0, 900.0, 0.02
+LOST_AFTER, PATIENCE, HANG, LOOK = 10.0, 300.0, 900.0, 0.02
 # The command, and with a lock of a bucket that is lost sooner.
 COMMAND = ("-m", "oneforcing_jax.main")
 HASTY = ("-c", "from oneforcing_jax import lock, main; lock.RENEW, lock.LEASE = 1, 8; main.main()")
@@ -259,7 +260,9 @@ def _half(out: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exit code 1 when something is not as it must be."""
-    parser = argparse.ArgumentParser(prog="kill_processes", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="kill_processes", description=__doc__.split("\n")[0], formatter_class=Help
+    )
     parser.add_argument("--kills", type=int, default=10, help="in all")
     parser.add_argument("--seed", type=int, default=0, help="of signals, victims and moments")
     parser.add_argument("--folder", type=Path, help="to work in; default: a temporary one")

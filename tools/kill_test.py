@@ -44,14 +44,14 @@ from kill_stages import (
 from tqdm import tqdm
 
 from oneforcing_jax import checkpoint
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import Help, ending
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 # This share of the kills comes at any time of a start-up, once the interpreter is there. The others come
 # after up to this part of the work, and up to the time of two more units of it.
 EARLY, INTERPRETER, PART = 0.2, 0.5, 0.2
 # Seconds that a process has to end when it is asked to, and for all its work; and between two looks at it.
-PATIENCE, HANG, LOOK = 60.0, 600.0, 0.01
+PATIENCE, HANG, LOOK = 300.0, 900.0, 0.01
 # A clear last line has the first words; no output has any of the others.
 CLEAR = "the same command"
 UNCLEAR = ("Traceback", "Exception ignored", "Fatal Python error", "terminate called")
@@ -297,9 +297,13 @@ def summary(results: Sequence[Result]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exit code 1 when something was lost, differs or is unclear."""
-    parser = argparse.ArgumentParser(prog="kill_test", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="kill_test", description=__doc__.split("\n")[0], formatter_class=Help
+    )
     parser.add_argument("--kills", type=int, default=30, help="of a stage")
-    parser.add_argument("--stage", choices=(*STAGES, ALL), default="one_forcing")
+    parser.add_argument(
+        "--stage", choices=(*STAGES, ALL), default="one_forcing", help="that is killed"
+    )
     parser.add_argument("--all", dest="stage", action="store_const", const=ALL, help="every stage")
     parser.add_argument("--seed", type=int, default=0, help="of signals and moments")
     parser.add_argument(

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from oneforcing_jax.command import count, ending
+from oneforcing_jax.command import Help, count, ending
 from oneforcing_jax.errors import InputError
 
 
@@ -141,13 +141,11 @@ def _memory(address: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("address", help="of the server, HOST:PORT")
     parser.add_argument("--prompt", required=True, help="that its text encoder reads")
     parser.add_argument("--seconds", type=float, default=300.0, help="of the video")
-    parser.add_argument("--viewers", type=count, default=10)
+    parser.add_argument("--viewers", type=count, default=10, help="of one video")
     parser.add_argument("--waiting", type=count, default=50, help="sessions in the queue")
     args = parser.parse_args(arguments)
     with ending("nothing is left behind"):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.command import any_path, count, ending
+from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.evaluation.pixels import opencv, ssim
@@ -196,9 +196,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="mark_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="mark_study", description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--out", required=True, type=any_path, help=".json of every clip")
     add("--scenes", type=count, default=20, help="large scenes, marked")

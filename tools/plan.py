@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from oneforcing_jax import presets
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data.encoders import DECODERS
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.targets import topology
@@ -30,9 +30,7 @@ COMPILATIONS = 8
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="plan", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="plan", description=__doc__, formatter_class=Help)
     commands = parser.add_subparsers(dest="what", required=True, help="what to plan")
     for name, text in (
         ("train", "the updates of a training stage"),
@@ -40,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("vae", "decoding a video"),
         ("encode", "encoding a clip and its caption"),
     ):
-        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command = commands.add_parser(name, help=text, formatter_class=Help, allow_abbrev=False)
         command.add_argument("--config", required=True, help="a Python file with get_config()")
         command.add_argument("--preset", help=f"one of {', '.join(presets.PRESETS)}")
         command.add_argument("--target", help=f"{topology.FORMS}; default: the preset's")
@@ -55,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 nargs="?",
                 const=COMPILATIONS,
                 metavar="N",
-                help="compile up to N other settings of mesh, microbatch, remat and offload, and say which\n"
-                f"is fastest and fits (default {COMPILATIONS})",
+                help="compile up to N other settings of mesh, microbatch, remat and offload, and say "
+                f"which is fastest and fits (default {COMPILATIONS})",
             )
     given, rest = parser.parse_known_args(arguments)
     with ending("nothing was written"):

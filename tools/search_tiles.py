@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from oneforcing_jax.command import ending
+from oneforcing_jax.command import Help, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.targets import topology
 
@@ -31,9 +31,7 @@ TOKENS, BATCH, HEADS, HEAD = 12280, 1, 2, 128
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="search_tiles", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="search_tiles", description=__doc__, formatter_class=Help)
     parser.add_argument("--target", required=True, help="a slice of TPUs, such as tpu:v5p:2x2x1")
     given = parser.parse_args(arguments)
     with ending("nothing is kept"):

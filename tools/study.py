@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from oneforcing_jax.command import any_path, count, ending
+from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.config import PREFIX
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import study
@@ -217,15 +217,13 @@ def publish(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="study", description=__doc__, formatter_class=Help)
     parser.add_argument("--out", required=True, type=any_path, help="folder of all runs")
     parser.add_argument("--config", type=any_path, default=CONFIG, help="default: configs/study.py")
     known = {row.name: row for row in ROWS}
     parser.add_argument(
         "--rows", nargs="+", default=list(known), metavar="NAME",
-        help=f"some of: {', '.join(map(repr, known))}",
+        help=f"some of (default all): {', '.join(map(repr, known))}",
     )  # fmt: skip
     parser.add_argument("--seeds", type=count, help="of each row; default: its own number")
     parser.add_argument("--jobs", type=count, default=1, help="runs at once")

@@ -107,12 +107,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Options of `run`."""
-    parser.add_argument("--frames", type=int, default=81)
-    parser.add_argument("--rows", type=int, default=480)
-    parser.add_argument("--columns", type=int, default=832)
+    parser.add_argument("--frames", type=int, default=81, help="of the video")
+    parser.add_argument("--rows", type=int, default=480, help="of a frame")
+    parser.add_argument("--columns", type=int, default=832, help="of a frame")
     parser.add_argument("--width", type=int, default=VAEConfig().width, help="of the first stage")
     parser.add_argument("--decoder", choices=DECODERS, help="in place of the VAE's")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=sorted(DTYPES), default="bfloat16", help="of the computation"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax.command import any_path, ending, named
+from oneforcing_jax.command import Help, any_path, ending, named
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import curvature, curves
@@ -136,9 +136,7 @@ def strips(path: Path, folders: Mapping[str, Path]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="figures", description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--out", required=True, type=any_path, help="folder")
     add("--curvature", type=named, nargs="+", default=(), metavar="NAME=FILE", help="reports")

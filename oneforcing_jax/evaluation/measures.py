@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data.captions import videos_in
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation import frechet, pixels
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="oneforcing_jax.evaluation.measures",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     add = parser.add_argument
     add("folders", nargs="+", type=any_path, help="of videos")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import flat, read_origin
 from oneforcing_jax.data.video import frames_of
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="oneforcing_jax.evaluation.provenance",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("files", nargs="+", type=any_path, help="videos")
     parser.add_argument("--key", default=mark.KEY, help="of the mark, as given to generate --mark")

@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from oneforcing_jax import textfiles
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.chat import WAN_NAME, Chat, Settings, instruction_of, local, served
 from oneforcing_jax.files import write_whole
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="oneforcing_jax.evaluation.rewrite",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     add = parser.add_argument

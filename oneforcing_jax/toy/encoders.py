@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax.command import any_path, ending
+from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data import encoders
 from oneforcing_jax.data.encoders import Encoders
 from oneforcing_jax.errors import MissingInput
@@ -38,7 +38,9 @@ def save(folder: Path, fitted: codec.Codec, words: text.TextEncoder) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Says the kind of the encoders in a folder that does not say it."""
-    parser = argparse.ArgumentParser(prog="oneforcing_jax.toy.encoders", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="oneforcing_jax.toy.encoders", description=main.__doc__, formatter_class=Help
+    )
     parser.add_argument("folder", type=any_path, help="of a toy's world, as WORKDIR/world")
     folder = parser.parse_args(arguments).folder
     with ending("nothing was written"):

@@ -14,7 +14,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from oneforcing_jax.command import any_path, count, ending, named
+from oneforcing_jax.command import Help, any_path, count, ending, named
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.evaluation.raters import analysis, draw, prompts
 from oneforcing_jax.evaluation.raters.votes import Votes
@@ -62,11 +62,11 @@ def run_analyse(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="raters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="raters", description=__doc__, formatter_class=Help)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("draw", help="fixes prompts, pairs and sides, and gathers the clips")
+    verb = verbs.add_parser(
+        "draw", help="fixes prompts, pairs and sides, and gathers the clips", formatter_class=Help
+    )
     verb.set_defaults(run=run_draw)
     add = verb.add_argument
     add("--prompts", required=True, type=any_path, help=prompts.FORMS)
@@ -78,12 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--checks", type=int, default=5, help="attention checks, which every rater sees")
     add("--seed", type=int, default=0, help="of prompts, sides and order")
     add("--out", required=True, type=any_path, help="folder of the study")
-    verb = verbs.add_parser("serve", help="serves the page; the same command goes on")
+    verb = verbs.add_parser(
+        "serve", help="serves the page; the same command goes on", formatter_class=Help
+    )
     verb.set_defaults(run=run_serve)
     verb.add_argument("study", type=any_path, help="folder of the study")
     verb.add_argument("--host", default="127.0.0.1", help="other addresses than this need a token")
-    verb.add_argument("--port", type=int, default=8000)
-    verb = verbs.add_parser("analyse", help="Table 2, with intervals and agreement")
+    verb.add_argument("--port", type=int, default=8000, help="0 is any free one")
+    verb = verbs.add_parser(
+        "analyse", help="Table 2, with intervals and agreement", formatter_class=Help
+    )
     verb.set_defaults(run=run_analyse)
     verb.add_argument("study", type=any_path, help="folder of the study")
     args = parser.parse_args(arguments)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from oneforcing_jax.command import any_path, count, ending
+from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.evaluation.report.collect import collect
 from oneforcing_jax.evaluation.report.page import page
 from oneforcing_jax.files import write_whole
@@ -19,9 +19,7 @@ from oneforcing_jax.files import write_whole
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="report", description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add(
         "folders",

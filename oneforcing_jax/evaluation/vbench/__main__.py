@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from oneforcing_jax import generate, processes
-from oneforcing_jax.command import any_path, count, size
+from oneforcing_jax.command import Help, any_path, count, size
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench import check, evaluate, make, record, results, tables
@@ -37,13 +37,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="oneforcing_jax.evaluation.vbench",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(required=True)
 
     def verb(name: str, run: Any, words: str, listed: bool = True) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
+        added = verbs.add_parser(
+            name, help=words, description=words, formatter_class=Help, allow_abbrev=False
+        )
         added.set_defaults(run=run)
         if listed:
             add = added.add_argument
