@@ -51,6 +51,19 @@ def test_a_signal_amid_a_collection_of_garbage_is_not_lost(number, capfd):
     assert capfd.readouterr().err == "interrupted; go on\n"
 
 
+def test_jax_may_have_the_memory_that_a_preset_needs_unless_the_user_says_how_much(monkeypatch):
+    ours, older = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    for given in ({}, {ours: "0.5"}, {older: "0.5"}):
+        for name in (ours, older):
+            monkeypatch.setenv(name, given.get(name, ""))
+            if name not in given:
+                monkeypatch.delenv(name)
+        with ending("go on"):
+            found = {name: os.environ[name] for name in (ours, older) if name in os.environ}
+        # The plan of --preset=h100 takes 77.1 GB of the 85 that the device has.
+        assert found == given if given else 77.1 / 85 < float(found[ours]) < 0.95
+
+
 def test_counts():
     assert count("12") == 12
     for wrong in ("0", "-1", "x", "", "1.5", "9" * 30):

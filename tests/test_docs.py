@@ -247,7 +247,7 @@ RUN = {
     "-m oneforcing_jax.evaluation.measures videos ": [],
     "-m oneforcing_jax.evaluation.provenance cat.mp4": [],
     "tools/curvature.py --checkpoint=runs/toy/teacher ": ["--clips=2", "--sampling_steps=16"],
-    "tools/drift.py --workdir=runs/toy ": ["--times=2"],
+    "tools/drift.py --workdir=runs/toy ": ["--times=4"],
     "tools/bench.py train --config=configs/toy.py": ["--repeats=1"],
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="what", required=True, help="what to time")
     for name, (options, run) in COMMANDS.items():
         command = commands.add_parser(
-            name, help=(run.__doc__ or "").splitlines()[0], formatter_class=Help, allow_abbrev=False
+            name, help=str(run.__doc__).partition("\n")[0], formatter_class=Help, allow_abbrev=False
         )
         options(command)
         command.add_argument("--out", type=any_path, help="JSON file to write")
