@@ -163,7 +163,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         words, default = action.help or "", action.default
-        if default in (None, False, argparse.SUPPRESS, (), []) or "default" in words:
+        silent = default is None or default is False or default in (argparse.SUPPRESS, (), [])
+        if silent or "default" in words:
             return words
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         return f"{words}; default {shown.replace('%', '%%')}"

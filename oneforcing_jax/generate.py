@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from oneforcing_jax import compiled, processes
-from oneforcing_jax.command import any_path, axes, numbers, size
+from oneforcing_jax.command import Help, any_path, axes, numbers, size
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.encoders import DECODERS
 from oneforcing_jax.data.origin import Origin
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="oneforcing_jax.generate",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     # fmt: off
