@@ -20,6 +20,7 @@ from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.raters import __main__ as command
 from oneforcing_jax.evaluation.raters import analysis, draw, prompts, server
+from oneforcing_jax.evaluation.raters import votes as module
 from oneforcing_jax.evaluation.raters.votes import FILE, Refused, Vote, Votes
 
 MODELS = ("One-Forcing", "Self Forcing", "ASD")
@@ -211,7 +212,8 @@ def rate(votes, drawn, key, choose):
     return seen
 
 
-def test_many_raters_at_once_give_each_pair_its_votes(study, capsys):
+def test_many_raters_at_once_give_each_pair_its_votes(study, capsys, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", HANG)
     drawn = draw.read(study)
     votes = Votes(study, drawn, create=True)
 
@@ -294,8 +296,6 @@ def test_a_vote_counts_once_and_only_where_it_may(study):
 
 
 def test_a_pair_that_was_left_is_given_to_another(study, monkeypatch):
-    from oneforcing_jax.evaluation.raters import votes as module
-
     drawn = draw.read(study)
     votes = Votes(study, drawn, create=True)
 
@@ -315,8 +315,6 @@ def test_a_pair_that_was_left_is_given_to_another(study, monkeypatch):
 
 
 def test_bad_databases_are_one_line(study, capsys, monkeypatch):
-    from oneforcing_jax.evaluation.raters import votes as module
-
     drawn, file = draw.read(study), study / FILE
     assert "serve the study first" in fails(["analyse", study], capsys)
     votes = Votes(study, drawn, create=True)
