@@ -184,7 +184,7 @@ TOOLS = (file for file in sorted(ROOT.glob("tools/*.py")) if "ArgumentParser(" i
 EVALUATION = ("figures", "measures", "provenance", "raters", "report", "rewrite", "vbench")
 COMMANDS = [
     *(f"tools/{file.name}" for file in TOOLS),
-    *(f"oneforcing_jax.{name}" for name in ("main", "serve", "toy.encoders")),
+    *(f"oneforcing_jax.{name}" for name in ("main", "generate", "serve", "toy.encoders")),
     *(f"oneforcing_jax.evaluation.{name}" for name in EVALUATION),
 ]
 
@@ -203,13 +203,13 @@ def test_help_of_the_main_command_says_how_fields_are_changed():
 
 def test_a_default_is_said_once():
     parser = argparse.ArgumentParser(formatter_class=Help)
-    parser.add_argument("--a", default=3, help="of 100%% things")
+    parser.add_argument("--a", default=0, help="of 100%% things")
     parser.add_argument("--b", default=(1.5, 2), help="levels")
     parser.add_argument("--c", default="5%", help="share")
     parser.add_argument("--d", default=4, help="default: as the others")
     parser.add_argument("--e", action="store_true", help="a switch")
     said = [line.rpartition("  ")[2].strip() for line in parser.format_help().splitlines()[-5:]]
-    assert said[:2] == ["of 100% things; default 3", "levels; default 1.5,2"]
+    assert said[:2] == ["of 100% things; default 0", "levels; default 1.5,2"]
     assert said[2:] == ["share; default 5%", "default: as the others", "a switch"]
 
 
