@@ -129,7 +129,8 @@ def test_colour_lies_where_the_file_says(tmp_path, site, offsets):
     )
     assert np.abs(found - right).max() <= 1
     for codec, option in (("libx264", "x264-params"), ("libx265", "x265-params")):
-        file = tmp_path / f"{codec}.mp4"
+        # On a busy machine x265 has not always written its headers when an mp4 file wants them.
+        file = tmp_path / ("v.mp4" if codec == "libx264" else "v.ts")
         lossless = "qp=0" if codec == "libx264" else "lossless=1:log-level=none"
         options = {option: f"chromaloc={colour.SITES.index(site)}:{lossless}:colormatrix=bt709"}
         encoded(file, codec, options, [frame_of(planes, "yuv420p", False, 1)] * 2)

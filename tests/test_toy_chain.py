@@ -83,7 +83,7 @@ def test_samples_on_the_way(workdir):
     assert frames.shape == (4, 2 * 24, 3 * 24, 3)
     assert times.rate == FPS
     assert frames.max() > 100
-    assert read_origin(files[-1]).keys() == {"software", "prompt", "seed"}
+    assert read_origin(files[-1]).keys() == {"software", "prompt", "seed", "settings", "digest"}
     assert all(row["samples/motion"] > 0 and row["samples/motion_ema"] > 0 for row in rows)
 
 

@@ -88,7 +88,9 @@ def test_from_published_files_to_a_trained_student_in_torch(
     captioned_videos(tmp_path / "v", 8)
     latents = {"frames": 3, "rows": 4, "columns": 4}
     changes = [f"--config.latents.{name}={size}" for name, size in latents.items()]
-    changes += [f"--config.generator.text_len={WAN.text_len}"]
+    changes += [
+        f"--config.generator.{name}={getattr(WAN, name)}" for name in ("text_len", "text_dim")
+    ]
     ENCODE([
         f"--videos={tmp_path / 'v'}", f"--captions={tmp_path / 'v/captions.jsonl'}",
         f"--checkpoint={tmp_path / 'weights'}", f"--out={tmp_path / 'store'}", *changes,
