@@ -104,6 +104,7 @@ def weights(folder, value):
         checkpoint.save(to, 1, {"params": {"net": {"weight": np.full(3, value, np.float32)}}})
 
 
+@pytest.mark.long
 def test_more_iterations_upstream_make_stale_what_follows(command, tmp_path, capsys):
     """As with a finished run whose table was printed again."""
     kill_stages.make_store(tmp_path / "work" / "noise")

@@ -146,6 +146,7 @@ def test_operations_of_a_program_are_those_of_the_shapes(remat):
     assert cost.flops * len(target.devices) == pytest.approx(cost.hardware_flops, rel=0.03)
 
 
+@pytest.mark.long
 def test_a_search_prints_what_to_paste(capsys):
     PLAN["main"](["train", f"--config={NOISE}", "--target=local", "--stage=teacher", "--search=2"])
     printed = capsys.readouterr().out.splitlines()
