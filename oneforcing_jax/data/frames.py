@@ -7,7 +7,7 @@ import io
 import math
 import re
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,9 +141,11 @@ def decoded(path: str | Path) -> Generator[Shown]:
             return av.open(str(path) if content is None else io.BytesIO(content), "r")
 
         with opened() as container:
-            rate = _rate(video_stream(container))
-            rate = rate or _counted(container)
-        with opened() as container:
+            if rate := _rate(video_stream(container)):
+                yield from _shown(container, rate)
+                return
+            rate = _counted(container)
+        with opened() as container:  # the packets were read to their end
             yield from _shown(container, rate)
     except InputError as error:
         raise InputError(f"{path}: expected a readable video, found: {error}") from error
@@ -283,20 +285,32 @@ def _sites(stream: av.VideoStream) -> Sites:
     return colour.SITES[min(int(found[2]), len(colour.SITES) - 1)]
 
 
-def picture(
-    shown: Shown, converter: VideoReformatter, least: tuple[int, int] | None = None
-) -> tuple[np.ndarray, bool]:
-    """A frame as it is seen on a screen, uint8 [y, x, 3], and whether it was transparent and lies on white.
+class Pictures:
+    """The frames of a file as they are seen on a screen; says once that they lie on white.
 
     Args:
-      shown: the frame.
-      converter: see `colour.rgb`.
-      least: rows and columns that it is scaled to cover, and of which it is the middle; None: its own.
+      path: of the file.
+      log: is told where frames are transparent.
     """
-    rows, columns = cover(*shown.size, least) if least else shown.size
-    stored = (columns, rows) if shown.screen.turned else (rows, columns)
-    image, clear = colour.rgb(shown.frame, *stored, shown.sites, converter)
-    return middle(shown.screen.upright(image), *(least or (rows, columns))), clear
+
+    def __init__(self, path: str | Path, log: Callable[[str], None]) -> None:
+        self._path, self._log, self._said = path, log, False
+        self._converter = VideoReformatter()
+
+    def of(self, shown: Shown, least: tuple[int, int] | None = None) -> np.ndarray:
+        """A frame, uint8 [y, x, 3].
+
+        Args:
+          shown: the frame.
+          least: rows and columns that it is scaled to cover, and of which it is the middle; None: its own.
+        """
+        rows, columns = cover(*shown.size, least) if least else shown.size
+        stored = (columns, rows) if shown.screen.turned else (rows, columns)
+        image, clear = colour.rgb(shown.frame, *stored, shown.sites, self._converter)
+        if clear and not self._said:
+            self._log(f"{self._path}: transparent, laid on white")
+        self._said |= clear
+        return middle(shown.screen.upright(image), *(least or (rows, columns)))
 
 
 def reason(error: BaseException) -> str:

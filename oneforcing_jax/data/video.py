@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 
 from oneforcing_jax import places, room
 from oneforcing_jax.data import colour
-from oneforcing_jax.data.frames import Shown, Times, decoded, ending, picture, reason
+from oneforcing_jax.data.frames import Pictures, Shown, Times, decoded, ending, reason
 from oneforcing_jax.data.origin import FIELD, UNSAID, Origin
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import unfinished
@@ -94,16 +94,12 @@ def frames_of(path: str | Path, log: Callable[[str], None] = print) -> Iterator[
 
 def _seen(path: str | Path, log: Callable[[str], None]) -> Iterator[tuple[np.ndarray, Shown]]:
     """Frames as they are seen, of one size."""
-    converter, size, said = VideoReformatter(), None, False
+    pictures, size = Pictures(path, log), None
     for shown in decoded(path):
         size = size or shown.size
         if shown.size != size:
             raise _of_sizes(path, {size, shown.size})
-        image, clear = picture(shown, converter)
-        if clear and not said:
-            log(f"{path}: transparent, laid on white")
-        said = said or clear
-        yield image, shown
+        yield pictures.of(shown), shown
 
 
 def measured(path: str | Path) -> Clip:
@@ -135,20 +131,14 @@ def read_clip(path: str | Path, clip: Clip, log: Callable[[str], None] = print) 
       MissingInput: there is no such file.
       InputError: see `read_video`; a video that is too short.
     """
-    converter, frames, starts = VideoReformatter(), list[np.ndarray](), list[float]()
+    pictures, frames, starts = Pictures(path, log), list[np.ndarray](), list[float]()
     before: Shown | None = None
-    said = False
 
     def show(shown: Shown, until: float) -> None:
         """Takes a frame for all times before it ends."""
-        nonlocal said
         wanted = min(clip.frames, math.ceil(until * clip.fps)) - len(frames)
         if wanted > 0:
-            image, clear = picture(shown, converter, (clip.rows, clip.columns))
-            frames.extend([image] * wanted)
-            if clear and not said:
-                log(f"{path}: transparent, laid on white")
-            said = said or clear
+            frames.extend([pictures.of(shown, (clip.rows, clip.columns))] * wanted)
 
     for shown in decoded(path):
         if before is not None:
