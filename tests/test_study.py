@@ -189,4 +189,8 @@ def test_a_study_runs_continues_and_names_what_failed(tmp_path, light_environmen
     (broken / "consistency").mkdir()
     again = run().stdout
     assert "| One-Forcing | 1 |" in again
+    # Scores of other fields are not those of what is asked for.
+    command.append("--config.stages.report.videos=2")
+    other = run().stdout
+    assert "| One-Forcing | failed: seed 0: report: stages.report.videos was 1, now 2" in other
     assert "| One-Forcing from consistency | failed: seed 0: error: " in again

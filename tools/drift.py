@@ -100,7 +100,7 @@ def _streamed(gallery: Gallery, student: Student, row: Row, times: int) -> list[
     plan, middle = gallery.run.plan_of(times * frames), times // 2 * frames
     captions, text = gallery.captions, jnp.asarray(gallery.text)
     others = [_other(gallery, caption) for caption in captions] if row.switch else captions
-    later = jnp.asarray(text[jnp.array([captions.index(o) for o in others])])
+    later = jnp.asarray(gallery.embedded(others)) if row.switch else text
     asked: Any = (lambda frame: text if frame < middle else later) if row.switch else text
     window = Window(frames, row.sink, row.relative)
     blocks = student.stream(

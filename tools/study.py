@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from oneforcing_jax import config as configs
+from oneforcing_jax import lineage, stages
 from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.config import PREFIX
 from oneforcing_jax.errors import InputError
@@ -40,6 +42,7 @@ from oneforcing_jax.evaluation.study import (
     Row,
 )
 from oneforcing_jax.files import read_record, write_whole
+from oneforcing_jax.run import Run
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "study.py"
 CURVATURE = "curvature.json"
@@ -75,9 +78,14 @@ def run(
     cpus: Set[int] = frozenset(),
 ) -> str:
     """Runs stages in a work directory, or what is missing of them; "" or the line with which they failed."""
-    given = [f"{PREFIX}{k}={v}" for k, v in {**fields, "run": ",".join(stages)}.items()]
     main = ["-m", "oneforcing_jax.main", f"--config={study.config}", f"--workdir={folder}"]
-    return call(study, folder, [*main, *given, *study.fields], cpus)
+    return call(study, folder, [*main, *overrides(study, fields, stages)], cpus)
+
+
+def overrides(study: Study, fields: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
+    """Options of a command that runs some stages with some fields."""
+    given = [f"{PREFIX}{k}={v}" for k, v in {**fields, "run": ",".join(stages)}.items()]
+    return [*given, *study.fields]
 
 
 def call(study: Study, folder: Path, command: Sequence[str], cpus: Set[int] = frozenset()) -> str:
@@ -150,12 +158,27 @@ def one(study: Study, row: Row, seed: int, free: Queue[Set[int]]) -> str:
     """Runs a method with a seed on CPUs that are free; "" or the line with which it failed."""
     folder = study.folder(row, seed)
     link(folder, study.base(row.base), SHARED)
-    students = {"stages.report.students": f"(('student', '{row.student}'),)"}
     cpus = free.get()
     try:
-        return run(study, folder, {**row.fields, **students, "seed": seed}, row.stages, cpus)
+        return run(study, folder, fields_of(row, seed), row.stages, cpus)
     finally:
         free.put(cpus)
+
+
+def fields_of(row: Row, seed: int) -> dict[str, Any]:
+    """What a run's config has beside what all have."""
+    students = f"(('student', '{row.student}'),)"
+    return {**row.fields, "stages.report.students": students, "seed": seed}
+
+
+def stale(study: Study, row: Row, seed: int) -> str:
+    """Why the scores of a run are not those of what is asked for now; "": they are."""
+    given = overrides(study, fields_of(row, seed), row.stages)
+    asked = Run.of(configs.load(study.config, given))
+    folder = study.folder(row, seed)
+    found = lineage.look(asked, stages.prepare(asked), folder).stale
+    why = "; ".join(f"{stage}: {reason}" for stage, reason in found.items())
+    return why and f"{why}; remove {folder}, or set it back"
 
 
 def compare(study_: Study, rows: Sequence[Row], seeds: int | None, jobs: int) -> None:
@@ -166,6 +189,10 @@ def compare(study_: Study, rows: Sequence[Row], seeds: int | None, jobs: int) ->
     runs.sort(key=lambda run: run[1])
     todo = [(row, seed) for row, seed in runs if not study_.finished(row, seed)]
     failed: dict[str, str] = {}
+    for row, seed in tqdm([run for run in runs if run not in todo], desc="finished", unit="run"):
+        if why := stale(study_, row, seed):
+            failed[row.name] = f"seed {seed}: {why}"
+            runs.remove((row, seed))
     free = shares(jobs)
     with ThreadPoolExecutor(jobs) as pool:
         started = {pool.submit(one, study_, row, seed, free): (row, seed) for row, seed in todo}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,11 @@ class Gallery:
         self.run, self.workdir, self.world = run, workdir, config.world
         self.settings = config.evaluation
         encoders = encoding.load(folder / "store")
-        self.codec = encoders.codec
+        self.codec, self._reader = encoders.codec, encoders.text
         self.negative = Store.open(folder / "store").read_shared(NEGATIVE_TEXT)
         count = self.settings.samples
         self.captions = list(itertools.islice(itertools.cycle(self.world.captions()), count))
-        embedded = [pad(encoders.text.encode(c), encoders.text.length) for c in self.captions]
-        self.text = np.stack(embedded)
+        self.text = self.embedded(self.captions)
         files = sorted((folder / "videos").glob("*.mp4"))
         rows = [
             json.loads(line)
@@ -123,6 +123,10 @@ class Gallery:
         # Real videos as the models know them: through the codec.
         self.against = Against(self.seen, self.real_captions, judged, self.world)
         self.plan, self.long = run.plan, run.plan_of(self.settings.long or run.latents.frames)
+
+    def embedded(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions as models read them, [n, length, dim]."""
+        return np.stack([pad(self._reader.encode(c), self._reader.length) for c in captions])
 
     def draws(self, plan: Plan) -> ClipDraws:
         """The noise of the captions' videos of some plan."""
