@@ -14,7 +14,7 @@ from websockets.exceptions import WebSocketException
 
 # Connections of all kinds at once.
 MOST = 256
-# Seconds until the headers of a request are here, until its body is from then on, and until a client has taken
+# Seconds until the headers of a request are here, until its body is from then on, and in which a client takes
 # `LEAST` bytes, or all, of what it is sent.
 HEADERS, BODY, UNREAD = 10.0, 30.0, 30.0
 LEAST = 64 << 10

@@ -21,7 +21,7 @@ GROUND = "white"
 _STRIP = 64
 # Pillow's modes of which it makes means.
 _MEANS = ("L", "LA", "RGB", "RGBA", "CMYK")
-# Times the pixels of a video that an image which covers it may have: one of 1 x 1,000,000 would have billions.
+# An image that covers a video may have so many times its pixels: one of 1 x 1,000,000 would have billions.
 _WIDEST = 64
 
 

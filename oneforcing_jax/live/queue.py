@@ -18,8 +18,7 @@ from oneforcing_jax.live.studio import Studio, Wish
 KEPT, MOST_KEPT, LEAST_KEPT = 600.0, 1 << 30, 4 << 20
 # Seconds that the end of the server waits for the block that is being made.
 PATIENCE = 10.0
-# A client may have one of so many sessions that wait or run, and of the bytes of those that have ended; and so
-# many sessions in any case.
+# A client may have a part of the sessions that wait or run, or `LEAST`, and of the bytes of ended ones.
 PART, LEAST = 4, 4
 
 

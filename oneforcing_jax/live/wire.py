@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 import struct
@@ -108,15 +109,16 @@ def wish_of(said: Mapping[str, Any], studio: Studio) -> Wish:
     Raises:
       Refused: something that is not within its limits.
     """
-    return Wish(
+    wish = Wish(
         prompt_of(said, studio),
         number_of(said, "seed", 0, 0, 2**32 - 1),
         number_of(said, "frames", studio.frames, 1, studio.most),
         number_of(said, "first_steps", studio.first_steps, 1, studio.first_steps),
-        _image(said.get("image"), studio),
-        _window(said, studio),
-        _choice(said, "recompute"),
+        window=_window(said, studio),
+        recompute=_choice(said, "recompute"),
     )
+    # An image is decoded where all else is right.
+    return dataclasses.replace(wish, image=_image(said.get("image"), studio))
 
 
 def _window(said: Mapping[str, Any], studio: Studio) -> int:
