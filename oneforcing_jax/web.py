@@ -57,9 +57,9 @@ def check_caller(asked: HTTPConnection, token: str, cookie: str) -> None:
 
 
 def _host(asked: HTTPConnection) -> str | None:
-    """The name under which somebody asks; None where it is none."""
+    """The name under which somebody asks, by the header alone; None where it is none."""
     try:
-        return asked.url.hostname
+        return urlsplit(f"//{asked.headers.get('host', '')}").hostname
     except ValueError:
         return None
 

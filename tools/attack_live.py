@@ -95,7 +95,9 @@ def large(rng: random.Random, prompt: str) -> list[str | bytes]:
     for mode in ("RGB", "RGBA", "I;16", "P", "L"):
         file = io.BytesIO()
         Image.new(mode, (4096, 4096)).save(file, "PNG", compress_level=1)
-        picture = base64.b64encode(file.getvalue()[:-99]).decode()  # seen when most of it is decoded
+        picture = base64.b64encode(
+            file.getvalue()[:-99]
+        ).decode()  # seen when most of it is decoded
         found.append(json.dumps({"do": "start", "prompt": prompt, "image": picture}))
     return found
 
@@ -139,6 +141,14 @@ FRAMES = (
     frame(8, b"\xff"), frame(8, b"\x03\xe8\xff\xff"), frame(1, b"A" * 2_700_000, False) * 2,
     frame(1, b'{"do":"ack","serial":1}') * 200, frame(2, b"\xff" * 99) * 30,
 )  # fmt: skip
+
+
+def said(address: str) -> list[bytes]:
+    """What hostile connections send first, which is no request that may be answered well."""
+    return [
+        head.replace("{host}", address).replace("{path}", "/x").replace("{slow}", "").encode("latin-1")
+        for head in RAW
+    ]  # fmt: skip
 
 
 class Attack:

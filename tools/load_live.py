@@ -113,11 +113,11 @@ def _elsewhere(address: str, number: int) -> dict[str, Any]:
     return {"local_addr": (f"127.0.1.{1 + number // 4}", 0)} if address.startswith("127.") else {}
 
 
-def connection(address: str, **options: Any) -> Any:
+def connection(address: str, path: str = "/live", **options: Any) -> Any:
     """A WebSocket of a server."""
     from websockets.asyncio.client import connect  # an extra brings it
 
-    return connect(f"ws://{address}/live", **options)
+    return connect(f"ws://{address}{path}", **options)
 
 
 async def watcher(
@@ -146,10 +146,10 @@ def _lost(numbers: Sequence[int]) -> int:
     return len(whole - set(numbers)) + len(numbers) - len(set(numbers))
 
 
-def measured(address: str, name: str = "resident_memory_bytes") -> int:
-    """A number that a server says of its process; 0: it does not say it."""
+def measured(address: str, name: str = "process_resident_memory_bytes") -> int:
+    """A number among the metrics of a server; 0: it does not say it."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
-        found = re.search(rf"^process_{name} (\S+)", answer.read().decode(), re.MULTILINE)
+        found = re.search(rf"^{name} (\S+)", answer.read().decode(), re.MULTILINE)
     return int(float(found[1])) if found else 0
 
 
