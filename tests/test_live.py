@@ -470,12 +470,12 @@ def test_a_session_that_nobody_owns_ends_where_others_wait(address, monkeypatch)
         # A running one is made for its viewers, or for its owner who may come back, until somebody waits.
         two.say("watch", session=one.session["session"])
         two.until(lambda c: c.frames)
-        one.socket.close()
+        one.socket.socket.shutdown(socket.SHUT_RDWR)
         three.say("start", prompt=BLUE, frames=3)
         three.is_in("waiting")
         seen = len(two.frames)
         two.until(lambda c: len(c.frames) > seen + 8)
-        two.socket.close()
+        two.socket.socket.shutdown(socket.SHUT_RDWR)
         three.is_in("ended").all_read()
         assert three.state["reason"] == "complete"
 

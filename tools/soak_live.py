@@ -5,7 +5,7 @@
 Starts a server of its own whose clocks (how long an ended video is kept, a pause may take, an owner may be
 away, a connection may be silent, a session may hold the device) are divided by `--speed`; further options are
 those of `oneforcing_jax.serve`. The time is cut into eight parts. After each all visitors leave, and its
-memory and handles of files are read. Prints them as JSON. Ends with 1 where, from the second part on, it grows
+memory and file handles are read. Prints them as JSON. Ends with 1 where, after the second part, memory grows
 by more than 5%, a handle stays open, or the server's log has a fault of the program.
 """
 
