@@ -113,9 +113,8 @@ def _named(file: str | Path | BinaryIO) -> str:
 def _lighter(image: Image.Image, side: int | None) -> Image.Image:
     """An image whose sides are several times as long, at a whole part of its size: means of its pixels."""
     if side is not None and min(image.size) >= 4 * side:
-        image.draft(
-            None, (2 * side, 2 * side)
-        )  # a JPEG is decoded at a half, a quarter or an eighth
+        # A JPEG is decoded at a half, a quarter or an eighth.
+        image.draft(None, (2 * side, 2 * side))
         factor = min(image.size) // (2 * side)
         # A colour that stands for transparency is no colour of a mean.
         whole = image.mode in _MEANS and "transparency" not in image.info

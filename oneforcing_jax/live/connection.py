@@ -91,16 +91,15 @@ class Connection:
         Raises:
           Refused: what it says cannot be done, or there is too much of it.
         """
-        if wire.is_heavy(message):
-            allowance.take(wire.HEAVY)
-            with self._clients.held("images", self._client):
-                await self._do(await self._reader.message(message))
-            return
-        said = wire.parsed(message)
+        long = wire.is_heavy(message)
+        said = {} if long else wire.parsed(message)
         # Acknowledgements are as many as frames; those of no frame count as talk.
-        if said.get("do") != "ack" or not self._acknowledged(said):
-            allowance.take()
-            await self._do(said)
+        if said.get("do") == "ack" and self._acknowledged(said):
+            return
+        heavy = long or said.get("image") is not None  # a few bytes may be an image of many pixels
+        allowance.take(wire.HEAVY if heavy else 1)
+        with self._clients.held("images", self._client) if heavy else contextlib.nullcontext():
+            await self._do(await self._reader.message(message) if long else said)
 
     def _acknowledged(self, said: Mapping[str, Any]) -> bool:
         serial = said.get("serial")

@@ -30,7 +30,7 @@ from oneforcing_jax.live.session import Session
 
 COOKIE = "token_live"
 # What there may be at once, in all and of one client: connections of pages, videos over HTTP, and messages
-# that are read and long enough to bring an image.
+# with an image that are read.
 ROOMS = {"connections": Room(200, 50), "videos": Room(8, 4), "images": Room(16, 4)}
 # Seconds between two looks for sessions that nobody owns.
 TIDY = 1.0

@@ -28,7 +28,7 @@ _BEFORE_IMAGE = re.compile(r'"image"\s*:\s*"')
 KINDS = ("PNG", "JPEG", "WEBP")
 # Messages of a connection: so many at once, and a second.
 BURST, RATE = 60, 20.0
-# As many messages as one that may bring an image counts.
+# As many messages as one with an image counts, or one that is long.
 HEAVY = 10
 # Forms of frames that a connection may ask for.
 JPEG, H264 = "jpeg", "h264"
