@@ -28,8 +28,13 @@ def unfinished(path: Path) -> str:
     return f".{path.name}.{mine}.tmp"
 
 
-def write_whole(path: str | Path, content: bytes) -> None:
+def write_whole(path: str | Path, content: bytes, mode: int = 0o666) -> None:
     """Writes a file so that no reader ever sees half of it, and no kill leaves half of it.
+
+    Args:
+      path: of the file.
+      content: of the file.
+      mode: that a file on a disk has from before its content on, less what the system takes from new files.
 
     Raises:
       InputError: the target cannot be written; an older file of that name is still there.
@@ -43,7 +48,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
         return
     temporary = path.with_name(unfinished(path))
     try:
-        with temporary.open("wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

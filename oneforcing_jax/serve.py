@@ -17,7 +17,7 @@ from typing import Any
 
 from oneforcing_jax import compiled
 from oneforcing_jax.command import Help, ending
-from oneforcing_jax.errors import InputError, MissingPackage
+from oneforcing_jax.errors import MissingPackage
 from oneforcing_jax.generate import add_model
 from oneforcing_jax.generation import origins, pretrained
 from oneforcing_jax.generation.loading import Loading
@@ -86,11 +86,8 @@ def run(args: argparse.Namespace) -> None:
         ) from error
     given: dict[str, Any] = _FIXED | vars(args)
     serving, look, loading = options(Serving, given), options(Look, given), options(Loading, given)
-    if args.token is not None and len(args.token) < 8:
-        raise InputError(
-            f"--token: expected 8 characters or more, found {len(args.token)}; choose a longer one"
-        )
-    token = "" if web.is_local(args.host) else args.token or secrets.token_urlsafe(16)
+    token = secrets.token_urlsafe(16) if args.token is None else web.checked(args.token, "--token")
+    token = "" if web.is_local(args.host) else token
     said = journal.Journal()
     with (
         web.listen(args.host, args.port) as listening,

@@ -133,7 +133,7 @@ def check(name, words, capsys):
             given, rest = parser.parse_known_args(words)
         except SystemExit:
             pytest.fail(f"{name} {words}: {capsys.readouterr().err}")
-    if name == "tools/bench.py" and given.what == "serve":
+    if name == "tools/soak_live.py" or (name == "tools/bench.py" and given.what == "serve"):
         check("oneforcing_jax.serve", rest, capsys)
         return
     assert open_ or not rest, (name, rest)

@@ -8,9 +8,14 @@ import http.client
 import io
 import itertools
 import json
+import os
 import random
+import re
+import socket
 import sys
 import time
+import tracemalloc
+import types
 from pathlib import Path
 
 import av
@@ -21,17 +26,21 @@ import waits
 from browser import NARROW, chromium, page_of, until
 from live import OPTIONS, Client, in_process, in_thread, make_weights
 from PIL import Image
+from starlette.requests import HTTPConnection
 from waits import HANG
 from websockets.exceptions import ConnectionClosed
 
-from oneforcing_jax import serve
+from oneforcing_jax import serve, sockets, web
 from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.data import images
 from oneforcing_jax.data.origin import digest, read_origin
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import Refused
 from oneforcing_jax.generation.loading import Loading
 from oneforcing_jax.generation.scene import Look
-from oneforcing_jax.live import wire
+from oneforcing_jax.live import clients, wire
+from oneforcing_jax.live import queue as module
+from oneforcing_jax.live import session as states
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.session import Session
@@ -39,8 +48,10 @@ from oneforcing_jax.live.studio import Studio, Wish, _windows
 from oneforcing_jax.ranges import options
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import attack_live  # noqa: E402
 import bench  # noqa: E402
 import load_live  # noqa: E402
+import soak_live  # noqa: E402
 
 RED, BLUE = "a red square", "a blue circle"
 
@@ -334,52 +345,6 @@ def test_only_who_may_ask_is_answered(address, studio):
             pass
 
 
-def junk(rng):
-    """A value of no use."""
-    values = [True, -1, 1e308, 10**30, 0.5, "", " ", "\ud800", "\0", "x" * 3000, [], {}, [[]] * 10,
-              "../../etc/passwd", "a" + "\u0301" * 500, {"prompt": RED}]  # fmt: skip
-    return rng.choice(values)
-
-
-def png(size, rng, cut=None):
-    file = io.BytesIO()
-    Image.frombytes("RGB", (8, 8), rng.randbytes(192)).save(file, "PNG")
-    content = bytearray(file.getvalue())
-    content[16:24] = size.to_bytes(4, "big") * 2  # what the header claims
-    return base64.b64encode(bytes(content[:cut])).decode()
-
-
-def hostile(rng):
-    """A message that no page sends."""
-    start, key = (
-        {"do": "start", "prompt": RED},
-        rng.choice(["prompt", "seed", "frames", "first_steps", "window"]),
-    )
-    image = rng.choice(
-        [png(60000, rng), png(9, rng, 60), png(8, rng, 40), "AAAA", "R0lGODlh", junk(rng)]
-    )
-    kinds = [
-        lambda: rng.randbytes(rng.randrange(300)),
-        lambda: "".join(map(chr, rng.choices(range(1, 0xD000), k=rng.randrange(100)))),
-        lambda: "[" * rng.randrange(1, 15000),
-        lambda: json.dumps({"do": junk(rng)}),
-        lambda: json.dumps(start | {key: junk(rng)}),
-        lambda: json.dumps(start | {"image": image}),
-        lambda: json.dumps(start | {"recompute": rng.choice([1, "yes", None, []])}),
-        lambda: json.dumps({"do": "prompt", "prompt": junk(rng)}),
-        lambda: json.dumps({"do": "watch", "session": junk(rng), "key": junk(rng)}),
-        lambda: json.dumps({"do": rng.choice(["pause", "resume", "stop"])}),
-        lambda: json.dumps({"do": "ack", "serial": junk(rng)}),
-        lambda: json.dumps({"do": "watch", "more": "x" * 20000}),
-    ]
-    return rng.choice(kinds)()
-
-
-PATHS = ("/../../etc/passwd", "/videos/../../etc/passwd.mp4", "/videos/%2e%2e%2fx.mp4", "/videos/\\x.mp4",
-         "//etc/passwd", "/live.js/../theme.css/..", "/pages/live.html", "/videos/.mp4", "/%00", "/live",
-         f"/videos/{'a' * 5000}.mp4", f"/?{'a' * 9000}/..%2f", "/session.py", "/live.html")  # fmt: skip
-
-
 def attack(address, count):
     """Sends so many hostile messages and requests while a video is made; each has an answer with a reason."""
     rng, told = random.Random(count), 0
@@ -391,19 +356,19 @@ def attack(address, count):
         for n in range(count):
             victim.drain()
             if n % 8 == 7:
-                path = PATHS[n // 8 % len(PATHS)]
+                path = attack_live.PATHS[n // 8 % len(attack_live.PATHS)]
                 status, said = ask(address, path)
                 assert status in (400, 404, 414) or (status == 200 and path[1] == "?"), (
                     path,
                     status,
                 )
                 assert b"root:" not in said
-                body = hostile(rng)
+                body = attack_live.message(rng, RED)
                 body = body.encode(errors="replace") if isinstance(body, str) else body
                 status, said = ask(address, "/videos", body, "POST", **kind)
                 assert 400 <= status < 500 and json.loads(said)["error"], (body, status)
                 continue
-            message, before = hostile(rng), len(client.refused)
+            message, before = attack_live.message(rng, RED), len(client.refused)
             try:
                 client.socket.send(message)
                 client.until(lambda c, b=before: len(c.refused) > b)
@@ -448,6 +413,29 @@ def test_many_viewers_and_many_who_wait(studio):
 
 
 @pytest.mark.long
+def test_an_attack_beside_a_viewer(weights, light_environment):
+    """A thousand messages and a hundred connections; the longest gap is for the tool to judge."""
+    (weights / "log.txt").unlink(missing_ok=True)
+    with in_process(weights, light_environment, "--port=0") as (_, link):
+        address = link.removeprefix("http://").rstrip("/")
+        waits.until(lambda: json.loads(ask(address, "/health")[1])["ready"], pause=0.5)
+        found = asyncio.run(attack_live.attack(address, RED, messages=1000, connections=100))
+    assert (found["messages"], found["let_in"], found["still_open"]) == (1000, [], []), found
+    assert found["memory_grew"] < attack_live.GROWTH and found["reason"] == "stopped", found
+    assert "Traceback" not in (weights / "log.txt").read_text()
+
+
+@pytest.mark.long
+def test_a_server_that_lives_for_long(weights, light_environment, monkeypatch):
+    """A minute of visitors at clocks of 96 times the speed."""
+    for name, value in light_environment.items():
+        monkeypatch.setenv(name, value)
+    found = soak_live.soak(1.6, 96.0, [f"--checkpoint={weights}", *OPTIONS])
+    assert found["memory_grew"] <= soak_live.WITHIN and found["handles_left"] == 0, found
+    assert found["faults"] == 0 and len(found["kinds"]) == 9, found
+
+
+@pytest.mark.long
 def test_a_restarted_server_compiles_nothing(weights, tmp_path, capfd):
     options = [f"--checkpoint={weights}", *OPTIONS, "--starts=1"]
     bench.main(["serve", *options, f"--out={tmp_path / 'starts.json'}"])
@@ -460,9 +448,219 @@ def test_a_restarted_server_compiles_nothing(weights, tmp_path, capfd):
     assert all(seconds > 0 for row in found.values() for seconds in row.values())
 
 
+# Limits.
+
+
+def test_a_session_that_nobody_owns_ends_where_others_wait(address, monkeypatch):
+    monkeypatch.setattr(states, "AWAY", dict.fromkeys(states.AWAY, 0.1))
+    with contextlib.ExitStack() as stack:
+        one, two, three = (stack.enter_context(Client(address)) for _ in range(3))
+        one.say("start", prompt=RED, frames=2000)
+        one.until(lambda c: c.frames)
+        # Who watches a video without its key owns none any more.
+        two.say("start", prompt=RED)
+        two.is_in("waiting")
+        two.say("watch", session=two.session["session"])
+        two.is_in("ended")
+        assert two.state["reason"] == "stopped" and not two.frames
+        with Client(address) as gone:
+            gone.say("start", prompt=RED)
+            gone.is_in("waiting")
+        waits.until(lambda: json.loads(ask(address, "/health")[1])["sessions"]["waiting"] == 0)
+        # A running one is made for its viewers, or for its owner who may come back, until somebody waits.
+        two.say("watch", session=one.session["session"])
+        two.until(lambda c: c.frames)
+        one.socket.socket.shutdown(socket.SHUT_RDWR)
+        three.say("start", prompt=BLUE, frames=3)
+        three.is_in("waiting")
+        seen = len(two.frames)
+        two.until(lambda c: len(c.frames) > seen + 8)
+        two.socket.socket.shutdown(socket.SHUT_RDWR)
+        three.is_in("ended").all_read()
+        assert three.state["reason"] == "complete"
+
+
+def test_a_client_leaves_room_for_others(studio, monkeypatch):
+    queue = Queue(studio, 8, Journal())
+    try:
+        mine = [Session(Wish(RED, frames=2000), HANG, client="a") for _ in range(5)]
+        for session in mine[:4]:
+            queue.add(session)
+        with pytest.raises(Refused, match="4 sessions of this address wait or run already"):
+            queue.add(mine[4])
+        other = Session(Wish(RED, frames=2000), HANG, client="b")
+        queue.add(other)
+        # Of what has ended, too, each keeps a part: the newest.
+        monkeypatch.setattr(module, "MOST_KEPT", 8 * module.LEAST_KEPT)
+        for session in (other, *mine[:4]):
+            queue.leave(session)
+        queue.tidy()
+        assert [queue.find(s.id) for s in mine[:4]] == [None, None, *mine[2:4]]
+        assert queue.find(other.id) is other
+    finally:
+        queue.close()
+    held, rooms = contextlib.ExitStack(), clients.Clients({"places": clients.Room(3, 2)})
+    with held:
+        for client in "aab":
+            held.enter_context(rooms.held("places", client))
+        with pytest.raises(Refused, match="3 places are open already"):
+            held.enter_context(rooms.held("places", "c"))
+    with (
+        rooms.held("places", "a"),
+        rooms.held("places", "a"),
+        pytest.raises(Refused, match="of this address"),
+    ):
+        held.enter_context(rooms.held("places", "a"))
+    given = ("10.0.0.1", "::ffff:10.0.0.1", "2001:db8::1", "2001:db8:0:0:5::1", "2001:db8:0:1::1")
+    asked = [HTTPConnection({"type": "http", "headers": [], "client": (x, 1)}) for x in given]
+    one, mapped, *wide = map(clients.client_of, asked)
+    assert one == mapped and wide[0] == wide[1] != wide[2]
+
+
+def taken(connection):
+    """What comes until the other side closes."""
+    content = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1 << 16):
+            content += part
+    return content
+
+
+def test_connections_that_keep_the_server_waiting_end(address, monkeypatch):
+    for name in ("HEADERS", "BODY", "UNREAD"):
+        monkeypatch.setattr(sockets, name, 0.2)
+    with contextlib.ExitStack() as stack:
+        where = "127.0.0.1", int(address.split(":")[1])
+
+        def opened(content):
+            made = stack.enter_context(socket.create_connection(where, HANG))
+            made.sendall(content)
+            return made
+
+        post = b"POST /videos HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        get = b"GET /live.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        handles = len(os.listdir("/proc/self/fd"))
+        waiting = [
+            opened(half) for half in (b"", b"GET / HT", post, post + b"Content-Length: 9\r\n\r\n{")
+        ]
+        # A client that asks again and again, and reads nothing of what it gets.
+        deaf, many = opened(get), 2000
+        with contextlib.suppress(ConnectionError):
+            deaf.sendall(get * many)
+        assert [taken(connection) for connection in waiting] == [b""] * 4
+        waits.until(lambda: len(os.listdir("/proc/self/fd")) == handles + 5)
+        assert taken(deaf).count(b"HTTP/1.1 200") < many
+        # Where there are too many, those that say nothing give way.
+        monkeypatch.setattr(sockets, "HEADERS", HANG)
+        monkeypatch.setattr(sockets, "MOST", 5)
+        mute = [opened(b"") for _ in range(6)]
+        assert ask(address, "/health")[0] == 200
+        assert taken(mute[0]) == b""
+
+
+def test_a_message_is_measured_before_it_is_read():
+    long, image = "x" * wire.LARGEST_PLAIN, "A" * wire.LARGEST_IMAGE
+    said = {"do": "start", "prompt": RED, "image": image}
+    for text in (json.dumps(said), json.dumps(said).encode(), json.dumps(said, indent=9)):
+        assert wire.parsed(text) == said
+    slashes = "AA/" * wire.LARGEST_PLAIN
+    assert wire.parsed(json.dumps({"image": slashes}).replace("/", "\\/")) == {"image": slashes}
+    for status, message in (
+        (413, "x" * (wire.LARGEST + 1)), (413, json.dumps({"do": "prompt", "prompt": long})),
+        (413, json.dumps(said | {"more": long})), (413, '{"image": ""' + "[" * wire.LARGEST_PLAIN),
+        (413, json.dumps(said | {"prompt": ["image", image]})), (400, json.dumps({"x": said})),
+        (400, json.dumps(said | {"do": "watch"})), (400, json.dumps({'a"image': image})),
+        (413, b"\xff" * 20000), (400, b"\xff" * 200), (400, json.dumps(said) + "x"),
+        (400, json.dumps(said)[:-1] + ', "image": "again"}'),
+    ):  # fmt: skip
+        with pytest.raises(Refused) as caught:
+            wire.parsed(message)
+        assert caught.value.status == status, message[:80]
+
+
+def base64_of(pixels, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_an_image_is_kept_at_the_size_of_the_videos(studio):
+    rows, columns = studio.size
+    half = np.zeros((1200, 1600), np.uint8)
+    half[:, 800:] = 200
+    clear = np.stack([half, half, half, np.full_like(half, 255)], -1)
+    for pixels in (half, clear, clear[..., :3], half.astype(np.uint16) * 257):
+        kept = wire.wish_of({"prompt": RED, "image": base64_of(pixels)}, studio).image
+        assert kept.dtype == np.uint8 and kept.shape == (1, rows, columns, 3)
+        found = kept[0, :, [columns // 4, 3 * columns // 4]].mean((1, 2))
+        np.testing.assert_allclose(found, [0, 200], atol=1)
+    with pytest.raises(Refused, match="image: expected proportions near"):
+        wire.wish_of({"prompt": RED, "image": base64_of(np.zeros((1, 9000), np.uint8))}, studio)
+    with pytest.raises(Refused, match="at most 16,777,216 pixels"):
+        image = base64_of(np.zeros((4097, 4096), bool))
+        wire.wish_of({"prompt": RED, "image": image}, studio)
+
+
+def test_grey_of_16_bits_takes_no_wide_numbers():
+    grey = np.arange(1 << 20, dtype=np.uint16).reshape(1024, 1024)
+    tracemalloc.start()
+    made = images._eight(grey)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(made, np.round(grey / 257.0).astype(np.uint8))
+    assert made.dtype == np.uint8 and most < 2.5 * grey.size
+
+
+# Corners of the web.
+
+
+def test_a_token_of_any_letters(studio):
+    token = 'ключ a&b#c+d=e%41;"f, g'
+    with in_thread(studio, token=token) as address:
+        path = web.link("127.0.0.1", types.SimpleNamespace(getsockname=lambda: (0, 0)), token)
+        connection = http.client.HTTPConnection(address, timeout=HANG)
+        with contextlib.closing(connection):
+            connection.request("GET", path[path.index("/?") :])
+            answer = connection.getresponse()
+            assert answer.status == 200 and answer.read()
+            cookie = answer.headers["Set-Cookie"].split(";")[0]
+        assert ask(address, "/live.js", Cookie=cookie)[0] == 200
+        with Client(address, additional_headers={"Cookie": cookie}):
+            pass
+        for wrong in (cookie[:-1], "token_live=%ff", "token_live=\xff", "token_live="):
+            assert ask(address, "/live.js", Cookie=wrong)[0] == 403
+        for wrong in ("%ff", "%D0", "?", token[:4].encode().hex()):
+            assert ask(address, f"/?token={wrong}")[0] == 403
+
+
+def test_what_is_no_request_is_a_line(studio, capsys, caplog):
+    with in_thread(studio) as address:
+        for origin in ("http://[", "null", "", "http://", "\xff"):
+            with pytest.raises(ConnectionClosed) as closed, Client(address, origin=origin):
+                pass
+            assert closed.value.rcvd.reason == "expected a page of this server"
+        for content in attack_live.said(address):
+            with socket.create_connection(address.split(":"), HANG) as connection:
+                connection.sendall(content)
+                connection.shutdown(socket.SHUT_WR)
+                answer = taken(connection)
+                well = answer.count(b"HTTP/1.1 2") - content.startswith(b"GET /health")
+                assert not well and not re.search(rb"HTTP/1.1 5", answer), content[:200]
+        with Client(address) as client, pytest.raises(ConnectionClosed) as closed:
+            client.socket.send(b"\xff\xfe", text=True)
+            while True:
+                client.read()
+        assert closed.value.rcvd.code == 1007
+    said = capsys.readouterr().err
+    assert "a request ended before its body was whole" in said
+    assert "a client's fault, its connection is closed: UnicodeDecodeError" in said
+    assert "Traceback" not in said + caplog.text
+
+
 def test_bad_options_are_one_line(weights, capsys):
     for given, words in (
         (["--token=short"], "--token: expected 8 characters or more"),
+        (["--token=a long \udcff one"], "--token: expected Unicode text"),
         (["--port=99999"], "choose another --host or --port"),
         (["--most_frames=3", "--port=0"], "--most_frames: expected 6 or more"),
         (

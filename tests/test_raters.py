@@ -3,11 +3,14 @@
 import contextlib
 import http.client
 import json
+import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urljoin
 
 import krippendorff
@@ -22,6 +25,9 @@ from oneforcing_jax.evaluation.raters import __main__ as command
 from oneforcing_jax.evaluation.raters import analysis, draw, prompts, server
 from oneforcing_jax.evaluation.raters import votes as module
 from oneforcing_jax.evaluation.raters.votes import FILE, Refused, Vote, Votes
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import attack_live  # noqa: E402
 
 MODELS = ("One-Forcing", "Self Forcing", "ASD")
 WORDS = [f"{thing} number {n}/{n}" for thing in ("a cat", "a red car") for n in range(3)]
@@ -447,6 +453,45 @@ def test_other_addresses_need_the_token(study, capsys):
         line = fails(["serve", study, f"--port={port}", "--host=0.0.0.0"], capsys)
         assert "choose another --host or --port" in line
     assert server._token(study) == token  # links stay good
+
+
+def test_the_token_is_never_open_to_others(tmp_path, monkeypatch):
+    """Its file is closed before it has content; and no file that was emptied lets everybody in."""
+    modes, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda n: (modes.append(os.fstat(n).st_mode & 0o777), sync(n)))
+    before = os.umask(0)
+    try:
+        token = server._token(tmp_path)
+    finally:
+        os.umask(before)
+    file = tmp_path / "token"
+    assert modes == [0o600] and file.stat().st_mode & 0o777 == 0o600
+    file.write_text(f"{token}\n")
+    assert server._token(tmp_path) == token
+    for content, words in (
+        (b"", "8 characters or more, found 0"),
+        (b"\xff" * 9, "expected UTF-8 text"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            server._token(tmp_path)
+
+
+def test_what_is_no_request_is_a_line(open_study):
+    study, address = open_study
+    host = re.match(r"http://([^/]+)/", address)[1]
+    for content in attack_live.said(host):
+        content = content.replace(b"/videos", b"/api/vote").replace(b"/health", b"/raters.js")
+        with socket.create_connection(host.split(":"), HANG) as connection:
+            connection.sendall(content)
+            connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                while part := connection.recv(1 << 16):
+                    answer += part
+        assert not re.search(rb"HTTP/1.1 5", answer), content[:200]
+    said = (study / "log.txt").read_text()
+    assert "a request ended before its body was whole" in said and "Traceback" not in said
 
 
 def test_missing_study_is_named(tmp_path):

@@ -28,6 +28,7 @@ class Watcher:
     Attributes:
       numbers: of the frames that came.
       delays: seconds between the time of each frame in the video and its arrival.
+      arrivals: when each frame came.
       state: the last that was said of the session.
     """
 
@@ -35,6 +36,7 @@ class Watcher:
         self._socket = socket
         self.numbers: list[int] = []
         self.delays: list[float] = []
+        self.arrivals: list[float] = []
         self.state: dict[str, Any] = {}
         self.joined: dict[str, Any] = {}
 
@@ -54,7 +56,8 @@ class Watcher:
             if isinstance(message, bytes):
                 frame = unpacked(message)
                 self.numbers.append(frame.number)
-                self.delays.append(time.monotonic() - frame.time)
+                self.arrivals.append(time.monotonic())
+                self.delays.append(self.arrivals[-1] - frame.time)
                 await self.say("ack", serial=frame.serial)
             else:
                 said = json.loads(message)
@@ -72,27 +75,27 @@ async def load(
 ) -> dict[str, Any]:
     """Runs the load; gives what was seen."""
     async with asyncio.TaskGroup() as tasks:
-        main, task = await _watcher(tasks, address)
+        main, task = await watcher(tasks, address)
         await main.say("start", prompt=prompt, frames=_frames(main, seconds))
         while not main.numbers:
             await asyncio.sleep(0.05)
         name, others = main.joined["session"], []
         for _ in range(viewers - 1):
-            other, _ = await _watcher(tasks, address)
+            other, _ = await watcher(tasks, address)
             await other.say("watch", session=name)
             others.append(other)
         # One that says it watches and then reads nothing.
-        stalled = await _connection(address, max_queue=1)
+        stalled = await connection(address, max_queue=1)
         await stalled.send(json.dumps({"do": "watch", "session": name}))
-        queued = []
+        queued: list[Watcher] = []
         for _ in range(waiting):
-            session, _ = await _watcher(tasks, address)
+            session, _ = await watcher(tasks, address, **_elsewhere(address, len(queued)))
             await session.say("start", prompt=prompt, frames=2)
             queued.append(session)
-        memory = [await asyncio.to_thread(_memory, address)]
+        memory = [await asyncio.to_thread(measured, address)]
         while not task.done():
             await asyncio.sleep(min(5.0, seconds / 4))
-            memory.append(await asyncio.to_thread(_memory, address))
+            memory.append(await asyncio.to_thread(measured, address))
         stalled.transport.abort()
     lost = sum(_lost(watcher.numbers) for watcher in (main, *others))
     late = sorted(d - min(w.delays) for w in (main, *others) for d in w.delays)
@@ -104,14 +107,24 @@ async def load(
     }  # fmt: skip
 
 
-def _connection(address: str, **options: Any) -> Any:
+def _elsewhere(address: str, number: int) -> dict[str, Any]:
+    """Where one of several clients connects from: on this machine they have addresses of their own, for each
+    may have a part of what there is."""
+    return {"local_addr": (f"127.0.1.{1 + number // 4}", 0)} if address.startswith("127.") else {}
+
+
+def connection(address: str, path: str = "/live", **options: Any) -> Any:
+    """A WebSocket of a server."""
     from websockets.asyncio.client import connect  # an extra brings it
 
-    return connect(f"ws://{address}/live", **options)
+    return connect(f"ws://{address}{path}", **options)
 
 
-async def _watcher(tasks: asyncio.TaskGroup, address: str) -> tuple[Watcher, asyncio.Task[None]]:
-    socket = await _connection(address)
+async def watcher(
+    tasks: asyncio.TaskGroup, address: str, **options: Any
+) -> tuple[Watcher, asyncio.Task[None]]:
+    """A viewer, of whom a task reads what comes; its state is what the server said of itself."""
+    socket = await connection(address, **options)
     watcher = Watcher(socket)
     watcher.state = json.loads(await socket.recv())
     return watcher, tasks.create_task(watcher.run())
@@ -133,9 +146,10 @@ def _lost(numbers: Sequence[int]) -> int:
     return len(whole - set(numbers)) + len(numbers) - len(set(numbers))
 
 
-def _memory(address: str) -> int:
+def measured(address: str, name: str = "process_resident_memory_bytes") -> int:
+    """A number among the metrics of a server; 0: it does not say it."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
-        found = re.search(rb"^process_resident_memory_bytes (\S+)", answer.read(), re.MULTILINE)
+        found = re.search(rf"^{name} (\S+)", answer.read().decode(), re.MULTILINE)
     return int(float(found[1])) if found else 0
 
 

@@ -17,6 +17,12 @@ from oneforcing_jax.errors import InputError, MissingInput
 MOST_PIXELS = 1 << 27
 # What lies under a transparent image.
 GROUND = "white"
+# Rows that are computed in wide numbers at once.
+_STRIP = 64
+# Pillow's modes of which it makes means.
+_MEANS = ("L", "LA", "RGB", "RGBA", "CMYK")
+# An image that covers a video may have so many times its pixels: one of 1 x 1,000,000 would have billions.
+_WIDEST = 64
 
 
 def read_image(path: str | Path, log: Callable[[str], None] = print) -> np.ndarray:
@@ -40,6 +46,7 @@ def decode_image(
     log: Callable[[str], None],
     most: int = MOST_PIXELS,
     kinds: tuple[str, ...] | None = None,
+    side: int | None = None,
 ) -> np.ndarray:
     """The same of an open file.
 
@@ -49,6 +56,8 @@ def decode_image(
       log: see `read_image`.
       most: pixels that it may have.
       kinds: Pillow's names of the formats that it may have; None: all.
+      side: pixels of the longer side of what will be made of it. Where it has several times as many, it is
+        made smaller before it is copied, to twice that or more; None: it stays as large as it is.
 
     Raises:
       InputError: it is no image, or one of unlikely size.
@@ -62,8 +71,9 @@ def decode_image(
                 )
             if (count := getattr(image, "n_frames", 1)) > 1:
                 log(f"{path}: animated, the first of its {count} frames is taken")
-            turned = ImageOps.exif_transpose(image)
-            return np.asarray(_coloured(turned, image.format, str(path), log))[None]
+            kind, lighter = image.format, _lighter(image, side)
+            ImageOps.exif_transpose(lighter, in_place=True)
+            return np.asarray(_coloured(lighter, kind, str(path), log))[None]
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -100,6 +110,27 @@ def _named(file: str | Path | BinaryIO) -> str:
     return "another file; replace it"
 
 
+def _lighter(image: Image.Image, side: int | None) -> Image.Image:
+    """An image whose sides are several times as long, at a whole part of its size: means of its pixels."""
+    if side is not None and min(image.size) >= 4 * side:
+        # A JPEG is decoded at a half, a quarter or an eighth.
+        image.draft(None, (2 * side, 2 * side))
+        factor = min(image.size) // (2 * side)
+        # A colour that stands for transparency is no colour of a mean.
+        whole = image.mode in _MEANS and "transparency" not in image.info
+        return image.reduce(factor) if factor > 1 and whole else image
+    return image
+
+
+def _eight(grey: np.ndarray) -> np.ndarray:
+    """Numbers of 16 bits [y, x] as uint8; clipped at 255, white would be left alone."""
+    made = np.empty(grey.shape, np.uint8)
+    for top in range(0, len(grey), _STRIP):  # wide numbers only for a few rows
+        wide = grey[top : top + _STRIP].astype(np.uint32).clip(0, 65535)
+        made[top : top + _STRIP] = (wide * 255 + 32767) // 65535
+    return made
+
+
 def _coloured(
     image: Image.Image, kind: str | None, path: str, log: Callable[[str], None]
 ) -> Image.Image:
@@ -111,9 +142,8 @@ def _coloured(
             f"{path}: expected 8 or 16 bits, found {bits} numbers, which do not say what white is; convert it"
         )
     profile = image.info.get("icc_profile")
-    if sixteen:  # clipping at 255 would leave white
-        grey = np.asarray(image).astype(np.uint32).clip(0, 65535)
-        image = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+    if sixteen:
+        image = Image.fromarray(_eight(np.asarray(image)))
     alpha = None
     if image.has_transparency_data:
         log(f"{path}: transparent, laid on {GROUND}")
@@ -121,7 +151,10 @@ def _coloured(
         alpha = image.getchannel("A")
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = image.convert("RGB")
-    image = _in_srgb(image, profile, path, log) if profile else image.convert("RGB")
+    if profile:
+        image = _in_srgb(image, profile, path, log)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
     if alpha:
         image = Image.composite(image, Image.new("RGB", image.size, GROUND), alpha)
     return image
@@ -144,9 +177,18 @@ def _in_srgb(
 
 
 def fit(video: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Frames uint8 [f, y, x, 3] scaled to cover rows x columns, and cut to it about the middle."""
+    """Frames uint8 [f, y, x, 3] scaled to cover rows x columns, and cut to it about the middle.
+
+    Raises:
+      InputError: they are so narrow that almost all of them would be cut away.
+    """
     _, y, x, _ = video.shape
     if (y, x) == (rows, columns):
         return video
     least = cover(y, x, (rows, columns))
+    if least[0] * least[1] > _WIDEST * rows * columns:
+        raise InputError(
+            f"image: expected proportions near those of {rows} x {columns}, found {y} x {x}; cut it to what "
+            "is to be seen"
+        )
     return np.stack([middle(resized(frame, *least), rows, columns) for frame in video])

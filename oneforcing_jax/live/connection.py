@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from oneforcing_jax import web
 from oneforcing_jax.errors import Refused
-from oneforcing_jax.live import session as states
 from oneforcing_jax.live import wire
+from oneforcing_jax.live.clients import Clients, client_of
 from oneforcing_jax.live.h264 import Encoder
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
+from oneforcing_jax.live.reading import Reader
 from oneforcing_jax.live.session import Session
 from oneforcing_jax.live.viewer import Viewer
 
-# Seconds that a session outlives its owner while it waits or is paused: a reload takes less.
-GRACE = 30.0
 # Messages refused in a row after which a connection is closed.
 PATIENCE = 20
 
@@ -33,15 +32,25 @@ class Connection:
     Args:
       socket: that was accepted.
       queue: where sessions are.
+      reader: of what it says.
+      clients: count what it holds.
       seconds: that a session may hold the device.
       journal: counts.
       form: of frames, `wire.JPEG` or `wire.H264`.
     """
 
     def __init__(
-        self, socket: WebSocket, queue: Queue, seconds: float, journal: Journal, form: str
+        self,
+        socket: WebSocket,
+        queue: Queue,
+        reader: Reader,
+        clients: Clients,
+        seconds: float,
+        journal: Journal,
+        form: str,
     ) -> None:
-        self._form = form
+        self._form, self._reader, self._clients = form, reader, clients
+        self._client = client_of(socket)
         self._socket, self._queue, self._seconds, self._journal = socket, queue, seconds, journal
         self._lock = asyncio.Lock()
         self._viewer: Viewer | None = None
@@ -58,12 +67,7 @@ class Connection:
                 if message["type"] == "websocket.disconnect":
                     return
                 try:
-                    said = wire.parsed(message.get("text") or message.get("bytes") or b"")
-                    # Acknowledgements are as many as frames; those of no frame count as talk.
-                    if said.get("do") == "ack" and self._acknowledged(said):
-                        continue
-                    allowance.take()
-                    await self._do(said)
+                    await self._hear(message.get("text") or message.get("bytes") or b"", allowance)
                     wrong = 0
                 except Refused as error:
                     wrong += 1
@@ -79,14 +83,23 @@ class Connection:
         finally:
             await self._unwatch()
             if self._owned:
-                self._owned.owners -= 1
-                if not self._owned.owners:
-                    asyncio.get_running_loop().call_later(GRACE, self._abandon, self._owned)
+                self._owned.leave()
 
-    def _abandon(self, session: Session) -> None:
-        """Ends a session that holds a place or the device for nobody."""
-        if not session.owners and session.state in (states.WAITING, states.PAUSED):
-            self._queue.leave(session)
+    async def _hear(self, message: str | bytes, allowance: wire.Allowance) -> None:
+        """Takes in a message. A long one counts, and needs its place, before it is read.
+
+        Raises:
+          Refused: what it says cannot be done, or there is too much of it.
+        """
+        long = wire.is_heavy(message)
+        said = {} if long else wire.parsed(message)
+        # Acknowledgements are as many as frames; those of no frame count as talk.
+        if said.get("do") == "ack" and self._acknowledged(said):
+            return
+        heavy = long or said.get("image") is not None  # a few bytes may be an image of many pixels
+        allowance.take(wire.HEAVY if heavy else 1)
+        with self._clients.held("images", self._client) if heavy else contextlib.nullcontext():
+            await self._do(await self._reader.message(message) if long else said)
 
     def _acknowledged(self, said: Mapping[str, Any]) -> bool:
         serial = said.get("serial")
@@ -105,7 +118,7 @@ class Connection:
                 await self._watch(said)
             case "prompt":
                 session = self._mine()
-                session.switch(await run_in_threadpool(wire.prompt_of, said, self._queue.studio))
+                session.switch(await self._reader.prompt(said))
             case "pause":
                 self._mine().pause()
             case "resume":
@@ -123,11 +136,11 @@ class Connection:
         return self._owned
 
     async def _start(self, said: Mapping[str, Any]) -> None:
-        wish = await run_in_threadpool(wire.wish_of, said, self._queue.studio)
+        wish = await self._reader.wish(said)
         if self._owned:
             self._queue.add(self._owned, wish)
             return
-        session = Session(wish, self._seconds)
+        session = Session(wish, self._seconds, client=self._client)
         self._queue.add(session)
         await self._attach(session, own=True)
 
@@ -138,7 +151,7 @@ class Connection:
         session = self._queue.find(name)
         if session is None:
             raise Refused(404, "no such session; it ended long ago, or with another server")
-        own = secrets.compare_digest(key.encode(errors="replace"), session.key.encode())
+        own = web.same(key, session.key)
         if key and not own:
             raise Refused(403, "key: expected that of the session")
         await self._attach(session, own)
@@ -147,13 +160,16 @@ class Connection:
         """Watches a session, and no other."""
         await self._unwatch()
         if self._owned:
-            self._owned.owners -= 1
+            self._owned.leave()
         self._owned = session if own else None
-        session.owners += own
+        if own:
+            session.join()
         said = {"say": "session", "session": session.id, "own": own}
         await self._text(json.dumps(said | ({"key": session.key} if own else {})))
         fps = self._queue.studio.fps
-        encode = Encoder(fps).encode if self._form == wire.H264 else None
+        encode = None
+        if self._form == wire.H264:
+            encode = functools.partial(self._reader.encode, Encoder(fps).encode)
         self._viewer = Viewer(session, fps, self._text, self._binary, self._journal, encode)
         self._task = asyncio.create_task(self._viewer.run())
 

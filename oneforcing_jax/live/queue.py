@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 
 from oneforcing_jax.errors import InputError, Refused
@@ -13,10 +14,12 @@ from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.session import Session
 from oneforcing_jax.live.studio import Studio, Wish
 
-# Seconds that an ended session can be seen and fetched, and bytes of recordings of all of them.
-KEPT, MOST_KEPT = 600.0, 1 << 30
+# Seconds that an ended session can be seen and fetched, bytes of all of them, and what each counts at least.
+KEPT, MOST_KEPT, LEAST_KEPT = 600.0, 1 << 30, 4 << 20
 # Seconds that the end of the server waits for the block that is being made.
 PATIENCE = 10.0
+# A client may have a part of the sessions that wait or run, or `LEAST`, and of the bytes of ended ones.
+PART, LEAST = 4, 4
 
 
 class Queue:
@@ -54,9 +57,12 @@ class Queue:
         with self._condition:
             if self._closed:
                 raise Refused(503, "the server ends")
-            open_ = {*self._waiting, self._running} - {None, session}
+            open_ = {s for s in (*self._waiting, self._running) if s and s is not session}
             if len(open_) >= self._most:
                 raise Refused(503, f"{len(open_)} sessions wait or run already; try again later")
+            mine = sum(other.client == session.client for other in open_)
+            if mine >= max(LEAST, self._most // PART):
+                raise Refused(503, f"{mine} sessions of this address wait or run already; end one")
             if wish:
                 session.restart(wish)
             self._forget()
@@ -95,19 +101,29 @@ class Queue:
                 self._waiting.remove(session)
                 self._number()
 
+    def tidy(self) -> None:
+        """Ends sessions that nobody owns any more and others wait for, and lets go of what ended long ago."""
+        with self._condition:
+            abandoned = [
+                session for session in self._all.values()
+                if session.abandoned and (self._waiting or session.state != states.RUNNING)
+            ]  # fmt: skip
+        for session in abandoned:
+            self.leave(session)
+        with self._condition:
+            self._forget()
+
     def _number(self) -> None:
         for place, session in enumerate(self._waiting, 1):
             session.wait_at(place)
 
     def _forget(self) -> None:
         """Lets go of what ended long ago, or takes too much memory; the oldest first."""
-        ended = sorted(
-            (s for s in self._all.values() if s.state == states.ENDED), key=lambda s: s.ended_at
-        )
-        total = sum(session.recording.bytes for session in ended)
-        for session in ended:
-            if total > MOST_KEPT or session.ended_at < time.monotonic() - KEPT:
-                total -= session.recording.bytes
+        ended, kept = (s for s in self._all.values() if s.state == states.ENDED), Counter[str]()
+        for session in sorted(ended, key=lambda s: s.ended_at, reverse=True):
+            kept[session.client] += max(LEAST_KEPT, session.bytes)
+            full = kept.total() > MOST_KEPT or kept[session.client] > MOST_KEPT // PART
+            if full or session.ended_at < time.monotonic() - KEPT:
                 del self._all[session.id]
 
     def _work(self) -> None:

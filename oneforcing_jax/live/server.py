@@ -8,7 +8,6 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,14 +21,19 @@ from oneforcing_jax import pages, web
 from oneforcing_jax.errors import Refused
 from oneforcing_jax.live import recording, wire
 from oneforcing_jax.live import session as states
+from oneforcing_jax.live.clients import Clients, Room, client_of
 from oneforcing_jax.live.connection import Connection
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
+from oneforcing_jax.live.reading import Reader
 from oneforcing_jax.live.session import Session
 
 COOKIE = "token_live"
-# Connections at once, and requests of HTTP that are being worked on.
-MOST_CONNECTIONS, MOST_REQUESTS = 200, 8
+# What there may be at once, in all and of one client: connections of pages, videos over HTTP, and messages
+# with an image that are read.
+ROOMS = {"connections": Room(200, 50), "videos": Room(8, 4), "images": Room(16, 4)}
+# Seconds between two looks for sessions that nobody owns.
+TIDY = 1.0
 _STATIC = ("theme.css", "live.css", "live_frames.js", "live.js")
 _STATES = (states.WAITING, states.RUNNING, states.PAUSED, states.ENDED)
 _Endpoint = Callable[[Request], Awaitable[Response]]
@@ -49,7 +53,7 @@ class Server:
         self._queue, self._seconds, self._token, self._journal = queue, seconds, token, journal
         # A page that comes back with another one was served by a process that is gone.
         self._boot = secrets.token_hex(8)
-        self._connections, self._requests = 0, 0
+        self._clients, self._reader = Clients(ROOMS), Reader(queue.studio)
         journal.watch(_STATES, queue.count)
 
     @property
@@ -67,8 +71,16 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        tidying = asyncio.create_task(self._tidy())
         yield
+        tidying.cancel()
+        self._reader.close()
         await run_in_threadpool(self._queue.close)
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY)
+            self._queue.tidy()
 
     def _guarded(self, endpoint: _Endpoint) -> _Endpoint:
         """An endpoint for those who may ask, whose refusals are an HTTP status and one line of JSON."""
@@ -100,15 +112,17 @@ class Server:
         session = self._queue.find(request.path_params["name"])
         if session is None:
             raise Refused(404, "no such session; it ended long ago, or with another server")
-        with self._busy():
+        with self._clients.held("videos", client_of(request)):
             return await self._file(session)
 
     async def _make(self, request: Request) -> Response:
         """Makes a video from a JSON object and answers with its file, as fast as it is made."""
-        said = wire.parsed(await web.body(request, wire.LARGEST))
-        with self._busy():
-            wish = await run_in_threadpool(wire.wish_of, said, self._queue.studio)
-            session = Session(wish, self._seconds, paced=False)
+        client = client_of(request)
+        with self._clients.held("videos", client):
+            content = await web.body(request, wire.LARGEST)
+            wish = await self._reader.wish(await self._reader.message(content))
+            session = Session(wish, self._seconds, paced=False, client=client)
+            session.join()
             ended, loop = asyncio.Event(), asyncio.get_running_loop()
 
             def wake() -> None:
@@ -129,51 +143,34 @@ class Server:
                 raise Refused(500, session.reason)
             return await self._file(session)
 
-    @contextlib.contextmanager
-    def _busy(self) -> Any:
-        if self._requests >= MOST_REQUESTS:
-            raise Refused(
-                503, f"{self._requests} videos are being made for others; try again later"
-            )
-        self._requests += 1
-        try:
-            yield
-        finally:
-            self._requests -= 1
-
     async def _file(self, session: Session) -> Response:
         frames, studio = session.recording.frames(), self._queue.studio
         if not frames:
             raise Refused(409, "this video has no frame yet")
         origin = studio.origin(session.wish, session.prompts)
-        content = await run_in_threadpool(recording.mp4, frames, studio.fps, origin)
+        content = await self._reader.file(recording.mp4, frames, studio.fps, origin)
         name = f'attachment; filename="{session.id}.mp4"'
         return Response(content, media_type="video/mp4", headers={"Content-Disposition": name})
 
     async def _live(self, socket: WebSocket) -> None:
         """A connection: refused with a reason, or served until it closes."""
-        try:
-            web.check_caller(socket, self._token, COOKIE)
-            _check_origin(socket)
-            if self._connections >= MOST_CONNECTIONS:
-                raise Refused(503, f"{self._connections} connections are open; try again later")
-            form = socket.query_params.get("video", wire.JPEG)
-            if form not in (wire.JPEG, wire.H264):
-                raise Refused(400, f"video: expected {wire.JPEG} or {wire.H264}")
-        except Refused as error:
-            self._journal.refused.labels(error.status).inc()
+        with contextlib.ExitStack() as held:
+            try:
+                web.check_caller(socket, self._token, COOKIE)
+                web.check_origin(socket)
+                held.enter_context(self._clients.held("connections", client_of(socket)))
+                form = socket.query_params.get("video", wire.JPEG)
+                if form not in (wire.JPEG, wire.H264):
+                    raise Refused(400, f"video: expected {wire.JPEG} or {wire.H264}")
+            except Refused as error:
+                self._journal.refused.labels(error.status).inc()
+                await socket.accept()
+                await socket.close(1008, str(error)[:120])
+                return
             await socket.accept()
-            await socket.close(1008, str(error)[:120])
-            return
-        await socket.accept()
-        self._connections += 1
-        self._journal.viewers.inc()
-        try:
-            served = Connection(socket, self._queue, self._seconds, self._journal, form)
-            await served.run(self._hello())
-        finally:
-            self._connections -= 1
-            self._journal.viewers.dec()
+            with self._journal.viewers.track_inprogress():
+                made = self._queue, self._reader, self._clients, self._seconds, self._journal
+                await Connection(socket, *made, form).run(self._hello())
 
     def _hello(self) -> str:
         """What a page needs to know."""
@@ -185,13 +182,6 @@ class Server:
             "first_steps": studio.first_steps, "windows": list(studio.windows), "examples": studio.examples,
             "longest_prompt": wire.LONGEST_PROMPT, "largest_image": wire.LARGEST_IMAGE,
         })  # fmt: skip
-
-
-def _check_origin(socket: WebSocket) -> None:
-    """Refuses pages of other sites: browsers say whose page asks, and let it open a WebSocket anywhere."""
-    origin = socket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
-        raise Refused(403, "expected a page of this server")
 
 
 def process(server: Server) -> uvicorn.Server:

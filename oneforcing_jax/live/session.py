@@ -6,6 +6,7 @@ listens is told that something changed.
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
@@ -21,6 +22,8 @@ WAITING, RUNNING, PAUSED, ENDED = "waiting", "running", "paused", "ended"
 LEAD = 0.5
 # Seconds that a pause may take: others wait for the device.
 LONGEST_PAUSE = 120.0
+# Seconds that a session outlives its last owner, who may come back: a reload takes less.
+AWAY = {WAITING: 10.0, RUNNING: 30.0, PAUSED: 30.0}
 # Prompts of one video.
 MOST_MARKS = 50
 DONE, STOPPED = "complete", "stopped"
@@ -62,12 +65,14 @@ class Session:
       wish: what to make.
       seconds: that it may hold the device.
       paced: whether it is made no faster than it plays.
+      client: who asked for it.
     """
 
-    def __init__(self, wish: Wish, seconds: float, paced: bool = True) -> None:
+    def __init__(self, wish: Wish, seconds: float, paced: bool = True, client: str = "") -> None:
         self.id, self.key = secrets.token_urlsafe(9), secrets.token_urlsafe(16)
-        # Connections that may control it.
-        self.owners = 0
+        self.client = client
+        # Connections that may control it, and since when there is none.
+        self.owners, self._left = 0, time.monotonic()
         self.listeners: set[Callable[[], None]] = set()
         self._seconds, self._paced = seconds, paced
         self._condition = threading.Condition()
@@ -96,6 +101,24 @@ class Session:
         self._condition.notify_all()
         for listener in tuple(self.listeners):
             listener()
+
+    # Owners, of the thread that has the connections.
+
+    def join(self) -> None:
+        """Somebody may control it from now on."""
+        self.owners += 1
+
+    def leave(self) -> None:
+        """Somebody who might control it is gone."""
+        self.owners -= 1
+        self._left = time.monotonic()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it holds a place or the device for nobody; a running video may be for its viewers."""
+        alone = 0.0 if self.owners else time.monotonic() - self._left
+        watched = self.state == RUNNING and self.listeners
+        return alone > AWAY.get(self.state, math.inf) and not watched
 
     # Controls, of any thread.
 
@@ -172,6 +195,12 @@ class Session:
         """That the video has had, in order."""
         with self._condition:
             return [mark.prompt for mark in self._marks]
+
+    @property
+    def bytes(self) -> int:
+        """That it keeps in memory."""
+        image = self.wish.image
+        return self.recording.bytes + (0 if image is None else image.nbytes)
 
     def watch(self) -> Iterator[Shown]:
         """Frames when they are to be seen, until the video has ended and all were. Who comes late for a frame

@@ -9,8 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
-
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.session import LEAD, Session
 from oneforcing_jax.live.wire import packed
@@ -41,7 +39,7 @@ class Viewer:
         text: Callable[[str], Awaitable[None]],
         binary: Callable[[bytes], Awaitable[None]],
         journal: Journal,
-        encode: Callable[[bytes], bytes] | None = None,
+        encode: Callable[[bytes], Awaitable[bytes]] | None = None,
     ) -> None:
         self._encode = encode
         self.session, self._text, self._binary = session, text, binary
@@ -95,7 +93,7 @@ class Viewer:
         self._next = frame.serial + 1
         picture = frame.jpeg
         if self._encode:
-            picture = await run_in_threadpool(self._encode, picture)
+            picture = await self._encode(picture)
         await self._binary(packed(frame, picture))
         self._journal.frames_sent.inc()
         return True

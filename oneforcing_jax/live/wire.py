@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
+import re
 import struct
 import time
 from collections.abc import Mapping
@@ -12,18 +14,22 @@ from typing import Any
 import numpy as np
 
 from oneforcing_jax import web
-from oneforcing_jax.data.images import decode_image
+from oneforcing_jax.data.images import decode_image, fit
 from oneforcing_jax.errors import InputError, Refused
 from oneforcing_jax.live.recording import Shown
 from oneforcing_jax.live.studio import Studio, Wish, quiet
 
-# Bytes of a message, of one without an image, and of an image; characters of a prompt; pixels of an image.
-LARGEST, LARGEST_PLAIN, LARGEST_IMAGE = 4 << 20, 16 << 10, 2 << 20
+# Bytes of an image, of a message without one, and of one with it in base64; characters of a prompt; pixels.
+LARGEST_IMAGE, LARGEST_PLAIN = 2 << 20, 16 << 10
+LARGEST = LARGEST_PLAIN + LARGEST_IMAGE * 4 // 3
 LONGEST_PROMPT, MOST_PIXELS = 2000, 1 << 24
+_BEFORE_IMAGE = re.compile(r'"image"\s*:\s*"')
 # Images that browsers send; other decoders of Pillow's are not needed.
 KINDS = ("PNG", "JPEG", "WEBP")
 # Messages of a connection: so many at once, and a second.
 BURST, RATE = 60, 20.0
+# As many messages as one with an image counts, or one that is long.
+HEAVY = 10
 # Forms of frames that a connection may ask for.
 JPEG, H264 = "jpeg", "h264"
 # Serial, epoch and number of a frame, and its time in seconds; the picture follows.
@@ -41,18 +47,40 @@ def unpacked(message: bytes) -> Shown:
     return Shown(serial, epoch, number, time_, message[HEADER.size :])
 
 
+def is_heavy(message: str | bytes) -> bool:
+    """Whether a message is longer than one without an image may be.
+
+    Raises:
+      Refused: it is longer than one with an image may be.
+    """
+    if len(message) > LARGEST:
+        raise Refused(413, f"expected a message of at most {LARGEST} bytes")
+    return len(message) > LARGEST_PLAIN
+
+
 def parsed(message: str | bytes) -> dict[str, Any]:
     """The JSON object of a message.
+
+    An image is cut out of a long one before anything is parsed: what is parsed is always short.
 
     Raises:
       Refused: it is too large, or something else.
     """
-    if len(message) > LARGEST:
-        raise Refused(413, f"expected a message of at most {LARGEST} bytes")
-    found = web.json_object(message)
-    if len(message) > LARGEST_PLAIN and "image" not in found:
-        raise Refused(413, f"expected at most {LARGEST_PLAIN} bytes without an image")
-    return found
+    if not is_heavy(message):
+        return web.json_object(message)
+    text = message if isinstance(message, str) else message.decode(errors="replace")
+    found = _BEFORE_IMAGE.search(text)
+    start = found.end() if found else 0
+    end = text.find('"', start) if found else 0
+    rest = text[:start] + text[end:]
+    if len(rest) > LARGEST_PLAIN:
+        raise Refused(
+            413, f"expected at most {LARGEST_PLAIN} bytes without an image, found {len(rest)}"
+        )
+    said = web.json_object(rest)
+    if said.get("image") != "" or said.get("do", "start") != "start":
+        raise Refused(400, "image: expected one, in a message that starts a video")
+    return said | {"image": text[start:end].replace("\\/", "/")}  # as some writers of JSON have it
 
 
 def prompt_of(said: Mapping[str, Any], studio: Studio) -> str:
@@ -81,15 +109,16 @@ def wish_of(said: Mapping[str, Any], studio: Studio) -> Wish:
     Raises:
       Refused: something that is not within its limits.
     """
-    return Wish(
+    wish = Wish(
         prompt_of(said, studio),
         number_of(said, "seed", 0, 0, 2**32 - 1),
         number_of(said, "frames", studio.frames, 1, studio.most),
         number_of(said, "first_steps", studio.first_steps, 1, studio.first_steps),
-        _image(said.get("image")),
-        _window(said, studio),
-        _choice(said, "recompute"),
+        window=_window(said, studio),
+        recompute=_choice(said, "recompute"),
     )
+    # An image is decoded where all else is right.
+    return dataclasses.replace(wish, image=_image(said.get("image"), studio))
 
 
 def _window(said: Mapping[str, Any], studio: Studio) -> int:
@@ -118,15 +147,16 @@ def number_of(said: Mapping[str, Any], name: str, default: int, least: int, most
     return found
 
 
-def _image(text: Any) -> np.ndarray | None:
-    """An image uint8 [1, y, x, 3] from base64; None where there is none."""
+def _image(text: Any, studio: Studio) -> np.ndarray | None:
+    """An image from base64 at the size of the videos, uint8 [1, y, x, 3]; None where there is none."""
     if text is None:
         return None
     if not isinstance(text, str) or len(text) > LARGEST_IMAGE * 4 // 3 + 4:
         raise Refused(413, f"image: expected base64 of at most {LARGEST_IMAGE} bytes")
     try:
-        content = base64.b64decode(text, validate=True)
-        return decode_image(io.BytesIO(content), "image", quiet, MOST_PIXELS, KINDS)
+        content = io.BytesIO(base64.b64decode(text, validate=True))
+        image = decode_image(content, "image", quiet, MOST_PIXELS, KINDS, max(studio.size))
+        return fit(image, *studio.size)
     except Exception as error:  # decoders raise whatever damaged data makes them raise
         said = str(error) if isinstance(error, InputError) else "image: expected a whole image"
         raise Refused(400, said) from None
@@ -138,14 +168,14 @@ class Allowance:
     def __init__(self) -> None:
         self._left, self._at = float(BURST), time.monotonic()
 
-    def take(self) -> None:
-        """Counts a message.
+    def take(self, count: int = 1) -> None:
+        """Counts a message, or one that takes as much work as several.
 
         Raises:
           Refused: there were too many.
         """
         now = time.monotonic()
-        self._left = min(BURST, self._left + (now - self._at) * RATE) - 1
+        self._left = min(BURST, self._left + (now - self._at) * RATE) - count
         self._at = now
         if self._left < 0:
             raise Refused(429, f"expected at most {RATE:g} messages a second")

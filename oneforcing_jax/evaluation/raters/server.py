@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from tqdm import tqdm
 
-from oneforcing_jax import pages, web
+from oneforcing_jax import pages, textfiles, web
 from oneforcing_jax.errors import Refused
 from oneforcing_jax.evaluation.raters.draw import CLIPS, SIDES, Draw
 from oneforcing_jax.evaluation.raters.votes import Turn, Votes
@@ -144,9 +144,12 @@ def serve(folder: Path, drawn: Draw, host: str, port: int) -> None:
 
 
 def _token(folder: Path) -> str:
-    """The token of a study, made once so that links stay good."""
+    """The token of a study, made once so that links stay good.
+
+    Raises:
+      InputError: its file holds none that is long enough, or no text.
+    """
     file = folder / web.TOKEN
     if not file.is_file():
-        write_whole(file, secrets.token_urlsafe(16).encode())
-        file.chmod(0o600)
-    return file.read_text()
+        write_whole(file, secrets.token_urlsafe(16).encode(), mode=0o600)
+    return web.checked(textfiles.read(file).strip(), str(file))
