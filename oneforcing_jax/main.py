@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 
-from oneforcing_jax import checkpoint, lineage, lock, places, presets, processes, stages
+from oneforcing_jax import checkpoint, lineage, lock, parts, places, presets, processes, stages
 from oneforcing_jax import config as configs
 from oneforcing_jax.command import Help, any_path
 from oneforcing_jax.errors import InputError
@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="STAGE",
         help="make a stage anew, and keep its old folder as STAGE.old-1; of several, commas are between them",
     )
+    parts.add_option(parser)
     processes.add_options(parser)
     known, overrides = parser.parse_known_args(arguments)
     with processes.ending("the same command continues from the last checkpoint", known.workdir):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -77,6 +78,8 @@ class Run:
       sections: all other sections, as methods and kinds will read them.
       text: the whole config as JSON, for whoever goes on from what the run leaves.
       profile_process: the one of several processes whose iterations are traced.
+      read_from: the file of a folder that says this, which may name none but trusted parts (`parts`); None:
+        a config of the user's.
     """
 
     seed: Seed
@@ -92,6 +95,7 @@ class Run:
     sections: Mapping[str, Any]
     text: str
     profile_process: Natural = 0
+    read_from: Path | None = None
 
     @classmethod
     def of(cls, config: ConfigDict) -> Run:
@@ -119,6 +123,15 @@ class Run:
                     f"config: field 'run': expected stages among {known}, found {name!r}; name one of them"
                 )
         return run
+
+    @classmethod
+    def read(cls, file: Path) -> Run:
+        """The run that wrote its config into a folder. It may be anybody's.
+
+        Raises:
+          InputError: the file is damaged, or lacks a field.
+        """
+        return dataclasses.replace(cls.of(configs.of_json(file)), read_from=file)
 
     @property
     def plan(self) -> Plan:
@@ -172,4 +185,4 @@ class Run:
 
 def _own_fields() -> set[str]:
     """Names that every config has."""
-    return {field.name for field in dataclasses.fields(Run)} - {"sections", "text"}
+    return {field.name for field in dataclasses.fields(Run)} - {"sections", "text", "read_from"}

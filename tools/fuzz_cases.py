@@ -321,7 +321,7 @@ def weights(rng: random.Random, given: Path) -> Case:
     if how == "damaged":
         file.write_bytes(_damaged(file.read_bytes(), rng))
     else:
-        content: Any = torch.load(file) if pt else load_file(file)
+        content: Any = torch.load(file, weights_only=True) if pt else load_file(file)
         tensors: dict[str, torch.Tensor] = content["generator"] if pt else content
         key = rng.choice(sorted(tensors))
         value = tensors[key].clone()

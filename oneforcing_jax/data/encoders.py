@@ -272,12 +272,7 @@ def load(
                 f"decoder: expected Wan's latents, which {decoder} is for, found encoders of "
                 f"{said['kind']} in {folder}; leave it out"
             )
-        try:
-            kind = parts.find(said["kind"], __package__, "load")
-        except InputError as error:
-            raise InputError(f"{folder / ENCODERS}: {error}") from None
-        found: Encoders = kind(folder, text_len, dtype, mesh)
-        return found
+        return _of_kind(folder, str(said["kind"]), text_len, dtype, mesh)
     if not (folder / "vae" / MODEL).is_file() or not (folder / "text" / MODEL).is_file():
         raise MissingInput(
             f"no encoders in {folder}: expected vae/ and text/ as tools/convert_wan.py writes them, "
@@ -295,6 +290,17 @@ def load(
     config, params, fingerprint = converted.net(folder / "text", every, umt5.init_params)
     encoder = WanText(config, params, tokenizer, text_len, fingerprint)
     return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
+
+
+def _of_kind(folder: Path, kind: str, text_len: int, dtype: Any, mesh: Any) -> Encoders:
+    """Encoders that a folder says to be of another kind than Wan's."""
+    file = folder / ENCODERS
+    load: Any = parts.find(kind, __package__, "load", Callable, file)  # type: ignore[arg-type]
+    # Other modules of ours have a function of that name, which loads something else.
+    if parts.is_ours(kind) and parts.find(kind, __package__, "KIND", str, file) != kind:
+        raise InputError(f"{file}: expected a kind of encoders, found {kind!r}; restore the file")
+    found: Encoders = load(folder, text_len, dtype, mesh)
+    return found
 
 
 def _outlines(folder: Path, text_len: int, decoder: str | None) -> Encoders:

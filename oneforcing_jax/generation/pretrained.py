@@ -11,7 +11,6 @@ import jax
 from jax.sharding import Mesh
 
 from oneforcing_jax import checkpoint, methods, places, room, sharding
-from oneforcing_jax import config as configs
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data import encoders as encoding
@@ -27,6 +26,8 @@ EXPECTED = (
     "a folder of tools/convert_wan.py, a stage of a training run (WORKDIR/STAGE), or one of its "
     f"checkpoints (WORKDIR/STAGE/{checkpoint.FOLDER}/NUMBER)"
 )
+# Stores of which one was made from the other. A damaged record may lead round in a circle.
+MOST_STORES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
 def _run(folder: Path) -> Run:
     """The run that a stage's folder belongs to."""
     file = _record(folder)
-    run = Run.of(configs.of_json(file))
+    run = Run.read(file)
     if folder.name not in run.stages:
         raise InputError(
             f"{file}: expected a stage {folder.name!r} in it, found {list(run.stages)}; give a stage's folder"
@@ -203,10 +204,9 @@ def find_encoders(folder: str | Path) -> Path:
     if _record(folder).is_file():
         run, stage = _run(folder), folder.name
         # A store that was made from another one (the pairs of an ODE) leads to that one.
-        while "data" in run.stages.get(stage, {}):
-            data = run.stages[stage]["data"]
-            tried.append(places.within(folder.parent, data))
-            stage = Path(data).parts[0]
+        while (data := run.stages.get(stage, {}).get("data")) and len(tried) < MOST_STORES:
+            tried.append(places.within(folder.parent, str(data)))
+            stage = str(data).partition("/")[0]
     for place in tried:
         if encoding.are_in(place):
             return place
