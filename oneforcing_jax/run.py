@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from oneforcing_jax import config as configs
+from oneforcing_jax import files, integrity
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.ranges import Count, Natural, Positive, Rate, Seed
@@ -131,7 +132,10 @@ class Run:
         Raises:
           InputError: the file is damaged, or lacks a field.
         """
-        return dataclasses.replace(cls.of(configs.of_json(file)), read_from=file)
+        found = dataclasses.replace(cls.of(configs.of_json(file)), read_from=file)
+        if not files.has_checksum(file):
+            integrity.say(file, integrity.OLD)
+        return found
 
     @property
     def plan(self) -> Plan:

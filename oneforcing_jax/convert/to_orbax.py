@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from oneforcing_jax import integrity, places, room
+from oneforcing_jax import files, integrity, places, room
 from oneforcing_jax.convert import families, keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
-from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
+from oneforcing_jax.convert.sizes import MODEL, STEP, TOKENIZER
 from oneforcing_jax.convert.tiny_decoder import ENCODER
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
 from oneforcing_jax.dtypes import DTYPES
@@ -36,7 +35,6 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import FORM, MORE, VERSION, read_versioned, staged, write_whole
 from oneforcing_jax.models.critic import HeadConfig
 
-STEP = "0"
 # Networks of a .pt file and the items that they become.
 ITEMS = {
     "generator": "params_generator",
@@ -192,7 +190,7 @@ def _convert_file(
 
 
 def _record(order: Mapping[str, Any], nets: Mapping[str, Any]) -> bytes:
-    return json.dumps({VERSION: FORM, **order, "nets": nets}, indent=1).encode()
+    return files.record({VERSION: FORM, **order, "nets": nets})
 
 
 def _finished(target: Path, record: Path, order: Mapping[str, Any]) -> bool:

@@ -136,7 +136,7 @@ def _stage(folder: Path) -> Path:
 
 
 def _converted(folder: Path, ema: bool, dtype: str) -> Source:
-    nets = read_versioned(folder / MODEL, "nets")
+    nets = sizes.read(folder, "nets")
     wanted = ("ema_generator",) if ema else ("params_generator", "params_model")
     name = next((name for name in wanted if name in nets), None)
     if name is None or nets[name].get("kind") != WanConfig.__name__:
@@ -186,8 +186,14 @@ def _run(folder: Path) -> Run:
 
 def _record(folder: Path) -> Path:
     """The config that a stage was run with: its own, or in runs of version 0.1 the work directory's."""
-    own = folder / checkpoint.CONFIG
-    return own if own.is_file() else folder.parent / checkpoint.CONFIG
+    own, said = folder / checkpoint.CONFIG, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
+    if own.is_file():
+        return own
+    if said.is_file() and checkpoint.SETTINGS in read_versioned(said):
+        raise InputError(
+            f"{own}: expected the config that the stage was trained with, found none; restore it from a copy"
+        )
+    return folder.parent / checkpoint.CONFIG
 
 
 def find_encoders(folder: str | Path) -> Path:
