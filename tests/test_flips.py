@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-
 from test_convert import original
 
 from oneforcing_jax import checkpoint, files, integrity, main, methods
@@ -86,8 +85,8 @@ def parsed(content):
 
 
 def flipped(folder, to, count, every=1):
-    """Flips bits of each file of a folder (or of some), one at a time. Each is seen by the reader, or what it reads is the
-    same; and each by the checker, or the file says the same, or is a log."""
+    """Flips bits of each file of a folder (or of some), one at a time. Each is seen by the reader, or what it
+    reads is the same; and each by the checker, or the file says the same, or is a log."""
     rng, whole, copy = np.random.default_rng(count), read(folder), copied(folder, to)
     assert same(read(copy), whole)
     chosen = [f for f in sorted(copy.rglob("*")) if f.is_file() and f.stat().st_size][::every]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz_evaluation
+import fuzz_security
 import lmdb
 import numpy as np
 import torch
@@ -410,4 +411,4 @@ CLASSES: dict[str, Callable[[random.Random, Path], Case]] = {
         databases,
         evaluation,
     )
-}
+} | fuzz_security.CLASSES
