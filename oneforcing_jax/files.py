@@ -67,7 +67,10 @@ def record(content: Mapping[str, Any]) -> bytes:
 
 def _crc(content: dict[str, Any]) -> int:
     """Of what a record says, however it is spaced and in whatever order it says it."""
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    try:
+        return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    except RecursionError:
+        return -1  # no record of ours is that deep
 
 
 def has_checksum(path: Path) -> bool:

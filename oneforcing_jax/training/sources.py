@@ -9,6 +9,7 @@ from typing import Any
 
 from oneforcing_jax import checkpoint, methods, places
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.files import read_record
 from oneforcing_jax.methods import Network
 from oneforcing_jax.run import Run
 
@@ -91,6 +92,7 @@ def _check_schedule(run: Run, folder: Path, net: str) -> None:
     record = stage / checkpoint.CONFIG if stage else None
     if stage is None or record is None or not record.is_file():
         return
+    read_record(record)  # damage is no other version
     try:
         then = Run.read(record)
         sampled = methods.make(str(then.stages[stage.name]["method"]), then).sampled
