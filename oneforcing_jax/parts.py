@@ -21,6 +21,7 @@ from typing import Any
 from oneforcing_jax.errors import InputError
 
 PACKAGE, OPTION = __package__, "--trust_parts"
+LONGEST = 200  # characters of a name
 # Dotted paths of modules from elsewhere, by the user's word; it holds as long as the process.
 _trusted = set[str]()
 
@@ -66,7 +67,7 @@ def find(name: str, room: str, attribute: str, form: type, folders: Path | None 
     """
     path = str(name) if "." in str(name) else f"{room}.{name}"  # a damaged record may hold anything
     found = None
-    if re.fullmatch(r"\w+(\.\w+)*", path):
+    if re.fullmatch(r"\w+(\.\w+)*", path) and len(path) <= LONGEST:
         if folders is None:
             trust([path])
         elif not is_ours(path) and path not in _trusted:
@@ -81,9 +82,10 @@ def find(name: str, room: str, attribute: str, form: type, folders: Path | None 
                 raise  # the module is there, and something that it imports is not
     if not isinstance(found, form):
         where = f"{folders}: " if folders else ""
+        shown = str(name)[:LONGEST]
         raise InputError(
             f"{where}expected one of {_known(room, attribute)}, or the dotted path of a module that has "
-            f"{attribute}, found {name!r}; name one of them"
+            f"{attribute}, found {shown!r}; name one of them"
         )
     return found
 
