@@ -9,8 +9,8 @@ its checksums.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -21,13 +21,16 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from oneforcing_jax import integrity, places
+from oneforcing_jax import integrity, items, places
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import FORM, VERSION, read_record, read_versioned, write_whole
+from oneforcing_jax.files import FORM, VERSION, read_record, read_versioned, record, write_whole
 
 # A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"
 TRASH, RUN_FILE, COMMIT = "trash", "run.json", "commit_success.txt"
+# What `RUN_FILE` notes where a stage has its config beside its checkpoints; runs of version 0.1 had none.
+SETTINGS = "settings"
+_NUMBER = re.compile(r"0|[1-9][0-9]*")
 CLEAR_TRIES, CLEAR_PAUSE = 50, 0.2  # seconds
 MODES = ("min", "max")
 
@@ -82,6 +85,8 @@ def _written(to: ocp.CheckpointManager) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise, while they write, into one line."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0].split(" [")[0] if str(error) else type(error).__name__
         raise OSError(
@@ -103,6 +108,11 @@ def _clear(of: ocp.CheckpointManager) -> None:
             places.remove(path)
         return
     shutil.rmtree(folder / TRASH, ignore_errors=True)
+    if (folder / TRASH).is_file():
+        raise InputError(
+            f"{folder / TRASH}: expected nothing, or a folder of checkpoints that are being removed, found a "
+            "file; rename it"
+        )
     for path in folder.glob("[0-9]*"):
         with contextlib.suppress(OSError):
             path.rmdir()  # an empty folder would stand in the way of the checkpoint of that number
@@ -132,11 +142,13 @@ def _unfinished(bucket: Path) -> list[Path]:
 
 
 def _seal(of: ocp.CheckpointManager) -> None:
-    """Writes checksums into checkpoints that have none, while no save runs."""
+    """Writes checksums into checkpoints that have none yet, while no save runs. One before another that has
+    some had them, too, and nobody knows what has become of it."""
     if jax.process_index() == 0:
-        for path in numbered(places.path(of.directory)):
-            if not integrity.is_sealed(path):
-                integrity.seal(path)
+        for path in reversed(numbered(places.path(of.directory))):
+            if integrity.is_sealed(path):
+                break
+            integrity.seal(path)
 
 
 def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
@@ -170,19 +182,30 @@ def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
     """
     folder = places.path(of.directory)
     if not check_claim(folder, run) and jax.process_index() == 0:
-        write_whole(folder / RUN_FILE, json.dumps({VERSION: FORM, **run}, indent=1).encode())
+        write_whole(folder / RUN_FILE, record({VERSION: FORM, SETTINGS: CONFIG, **run}))
 
 
 def numbered(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, the oldest first; a folder without a network in it is none."""
+    """Checkpoints in a folder, the oldest first; a folder without a network or checksums in it is none.
+
+    Raises:
+      InputError: a file has the name of a checkpoint.
+    """
     if places.is_url(folder):
         files = [name.split("/") for name in places.sizes(folder)]
         as_whole = [integrity.SUMS] in files  # of a conversion
         ends = ([COMMIT], [integrity.SUMS])
-        whole = {f[0] for f in files if f[0].isdigit() and (as_whole or f[1:] in ends)}
+        whole = {f[0] for f in files if _NUMBER.fullmatch(f[0]) and (as_whole or f[1:] in ends)}
         return [folder / number for number in sorted(whole, key=int)]
-    found = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
-    return sorted((p for p in found if any(p.glob("*_*/"))), key=lambda p: int(p.name))
+    found = sorted(
+        (p for p in folder.glob("[0-9]*") if _NUMBER.fullmatch(p.name)), key=lambda p: int(p.name)
+    )
+    if strange := [p for p in found if not p.is_dir()]:
+        raise InputError(
+            f"{strange[0]}: expected a checkpoint, which is a folder, found something else of its name; "
+            "restore it from a copy, or remove this"
+        )
+    return [p for p in found if integrity.is_sealed(p) or any(p.glob("*_*/"))]
 
 
 def newest(folder: Path) -> int | None:
@@ -244,6 +267,7 @@ def restore(
         return None
     folder = places.path(source.directory) / str(iteration)
     _check_whole(folder)
+    _check_known(folder)
     state = {
         part: {net: _read(folder, f"{part}_{net}", tree) for net, tree in nets.items()}
         for part, nets in abstract.items()
@@ -261,7 +285,7 @@ def _check_whole(newest: Path) -> None:
     if not wrong:
         return
     others = (p for p in reversed(numbered(newest.parent)) if p != newest)
-    whole = next((p for p in others if not integrity.problems(p)), None)
+    whole = next((p for p in others if not (integrity.unknown(p) or integrity.problems(p))), None)
     go_on = (
         f"remove it, and the same command continues from {whole}, which is whole"
         if whole
@@ -270,6 +294,25 @@ def _check_whole(newest: Path) -> None:
     raise InputError(
         f"checkpoint {newest}: expected the files that were written, found that {wrong[0]}; {go_on}"
     )
+
+
+def _check_known(step: Path) -> None:
+    """Says that nobody knows whether a checkpoint is whole, of a killed command or from a bucket.
+
+    Raises:
+      InputError: it had checksums, for a later one has some.
+    """
+    sealed = integrity.sealed(step)
+    if not (reason := integrity.unknown(sealed or step)):
+        return
+    others = [p.name for p in numbered(step.parent) if integrity.is_sealed(p)]
+    if not sealed and others and _NUMBER.fullmatch(step.name) and int(others[-1]) > int(step.name):
+        raise InputError(
+            f"checkpoint {step}: expected {integrity.SUMS} in it as in {others[-1]}, found none; restore it "
+            "from a copy, or name another checkpoint"
+        )
+    if sealed or others:
+        integrity.say(step, f"it cannot be checked, for it {reason}")
 
 
 def find(folder: str | Path) -> Path:
@@ -319,57 +362,28 @@ def check_net(folder: str | Path, net: str, abstract: Any) -> None:
     Raises:
       MissingInput, InputError: nothing there, or a checkpoint of another model.
     """
-    with _reader() as checkpointer:
-        _check_item(checkpointer, find(folder) / f"params_{net}", abstract)
+    items.check(find(folder) / f"params_{net}", abstract)
 
 
-def _check_item(checkpointer: Any, path: Path, abstract: Any) -> None:
-    if not path.is_dir():
-        found = sorted(p.name for p in path.parent.iterdir() if p.is_dir())
-        raise InputError(f"checkpoint {path.parent}: expected an item {path.name!r}, found {found}")
-    stored = checkpointer.metadata(path).item_metadata
-    _compare(path, _shapes(getattr(stored, "tree", stored)), _shapes(abstract))
+def verify(path: Path) -> None:
+    """Compares an item of a checkpoint with its checksums, before anything in it is read.
+
+    Raises:
+      InputError: it is damaged, or its checksums were removed.
+    """
+    sealed = _sealed(path)
+    if path.is_dir():
+        _check_known(path.parent)
+        if integrity.is_sealed(sealed):
+            integrity.verify(sealed, path.relative_to(sealed).as_posix())
 
 
 def _read(folder: Path, item: str, abstract: Any) -> Any:
     path = folder / item
-    sealed = _sealed(path)
-    if path.is_dir() and integrity.is_sealed(sealed):
-        integrity.verify(sealed, path.relative_to(sealed).as_posix())
-    with _reader() as checkpointer, places.failures(path, "could not be read"):
-        _check_item(checkpointer, path, abstract)
-        return checkpointer.restore(path, abstract)
-
-
-def _reader() -> ocp.StandardCheckpointer:
-    """Reads in buckets what was written to a disk and copied there, too, which lacks `COMMIT`."""
-    renamed = ocp.path.atomicity.AtomicRenameTemporaryPath
-    return ocp.StandardCheckpointer(temporary_path_class=renamed)
+    verify(path)
+    return items.read(path, abstract)
 
 
 def _sealed(item: Path) -> Path:
     """The folder with the checksums of an item, or where they would be."""
     return integrity.sealed(item.parent) or item.parent.parent
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
-
-
-def _name(path: Any) -> str:
-    parts = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
-    return "/".join(str(part) for part in parts)
-
-
-def _compare(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    missing, more = expected.keys() - found.keys(), found.keys() - expected.keys()
-    wrong = [n for n in expected.keys() & found.keys() if tuple(expected[n]) != tuple(found[n])]
-    parts = [f"{len(missing)} missing ({min(missing)})"] if missing else []
-    parts += [f"{len(more)} unexpected ({min(more)})"] if more else []
-    parts += [f"{min(wrong)} is {found[min(wrong)]}, not {expected[min(wrong)]}"] if wrong else []
-    if parts:
-        raise InputError(
-            f"checkpoint {path} is of another model: {'; '.join(parts)}; use the config it was trained "
-            "with, or another directory"
-        )

@@ -84,12 +84,18 @@ def _made(path: Path) -> ConfigDict:
 
 
 def of_json(file: Path) -> ConfigDict:
-    """The config that a run wrote down.
+    """The config that a run wrote down; `Run.read` makes a run of it.
 
     Raises:
       InputError: the file is damaged.
     """
-    return ConfigDict(read_record(file))
+    found = read_record(file)
+    try:
+        return ConfigDict(found)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{file}: expected a run's config, found a damaged one ({error}); restore it from a copy"
+        ) from None
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

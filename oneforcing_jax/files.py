@@ -8,7 +8,8 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ LAST = "checksums.json"
 # What a record says of its own form, and what there is room for below `MORE`: fields there, and others that a
 # reader does not know, are left alone. Only a form that older readers would get wrong has another number.
 VERSION, MORE, FORM = "version", "more", 1
+# The CRC-32 of all else that a record says. Records lie beside files that change, and have no other checksum.
+CHECKSUM = "record_crc32"
 
 
 def unfinished(path: Path) -> str:
@@ -61,17 +64,49 @@ def write_whole(path: str | Path, content: bytes, mode: int = 0o666) -> None:
         ) from error
 
 
+def record(content: Mapping[str, Any]) -> bytes:
+    """A record as JSON, with the checksum that `read_record` compares."""
+    plain = json.loads(json.dumps(content))
+    return json.dumps(plain | {CHECKSUM: _crc(plain)}, indent=1).encode()
+
+
+def _crc(content: dict[str, Any]) -> int:
+    """Of what a record says, however it is spaced and in whatever order it says it."""
+    try:
+        return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    except RecursionError:
+        return -1  # no record of ours is that deep
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether a record has one; those of older releases have none, and are read as they are."""
+    found = _parsed(path)
+    return isinstance(found, dict) and CHECKSUM in found
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(places.read(path))
+    except (OSError, ValueError, RecursionError):
+        return ()
+
+
 def read_record(path: Path, *keys: str) -> dict[str, Any]:
-    """The JSON object that a file holds, or the one within it below some keys.
+    """The JSON object that a file holds, or the one within it below some keys; its checksum is left out.
 
     Raises:
       InputError: the file cannot be read, is damaged, or holds something else.
     """
+    found = _parsed(path)
+    if isinstance(found, dict) and CHECKSUM in found and found.pop(CHECKSUM) != _crc(found):
+        raise InputError(
+            f"{path}: expected what was written, found that it has changed; restore it from a copy, or, if "
+            f"you changed it yourself, remove its field {CHECKSUM!r}"
+        )
     try:
-        found = json.loads(places.read(path))
         for key in keys:
             found = found[key]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (LookupError, TypeError):
         found = None
     if not isinstance(found, dict):
         raise InputError(

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import compiled, processes
+from oneforcing_jax import compiled, parts, processes
 from oneforcing_jax.command import Help, any_path, axes, numbers, size
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.encoders import DECODERS
@@ -181,6 +181,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     split = "devices of a video along mesh axes, such as sequence=4,context=2; default one"
     add("--mesh", type=axes, default={}, help=split)
     # fmt: on
+    parts.add_option(parser)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, places, processes
+from oneforcing_jax import checkpoint, files, places, processes
 from oneforcing_jax.data.store import META
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import read_record, write_whole
@@ -169,7 +169,7 @@ def begin(run: Run, stage: Stage, workdir: Path) -> None:
 
 def _write(file: Path, fields: Any, inputs: Any, course: Any) -> None:
     content = {"version": VERSION, "fields": fields, "inputs": inputs, "course": course}
-    write_whole(file, json.dumps(content, indent=1).encode())
+    write_whole(file, files.record(content))
 
 
 def _read(file: Path) -> Record:

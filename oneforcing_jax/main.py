@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import ctypes
 import hashlib
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -23,11 +24,20 @@ from pathlib import Path
 
 import jax
 
-from oneforcing_jax import checkpoint, lineage, lock, places, presets, processes, stages
+from oneforcing_jax import (
+    checkpoint,
+    lineage,
+    lock,
+    parts,
+    places,
+    presets,
+    processes,
+    stages,
+)
 from oneforcing_jax import config as configs
 from oneforcing_jax.command import Help, any_path
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.files import record, write_whole
 from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Stage
 from oneforcing_jax.targets import forecast, topology
@@ -80,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="STAGE",
         help="make a stage anew, and keep its old folder as STAGE.old-1; of several, commas are between them",
     )
+    parts.add_option(parser)
     processes.add_options(parser)
     known, overrides = parser.parse_known_args(arguments)
     with processes.ending("the same command continues from the last checkpoint", known.workdir):
@@ -175,7 +186,7 @@ def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:
         if places.is_url(workdir):  # XLA's own caches would be folders here that are named like it
             jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if processes.is_first():
-        write_whole(workdir / checkpoint.CONFIG, config.encode())
+        write_whole(workdir / checkpoint.CONFIG, record(json.loads(config)))
 
 
 def keep_freed_memory() -> None:

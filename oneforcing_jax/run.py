@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from oneforcing_jax import config as configs
+from oneforcing_jax import files, integrity
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.ranges import Count, Natural, Positive, Rate, Seed
@@ -77,6 +79,8 @@ class Run:
       sections: all other sections, as methods and kinds will read them.
       text: the whole config as JSON, for whoever goes on from what the run leaves.
       profile_process: the one of several processes whose iterations are traced.
+      read_from: the file of a folder that says this, which may name none but trusted parts (`parts`); None:
+        a config of the user's.
     """
 
     seed: Seed
@@ -92,6 +96,7 @@ class Run:
     sections: Mapping[str, Any]
     text: str
     profile_process: Natural = 0
+    read_from: Path | None = None
 
     @classmethod
     def of(cls, config: ConfigDict) -> Run:
@@ -119,6 +124,18 @@ class Run:
                     f"config: field 'run': expected stages among {known}, found {name!r}; name one of them"
                 )
         return run
+
+    @classmethod
+    def read(cls, file: Path) -> Run:
+        """The run that wrote its config into a folder. It may be anybody's.
+
+        Raises:
+          InputError: the file is damaged, or lacks a field.
+        """
+        found = dataclasses.replace(cls.of(configs.of_json(file)), read_from=file)
+        if not files.has_checksum(file):
+            integrity.say(file, integrity.OLD)
+        return found
 
     @property
     def plan(self) -> Plan:
@@ -172,4 +189,4 @@ class Run:
 
 def _own_fields() -> set[str]:
     """Names that every config has."""
-    return {field.name for field in dataclasses.fields(Run)} - {"sections", "text"}
+    return {field.name for field in dataclasses.fields(Run)} - {"sections", "text", "read_from"}

@@ -120,7 +120,7 @@ def read(run: Run, name: str) -> tuple[Kind, Any]:
     """
     fields = dict(run.stages[name])
     try:
-        kind: Kind = parts.find(str(fields.pop("kind", "")), ROOM, "KIND")
+        kind: Kind = parts.find(str(fields.pop("kind", "")), ROOM, "KIND", Kind, run.read_from)
     except InputError as error:
         raise InputError(f"config: field 'stages.{name}.kind': {error}") from None
     return kind, configs.read(kind.fields, fields, f"stages.{name}")

@@ -609,7 +609,7 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
 def test_download_is_asked_for_what_is_needed(tmp_path: Path, monkeypatch: Any) -> None:
     asked = {}
 
-    def snapshot(repository: str, allow_patterns: list[str]) -> str:
+    def snapshot(repository: str, revision: Any, allow_patterns: list[str]) -> str:
         asked[repository] = allow_patterns
         return str(tmp_path / "wan")
 
@@ -623,12 +623,33 @@ def test_download_is_asked_for_what_is_needed(tmp_path: Path, monkeypatch: Any) 
         run(CONVERT, source="owner/other:a.pt", out=tmp_path / "other")
     assert asked["owner/other"] == ["a.pt"]
 
-    def offline(repository: str, allow_patterns: list[str]) -> str:
+    def offline(repository: str, revision: Any, allow_patterns: list[str]) -> str:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(SystemExit, match="could not be downloaded .no route to host."):
         run(CONVERT, source="owner/name", out=tmp_path / "third")
+
+
+def test_a_download_is_of_one_commit_and_says_which(tmp_path: Path, monkeypatch: Any) -> None:
+    """The small files, the weights, and what a later command adds, though the branch has moved on."""
+    commits, asked = [f"{n:040x}" for n in (10, 11)], []
+    for commit in commits:
+        original(tmp_path / commit)
+
+    def snapshot(repository: str, revision: Any, allow_patterns: list[str]) -> str:
+        asked.append(revision)
+        return str(tmp_path / (revision if revision in commits else commits[len(asked) > 1]))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    source = "owner/name@main"
+    run(CONVERT, source=source, out=tmp_path / "out", only="transformer")
+    record = json.loads((tmp_path / "out/transformer/model.json").read_text())
+    assert record["source"] == source and record["more"] == {"revision": commits[0]}
+    with pytest.raises(SystemExit, match="found no vae among"):
+        run(CONVERT, source=source, out=tmp_path / "out", only="vae")
+    assert asked == ["main", commits[0], commits[0], commits[0]]
 
 
 @pytest.mark.parametrize(

@@ -237,14 +237,14 @@ def test_what_the_experts_share_is_taken(tmp_path: Path) -> None:
     save_file(
         _plain("encoder.conv_in.weight", (4, 3, 3, 3, 3))(), folder / f"vae/{STEM}.safetensors"
     )
-    assert source.locate(str(folder), ["vae"]) == folder
+    assert source.locate(str(folder), ["vae"]) == (folder, None)
     assert [part.name for part in source.parts(folder, ["vae"])] == ["vae"]
 
 
 def test_experts_are_known_before_they_are_downloaded(tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[str] = []
 
-    def snapshot(repository: str, allow_patterns: list[str]) -> str:
+    def snapshot(repository: str, revision: Any, allow_patterns: list[str]) -> str:
         asked.extend(allow_patterns)
         made.write_json(tmp_path / "in/model_index.json", {"boundary_ratio": 0.875})
         return str(tmp_path / "in")

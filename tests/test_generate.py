@@ -769,7 +769,9 @@ def test_encoders_of_the_first_version_say_their_kind_when_told(tmp_path, encode
     with pytest.raises(SystemExit, match="expected a toy's codec.npz in .*, found none"):
         toy_encoders.main([str(tmp_path / "text_encoder")])
     (tmp_path / "encoders.json").write_text('{"kind": "os.path"}')
-    with pytest.raises(ValueError, match="a module that has load, found 'os.path'"):
+    with pytest.raises(
+        ValueError, match="expected a part of oneforcing_jax, found 'os.path', whose code"
+    ):
         encoding.load(tmp_path)
 
 

@@ -6,7 +6,7 @@
 
 Reads the folder of a Wan2.1 model or of its diffusers version, a .pt file of One-Forcing, Causal
 Forcing or Self Forcing, the tiny decoder (taew2_1 .pth or .safetensors; OUT gets a folder tiny/), or a
-Hugging Face repository (OWNER/NAME, OWNER/NAME:FILE for one file).
+Hugging Face repository (OWNER/NAME, OWNER/NAME:FILE for one file, OWNER/NAME@REVISION).
 The same command again skips what is finished.
 """
 
@@ -25,7 +25,9 @@ from oneforcing_jax.dtypes import DTYPES
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="convert_wan", description=__doc__, formatter_class=Help)
-    parser.add_argument("--source", required=True, help="folder, file, or OWNER/NAME[:FILE]")
+    parser.add_argument(
+        "--source", required=True, help="folder, file, or OWNER/NAME[@REVISION][:FILE]"
+    )
     parser.add_argument("--out", required=True, type=any_path, help="folder of the result")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as in the files")
     parser.add_argument("--only", help=f"parts of a folder, among {','.join(PARTS)}")

@@ -15,6 +15,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from oneforcing_jax import parts
 from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.evaluation.trajectories import report
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--batch", type=count, default=1, help="trajectories at once")
     add("--out", required=True, type=any_path, help=".json; the plot is a .png beside it")
     add("--beside", type=any_path, nargs="*", default=(), help="reports to draw in the same plot")
+    parts.add_option(parser)
     args = parser.parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)
     with ending("the same command continues after the finished trajectories"):

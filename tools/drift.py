@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from oneforcing_jax import checkpoint
-from oneforcing_jax import config as configs
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.errors import InputError
@@ -80,7 +79,7 @@ def measure(workdir: Path, source: str, ema: bool, times: int, out: Path) -> Non
     """
     if times < 4:
         raise InputError(f"--times: expected 4 or more training lengths, found {times}")
-    run = Run.of(configs.of_json(workdir / checkpoint.CONFIG))
+    run = Run.read(workdir / checkpoint.CONFIG)
     gallery = Gallery(run, workdir, "world")
     student = Student(
         sources.network(run, source).config, load(run, workdir, source, ema), Window()

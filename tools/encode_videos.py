@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oneforcing_jax import config as configs
-from oneforcing_jax import processes
+from oneforcing_jax import parts, processes
 from oneforcing_jax.command import Help, any_path, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode, summary
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--config", default=DEFAULT, type=any_path, help="sizes; default configs/framewise.py"
     )
     parser.add_argument("--shard", default="0/1", help="I/N, of N commands the I-th")
+    parts.add_option(parser)
     processes.add_options(parser)
     given, overrides = parser.parse_known_args(arguments)
     with processes.ending("the same command continues after what is finished"):

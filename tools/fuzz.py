@@ -146,7 +146,7 @@ def judge(folder: Path, status: int, hung: bool) -> tuple[str, str]:
         return ("wrong success" if wrong else "accepted"), last
     if os.WEXITSTATUS(status) == 77:
         return "wrong success", last
-    told = re.search(r"\berror: ", last) or "damaged" in said
+    told = re.search(r"\berror: ", last) or re.search(r"^(damaged|unknown) ", said, re.MULTILINE)
     return ("one line" if told and len(last) < 1000 else "unclear"), last
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz_evaluation
+import fuzz_security
 import lmdb
 import numpy as np
 import torch
@@ -321,7 +322,7 @@ def weights(rng: random.Random, given: Path) -> Case:
     if how == "damaged":
         file.write_bytes(_damaged(file.read_bytes(), rng))
     else:
-        content: Any = torch.load(file) if pt else load_file(file)
+        content: Any = torch.load(file, weights_only=True) if pt else load_file(file)
         tensors: dict[str, torch.Tensor] = content["generator"] if pt else content
         key = rng.choice(sorted(tensors))
         value = tensors[key].clone()
@@ -410,4 +411,4 @@ CLASSES: dict[str, Callable[[random.Random, Path], Case]] = {
         databases,
         evaluation,
     )
-}
+} | fuzz_security.CLASSES

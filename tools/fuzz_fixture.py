@@ -74,7 +74,7 @@ def make(folder: Path) -> None:
     """A run of a few iterations, its encoders, its exports for PyTorch, converted weights, and videos."""
     described = Run.of(configs.load(NOISE))
     store = tiny.write_noise(folder / "run" / "noise", methods.make(STAGE, described).fields, 4)
-    iterations = f"--config.stages.{STAGE}.iterations=3"
+    iterations = f"--config.stages.{STAGE}.iterations=4"
     main.main([f"--config={NOISE}", f"--workdir={folder / 'run'}", iterations])
     shutil.copytree(store.path, folder / "store")
     frames = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)

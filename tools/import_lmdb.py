@@ -12,6 +12,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from oneforcing_jax import parts
 from oneforcing_jax.command import Help, any_path, count, ending, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import summary
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=any_path, help="folder of the store")
     parser.add_argument("--text_len", default=MAX_TOKENS, type=count, help="rows of an embedding")
     parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
+    parts.add_option(parser)
     given = parser.parse_args(arguments)
     with ending("the same command continues after what is finished"):
         part = share(given.shard)

@@ -7,17 +7,20 @@ import functools
 import re
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from oneforcing_jax import integrity
 from oneforcing_jax.convert import tiny_decoder as tiny_keys
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.files import has_checksum, read_versioned
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models import tiny_decoder, umt5, vae
 from oneforcing_jax.models.critic import Critic, HeadConfig
@@ -30,6 +33,8 @@ from oneforcing_jax.sharding import unbox
 
 # A converted model has the first beside it, which says what it is, and the text encoder also its tokenizer.
 MODEL, TOKENIZER = "model.json", "tokenizer"
+# The only checkpoint of a converted model.
+STEP = "0"
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = WanConfig | VAEConfig | UMT5Config | TinyDecoderConfig
@@ -47,6 +52,37 @@ _WAN_FIELDS = {
     "in_channels": "in_dim",
     "out_channels": "out_dim",
 }
+
+
+def read(folder: Path, *keys: str) -> dict[str, Any]:
+    """What the record of a converted folder says below some keys, compared with what was written.
+
+    Raises:
+      InputError: it is damaged, of a newer form, or lacks the checksums that were written with it.
+    """
+    file = folder / MODEL
+    found = read_versioned(file, *keys)
+    known = has_checksum(file)
+    if known and not any(integrity.is_sealed(place) for place in (folder, folder / STEP)):
+        raise InputError(
+            f"{folder}: expected the {integrity.SUMS} of its conversion, found none; restore it from a copy, "
+            "or convert again"
+        )
+    verify(folder, MODEL)
+    if not known and not integrity.is_sealed(folder):
+        integrity.say(file, integrity.OLD)
+    return found
+
+
+def verify(folder: Path, name: str) -> None:
+    """Compares a file or folder in a converted one with its checksums, unless it came later: a tokenizer may.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    known = integrity.known(folder) if integrity.is_sealed(folder) else ()
+    if any(file == name or file.startswith(f"{name}/") for file in known):
+        integrity.verify(folder, name)
 
 
 def _unlike(source: str, kind: str, shapes: Shapes) -> ValueError:

@@ -44,7 +44,9 @@ _TOKENIZERS = ("google/umt5-xxl", "tokenizer")
 _TELLING = ["model_index.json", "*/config.json"]
 # A shard: what it is of, its number, and of how many.
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:.+)?")
+_REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^:@]+))?(?::(.+))?")
+# The name of a commit, which stays what it is.
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +78,18 @@ class Part:
         return str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
 
 
-def locate(source: str, only: Sequence[str] = PARTS) -> Path:
+def locate(
+    source: str, only: Sequence[str] = PARTS, begun: str | None = None
+) -> tuple[Path, str | None]:
     """The folder or file on disk; a Hugging Face repository is downloaded, or its download resumed.
 
     Args:
-      source: a path; OWNER/NAME; or OWNER/NAME:FILE for one file of a repository.
+      source: a path; OWNER/NAME[@REVISION]; or with :FILE behind it for one file of a repository.
       only: parts to download.
+      begun: the commit that a conversion of this source began with; None: the revision's newest.
+
+    Returns:
+      the place, and the commit that was downloaded; None: the source was on disk.
 
     Raises:
       InputError: neither on disk nor to be had.
@@ -89,21 +97,23 @@ def locate(source: str, only: Sequence[str] = PARTS) -> Path:
     path = Path(source)
     if path.exists():
         _check_one(path, only)
-        return path
-    if not _REPOSITORY.fullmatch(source):
+        return path, None
+    if not (named := _REPOSITORY.fullmatch(source)):
         raise InputError(
-            f"{source}: expected {EXPECTED}, or a Hugging Face repository OWNER/NAME[:FILE], found "
-            "nothing of that name; check the path"
+            f"{source}: expected {EXPECTED}, or a Hugging Face repository OWNER/NAME[@REVISION][:FILE], "
+            "found nothing of that name; check the path"
         )
-    repository, _, file = source.partition(":")
-    _check_one(Path(repository) / file, only)
+    repository, revision, file = named[1], begun or named[2], named[3]
+    _check_one(Path(repository) / (file or ""), only)
     patterns = [file] if file else [pattern for name in only for pattern in _patterns(name)]
     try:
         from huggingface_hub import snapshot_download
 
         if not file:  # what tells an unsupported model is small
-            _check_one(Path(snapshot_download(repository, allow_patterns=_TELLING)), only)
-        folder = Path(snapshot_download(repository, allow_patterns=patterns))
+            small = snapshot_download(repository, revision=revision, allow_patterns=_TELLING)
+            _check_one(Path(small), only)
+            revision = _commit(small) or revision  # a branch may move between two requests
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except InputError:
         raise
     except ImportError as error:
@@ -119,7 +129,13 @@ def locate(source: str, only: Sequence[str] = PARTS) -> Path:
         ) from error
     if file and not (folder / file).is_file():
         raise InputError(f"{source}: the repository has no file {file}; check its list of files")
-    return folder / file
+    return (folder / file if file else folder), _commit(str(folder))
+
+
+def _commit(snapshot: str) -> str | None:
+    """The commit of a repository that a downloaded folder is named after."""
+    name = Path(snapshot).name
+    return name if _COMMIT.fullmatch(name) else None
 
 
 def _check_one(path: Path, only: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from oneforcing_jax import integrity, places, room
+from oneforcing_jax import files, integrity, places, room
 from oneforcing_jax.convert import families, keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
-from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
+from oneforcing_jax.convert.sizes import MODEL, STEP, TOKENIZER
 from oneforcing_jax.convert.tiny_decoder import ENCODER
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
 from oneforcing_jax.dtypes import DTYPES
@@ -36,7 +35,6 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import FORM, MORE, VERSION, read_versioned, staged, write_whole
 from oneforcing_jax.models.critic import HeadConfig
 
-STEP = "0"
 # Networks of a .pt file and the items that they become.
 ITEMS = {
     "generator": "params_generator",
@@ -44,6 +42,8 @@ ITEMS = {
     "critic": "params_critic",
 }
 FAMILY = "Wan2.1"
+# In model.json, below `MORE`: the commit of the repository that was downloaded.
+REVISION = "revision"
 # A critic without an adversarial head is a plain transformer, and is read as one.
 BARE_CRITIC = "params_fake_score"
 _CHUNK_BYTES = 64 * 2**20
@@ -78,26 +78,42 @@ def convert(
     unknown = [part for part in only or () if part not in source.PARTS]
     if unknown:
         raise InputError(f"expected parts among {', '.join(source.PARTS)}, found {unknown[0]!r}")
-    order = {"source": name, "dtype": dtype or "as stored"}
-    path = source.locate(name, only or source.PARTS)
+    order: dict[str, Any] = {"source": name, "dtype": dtype or "as stored"}
+    path, commit = source.locate(name, only or source.PARTS, _begun(out, name))
+    more = {MORE: {REVISION: commit}} if commit else {}
     if path.is_dir():
         found = source.parts(path, only)
         for missing in sorted(set(source.PARTS) - {part.name for part in found}):
             if only is None:
                 report(f"{missing}: not in {path}, left out")
         for part in found:
-            _convert_part(part, out / part.name, order, num_heads, report)
+            _convert_part(part, out / part.name, order, more, num_heads, report)
         return
     if only:
         raise InputError(f"{path}: --only is for folders, and this is one file; leave it out")
     if model := source.single(path):
-        _convert_part(model, out / model.name, order, num_heads, report)
+        _convert_part(model, out / model.name, order, more, num_heads, report)
     else:
-        _convert_file(path, out, order, num_heads, report)
+        _convert_file(path, out, order, more, num_heads, report)
+
+
+def _begun(out: Path, name: str) -> str | None:
+    """The commit of a repository with which its conversion began: its parts are to be of one."""
+    for record in [out / MODEL, *(out / part / MODEL for part in (*source.PARTS, source.TINY))]:
+        found = read_versioned(record) if record.is_file() else {}
+        if found.get("source") == name and isinstance(found.get(MORE), dict):
+            commit: str | None = found[MORE].get(REVISION)
+            return commit
+    return None
 
 
 def _convert_part(
-    part: source.Part, target: Path, order: Mapping[str, Any], num_heads: int | None, report: Report
+    part: source.Part,
+    target: Path,
+    order: Mapping[str, Any],
+    more: Mapping[str, Any],
+    num_heads: int | None,
+    report: Report,
 ) -> None:
     if _finished(target, target / MODEL, order):
         report(f"{part.name}: finished before in {target}, skipped")
@@ -122,7 +138,7 @@ def _convert_part(
         net = _write(temporary / STEP / "params_model", tensors, key_map, config, head, order, part)
         if part.name == "transformer":
             net[MORE] = {"family": FAMILY, "causal": sizes.is_causal(part.settings)}
-        (temporary / MODEL).write_bytes(_record(order, {"params_model": net}))
+        (temporary / MODEL).write_bytes(_record({**order, **more}, {"params_model": net}))
         if part.tokenizer:
             shutil.copytree(part.tokenizer, temporary / TOKENIZER)
         integrity.seal(temporary)
@@ -132,7 +148,12 @@ def _convert_part(
 
 
 def _convert_file(
-    path: Path, out: Path, order: Mapping[str, Any], num_heads: int | None, report: Report
+    path: Path,
+    out: Path,
+    order: Mapping[str, Any],
+    more: Mapping[str, Any],
+    num_heads: int | None,
+    report: Report,
 ) -> None:
     if _finished(out / STEP, out / MODEL, order):
         report(f"{path.name}: finished before in {out}, skipped")
@@ -165,11 +186,11 @@ def _convert_file(
             records[item][MORE] = {"family": FAMILY, "causal": net != "critic"}
             report(f"{net}: {len(tensors)} tensors of {path} -> {out / STEP / item}")
         integrity.seal(temporary)
-        write_whole(out / MODEL, _record(order, records))
+        write_whole(out / MODEL, _record({**order, **more}, records))
 
 
 def _record(order: Mapping[str, Any], nets: Mapping[str, Any]) -> bytes:
-    return json.dumps({VERSION: FORM, **order, "nets": nets}, indent=1).encode()
+    return files.record({VERSION: FORM, **order, "nets": nets})
 
 
 def _finished(target: Path, record: Path, order: Mapping[str, Any]) -> bool:

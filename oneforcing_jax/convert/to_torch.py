@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from oneforcing_jax import checkpoint, room
+from oneforcing_jax import checkpoint, items, room
 from oneforcing_jax.convert import keys, sizes
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.convert.torch_io import import_torch, write_safetensors, write_torch
 from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_versioned, staged
+from oneforcing_jax.files import staged
 from oneforcing_jax.published import HEAD_DIM
 
 LAYOUTS = ("original", "diffusers")
@@ -54,9 +54,13 @@ class Stored:
                 "add or leave out --ema"
             )
         self.path = step / item
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpoint.verify(self.path)
+        with (
+            items.readable(self.path),
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+        ):
             metadata = checkpointer.metadata(self.path).item_metadata
-        self.tree: Any = getattr(metadata, "tree", metadata)
+            self.tree: Any = dict(getattr(metadata, "tree", metadata))
         self.critic = "registers" in self.tree
         self.backbone: Any = self.tree["model"] if self.critic else self.tree
         if "patch_embedding" not in self.backbone:
@@ -127,10 +131,9 @@ class Stored:
     def _heads(self) -> int | None:
         """The number of heads that a conversion wrote down."""
         step = self.path.parent
-        record = step.parent / sizes.MODEL
-        if not record.is_file():
+        if not (step.parent / sizes.MODEL).is_file():
             return None
-        net = read_versioned(record, "nets").get(self.path.name, {})
+        net = sizes.read(step.parent, "nets").get(self.path.name, {})
         heads: int | None = net.get("config", {}).get("num_heads")
         return heads
 

@@ -28,7 +28,7 @@ def net(folder: Path, mesh: Any, init: Any, dtype: Any = None) -> tuple[Any, Any
       init: (config, key) to boxed parameters.
       dtype: of its arithmetic; None: as its weights are stored.
     """
-    found = read_versioned(folder / MODEL, "nets", "params_model")
+    found = sizes.read(folder, "nets", "params_model")
     stored = jnp.dtype(found["dtype"])
     config: Any = sizes.config_of(found, dtype or stored)
     boxed = jax.eval_shape(lambda: init(config, jax.random.key(0)))

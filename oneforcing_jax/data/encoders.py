@@ -10,7 +10,6 @@ for block in student.stream(...):
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,8 @@ from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.data import converted, text
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record, read_versioned, write_whole
+from oneforcing_jax.files import read_record, write_whole
+from oneforcing_jax.files import record as record_of
 from oneforcing_jax.models import umt5, vae, vae_stream
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae import WanVAE
@@ -272,12 +272,7 @@ def load(
                 f"decoder: expected Wan's latents, which {decoder} is for, found encoders of "
                 f"{said['kind']} in {folder}; leave it out"
             )
-        try:
-            kind = parts.find(said["kind"], __package__, "load")
-        except InputError as error:
-            raise InputError(f"{folder / ENCODERS}: {error}") from None
-        found: Encoders = kind(folder, text_len, dtype, mesh)
-        return found
+        return _of_kind(folder, str(said["kind"]), text_len, dtype, mesh)
     if not (folder / "vae" / MODEL).is_file() or not (folder / "text" / MODEL).is_file():
         raise MissingInput(
             f"no encoders in {folder}: expected vae/ and text/ as tools/convert_wan.py writes them, "
@@ -285,22 +280,34 @@ def load(
         )
     if not weights:
         return _outlines(folder, text_len, decoder)
-    every = _mesh(read_versioned(folder / "text" / MODEL, "nets", "params_model"))
+    every = _mesh(sizes.read(folder / "text", "nets", "params_model"))
     config, params, fingerprint = converted.net(
         folder / "vae", mesh or every, vae.init_params, dtype
     )
     tiny = converted.tiny(folder / decoder, mesh or every, dtype, config) if decoder else None
     codec = WanCodec(config, params, fingerprint, tiny)
+    sizes.verify(folder / "text", TOKENIZER)
     tokenizer = text.load_tokenizer(folder / "text" / TOKENIZER)
     config, params, fingerprint = converted.net(folder / "text", every, umt5.init_params)
     encoder = WanText(config, params, tokenizer, text_len, fingerprint)
     return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
 
 
+def _of_kind(folder: Path, kind: str, text_len: int, dtype: Any, mesh: Any) -> Encoders:
+    """Encoders that a folder says to be of another kind than Wan's."""
+    file = folder / ENCODERS
+    load: Any = parts.find(kind, __package__, "load", Callable, file)  # type: ignore[arg-type]
+    # Other modules of ours have a function of that name, which loads something else.
+    if parts.is_ours(kind) and parts.find(kind, __package__, "KIND", str, file) != kind:
+        raise InputError(f"{file}: expected a kind of encoders, found {kind!r}; restore the file")
+    found: Encoders = load(folder, text_len, dtype, mesh)
+    return found
+
+
 def _outlines(folder: Path, text_len: int, decoder: str | None) -> Encoders:
     """Wan's encoders without weights; the digest of the codec is also that of its decoder."""
     vae_config, text_config = (
-        sizes.config_of(read_versioned(folder / part / MODEL, "nets", "params_model"))
+        sizes.config_of(sizes.read(folder / part, "nets", "params_model"))
         for part in ("vae", "text")
     )
     both = [converted.fingerprint(folder / part) for part in ("vae", decoder) if part]
@@ -323,13 +330,13 @@ def are_in(folder: Path) -> bool:
 
 def say_kind(folder: str | Path, kind: str) -> None:
     """Notes in a folder of encoders what kind they are: the dotted path of the module that loads them."""
-    write_whole(places.path(folder) / ENCODERS, json.dumps({"kind": kind}).encode())
+    write_whole(places.path(folder) / ENCODERS, record_of({"kind": kind}))
 
 
 def record(store: str | Path, folder: str | Path) -> None:
     """Notes in a store where its encoders are, by a path that holds when both are moved."""
     inner = places.relative(places.path(folder), places.path(store))
-    write_whole(places.path(store) / ENCODERS, json.dumps({"folder": inner}).encode())
+    write_whole(places.path(store) / ENCODERS, record_of({"folder": inner}))
 
 
 def _mesh(net: Any) -> Any:

@@ -74,7 +74,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
             "holds tokenizer.json (google/umt5-xxl in the Wan2.1 files, tokenizer in diffusers')."
         )
     with places.on_disk(places.path(folder)) as here:
-        return _import("transformers").AutoTokenizer.from_pretrained(here, local_files_only=True)
+        return _import("transformers").AutoTokenizer.from_pretrained(
+            here, local_files_only=True, trust_remote_code=False
+        )
 
 
 def _token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> list[list[int]]:

@@ -56,6 +56,13 @@ class Settings:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+@dataclasses.dataclass
+class Pinned:
+    """The commit of a model's repository, of which all answers of a file are to be; None: not known yet."""
+
+    commit: str | None = None
+
+
 def instruction_of(file: Path | None) -> str:
     """What the chat model is told.
 
@@ -91,10 +98,11 @@ def _assigned(source: str) -> str:
     return ""
 
 
-def local(settings: Settings, instruction: str) -> Chat:
+def local(settings: Settings, instruction: str, pinned: Pinned | None = None) -> Chat:
     """A model of the transformers library, on a GPU of PyTorch's where there is one.
 
-    It samples as its own generation config says, with the seed set before each batch.
+    It samples as its own generation config says, with the seed set before each batch. Of a repository the
+    commit is taken that is pinned, or that OWNER/NAME@REVISION names, and is pinned then.
 
     Raises:
       MissingPackage: torch or transformers is not installed.
@@ -107,9 +115,18 @@ def local(settings: Settings, instruction: str) -> Chat:
         raise MissingPackage(
             f'a local chat model needs the package {error.name}: pip install "oneforcing_jax[torch,wan]"'
         ) from error
+    pinned = pinned or Pinned()
+    on_disk = Path(settings.model).exists()
+    name, _, revision = (settings.model, "", "") if on_disk else settings.model.partition("@")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(settings.model, padding_side="left")
-        model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype="auto")
+        # Code that lies beside its weights is not run, and nobody is asked whether to.
+        known: dict[str, Any] = {
+            "trust_remote_code": False,
+            "revision": pinned.commit or revision or None,
+        }
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **known)
+        pinned.commit = known["revision"] = getattr(model.config, "_commit_hash", None)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="left", **known)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--model: expected a folder or a repository of a chat model, found {settings.model!r}: "

@@ -22,7 +22,15 @@ from tqdm import tqdm
 from oneforcing_jax import textfiles
 from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.evaluation.chat import WAN_NAME, Chat, Settings, instruction_of, local, served
+from oneforcing_jax.evaluation.chat import (
+    WAN_NAME,
+    Chat,
+    Pinned,
+    Settings,
+    instruction_of,
+    local,
+    served,
+)
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.jobs import read_prompts
 from oneforcing_jax.ranges import options
@@ -34,10 +42,14 @@ class Cache:
     Args:
       path: JSON lines of any settings.
       key: of the settings whose answers count.
+
+    Attributes:
+      answers: by prompt.
+      model: where a repository was downloaded, the commit that they are of.
     """
 
     def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
+        self._path, self._key, self.model = path, key, Pinned()
         # A kill can cut a character in two.
         content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
         self._cut = bool(content) and not content.endswith("\n")
@@ -47,6 +59,7 @@ class Cache:
                 row = json.loads(line)
                 if row["key"] == key:
                     self.answers[str(row["prompt"])] = str(row["answer"])
+                    self.model.commit = row.get("commit", self.model.commit)
             except (ValueError, LookupError, TypeError):
                 continue
 
@@ -56,7 +69,8 @@ class Cache:
         Raises:
           InputError: the file cannot be written.
         """
-        rows = [{"key": self._key, "prompt": p, "answer": a} for p, a in answers.items()]
+        more = {"commit": self.model.commit} if self.model.commit else {}
+        rows = [{"key": self._key, "prompt": p, "answer": a, **more} for p, a in answers.items()]
         text = "\n" * self._cut + "".join(f"{json.dumps(row)}\n" for row in rows)
         try:
             with self._path.open("a", encoding="utf-8") as file:
@@ -103,7 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--prompts", required=True, type=any_path, help="a prompt a line")
     add("--out", required=True, type=any_path, help="text file, a rewritten prompt a line")
-    add("--model", required=True, help="folder or repository for transformers; with --url its name")
+    add(
+        "--model",
+        required=True,
+        help="folder or repository (OWNER/NAME[@REVISION]) for transformers; with --url its name",
+    )
     add("--url", help="of a server that speaks OpenAI's protocol, such as http://localhost:8000/v1")
     add("--instruction", type=any_path, help=f"text file, or a .py of Wan's with {WAN_NAME}")
     add("--seed", type=int, default=42, help="of the sampling")
@@ -124,7 +142,8 @@ def run(args: argparse.Namespace) -> None:
 
     def chat(group: Sequence[str]) -> list[str]:
         if not loaded:  # nothing is loaded where all answers are known
-            loaded.append((served if settings.url else local)(settings, instruction))
+            asked = (settings, instruction)
+            loaded.append(served(*asked) if settings.url else local(*asked, cache.model))
         return loaded[0](group)
 
     lines = rewrite(prompts, chat, cache, settings.batch)

@@ -11,7 +11,6 @@ import jax
 from jax.sharding import Mesh
 
 from oneforcing_jax import checkpoint, methods, places, room, sharding
-from oneforcing_jax import config as configs
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data import encoders as encoding
@@ -27,6 +26,8 @@ EXPECTED = (
     "a folder of tools/convert_wan.py, a stage of a training run (WORKDIR/STAGE), or one of its "
     f"checkpoints (WORKDIR/STAGE/{checkpoint.FOLDER}/NUMBER)"
 )
+# Stores of which one was made from the other. A damaged record may lead round in a circle.
+MOST_STORES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _stage(folder: Path) -> Path:
 
 
 def _converted(folder: Path, ema: bool, dtype: str) -> Source:
-    nets = read_versioned(folder / MODEL, "nets")
+    nets = sizes.read(folder, "nets")
     wanted = ("ema_generator",) if ema else ("params_generator", "params_model")
     name = next((name for name in wanted if name in nets), None)
     if name is None or nets[name].get("kind") != WanConfig.__name__:
@@ -175,7 +176,7 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
 def _run(folder: Path) -> Run:
     """The run that a stage's folder belongs to."""
     file = _record(folder)
-    run = Run.of(configs.of_json(file))
+    run = Run.read(file)
     if folder.name not in run.stages:
         raise InputError(
             f"{file}: expected a stage {folder.name!r} in it, found {list(run.stages)}; give a stage's folder"
@@ -185,8 +186,14 @@ def _run(folder: Path) -> Run:
 
 def _record(folder: Path) -> Path:
     """The config that a stage was run with: its own, or in runs of version 0.1 the work directory's."""
-    own = folder / checkpoint.CONFIG
-    return own if own.is_file() else folder.parent / checkpoint.CONFIG
+    own, said = folder / checkpoint.CONFIG, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
+    if own.is_file():
+        return own
+    if said.is_file() and checkpoint.SETTINGS in read_versioned(said):
+        raise InputError(
+            f"{own}: expected the config that the stage was trained with, found none; restore it from a copy"
+        )
+    return folder.parent / checkpoint.CONFIG
 
 
 def find_encoders(folder: str | Path) -> Path:
@@ -203,10 +210,9 @@ def find_encoders(folder: str | Path) -> Path:
     if _record(folder).is_file():
         run, stage = _run(folder), folder.name
         # A store that was made from another one (the pairs of an ODE) leads to that one.
-        while "data" in run.stages.get(stage, {}):
-            data = run.stages[stage]["data"]
-            tried.append(places.within(folder.parent, data))
-            stage = Path(data).parts[0]
+        while (data := run.stages.get(stage, {}).get("data")) and len(tried) < MOST_STORES:
+            tried.append(places.within(folder.parent, str(data)))
+            stage = str(data).partition("/")[0]
     for place in tried:
         if encoding.are_in(place):
             return place

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path as File
 from typing import Any, NamedTuple
 
 import jax
@@ -168,14 +169,14 @@ class Definition(NamedTuple):
 STEPS = ("blocks.steps", "blocks.first_steps")
 
 
-def find(name: str) -> Definition:
-    """The definition of a method, by the name of its file or the dotted path of its module.
+def find(name: str, folders: File | None = None) -> Definition:
+    """The definition of a method, by the name of its file or the dotted path of its module; see `parts.find`.
 
     Raises:
       InputError: there is none.
     """
     try:
-        definition: Definition = parts.find(name, __name__, "METHOD")
+        definition: Definition = parts.find(name, __name__, "METHOD", Definition, folders)
     except InputError as error:
         raise InputError(f"method: {error}") from None
     return definition
@@ -187,7 +188,7 @@ def make(name: str, run: Run) -> Method:
     Raises:
       InputError: there is none, or its sections of the config are not what it needs.
     """
-    definition = find(name)
+    definition = find(name, run.read_from)
     return definition.make(run.view(definition.config), run)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from oneforcing_jax import checkpoint, methods, places
-from oneforcing_jax import config as configs
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.files import read_record
 from oneforcing_jax.methods import Network
 from oneforcing_jax.run import Run
 
@@ -92,8 +92,9 @@ def _check_schedule(run: Run, folder: Path, net: str) -> None:
     record = stage / checkpoint.CONFIG if stage else None
     if stage is None or record is None or not record.is_file():
         return
+    read_record(record)  # damage is no other version
     try:
-        then = Run.of(configs.of_json(record))
+        then = Run.read(record)
         sampled = methods.make(str(then.stages[stage.name]["method"]), then).sampled
     except InputError:
         return  # of another version, or with a method that is not here: it says nothing
