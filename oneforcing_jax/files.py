@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import socket
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import places
+from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError
 
 # The file of a folder that is copied last: its checksums.
@@ -60,13 +59,15 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
     """The JSON object that a file holds, or the one within it below some keys.
 
     Raises:
-      InputError: the file cannot be read, is damaged, or holds something else.
+      InputError: the file cannot be read, is damaged or larger than records are, or holds something else.
     """
     try:
-        found = json.loads(places.read(path))
+        found = bounded.parsed(bounded.content(path))
         for key in keys:
             found = found[key]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError):
         found = None
     if not isinstance(found, dict):
         raise InputError(

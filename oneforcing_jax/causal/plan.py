@@ -6,6 +6,7 @@ A block is the frames that are made together. `pieces` groups equal blocks into 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -63,12 +64,13 @@ def make_plan(
         )
     sigmas = flow.warp_steps(steps, shift)
     head = sigmas if first_block_steps is None else flow.warp_steps(first_block_steps, shift)
-    return (Block(first, head), *(Block(frames_per_block, sigmas) for _ in range(rest)))
+    return (Block(first, head), *(Block(frames_per_block, sigmas),) * rest)
 
 
 def with_one_more_step(plan: Plan, shift: float) -> Plan:
     """The same blocks in one step more each, their steps evenly spaced before the schedule is warped."""
 
+    @functools.cache
     def longer(block: Block) -> Block:
         count = len(block.sigmas) + 1
         steps = [flow.TRAIN_STEPS * (1 - i / count) for i in range(count)]

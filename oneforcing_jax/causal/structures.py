@@ -7,6 +7,8 @@ accelerator, and no work is done on hidden keys.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ from oneforcing_jax import sharding
 from oneforcing_jax.models import splash
 from oneforcing_jax.models.attention import flat, softmax_attention
 from oneforcing_jax.models.wan import Attend
+
+# Structures that are kept: the same few are asked for again and again, and a long clip has many groups.
+KEPT = 8
 
 Range = tuple[int, int]
 
@@ -44,19 +49,21 @@ def earlier(start: int, stop: int, window: int | None = None, sink: int = 0) -> 
 
 
 def _bounds(layout: Sequence[int]) -> list[Range]:
-    ends = [sum(layout[: i + 1]) for i in range(len(layout))]
+    ends = itertools.accumulate(layout)
     return [(end - size, end) for size, end in zip(layout, ends, strict=True)]
 
 
+@functools.lru_cache(KEPT)
 def block_causal(
-    layout: Sequence[int], window: int | None = None, sink: int = 0
+    layout: tuple[int, ...], window: int | None = None, sink: int = 0
 ) -> tuple[Group, ...]:
     """Each block sees itself and the blocks before it."""
     return tuple(Group(block, (*earlier(*block, window, sink), block)) for block in _bounds(layout))
 
 
+@functools.lru_cache(KEPT)
 def noisy_after_clean(
-    layout: Sequence[int], window: int | None = None, sink: int = 0, first: int = 0
+    layout: tuple[int, ...], window: int | None = None, sink: int = 0, first: int = 0
 ) -> tuple[Group, ...]:
     """Each noisy block sees itself and the clean blocks before it.
 
@@ -74,8 +81,9 @@ def noisy_after_clean(
     )
 
 
+@functools.lru_cache(KEPT)
 def teacher_forcing(
-    layout: Sequence[int], window: int | None = None, sink: int = 0
+    layout: tuple[int, ...], window: int | None = None, sink: int = 0
 ) -> tuple[Group, ...]:
     """Structure of the sequence [clean, noisy], both queries and keys."""
     clean = sum(layout)
@@ -102,17 +110,21 @@ class Stretch(NamedTuple):
 
 def stretches(groups: tuple[Group, ...]) -> tuple[Stretch, ...] | None:
     """The groups as stretches; None if some see more than a prefix and a block, as in a rolling window."""
-    made: list[Stretch] = []
+    single: list[Stretch] = []
     for (start, stop), keys in groups:
         if len(keys) > 2 or (len(keys) == 2 and keys[0][0]):
             return None
         prefix, (own, end) = (keys[0][1] if len(keys) == 2 else 0), keys[-1]
-        here = Stretch((start, stop), (prefix,) * (stop - start), own - prefix, end - own)
-        if made and made[-1][2:] == here[2:]:
-            last = made.pop()
-            here = Stretch((last.queries[0], stop), last.prefixes + here.prefixes, *here[2:])
-        made.append(here)
-    return tuple(made)
+        single.append(Stretch((start, stop), (prefix,) * (stop - start), own - prefix, end - own))
+    alike = [list(run) for _, run in itertools.groupby(single, lambda stretch: stretch[2:])]
+    return tuple(
+        Stretch(
+            (run[0].queries[0], run[-1].queries[1]),
+            tuple(itertools.chain.from_iterable(stretch.prefixes for stretch in run)),
+            *run[0][2:],
+        )
+        for run in alike
+    )
 
 
 def attend_groups(q: jax.Array, k: jax.Array, v: jax.Array, groups: tuple[Group, ...]) -> jax.Array:

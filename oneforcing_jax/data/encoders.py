@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax import parts, places, sharding
-from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.data import converted, text
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record, read_versioned, write_whole
+from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.models import umt5, vae, vae_stream
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae import WanVAE
@@ -285,24 +284,24 @@ def load(
         )
     if not weights:
         return _outlines(folder, text_len, decoder)
-    every = _mesh(read_versioned(folder / "text" / MODEL, "nets", "params_model"))
+    every = _mesh(converted.described(folder / "text", UMT5Config))
     config, params, fingerprint = converted.net(
-        folder / "vae", mesh or every, vae.init_params, dtype
+        folder / "vae", mesh or every, VAEConfig, vae.init_params, dtype
     )
     tiny = converted.tiny(folder / decoder, mesh or every, dtype, config) if decoder else None
     codec = WanCodec(config, params, fingerprint, tiny)
     tokenizer = text.load_tokenizer(folder / "text" / TOKENIZER)
-    config, params, fingerprint = converted.net(folder / "text", every, umt5.init_params)
+    config, params, fingerprint = converted.net(
+        folder / "text", every, UMT5Config, umt5.init_params
+    )
     encoder = WanText(config, params, tokenizer, text_len, fingerprint)
     return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
 
 
 def _outlines(folder: Path, text_len: int, decoder: str | None) -> Encoders:
     """Wan's encoders without weights; the digest of the codec is also that of its decoder."""
-    vae_config, text_config = (
-        sizes.config_of(read_versioned(folder / part / MODEL, "nets", "params_model"))
-        for part in ("vae", "text")
-    )
+    vae_config = converted.described(folder / "vae", VAEConfig)
+    text_config = converted.described(folder / "text", UMT5Config)
     both = [converted.fingerprint(folder / part) for part in ("vae", decoder) if part]
     codec = WanCodec(cast(VAEConfig, vae_config), None, "+".join(both))
     words = converted.fingerprint(folder / "text")
@@ -332,8 +331,8 @@ def record(store: str | Path, folder: str | Path) -> None:
     write_whole(places.path(store) / ENCODERS, json.dumps({"folder": inner}).encode())
 
 
-def _mesh(net: Any) -> Any:
+def _mesh(config: Any) -> Any:
     """All devices of this process, as far as they divide the width of the text encoder."""
     devices = jax.local_devices()
-    count = math.gcd(len(devices), net["config"]["width"])
+    count = math.gcd(len(devices), config.width)
     return sharding.make_mesh({"fsdp": count}, devices[:count])

@@ -203,9 +203,11 @@ def find_encoders(folder: str | Path) -> Path:
     if _record(folder).is_file():
         run, stage = _run(folder), folder.name
         # A store that was made from another one (the pairs of an ODE) leads to that one.
-        while "data" in run.stages.get(stage, {}):
-            data = run.stages[stage]["data"]
+        seen: list[str] = []
+        while stage not in seen and run.stages.get(stage, {}).get("data"):
+            data = str(run.stages[stage]["data"])
             tried.append(places.within(folder.parent, data))
+            seen.append(stage)
             stage = Path(data).parts[0]
     for place in tried:
         if encoding.are_in(place):

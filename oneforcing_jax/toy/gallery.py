@@ -15,7 +15,7 @@ import numpy as np
 from oneforcing_jax import flow, processes, randomness, sharding, textfiles
 from oneforcing_jax.causal.plan import ClipDraws, Plan, draw, num_frames
 from oneforcing_jax.data import encoders as encoding
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
@@ -105,7 +105,7 @@ class Gallery:
         self.settings = config.evaluation
         encoders = encoding.load(folder / "store")
         self.codec = encoders.codec
-        self.negative = Store.open(folder / "store").read_shared(NEGATIVE_TEXT)
+        self.negative = Store.open(folder / "store").negative_text()
         count = self.settings.samples
         self.captions = list(itertools.islice(itertools.cycle(self.world.captions()), count))
         embedded = [pad(encoders.text.encode(c), encoders.text.length) for c in self.captions]

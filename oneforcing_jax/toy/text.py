@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from oneforcing_jax import places
+from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
@@ -164,22 +163,25 @@ def load(folder: str | Path) -> TextEncoder:
             raise MissingInput(f"no text encoder in {folder}: {name} is missing")
     try:
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        known = tokenizer.get_vocab()
+        if sorted(known.values()) != list(range(len(known))) or UNKNOWN not in known:
+            raise ValueError("numbers of words with holes")
     except Exception:  # noqa: BLE001, the library raises it bare for whatever it cannot parse
         raise InputError(
             f"{folder / 'tokenizer.json'}: expected a tokenizer, found another file; train it again"
         ) from None
     try:
-        content = io.BytesIO((folder / "embeddings.npz").read_bytes())
-        with np.load(content, allow_pickle=False) as file:
-            words, positions = file["words"], file["positions"]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        file = bounded.arrays(folder / "embeddings.npz", "f")
+        words, positions = file["words"], file["positions"]
+    except (OSError, ValueError, KeyError):
         raise InputError(
             f"{folder / 'embeddings.npz'}: expected embeddings, found another file; train it again"
         ) from None
-    if len(words) != tokenizer.get_vocab_size():
+    expected, found = (len(known), *positions.shape[1:]), words.shape
+    if positions.ndim != 2 or expected != found or not np.isfinite(words).all():
         raise InputError(
-            f"{folder}: expected {tokenizer.get_vocab_size()} word vectors, found {len(words)}; "
-            "train it again"
+            f"{folder}: expected vectors {list(expected)} of its words, found {list(found)}, or some that "
+            "are not finite; train it again"
         )
     return TextEncoder(tokenizer, words, positions)
 
