@@ -22,7 +22,7 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.samplers import euler, sample
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import params as parameters
-from oneforcing_jax.ranges import Count, Natural
+from oneforcing_jax.ranges import Amount, Count, Natural
 from oneforcing_jax.run import Run
 from oneforcing_jax.toy import judge
 from oneforcing_jax.toy.scores import Against
@@ -41,7 +41,7 @@ class Evaluation:
       long: latent frames of the videos on which drift is measured; 0: it is not.
     """
 
-    samples: Count
+    samples: Amount
     steps: Count
     guidance: float
     long: Natural

@@ -65,10 +65,7 @@ class TextEncoder:
         Raises:
           InputError: no words, an odd or tiny dim, or a caption of more than `length` words.
         """
-        if dim < 2 or dim % 2:
-            raise InputError(f"expected an even dim of 2 or more, found {dim}")
-        if length < 1:
-            raise InputError(f"expected a length of 1 or more, found {length}")
+        check_sizes(captions, dim, length)
         tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -148,6 +145,21 @@ class TextEncoder:
         np.savez(content, words=self.words, positions=self.positions)
         write_whole(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True).encode())
         write_whole(folder / "embeddings.npz", content.getvalue())
+
+
+def check_sizes(captions: Sequence[str], dim: int, length: int) -> None:
+    """Refuses sizes that no encoder of the captions can have.
+
+    Raises:
+      InputError: an odd or tiny dim, or a caption of more than `length` words.
+    """
+    if dim < 2 or dim % 2:
+        raise InputError(f"expected an even dim of texts of 2 or more, found {dim}")
+    longest = max((len(caption.split()) for caption in captions), default=0)
+    if length < max(1, longest):
+        raise InputError(
+            f"expected texts of {max(1, longest)} tokens or more, as the captions have, found {length}"
+        )
 
 
 def load(folder: str | Path) -> TextEncoder:

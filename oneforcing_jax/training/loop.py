@@ -67,6 +67,10 @@ class Train:
     keep: Count
     best: Best
 
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError("data: expected a store, found no name; name its folder")
+
 
 def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> None:
     """Runs one training stage to its end, from its last checkpoint if it has one.
