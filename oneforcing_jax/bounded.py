@@ -134,20 +134,23 @@ def arrays(
             if not zipfile.is_zipfile(file):
                 size = file.seek(0, io.SEEK_END)
                 file.seek(0)
-                found = {"": _shape(file.read(_HEADER), size, kinds)}
-                if check:
-                    check(found)
+                _check_heads({"": _head(file, size, kinds)}, check)
                 file.seek(0)
-                return {"": np.lib.format.read_array(file, allow_pickle=False)}
+                return {"": _array(file)}
             with archive(file, path) as opened:
                 members = [m for m in opened.infolist() if m.filename.endswith(".npy")]
                 named = {member.filename.removesuffix(".npy"): member for member in members}
                 if not check:
                     check_members(members, path, UNPACKED, UNPACKED)
-                found = {n: _member(opened, m, _head(kinds, m)) for n, m in named.items()}
-                if check:
-                    check(found)
-                return {n: _member(opened, m, _array) for n, m in named.items()}
+                heads, made = dict[str, tuple[Shape, str]](), dict[str, np.ndarray]()
+                for name, member in named.items():
+                    with opened.open(member) as inner:
+                        heads[name] = _head(inner, member.file_size, kinds)
+                _check_heads(heads, check)
+                for name, member in named.items():
+                    with opened.open(member) as inner:
+                        made[name] = _array(inner)
+                return made
         except (InputError, OSError, MemoryError):
             raise
         except (
@@ -156,38 +159,33 @@ def arrays(
             raise ValueError(str(error)) from None
 
 
-def _member(
-    opened: zipfile.ZipFile, member: zipfile.ZipInfo, read: Callable[[IO[bytes]], Any]
-) -> Any:
-    with opened.open(member) as file:
-        return read(file)
+def _check_heads(
+    heads: Mapping[str, tuple[Shape, str]], check: Callable[[Mapping[str, Shape]], None] | None
+) -> None:
+    """Refuses arrays by what `_head` found of them: first by their shapes."""
+    if check:
+        check({name: shape for name, (shape, _) in heads.items()})
+    for _, wrong in heads.values():
+        if wrong:
+            raise ValueError(wrong)
 
 
-def _head(kinds: str, member: zipfile.ZipInfo) -> Callable[[IO[bytes]], Shape]:
-    return lambda file: _shape(file.read(_HEADER), member.file_size, kinds)
+def _head(file: IO[bytes], size: int, kinds: str) -> tuple[Shape, str]:
+    """The shape that an array says it has, and what is wrong with it beside that.
+
+    Args:
+      file: of NumPy.
+      size: its bytes.
+      kinds: letters of its dtype, of which it must be one.
+    """
+    head = io.BytesIO(file.read(_HEADER))  # what reads headers would read any length
+    old = np.lib.format.read_magic(head) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(head)
+    least, found = math.prod(shape) * dtype.itemsize, size - head.tell()
+    wrong = "" if dtype.kind in kinds else f"expected numbers, found {dtype}"
+    return tuple(shape), wrong or (least != found) * f"expected {least:,} bytes, found {found:,}"
 
 
 def _array(file: IO[bytes]) -> np.ndarray:
     return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _shape(start: bytes, size: int, kinds: str) -> Shape:
-    """The shape that an array of NumPy says it has.
-
-    Args:
-      start: the first bytes of its file.
-      size: bytes of the whole.
-      kinds: letters of its dtype, of which it must be one.
-
-    Raises:
-      ValueError: another kind, or more or less bytes than shape and dtype say. And whatever NumPy raises.
-    """
-    head = io.BytesIO(start)
-    old = np.lib.format.read_magic(head) == (1, 0)
-    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(head)
-    if dtype.kind not in kinds:
-        raise ValueError(f"expected numbers, found {dtype}")
-    if (least := math.prod(shape) * dtype.itemsize) != size - head.tell():
-        raise ValueError(f"expected {least:,} bytes, found {size - head.tell():,}")
-    return tuple(shape)

@@ -286,6 +286,24 @@ def test_records_in_each_others_place_are_named(tmp_path):
             encoders.load(tmp_path, weights=weights)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"heads": 0},
+        {"heads": 10**400},
+        {"layers": 10**6},
+        {"width": "8"},
+        {"width": -8},
+        {"other": 1},
+    ],
+)
+def test_sizes_of_a_record_are_those_of_networks(change):
+    record = sizes.describe(UMT5Config())
+    assert sizes.config_of(record) == UMT5Config(dtype=np.float32)
+    with pytest.raises(InputError, match="sizes that are not known here"):
+        sizes.config_of(record | {"config": record["config"] | change})
+
+
 def test_words_of_a_tokenizer_have_vectors(tmp_path):
     text.TextEncoder.train(["a red square"], 8, 8).save(tmp_path)
     file = tmp_path / "tokenizer.json"

@@ -233,6 +233,10 @@ def _ended(running: dict[int, Child], good: Mapping[str, Cost]) -> Iterator[tupl
             yield process, Ending(child.folder.name, child.kind, *how)
 
 
+def _more(one: Cost, other: Cost) -> Cost:
+    return Cost(max(one.seconds, other.seconds), max(one.peak, other.peak))
+
+
 def on_good_input(fixture: Path, out: Path) -> dict[str, Cost]:
     """What each command takes at most where nothing is wrong, each in a process with nothing compiled.
 
@@ -256,7 +260,7 @@ def on_good_input(fixture: Path, out: Path) -> dict[str, Cost]:
             _, status, used = os.wait4(in_process(work, said), 0)
             if status:
                 sys.exit(f"error: {command} {options} failed on good input; {said} says why")
-            most[command] = Cost(*map(max, most.get(command, Cost()), Cost.of(used)))
+            most[command] = _more(most.get(command, Cost()), Cost.of(used))
     shutil.rmtree(given)
     file.write_text(json.dumps(most))
     return most

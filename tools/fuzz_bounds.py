@@ -112,7 +112,11 @@ def record(rng: random.Random, given: Path) -> Case:
     """Records in another's place, nested too deep, or of another form, where they are read."""
     how = rng.choice(("places", "tokenizer", "store", "rows"))
     if how == "places":
-        configs = [VAEConfig(width=8), UMT5Config(16, 8, 8, 8, 2, 1), VAEConfig(width=8)]
+        configs: list[sizes.Config] = [
+            VAEConfig(width=8),
+            UMT5Config(16, 8, 8, 8, 2, 1),
+            VAEConfig(width=8),
+        ]
         for place, config in zip(("vae", "text"), configs[rng.randrange(2) :], strict=False):
             (given / "wan" / place).mkdir(parents=True)
             net = sizes.describe(config) | {"dtype": rng.choice(("float32", "float32", "int8", 3))}

@@ -58,7 +58,7 @@ def replay(
     Returns:
       [b, frames of the blocks, c, y, x].
     """
-    layout = tuple(block.frames for block in plan)
+    layout = [block.frames for block in plan]
     before, total = sum(layout[:first]), sum(layout)
     if rollout.cache.k.shape[2] != total:
         raise InputError(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from oneforcing_jax.models.wan import Attend
 
 # Structures that are kept: the same few are asked for again and again, and a long clip has many groups.
 KEPT = 8
+Rest = ParamSpec("Rest")
 
 Range = tuple[int, int]
 
@@ -31,6 +32,18 @@ class Group(NamedTuple):
 
     queries: Range
     keys: tuple[Range, ...]
+
+
+def _kept(
+    make: Callable[Concatenate[Sequence[int], Rest], tuple[Group, ...]],
+) -> Callable[Concatenate[Sequence[int], Rest], tuple[Group, ...]]:
+    """A function of a layout that keeps what it gave for the last ones."""
+    kept: Callable[..., tuple[Group, ...]] = functools.lru_cache(KEPT)(make)
+
+    def of(layout: Sequence[int], *args: Rest.args, **options: Rest.kwargs) -> tuple[Group, ...]:
+        return kept(tuple(layout), *args, **options)
+
+    return functools.update_wrapper(of, make)
 
 
 def earlier(start: int, stop: int, window: int | None = None, sink: int = 0) -> tuple[Range, ...]:
@@ -53,17 +66,17 @@ def _bounds(layout: Sequence[int]) -> list[Range]:
     return [(end - size, end) for size, end in zip(layout, ends, strict=True)]
 
 
-@functools.lru_cache(KEPT)
+@_kept
 def block_causal(
-    layout: tuple[int, ...], window: int | None = None, sink: int = 0
+    layout: Sequence[int], window: int | None = None, sink: int = 0
 ) -> tuple[Group, ...]:
     """Each block sees itself and the blocks before it."""
     return tuple(Group(block, (*earlier(*block, window, sink), block)) for block in _bounds(layout))
 
 
-@functools.lru_cache(KEPT)
+@_kept
 def noisy_after_clean(
-    layout: tuple[int, ...], window: int | None = None, sink: int = 0, first: int = 0
+    layout: Sequence[int], window: int | None = None, sink: int = 0, first: int = 0
 ) -> tuple[Group, ...]:
     """Each noisy block sees itself and the clean blocks before it.
 
@@ -81,9 +94,9 @@ def noisy_after_clean(
     )
 
 
-@functools.lru_cache(KEPT)
+@_kept
 def teacher_forcing(
-    layout: tuple[int, ...], window: int | None = None, sink: int = 0
+    layout: Sequence[int], window: int | None = None, sink: int = 0
 ) -> tuple[Group, ...]:
     """Structure of the sequence [clean, noisy], both queries and keys."""
     clean = sum(layout)

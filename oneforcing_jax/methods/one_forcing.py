@@ -179,7 +179,7 @@ def operations(
         return flops.generation(generator, tokens, d.plan[:stop], steps[:stop])
 
     made, last = rolled(), (1.0,) * len(d.plan)
-    layout = tuple(block.frames for block in d.plan)
+    layout = [block.frames for block in d.plan]
     groups = noisy_after_clean(layout, first=d.first)
     replayed = flops.structured(generator, tokens, groups)
     forced = flops.structured(generator, tokens, teacher_forcing(layout))

@@ -312,9 +312,10 @@ def _whole(file: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         try:
             row = bounded.line(line)
-            # Alarms and times of hosts are no numbers; nothing is a word.
+            # Alarms and times of hosts are no numbers; nothing is a word, or longer than a number is.
             sound = type(row["iteration"]) is int and not any(
-                isinstance(x, str | None) for x in row.values()
+                isinstance(x, str | None) or (type(x) is int and abs(x) >= 2**63)
+                for x in row.values()
             )
         except (ValueError, LookupError, TypeError):
             sound = False
