@@ -7,6 +7,7 @@ may claim any length.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import struct
@@ -26,6 +27,8 @@ JSON = 16 * 2**20
 LINE, UNPACKED = 2**20, 256 * 2**20
 # Bytes of the list of an archive's members, some hundred each, and of an array's header.
 _DIRECTORY, _HEADER = 4 * 2**20, 10_000
+# Lists and objects of JSON within each other: whoever walks through them calls himself for each.
+_DEPTH = 100
 # The end of an archive: its mark, six numbers, and the length of the comment behind it.
 _END, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q")
 
@@ -63,9 +66,18 @@ def parsed(text: str | bytes) -> Any:
       ValueError: it is no JSON, or nested too deep.
     """
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    layer = [found]
+    for _ in range(_DEPTH):
+        inner = (
+            x.values() if isinstance(x, dict) else x for x in layer if isinstance(x, dict | list)
+        )
+        layer = list(itertools.chain.from_iterable(inner))
+        if not layer:
+            return found
+    raise ValueError("nested too deep")
 
 
 def line(text: str | bytes, most: int = LINE) -> Any:

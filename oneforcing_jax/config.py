@@ -101,7 +101,12 @@ def of_json(file: Path) -> ConfigDict:
     Raises:
       InputError: the file is damaged.
     """
-    return ConfigDict(read_record(file))
+    try:
+        return ConfigDict(read_record(file))
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:  # such as a name with a dot
+        raise InputError(f"{file}: expected a run's config, found another ({error})") from None
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -117,7 +122,16 @@ def _apply(config: ConfigDict, override: str) -> None:
     name, equals, text = override.removeprefix(PREFIX).partition("=")
     if not override.startswith(PREFIX) or not equals:
         raise InputError(f"command line: expected {PREFIX}FIELD=VALUE, found {override!r}")
-    known = dict(fields(config))
+    try:
+        known = dict(fields(config))
+    except RecursionError:
+        raise InputError(
+            "config: expected sections, found one that holds itself; mend the file"
+        ) from None
+    if inner := [field for field in known if field.startswith(f"{name}.")]:
+        raise InputError(
+            f"config: expected a field, found the section {name!r}; name a field of it, such as {inner[0]!r}"
+        )
     if name not in known:
         raise InputError(f"config: no field {name!r}; did you mean {nearest(name, known)!r}?")
     parent = config

@@ -132,7 +132,9 @@ NUMBERED = [(name, i) for name, readers in READERS.items() for i in range(len(re
 
 
 @pytest.mark.parametrize(("name", "number"), NUMBERED)
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000])
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a":' * 100_000, '{"a":' * 300 + "1" + "}" * 300]
+)
 def test_json_is_neither_too_deep_nor_too_long(name, number, content, tmp_path):
     (tmp_path / name).write_text(content + "\n")
     with pytest.raises(InputError):
@@ -191,6 +193,7 @@ def dry(tmp_path, *overrides, config="configs/noise.py"):
         ("mesh.fsdp=-1", "expected -1 for one axis at most, found it for data and fsdp"),
         ("run=", "field 'run': expected stages among"),
         ("run=teacher,teacher", "each once"),
+        ("latents=", "found the section 'latents'; name a field of it, such as 'latents."),
         ("head.layers=0,0", "expected each layer once, found"),
         ("wandb=\udcff", "field 'wandb': expected Unicode text"),
         ("latents.frames=100001", "a whole number from 1 to 100,000"),
@@ -222,6 +225,7 @@ ENDS = {
     "raise SystemExit": "line 3: SystemExit",
     "raise GeneratorExit": "line 3: GeneratorExit",
     "f = lambda: f(); f()": "RecursionError",
+    "from ml_collections import ConfigDict as C; c = C(); c.a = c; return c": "one that holds itself",
     "raise type('E', (Exception,), {'__str__': lambda s: 1 / 0})": "line 3: E: ;",
 }
 
@@ -229,7 +233,7 @@ ENDS = {
 @pytest.mark.parametrize("line", ENDS)
 def test_a_config_does_not_end_the_command(line, tmp_path):
     (tmp_path / "c.py").write_text(f"\ndef get_config():\n    {line}\n")
-    assert ENDS[line] in dry(tmp_path, config=tmp_path / "c.py")
+    assert ENDS[line] in dry(tmp_path, "seed=1", config=tmp_path / "c.py")
 
 
 @pytest.mark.parametrize(
