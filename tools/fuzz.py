@@ -238,7 +238,7 @@ def _more(one: Cost, other: Cost) -> Cost:
 
 
 def on_good_input(fixture: Path, out: Path) -> dict[str, Cost]:
-    """What each command takes at most where nothing is wrong, each in a process with nothing compiled.
+    """What each command takes at most where nothing is wrong, each in a copy of the fixture.
 
     Raises:
       SystemExit: one of them fails.
@@ -247,20 +247,19 @@ def on_good_input(fixture: Path, out: Path) -> dict[str, Cost]:
     if file.exists():
         return {name: Cost(*cost) for name, cost in json.loads(file.read_text()).items()}
     given, said = out / "good", out / "good.txt"
-    shutil.rmtree(given, ignore_errors=True)
-    shutil.copytree(fixture, given)
-    for command, calls in fuzz_bounds.good(given).items():
-        for options in calls:
-            case = fuzz_fixture.Case(command, options)
+    for case in fuzz_bounds.good(given):
 
-            def work(case: fuzz_fixture.Case = case) -> int:
-                fuzz_fixture.keep_programs(given / "compiled")
-                return exit_code(lambda: fuzz_fixture.run(case))
+        def work(case: fuzz_fixture.Case = case) -> int:
+            shutil.rmtree(given, ignore_errors=True)
+            shutil.copytree(fixture, given)
+            fuzz_bounds.captions(given)
+            return exit_code(lambda: fuzz_fixture.run(case))
 
-            _, status, used = os.wait4(in_process(work, said), 0)
-            if status:
-                sys.exit(f"error: {command} {options} failed on good input; {said} says why")
-            most[command] = _more(most.get(command, Cost()), Cost.of(used))
+        _, status, used = os.wait4(in_process(work, said), 0)
+        if status:
+            command = f"{case.command} {' '.join(case.arguments)}"
+            sys.exit(f"error: {command} failed on good input; {said} says why")
+        most[case.command] = _more(most.get(case.command, Cost()), Cost.of(used))
     shutil.rmtree(given)
     file.write_text(json.dumps(most))
     return most

@@ -309,23 +309,26 @@ def bounds(rng: random.Random, given: Path) -> Case:
     return rng.choice((_archive, _array, _encoder, _features, _text, _weights, _fields))(rng, given)
 
 
-def good(given: Path) -> dict[str, list[list[str]]]:
-    """The commands on good input: by name, lists of options."""
-    run, clips = given / "run", given / "c.csv"
-    clips.write_text("video,caption\n0.mp4,a red square\n1.mp4,a blue circle\n")
+def captions(given: Path) -> Path:
+    """Writes captions of the videos of the fixture."""
+    (given / "c.csv").write_text("video,caption\n0.mp4,a red square\n1.mp4,a blue circle\n")
+    return given / "c.csv"
+
+
+def good(given: Path) -> list[Case]:
+    """The commands on good input, in a copy of the fixture with `captions`."""
+    run = given / "run"
     of_encoders = f"--checkpoint={given / 'encoders'}"
-    found = {
-        "main": [[f"--config={TOY}", f"--workdir={given / 'new'}", "--dry_run"],
-                 [f"--config={NOISE}", f"--workdir={run}", f"--config.stages.{STAGE}.iterations=4"]],
-        "generate": [generation(given, "--prompt=a red square")],
-        "check": [[str(given / name)] for name in ("run/one_forcing", "weights", "store")],
-        "convert_wan": [[f"--source={given / 'student.pt'}", f"--out={given / 'w'}", "--num_heads=2"]],
-        "encode_videos": [[f"--videos={given / 'videos'}", f"--captions={clips}", of_encoders,
-                           f"--out={given / 's'}", f"--config={NOISE}"]],
-        "export_torch": [[f"--checkpoint={run / STAGE}", f"--out={given / 'e.pt'}"]],
-        "import_lmdb": [[f"--lmdb={given / 'lmdb'}", of_encoders, f"--text_len={TEXT[0]}",
-                         f"--out={given / 'l'}"]],
-    }  # fmt: skip
-    for command, _, options in fuzz_evaluation.arguments(given / "evaluation", run):
-        found.setdefault(command, []).append(options)
-    return found
+    found = (
+        ("main", [f"--config={TOY}", f"--workdir={given / 'new'}", "--dry_run"]),
+        ("generate", generation(given, "--prompt=a red square")),
+        *(("check", [str(given / name)]) for name in ("run/one_forcing", "weights", "store")),
+        ("convert_wan", [f"--source={given / 'student.pt'}", f"--out={given / 'w'}", "--num_heads=2"]),
+        ("encode_videos", [f"--videos={given / 'videos'}", f"--captions={given / 'c.csv'}", of_encoders,
+                           f"--out={given / 's'}", f"--config={NOISE}"]),
+        ("export_torch", [f"--checkpoint={run / STAGE}", f"--out={given / 'e.pt'}"]),
+        ("import_lmdb", [f"--lmdb={given / 'lmdb'}", of_encoders, f"--text_len={TEXT[0]}",
+                         f"--out={given / 'l'}"]),
+        *((name, options) for name, _, options in fuzz_evaluation.arguments(given / "evaluation", run)),
+    )  # fmt: skip
+    return [Case(command, options) for command, options in found]

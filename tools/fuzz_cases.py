@@ -169,7 +169,7 @@ def tool_options(rng: random.Random, given: Path) -> Case:
         "plan": {"config": NOISE, "target": "local"},
         "main": {"config": NOISE, "workdir": given / "new"},
     }  # fmt: skip
-    (given / "c.csv").write_text("video,caption\n0.mp4,a red square\n1.mp4,a blue circle\n")
+    fuzz_bounds.captions(given)
     options = [f"--{k}={v}" for k, v in (fine[command] | {name: value}).items()]
     return Case(command, ["train", *options] if command == "plan" else options, wrong=True)
 

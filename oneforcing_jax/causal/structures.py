@@ -43,7 +43,8 @@ def _kept(
     def of(layout: Sequence[int], *args: Rest.args, **options: Rest.kwargs) -> tuple[Group, ...]:
         return kept(tuple(layout), *args, **options)
 
-    return functools.update_wrapper(of, make)
+    functools.update_wrapper(of, make)
+    return of
 
 
 def earlier(start: int, stop: int, window: int | None = None, sink: int = 0) -> tuple[Range, ...]:
