@@ -238,7 +238,8 @@ def _more(one: Cost, other: Cost) -> Cost:
 
 
 def on_good_input(fixture: Path, out: Path) -> dict[str, Cost]:
-    """What each command takes at most where nothing is wrong, each in a copy of the fixture.
+    """What each command takes at most where nothing is wrong, in a copy of the fixture, with nothing compiled:
+    a case may be the first to use a program.
 
     Raises:
       SystemExit: one of them fails.
@@ -253,6 +254,7 @@ def on_good_input(fixture: Path, out: Path) -> dict[str, Cost]:
             shutil.rmtree(given, ignore_errors=True)
             shutil.copytree(fixture, given)
             fuzz_bounds.captions(given)
+            fuzz_fixture.keep_programs(given / "compiled")
             return exit_code(lambda: fuzz_fixture.run(case))
 
         _, status, used = os.wait4(in_process(work, said), 0)
