@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import signal
@@ -67,6 +68,9 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     threading.excepthook = lambda found: silent.append(found.exc_value)
     sys.unraisablehook = lambda found: _ignored(found, ignored)
     use_all_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what is no text
+            stream.reconfigure(errors="backslashreplace")
     handlers = _handle({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate})
     try:
         yield
@@ -78,7 +82,15 @@ def ending(interrupted: str, folder: Path | None = None) -> Iterator[None]:
     except KeyboardInterrupt as asked:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         sys.exit(128 + (signal.SIGTERM if isinstance(asked, Terminated) else signal.SIGINT))
-    except Exception as error:
+    except SystemExit as end:
+        if (
+            not end.code
+        ):  # a command ends by its last line; what it calls may not end it as if all were done
+            sys.exit(
+                "error: expected the command to come to its end, found that a part of it called sys.exit"
+            )
+        raise
+    except BaseException as error:  # noqa: BLE001, libraries of other languages raise their panics so
         sys.exit(_line(error, folder))
     finally:
         threading.excepthook, sys.unraisablehook = before, ignored
@@ -130,7 +142,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _line(error: Exception, folder: Path | None) -> str:
+def _line(error: BaseException, folder: Path | None) -> str:
     """What an error says in one line. Where nobody foresaw it, a file keeps its traceback."""
     if isinstance(error, (InputError, OSError)):
         return " ".join(f"error: {error}".splitlines())

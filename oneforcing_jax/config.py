@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from oneforcing_jax import ranges
+from oneforcing_jax import ranges, textfiles
 from oneforcing_jax.dtypes import DTYPES, Dtype
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import read_record
@@ -67,11 +67,15 @@ def _made(path: Path) -> ConfigDict:
     try:
         module = runpy.run_path(str(path))
         config = module["get_config"]() if "get_config" in module else None
-    except Exception as error:  # a config is a program of the user's
+    except KeyboardInterrupt:
+        raise
+    except (
+        BaseException
+    ) as error:  # a config is a program of the user's, which may also call sys.exit
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if Path(frame.filename).name == path.name]  # fmt: skip
         line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
-        said = str(error).splitlines()[0] if str(error) else ""
+        said = next(iter(_words(error).splitlines()), "")[:200]
         raise InputError(
             f"config: {path}, line {line}: {type(error).__name__}: {said}; mend the file"
         ) from error
@@ -81,6 +85,14 @@ def _made(path: Path) -> ConfigDict:
             f"{type(config).__name__}; see configs/base.py"
         )
     return config
+
+
+def _words(error: BaseException) -> str:
+    """What an error says; what a config raises may fail at that, too."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001
+        return ""
 
 
 def of_json(file: Path) -> ConfigDict:
@@ -111,12 +123,22 @@ def _apply(config: ConfigDict, override: str) -> None:
     name, equals, text = override.removeprefix(PREFIX).partition("=")
     if not override.startswith(PREFIX) or not equals:
         raise InputError(f"command line: expected {PREFIX}FIELD=VALUE, found {override!r}")
-    known = dict(fields(config))
+    try:
+        known = dict(fields(config))
+    except RecursionError:
+        raise InputError(
+            "config: expected sections, found one that holds itself; mend the file"
+        ) from None
+    if inner := [field for field in known if field.startswith(f"{name}.")]:
+        raise InputError(
+            f"config: expected a field, found the section {name!r}; name a field of it, such as {inner[0]!r}"
+        )
     if name not in known:
         raise InputError(f"config: no field {name!r}; did you mean {nearest(name, known)!r}?")
     parent = config
     for part in name.split(".")[:-1]:
         parent = parent[part]
+    textfiles.check_unicode(f"config: field {name!r}", text)
     parent[name.split(".")[-1]] = _parse(name, text, known[name])
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import places
+from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError
 
 # The file of a folder that is copied last: its checksums.
@@ -86,8 +86,10 @@ def has_checksum(path: Path) -> bool:
 
 def _parsed(path: Path) -> Any:
     try:
-        return json.loads(places.read(path))
-    except (OSError, ValueError, RecursionError):
+        return bounded.parsed(bounded.content(path))
+    except InputError:
+        raise
+    except (OSError, ValueError):
         return ()
 
 
@@ -95,7 +97,7 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
     """The JSON object that a file holds, or the one within it below some keys; its checksum is left out.
 
     Raises:
-      InputError: the file cannot be read, is damaged, or holds something else.
+      InputError: the file cannot be read, is damaged or larger than records are, or holds something else.
     """
     found = _parsed(path)
     if isinstance(found, dict) and CHECKSUM in found and found.pop(CHECKSUM) != _crc(found):

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import tensorstore
 
-from oneforcing_jax import places
+from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError
 
 LOCK = "lock"
@@ -199,6 +199,6 @@ class _Object:
 def _owner(content: bytes) -> str:
     """Who wrote a lock; "": nobody, or one who gave it up."""
     try:
-        return str(json.loads(content)["owner"])
+        return str(bounded.parsed(content)["owner"])
     except (ValueError, LookupError, TypeError):
         return ""

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in ("profile", "profile_process"):
             if (value := getattr(known, name)) is not None:
                 overrides.append(f"{configs.PREFIX}{name}={value}")
-        if known.target:
+        if known.target is not None:
             plan_on(known, overrides)
             return
         processes.join(known)

@@ -34,6 +34,8 @@ Decay = Annotated[float, Range("a number from 0 to below 1", lambda x: 0 <= x < 
 Count = Annotated[int, Range("a whole number of 1 or more, below 2^31", lambda x: 1 <= x < 2**31)]
 # What a command lists before it starts.
 Amount = Annotated[int, Range("a whole number from 1 to 1,000,000", lambda x: 1 <= x <= 10**6)]
+# Latent frames of a clip that is trained on, which goes through the networks whole.
+Frames = Annotated[int, Range("a whole number from 1 to 100,000", lambda x: 1 <= x <= 10**5)]
 Natural = Annotated[int, Range("a whole number of 0 or more, below 2^31", lambda x: 0 <= x < 2**31)]
 Quality = Annotated[int, Range("a whole number from 0 (best) to 51", lambda x: 0 <= x <= 51)]
 Seed = Annotated[int, Range("a whole number from 0 to 2^32 - 1", lambda x: 0 <= x < 2**32)]

@@ -17,7 +17,7 @@ from oneforcing_jax import config as configs
 from oneforcing_jax import files, integrity
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.ranges import Count, Natural, Positive, Rate, Seed
+from oneforcing_jax.ranges import Count, Frames, Natural, Positive, Rate, Seed
 
 Sections = TypeVar("Sections")
 
@@ -26,7 +26,7 @@ Sections = TypeVar("Sections")
 class Latents:
     """Size of a training clip's latents."""
 
-    frames: Count
+    frames: Frames
     channels: Count
     rows: Count
     columns: Count
@@ -117,6 +117,11 @@ class Run:
                 f"({error}); mend the file"
             ) from None
         run = configs.read(cls, made | {"sections": sections, "text": text})
+        if not run.run or len(set(run.run)) < len(run.run):
+            raise InputError(
+                f"config: field 'run': expected stages among {list(run.stages)}, each once, found "
+                f"{list(run.run)}; name what is to be done"
+            )
         for name in run.run:
             if name not in run.stages:
                 known = list(run.stages)

@@ -69,8 +69,13 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Any = None) -> Me
             f"mesh: expected sizes of 1 or more, or -1 for what is left, found {wrong}; change them"
         )
     free = [axis for axis, size in shape.items() if size == -1]
+    if len(free) > 1:
+        raise InputError(
+            f"mesh: expected -1 for one axis at most, found it for {' and '.join(free)}; give "
+            "all others a size"
+        )
     known = math.prod(size for size in shape.values() if size != -1)
-    if len(free) == 1 and len(devices) % known == 0:
+    if free and len(devices) % known == 0:
         shape[free[0]] = len(devices) // known
     if math.prod(shape.values()) != len(devices):
         raise InputError(

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from pathlib import Path
 
+from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError
 
 # Windows puts it before the text of a file. It is no part of the text.
@@ -21,9 +22,13 @@ _OTHERS = {
 }
 
 
-def read(path: Path) -> str:
-    """The text of a file; see `decoded`."""
-    return decoded(path.read_bytes(), path)
+def read(path: Path, most: int | None = None) -> str:
+    """The text of a file of `most` bytes; see `decoded`.
+
+    Raises:
+      InputError: it is larger, or as `decoded`.
+    """
+    return decoded(path.read_bytes() if most is None else bounded.content(path, most), path)
 
 
 def decoded(content: bytes, where: object) -> str:

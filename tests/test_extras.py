@@ -34,7 +34,14 @@ def run(name, *arguments):
         return f"{{type(error).__name__}}: {{error}}"
 """
 # What checks the project itself needs the extra `test`.
-OURS = ("fuzz.py", "fuzz_cases.py", "fuzz_fixture.py", "fuzz_evaluation.py", "kill_stages.py")
+OURS = (
+    "fuzz.py",
+    "fuzz_bounds.py",
+    "fuzz_cases.py",
+    "fuzz_fixture.py",
+    "fuzz_evaluation.py",
+    "kill_stages.py",
+)
 
 
 def commands():

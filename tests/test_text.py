@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from oneforcing_jax.data import text
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import umt5
 
 pytest.importorskip("ftfy")
@@ -62,6 +63,14 @@ def test_negative_prompt() -> None:
     assert text.NEGATIVE_PROMPT.endswith("背景人很多，倒着走")
     assert text.NEGATIVE_PROMPT.count("，") == text.clean_prompt(text.NEGATIVE_PROMPT).count(",")
     assert "，" not in text.clean_prompt(text.NEGATIVE_PROMPT)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 10**5, b'{"model": 3}', b"\xff\xfe"])
+def test_a_damaged_tokenizer_is_one_line(tokenizer: Any, content: bytes, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(InputError, match="expected the files of a tokenizer, found damaged ones"):
+        text.load_tokenizer(tmp_path)
 
 
 def test_tokens_end_and_are_padded(tokenizer: Any) -> None:

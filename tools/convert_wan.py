@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", help=f"parts of a folder, among {','.join(PARTS)}")
     parser.add_argument("--num_heads", type=count, help="where config.json does not tell it")
     given = parser.parse_args(arguments)
-    only = given.only.split(",") if given.only else None
+    only = None if given.only is None else given.only.split(",")
     with ending("the same command continues after what is finished"):
         to_orbax.convert(given.source, given.out, given.dtype, only, given.num_heads)
 

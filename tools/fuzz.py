@@ -5,9 +5,10 @@
 
 Each case is a command in a process of its own, with limits on time and memory, on a copy of a small run,
 its weights, encoders and store. It may succeed, or end in one line that says what was expected. It may
-not print a traceback, hang, crash, succeed with what is known to be wrong, or change a file that was
-there. The table counts that by class; the exit code is 1 if anything but the first two happened. The
-classes are in tools/fuzz_cases.py.
+not print a traceback, crash, succeed with what is known to be wrong, change a file that was there, or take
+10 s of processors or 1 GiB more than the same command on good input. The table counts that by class; the
+exit code is 1 if anything but the first two happened. The classes are in tools/fuzz_cases.py and
+tools/fuzz_bounds.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,14 +36,17 @@ from tqdm import tqdm
 from oneforcing_jax.command import Help, any_path
 
 try:
+    import fuzz_bounds
     import fuzz_cases
     import fuzz_fixture
 except ModuleNotFoundError as missing:  # the classes, which the options name, need all of the extra
     sys.exit(f'error: expected the package {missing.name}; pip install "oneforcing_jax[test]"')
 
 SECONDS, GIB = 600, 8
+# Seconds of processors, and bytes, that bad input may take beyond the same command on good input.
+MORE_SECONDS, MORE_BYTES = 10.0, 1 << 30
 GOOD = ("accepted", "one line")
-BAD = ("unclear", "traceback", "hang", "crash", "wrong success", "harmed")
+BAD = ("unclear", "traceback", "hang", "memory", "crash", "wrong success", "harmed")
 
 
 class Ending(NamedTuple):
@@ -52,6 +56,18 @@ class Ending(NamedTuple):
     kind: str
     how: str
     line: str
+
+
+class Cost(NamedTuple):
+    """What a process took: seconds of processors, and bytes at its peak."""
+
+    seconds: float = 0.0
+    peak: int = 0
+
+    @classmethod
+    def of(cls, used: resource.struct_rusage) -> Cost:
+        """Of a process."""
+        return cls(used.ru_utime + used.ru_stime, used.ru_maxrss << 10)
 
 
 class Child(NamedTuple):
@@ -110,6 +126,7 @@ def start(number: int, kind: str, seed: int, fixture: Path, folder: Path) -> tup
         case = fuzz_cases.CLASSES[kind](rng, folder / "given")
         (folder / "before").write_text(json.dumps(digest(folder / "given")))
         record = {"command": case.command, "arguments": case.arguments, "wrong": case.wrong}
+        record["begun"] = Cost.of(resource.getrusage(resource.RUSAGE_SELF)).seconds
         (folder / "case").write_text(json.dumps(record, indent=1))
         os.chdir(folder)
         code = exit_code(lambda: fuzz_fixture.run(case))
@@ -124,17 +141,31 @@ def start(number: int, kind: str, seed: int, fixture: Path, folder: Path) -> tup
     return Child(kind, folder, time.monotonic() + SECONDS), process
 
 
-def judge(folder: Path, status: int, hung: bool) -> tuple[str, str]:
-    """How a case ended, and the last line that it said."""
+def judge(
+    folder: Path, status: int, hung: bool, took: Cost, good: Mapping[str, Cost]
+) -> tuple[str, str]:
+    """How a case ended, and the last line that it said.
+
+    Args:
+      folder: of the case.
+      status: of its process.
+      hung: whether it was killed.
+      took: what the process took.
+      good: what commands take on good input.
+    """
     said = (folder / "said").read_text(errors="replace").replace("\r", "\n")
     lines = [line for line in said.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     if not (folder / "case").exists():
         return "crash", f"the case could not be made: {last}"
-    before = json.loads((folder / "before").read_text())
+    before, case = (json.loads((folder / name).read_text()) for name in ("before", "case"))
+    most = good.get(case["command"], Cost())
     after = digest(folder / "given")
-    if hung:
-        return "hang", last
+    seconds = took.seconds - case["begun"]
+    if hung or seconds > most.seconds + MORE_SECONDS:
+        return "hang", f"{seconds:.0f} s, {most.seconds:.0f} on good input: {last}"
+    if took.peak > most.peak + MORE_BYTES:
+        return "memory", f"{took.peak >> 20} MiB, {most.peak >> 20} on good input: {last}"
     if os.WIFSIGNALED(status):
         return "crash", f"signal {os.WTERMSIG(status)}: {last}"
     if any(after.get(name) != sum_ for name, sum_ in before.items()):
@@ -142,8 +173,7 @@ def judge(folder: Path, status: int, hung: bool) -> tuple[str, str]:
     if "Traceback (most" in said or "this is a fault of the program" in said:
         return "traceback", last
     if os.WEXITSTATUS(status) == 0:
-        wrong = json.loads((folder / "case").read_text())["wrong"]
-        return ("wrong success" if wrong else "accepted"), last
+        return ("wrong success" if case["wrong"] else "accepted"), last
     if os.WEXITSTATUS(status) == 77:
         return "wrong success", last
     told = re.search(r"\berror: ", last) or re.search(r"^(damaged|unknown) ", said, re.MULTILINE)
@@ -151,7 +181,13 @@ def judge(folder: Path, status: int, hung: bool) -> tuple[str, str]:
 
 
 def all_cases(
-    kinds: Sequence[str], count: int, seed: int, fixture: Path, out: Path, jobs: int
+    kinds: Sequence[str],
+    count: int,
+    seed: int,
+    fixture: Path,
+    out: Path,
+    jobs: int,
+    good: Mapping[str, Cost],
 ) -> list[Ending]:
     """Runs the cases that `out` has no record of, some at once. What ended badly stays in `out`."""
     record = out / "cases.jsonl"
@@ -169,7 +205,7 @@ def all_cases(
                 running[process] = child
             if not running:
                 return known
-            for process, ending in _ended(running):
+            for process, ending in _ended(running, good):
                 known.append(ending)
                 print(json.dumps(ending), file=file, flush=True)
                 if ending.how in GOOD:
@@ -185,15 +221,50 @@ def _lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def _ended(running: dict[int, Child]) -> Iterator[tuple[int, Ending]]:
+def _ended(running: dict[int, Child], good: Mapping[str, Cost]) -> Iterator[tuple[int, Ending]]:
     for process, child in list(running.items()):
-        ended, status = os.waitpid(process, os.WNOHANG)
+        ended, status, used = os.wait4(process, os.WNOHANG)
         hung = not ended and time.monotonic() > child.deadline
         if hung:
             os.kill(process, signal.SIGKILL)
-            _, status = os.waitpid(process, 0)
+            _, status, used = os.wait4(process, 0)
         if ended or hung:
-            yield process, Ending(child.folder.name, child.kind, *judge(child.folder, status, hung))
+            how = judge(child.folder, status, hung, Cost.of(used), good)
+            yield process, Ending(child.folder.name, child.kind, *how)
+
+
+def _more(one: Cost, other: Cost) -> Cost:
+    return Cost(max(one.seconds, other.seconds), max(one.peak, other.peak))
+
+
+def on_good_input(fixture: Path, out: Path) -> dict[str, Cost]:
+    """What each command takes at most where nothing is wrong, in a copy of the fixture with nothing compiled:
+    a case may be the first to use a program.
+
+    Raises:
+      SystemExit: one of them fails.
+    """
+    file, most = out / "good.json", dict[str, Cost]()
+    if file.exists():
+        return {name: Cost(*cost) for name, cost in json.loads(file.read_text()).items()}
+    given, said = out / "good", out / "good.txt"
+    for case in fuzz_bounds.good(given):
+
+        def work(case: fuzz_fixture.Case = case) -> int:
+            shutil.rmtree(given, ignore_errors=True)
+            shutil.copytree(fixture, given)
+            fuzz_bounds.captions(given)
+            fuzz_fixture.keep_programs(given / "compiled")
+            return exit_code(lambda: fuzz_fixture.run(case))
+
+        _, status, used = os.wait4(in_process(work, said), 0)
+        if status:
+            command = f"{case.command} {' '.join(case.arguments)}"
+            sys.exit(f"error: {command} failed on good input; {said} says why")
+        most[case.command] = _more(most.get(case.command, Cost()), Cost.of(used))
+    shutil.rmtree(given)
+    file.write_text(json.dumps(most))
+    return most
 
 
 def show(endings: Sequence[Ending]) -> str:
@@ -229,7 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.waitpid(process, 0)[1]:
             shutil.rmtree(fixture, ignore_errors=True)
             sys.exit(f"error: the fixture could not be made; {out / 'said'} says why")
-    endings = all_cases(chosen, given.cases, given.seed, fixture, out, given.jobs)
+    good = on_good_input(fixture, out)
+    endings = all_cases(chosen, given.cases, given.seed, fixture, out, given.jobs, good)
     print(show(endings))
     if any(ending.how in BAD for ending in endings):
         sys.exit(f"error: expected no case to end badly; those that did are in {out}")

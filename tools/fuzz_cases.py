@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_bounds
 import fuzz_evaluation
 import fuzz_security
 import lmdb
@@ -57,6 +58,8 @@ def _damaged(content: bytes, rng: random.Random) -> bytes:
 
 def fields(rng: random.Random, given: Path) -> Case:
     """Values that fields of a config cannot have."""
+    if rng.random() < 0.3:
+        return fuzz_bounds.field(rng, given)
     path = rng.choice(
         [p for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in ("base", "tiny")]
     )
@@ -74,6 +77,7 @@ def config_files(rng: random.Random, given: Path) -> Case:
         "c.pop(rng_name)", "c[rng_name] = []", "c[rng_name] = None", "c[rng_name] = 'x'", "c.generatr = 1",
         "raise KeyError('x')", "return None", "return {}", "c.stages = {}", "c.run = ('no',)", "c = [c]",
         "raise SystemExit", "1 / 0", "import no_such_module", "c.stages.update({'x': c})", "return c,",
+        *fuzz_bounds.LINES,
     ))  # fmt: skip
     name = rng.choice(list(configs.load(NOISE).keys()))
     source = (
@@ -81,12 +85,15 @@ def config_files(rng: random.Random, given: Path) -> Case:
         f"    rng_name = {name!r}\n    c = runpy.run_path({str(NOISE)!r})['get_config']()\n"
         f"    {line}\n    return c\n"
     )
-    if rng.random() < 0.3:
+    wrong = line in fuzz_bounds.LINES
+    if not wrong and rng.random() < 0.3:
         at = rng.randrange(len(source))
         source = source[:at] + source[at + rng.randint(1, 5) :]
     (given / "config.py").write_text(source)
     return Case(
-        "main", [f"--config={given / 'config.py'}", f"--workdir={given / 'new'}", "--dry_run"]
+        "main",
+        [f"--config={given / 'config.py'}", f"--workdir={given / 'new'}", "--dry_run"],
+        wrong,
     )
 
 
@@ -114,7 +121,9 @@ TOOL_OPTIONS = (
     ("convert_wan", "source", ""), ("convert_wan", "source", "/"), ("convert_wan", "num_heads", "x"),
     ("convert_wan", "num_heads", "0"), ("convert_wan", "num_heads", "-2"),
     ("convert_wan", "num_heads", "7"), ("convert_wan", "dtype", "int8"), ("convert_wan", "only", "vae"),
-    ("convert_wan", "only", "x"), ("convert_wan", "out", "/proc/x"), ("convert_wan", "out", "/dev/null"),
+    ("convert_wan", "only", "x"), ("convert_wan", "only", ""), ("convert_wan", "only", ","),
+    ("main", "target", ""), ("main", "redo", ""),
+    ("convert_wan", "out", "/proc/x"), ("convert_wan", "out", "/dev/null"),
     ("encode_videos", "videos", "/no"), ("encode_videos", "videos", "/dev/null"),
     ("encode_videos", "captions", "/no"), ("encode_videos", "captions", "/"),
     ("encode_videos", "checkpoint", "/"), ("encode_videos", "shard", "1/0"),
@@ -161,7 +170,7 @@ def tool_options(rng: random.Random, given: Path) -> Case:
         "plan": {"config": NOISE, "target": "local"},
         "main": {"config": NOISE, "workdir": given / "new"},
     }  # fmt: skip
-    (given / "c.csv").write_text("video,caption\n0.mp4,a red square\n1.mp4,a blue circle\n")
+    fuzz_bounds.captions(given)
     options = [f"--{k}={v}" for k, v in (fine[command] | {name: value}).items()]
     return Case(command, ["train", *options] if command == "plan" else options, wrong=True)
 
@@ -199,6 +208,8 @@ def databases(rng: random.Random, given: Path) -> Case:
 
 def prompts(rng: random.Random, given: Path) -> Case:
     """Files of prompts, of other encodings, damaged, empty, or of unlikely length."""
+    if rng.random() < 0.4:
+        return fuzz_bounds.prompt(rng, given)
     fine = b'{"prompt": "a red square", "seed": 3}\n{"prompt": "a blue circle"}\n'
     content: bytes = rng.choice((
         rng.randbytes(200), "a red square".encode("utf-16"), b"", b"\n\n \n", b"\0\0", b'{"prompt": 3}',
@@ -219,7 +230,9 @@ def pictures(rng: random.Random, given: Path) -> Case:
     content, colours = io.BytesIO(), rng.randbytes(16 * 16 * 3)
     Image.frombytes("RGB", (16, 16), colours).save(content, kind)
     broken = _damaged(content.getvalue(), rng)
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
+        broken = content.getvalue()
+    elif rng.random() < 0.3:
         broken = rng.choice(
             (b"", b"GIF89a", rng.randbytes(300), b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP")
         )
@@ -231,6 +244,8 @@ def pictures(rng: random.Random, given: Path) -> Case:
 
 def arrays(rng: random.Random, given: Path) -> Case:
     """Files of noise and of embeddings: not finite, of other shapes or types, damaged, or programs."""
+    if rng.random() < 0.2:
+        return fuzz_bounds.negative(rng, given)
     rows, shape = np.random.default_rng(rng.randrange(99)), rng.choice(((1, *LATENTS), (1, *TEXT)))
     array: Any = rows.normal(size=shape).astype(np.float32)
     how = rng.choice(("nan", "shape", "objects", "words", "whole", "damaged", "damaged"))
@@ -287,6 +302,8 @@ def damage(rng: random.Random, given: Path) -> Case:
 
 def records(rng: random.Random, given: Path) -> Case:
     """What runs, weights, encoders and stores say of themselves, damaged or of another form."""
+    if rng.random() < 0.4:
+        return fuzz_bounds.record(rng, given)
     files = sorted(p for p in given.rglob("*.json") if p.name != integrity.SUMS)
     file = rng.choice([p for p in files if not {"store", "noise", "evaluation"} & set(p.parts)])
     how = rng.choice(("damaged", "list", "key", "value", "empty"))
@@ -316,6 +333,8 @@ def records(rng: random.Random, given: Path) -> Case:
 
 def weights(rng: random.Random, given: Path) -> Case:
     """Files of weights: not finite, incomplete, of other shapes and types, or damaged."""
+    if rng.random() < 0.4:
+        return fuzz_bounds.weight(rng, given)
     name = rng.choice(("student.pt", "student.safetensors"))
     file, pt = given / name, name.endswith(".pt")
     how = rng.choice(("nan", "missing", "shape", "more", "deep", "type", "damaged", "damaged"))
@@ -410,5 +429,6 @@ CLASSES: dict[str, Callable[[random.Random, Path], Case]] = {
         clips,
         databases,
         evaluation,
+        fuzz_bounds.bounds,
     )
 } | fuzz_security.CLASSES

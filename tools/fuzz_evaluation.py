@@ -72,6 +72,7 @@ def arguments(given: Path, run: Path) -> tuple[tuple[str, tuple[str, ...], list[
     return (
         ("vbench", ("list.json", "ours"), [
             "check", f"--vbench={given / 'list.json'}", f"--videos={given / 'ours'}", "--samples=1",
+            "--frames=6", "--size=32x48", "--fps=8",
         ]),
         ("vbench", ("results",), ["score", str(given / "results"), f"--out={given / 'new.json'}"]),
         ("measures", ("ours", "other", "features.npy"), [

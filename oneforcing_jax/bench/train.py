@@ -20,7 +20,6 @@ from oneforcing_jax import chips
 from oneforcing_jax import config as configs
 from oneforcing_jax.bench.timing import clocked, compiled, summary, timed
 from oneforcing_jax.data.pipeline import batches
-from oneforcing_jax.data.store import NEGATIVE_TEXT
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.run import Run
 from oneforcing_jax.training import tiny
@@ -55,7 +54,7 @@ def _data(trainer: Trainer) -> tuple[list[dict[str, Any]], Any]:
     """Rows of reading a batch and of bringing it to the devices, and the batch."""
     with tempfile.TemporaryDirectory() as folder:
         store = tiny.write_noise(Path(folder) / "store", trainer.method.fields, trainer.batch)
-        negative = store.read_shared(NEGATIVE_TEXT)
+        negative = store.negative_text()
         stream = batches(store, trainer.batch, seed=0, start=0)
         read, put = [], []
         for _ in range(READ):

@@ -7,11 +7,11 @@ the config's `remat` says. `targets/kernels.py` reads from a compiled program wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 from oneforcing_jax.causal.plan import Plan, mean_steps
-from oneforcing_jax.causal.structures import Group
+from oneforcing_jax.causal.structures import KEPT, Group
 from oneforcing_jax.models.wan import WanConfig
 
 
@@ -81,14 +81,16 @@ def clip(c: WanConfig, frame_tokens: int, frames: int) -> Flops:
     return dit(c, frame_tokens, frames, frames**2)
 
 
-def structured(c: WanConfig, frame_tokens: int, groups: Sequence[Group]) -> Flops:
+@functools.lru_cache(KEPT)
+def structured(c: WanConfig, frame_tokens: int, groups: tuple[Group, ...]) -> Flops:
     """A forward with an attention structure."""
     sizes = [(g.queries[1] - g.queries[0], sum(b - a for a, b in g.keys)) for g in groups]
     return dit(c, frame_tokens, sum(q for q, _ in sizes), sum(q * k for q, k in sizes))
 
 
+@functools.lru_cache(KEPT)
 def generation(
-    c: WanConfig, frame_tokens: int, plan: Plan, steps: Sequence[float] | None = None
+    c: WanConfig, frame_tokens: int, plan: Plan, steps: tuple[float, ...] | None = None
 ) -> Flops:
     """A rollout: the steps of every block, and the clean pass of all but the last.
 

@@ -6,6 +6,7 @@ A block is the frames that are made together. `pieces` groups equal blocks into 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from oneforcing_jax.models import attention
 # Where hidden keys cost time, a growing cache is read in this many static lengths, so that short prefixes
 # cost less. Each length costs a compilation of the layer, so short clips have fewer.
 BUCKETS, BUCKET_FRAMES = 4, 6
+# Blocks of a clip, which are listed before it is begun.
+MOST = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,7 @@ def make_plan(
       first_block_frames, first_block_steps: the same for the first block; None: as the others.
 
     Raises:
-      InputError: frames that the blocks do not fill.
+      InputError: frames that the blocks do not fill, or more blocks than anybody waits for.
     """
     first = first_block_frames or frames_per_block
     rest, left = divmod(num_frames - first, frames_per_block)
@@ -61,14 +64,19 @@ def make_plan(
             f"{frames_per_block}, found {num_frames - first} left over; change num_frames, "
             "frames_per_block or first_block_frames"
         )
+    if rest >= MOST:
+        raise InputError(
+            f"blocks: expected at most {MOST:,} of a clip, found {1 + rest:,}; ask for fewer frames"
+        )
     sigmas = flow.warp_steps(steps, shift)
     head = sigmas if first_block_steps is None else flow.warp_steps(first_block_steps, shift)
-    return (Block(first, head), *(Block(frames_per_block, sigmas) for _ in range(rest)))
+    return (Block(first, head), *(Block(frames_per_block, sigmas),) * rest)
 
 
 def with_one_more_step(plan: Plan, shift: float) -> Plan:
     """The same blocks in one step more each, their steps evenly spaced before the schedule is warped."""
 
+    @functools.cache
     def longer(block: Block) -> Block:
         count = len(block.sigmas) + 1
         steps = [flow.TRAIN_STEPS * (1 - i / count) for i in range(count)]

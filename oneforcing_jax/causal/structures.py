@@ -7,8 +7,10 @@ accelerator, and no work is done on hidden keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,10 @@ from oneforcing_jax.models import splash
 from oneforcing_jax.models.attention import flat, softmax_attention
 from oneforcing_jax.models.wan import Attend
 
+# Structures that are kept: the same few are asked for again and again, and a long clip has many groups.
+KEPT = 8
+Rest = ParamSpec("Rest")
+
 Range = tuple[int, int]
 
 
@@ -26,6 +32,19 @@ class Group(NamedTuple):
 
     queries: Range
     keys: tuple[Range, ...]
+
+
+def _kept(
+    make: Callable[Concatenate[Sequence[int], Rest], tuple[Group, ...]],
+) -> Callable[Concatenate[Sequence[int], Rest], tuple[Group, ...]]:
+    """A function of a layout that keeps what it gave for the last ones."""
+    kept: Callable[..., tuple[Group, ...]] = functools.lru_cache(KEPT)(make)
+
+    def of(layout: Sequence[int], *args: Rest.args, **options: Rest.kwargs) -> tuple[Group, ...]:
+        return kept(tuple(layout), *args, **options)
+
+    functools.update_wrapper(of, make)
+    return of
 
 
 def earlier(start: int, stop: int, window: int | None = None, sink: int = 0) -> tuple[Range, ...]:
@@ -44,10 +63,11 @@ def earlier(start: int, stop: int, window: int | None = None, sink: int = 0) -> 
 
 
 def _bounds(layout: Sequence[int]) -> list[Range]:
-    ends = [sum(layout[: i + 1]) for i in range(len(layout))]
+    ends = itertools.accumulate(layout)
     return [(end - size, end) for size, end in zip(layout, ends, strict=True)]
 
 
+@_kept
 def block_causal(
     layout: Sequence[int], window: int | None = None, sink: int = 0
 ) -> tuple[Group, ...]:
@@ -55,6 +75,7 @@ def block_causal(
     return tuple(Group(block, (*earlier(*block, window, sink), block)) for block in _bounds(layout))
 
 
+@_kept
 def noisy_after_clean(
     layout: Sequence[int], window: int | None = None, sink: int = 0, first: int = 0
 ) -> tuple[Group, ...]:
@@ -74,6 +95,7 @@ def noisy_after_clean(
     )
 
 
+@_kept
 def teacher_forcing(
     layout: Sequence[int], window: int | None = None, sink: int = 0
 ) -> tuple[Group, ...]:
@@ -102,17 +124,21 @@ class Stretch(NamedTuple):
 
 def stretches(groups: tuple[Group, ...]) -> tuple[Stretch, ...] | None:
     """The groups as stretches; None if some see more than a prefix and a block, as in a rolling window."""
-    made: list[Stretch] = []
+    single: list[Stretch] = []
     for (start, stop), keys in groups:
         if len(keys) > 2 or (len(keys) == 2 and keys[0][0]):
             return None
         prefix, (own, end) = (keys[0][1] if len(keys) == 2 else 0), keys[-1]
-        here = Stretch((start, stop), (prefix,) * (stop - start), own - prefix, end - own)
-        if made and made[-1][2:] == here[2:]:
-            last = made.pop()
-            here = Stretch((last.queries[0], stop), last.prefixes + here.prefixes, *here[2:])
-        made.append(here)
-    return tuple(made)
+        single.append(Stretch((start, stop), (prefix,) * (stop - start), own - prefix, end - own))
+    alike = [list(run) for _, run in itertools.groupby(single, lambda stretch: stretch[2:])]
+    return tuple(
+        Stretch(
+            (run[0].queries[0], run[-1].queries[1]),
+            tuple(itertools.chain.from_iterable(stretch.prefixes for stretch in run)),
+            *run[0][2:],
+        )
+        for run in alike
+    )
 
 
 def attend_groups(q: jax.Array, k: jax.Array, v: jax.Array, groups: tuple[Group, ...]) -> jax.Array:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax import integrity
+from oneforcing_jax import integrity, ranges
 from oneforcing_jax.convert import tiny_decoder as tiny_keys
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
@@ -38,6 +38,8 @@ STEP = "0"
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = WanConfig | VAEConfig | UMT5Config | TinyDecoderConfig
+# What is made one by one is never as many as a record may claim.
+_MOST = {"blocks": 100, "layers": 1000, "num_layers": 1000}
 # What the config.json of an exported student says.
 CAUSAL = "causal"
 # Names of the token embedding in transformers' files, which may hold it under both.
@@ -303,12 +305,28 @@ def config_of(record: Mapping[str, Any], dtype: Any = jnp.float32) -> Config:
     """
     kinds: dict[str, Any] = {kind.__name__: kind for kind in typing.get_args(Config)}
     try:
-        return _replace(kinds[record["kind"]](), dict(record["config"]) | {"dtype": dtype})
-    except (LookupError, TypeError, ValueError) as error:
+        like, fields = kinds[record["kind"]](), dict(record["config"])
+        for name, value in fields.items():
+            if not _fits(getattr(like, name), value, _MOST.get(name, 2**31)):
+                raise ValueError(f"{name} {str(value)[:60]}")
+        return _replace(like, fields | {"dtype": dtype})
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{MODEL}: expected a network of {', '.join(kinds)}, found another, or sizes that are not known "
             f"here ({error}); use the release that wrote it, or convert it again"
         ) from None
+
+
+def _fits(like: Any, value: Any, most: int) -> bool:
+    """Whether a field of a record can stand for one like another: a count, a number, a switch, or several."""
+    if isinstance(like, tuple):
+        few = isinstance(value, list | tuple) and len(value) < 1000
+        return few and all(_fits(like[0], inner, most) for inner in value)
+    if type(like) is int:
+        return type(value) is int and 0 < value < most
+    if type(like) is float:
+        return type(value) in (int, float) and abs(value) < ranges.MOST
+    return type(value) is type(like)
 
 
 def is_causal(settings: Mapping[str, Any]) -> bool:

@@ -27,6 +27,8 @@ PARTS = ("transformer", "vae", "text")
 TINY = "tiny"
 # Endings of PyTorch's files.
 TORCH = (".pt", ".pth")
+# Files of one model, at most.
+SHARDS = 10_000
 _STEM = "diffusion_pytorch_model"
 _PTH = {"vae": "Wan2.1_VAE.pth", "text": "models_t5_umt5-xxl-enc-bf16.pth"}
 _FOLDERS = {
@@ -44,6 +46,8 @@ _TOKENIZERS = ("google/umt5-xxl", "tokenizer")
 _TELLING = ["model_index.json", "*/config.json"]
 # A shard: what it is of, its number, and of how many.
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+# A file of an index, which lies beside it.
+_PLAIN = re.compile(r"[^/\\\0]+\.safetensors")
 _REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^:@]+))?(?::(.+))?")
 # The name of a commit, which stays what it is.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -263,6 +267,12 @@ def _shards(folder: Path, stem: str) -> tuple[Path, ...]:
         table = read_record(index).get("weight_map")
         if not isinstance(table, dict) or not table:
             raise InputError(f"{index}: expected a weight_map, found none; download it again")
+        for name in table.values():
+            if not isinstance(name, str) or not _PLAIN.fullmatch(name):
+                raise InputError(
+                    f"{index}: expected names of .safetensors files beside it, found {str(name)[:60]!r}; "
+                    "download it again"
+                )
         files = tuple(folder / name for name in sorted(set(table.values())))
         missing = [path.name for path in files if not path.is_file()]
         if missing:
@@ -281,6 +291,11 @@ def _numbered(folder: Path, stem: str) -> tuple[Path, ...]:
         tuple(match.groups()[1:]) for file in files if (match := _NUMBERED.fullmatch(file.name))
     }
     for number, count in sorted(found)[:1]:
+        if int(count) > SHARDS:
+            raise InputError(
+                f"{folder}: expected {SHARDS:,} files of one model at most, found one of {count[:20]}; "
+                "download them again"
+            )
         wanted = {(f"{i:0{len(number)}d}", count) for i in range(1, int(count) + 1)}
         missing = [f"{stem}-{i}-of-{n}.safetensors" for i, n in sorted(wanted - found)]
         if missing or found - wanted:

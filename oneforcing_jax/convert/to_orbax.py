@@ -78,6 +78,7 @@ def convert(
     unknown = [part for part in only or () if part not in source.PARTS]
     if unknown:
         raise InputError(f"expected parts among {', '.join(source.PARTS)}, found {unknown[0]!r}")
+    only = only and list(dict.fromkeys(only))
     order: dict[str, Any] = {"source": name, "dtype": dtype or "as stored"}
     path, commit = source.locate(name, only or source.PARTS, _begun(out, name))
     more = {MORE: {REVISION: commit}} if commit else {}

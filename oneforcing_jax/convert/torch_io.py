@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from oneforcing_jax import bounded
 from oneforcing_jax.convert.keys import Tensors
 from oneforcing_jax.errors import InputError, MissingPackage
 
@@ -36,6 +38,8 @@ _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_
 _LFS = b"version https://git-lfs"
 # Pages of a mapped file count as the process's memory until the mapping closes.
 _REOPEN_BYTES = 128 * 2**20
+# Bytes of the names and shapes of tensors, in safetensors and in the pickle of a file of PyTorch.
+_HEADER, _PICKLE = 16 * 2**20, 64 * 2**20
 
 
 def import_torch() -> Any:
@@ -121,6 +125,10 @@ class SafeTensors(Tensors):
                 f"{path}: its kind of file needs the package safetensors, which is not installed; run "
                 'pip install "oneforcing_jax[torch]"'
             ) from error
+        with path.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8).rjust(8, b"\0"))
+        if length > _HEADER and length <= path.stat().st_size:
+            bounded.check_size(f"{path}, its header", length, _HEADER)
         try:
             with safe_open(path, framework="np") as file:
                 return read(file)
@@ -165,6 +173,7 @@ def load_torch(path: Path) -> Any:
     """
     torch = import_torch()
     _check_file(path)
+    _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -183,6 +192,30 @@ def load_torch(path: Path) -> Any:
                 "or a damaged file; download it again, or load and save it with torch once"
             ) from error
         raise _broken(path, "PyTorch", error) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses an archive whose members are packed, as those of PyTorch never are, or whose pickle is large.
+
+    Raises:
+      InputError: names the member.
+    """
+    with path.open("rb") as file:
+        try:
+            members = bounded.archive(file, path).infolist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+            if isinstance(error, InputError):
+                raise
+            return  # no archive, of which PyTorch knows more
+    bounded.check_members(
+        [m for m in members if m.filename.endswith(".pkl")], path, _PICKLE, _PICKLE
+    )
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise InputError(
+                f"{path}: expected a file of torch.save, found {member.filename[:60]!r} packed in it; load "
+                "and save it with torch once"
+            )
 
 
 class TorchTensors(Tensors):
@@ -209,6 +242,14 @@ class TorchTensors(Tensors):
             name = _WRAPPERS.sub("", str(stored))
             where = f"{path}: {net + ': ' if net else ''}{stored}"
             dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+            if dense and (
+                value.device.type != "cpu" or value.untyped_storage().nbytes() < value.nbytes
+            ):
+                # Also those of no strides, which repeat a few values without end.
+                raise InputError(
+                    f"{where}: expected a tensor with its values, found one without ({value.device.type}, "
+                    f"{list(value.shape)}); save the model after its weights were loaded"
+                )
             if not dense or value.dtype not in dtypes:
                 found = getattr(value, "dtype", type(value).__name__)
                 found = found if dense else f"{found}, {getattr(value, 'layout', 'no tensor')}"

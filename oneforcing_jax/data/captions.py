@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oneforcing_jax import places, textfiles
+from oneforcing_jax import bounded, places, textfiles
 from oneforcing_jax.errors import InputError, MissingInput
 
 # Containers that FFmpeg reads. An animated picture (.gif) has 256 colours, and is none of them.
@@ -200,15 +200,15 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except RecursionError:
-            raise InputError(
-                f"{path}:{number}: expected a JSON object, found one nested too deep; correct the line"
-            ) from None
+            row = bounded.line(line)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}:{number}: expected a JSON object, found bad JSON ({error.msg} at "
                 f"column {error.colno}); correct the line"
+            ) from None
+        except ValueError as error:
+            raise InputError(
+                f"{path}:{number}: expected a JSON object, found another text ({error}); correct it"
             ) from None
         if not isinstance(row, dict):
             raise InputError(  # noqa: TRY004, bad input is a ValueError everywhere

@@ -280,15 +280,17 @@ def load(
         )
     if not weights:
         return _outlines(folder, text_len, decoder)
-    every = _mesh(sizes.read(folder / "text", "nets", "params_model"))
+    every = _mesh(converted.described(folder / "text", UMT5Config))
     config, params, fingerprint = converted.net(
-        folder / "vae", mesh or every, vae.init_params, dtype
+        folder / "vae", mesh or every, VAEConfig, vae.init_params, dtype
     )
     tiny = converted.tiny(folder / decoder, mesh or every, dtype, config) if decoder else None
     codec = WanCodec(config, params, fingerprint, tiny)
     sizes.verify(folder / "text", TOKENIZER)
     tokenizer = text.load_tokenizer(folder / "text" / TOKENIZER)
-    config, params, fingerprint = converted.net(folder / "text", every, umt5.init_params)
+    config, params, fingerprint = converted.net(
+        folder / "text", every, UMT5Config, umt5.init_params
+    )
     encoder = WanText(config, params, tokenizer, text_len, fingerprint)
     return Encoders(codec, encoder, text.NEGATIVE_PROMPT)
 
@@ -306,10 +308,8 @@ def _of_kind(folder: Path, kind: str, text_len: int, dtype: Any, mesh: Any) -> E
 
 def _outlines(folder: Path, text_len: int, decoder: str | None) -> Encoders:
     """Wan's encoders without weights; the digest of the codec is also that of its decoder."""
-    vae_config, text_config = (
-        sizes.config_of(sizes.read(folder / part, "nets", "params_model"))
-        for part in ("vae", "text")
-    )
+    vae_config = converted.described(folder / "vae", VAEConfig)
+    text_config = converted.described(folder / "text", UMT5Config)
     both = [converted.fingerprint(folder / part) for part in ("vae", decoder) if part]
     codec = WanCodec(cast(VAEConfig, vae_config), None, "+".join(both))
     words = converted.fingerprint(folder / "text")
@@ -339,8 +339,8 @@ def record(store: str | Path, folder: str | Path) -> None:
     write_whole(places.path(store) / ENCODERS, record_of({"folder": inner}))
 
 
-def _mesh(net: Any) -> Any:
+def _mesh(config: Any) -> Any:
     """All devices of this process, as far as they divide the width of the text encoder."""
     devices = jax.local_devices()
-    count = math.gcd(len(devices), net["config"]["width"])
+    count = math.gcd(len(devices), config.width)
     return sharding.make_mesh({"fsdp": count}, devices[:count])

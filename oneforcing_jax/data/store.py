@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax import places, room
+from oneforcing_jax import bounded, places, room
 from oneforcing_jax.data import store_meta
 from oneforcing_jax.data.chunks import Chunks
 from oneforcing_jax.data.shards import OUT, Shards, per_shard
@@ -287,10 +287,9 @@ class Store:
             raise MissingInput(
                 f"no {file}; run the command that fills the store again, it writes this file"
             )
-        content = io.BytesIO(file.read_bytes())
         try:
-            array = np.load(content, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = bounded.arrays(file)[""]
+        except (OSError, ValueError, LookupError) as error:
             raise InputError(f"{file}: expected an array, found a damaged file") from error
         if wrong := not_finite(array):
             raise InputError(
@@ -298,6 +297,21 @@ class Store:
                 "command that fills the store again"
             )
         return array
+
+    def negative_text(self) -> np.ndarray:
+        """The embedding of the negative prompt, of the shape of the samples' texts.
+
+        Raises:
+          MissingInput: there is none.
+          InputError: the file is damaged, or of another shape.
+        """
+        found, (shape, _) = self.read_shared(NEGATIVE_TEXT), self.fields.get("text", ((), ""))
+        if shape and found.shape != tuple(shape):
+            raise InputError(
+                f"{self.path}: expected a negative text {list(shape)} as the texts of its samples, found "
+                f"{list(found.shape)}; run the command that fills the store again"
+            )
+        return found
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self._count:

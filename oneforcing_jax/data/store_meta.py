@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingInput
 
 # Of new stores; those of the others are read and continued.
@@ -62,15 +63,17 @@ def read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise MissingInput(f"no store at {file.parent}: no {file.name} in it; check the path")
     try:
-        meta = json.loads(file.read_bytes())
+        meta = bounded.parsed(bounded.content(file))
         found = meta["version"]
         if found in VERSIONS:
             fields = {
                 name: (field["shape"], field["dtype"]) for name, field in meta["fields"].items()
             }
             describe(meta["count"], fields, meta["attributes"])
-            if found > 1 and meta["samples_per_shard"] < 1:
-                raise ValueError
+            counts = [meta["count"], *(meta["samples_per_shard"] for _ in range(found - 1))]
+            sizes = [size for shape, _ in fields.values() for size in shape]
+            if not all(type(number) is int and 1 <= number < 2**31 for number in counts + sizes):
+                raise ValueError("no whole numbers")
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(
             f"{file}: expected the description of a store, found a damaged file; restore it from "

@@ -65,7 +65,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     """The `transformers` tokenizer saved in a folder; nothing else is downloaded.
 
     Raises:
-      InputError: there is no such folder.
+      InputError: there is no such folder, or its files are damaged.
       MissingPackage: `transformers` is not installed.
     """
     if not places.path(folder).is_dir():
@@ -74,9 +74,19 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
             "holds tokenizer.json (google/umt5-xxl in the Wan2.1 files, tokenizer in diffusers')."
         )
     with places.on_disk(places.path(folder)) as here:
-        return _import("transformers").AutoTokenizer.from_pretrained(
-            here, local_files_only=True, trust_remote_code=False
-        )
+        read = _import("transformers").AutoTokenizer.from_pretrained
+        try:
+            return read(here, local_files_only=True, trust_remote_code=False)
+        except (ImportError, KeyboardInterrupt):
+            raise
+        except (
+            BaseException
+        ) as error:  # the library raises whatever damaged files make of it, panics too
+            said = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"{os.fspath(folder)}: expected the files of a tokenizer, found damaged ones ({said}); "
+                "copy them again"
+            ) from error
 
 
 def _token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> list[list[int]]:

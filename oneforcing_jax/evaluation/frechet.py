@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.ranges import not_finite
 
@@ -19,10 +20,10 @@ def read_features(path: Path) -> np.ndarray:
     if not path.is_file():
         raise MissingInput(f"features: expected a .npy file [videos, d], found nothing at {path}")
     try:
-        found = np.load(path, allow_pickle=False)
-    except Exception:  # NumPy parses headers as Python, which raises whatever damaged Python does
+        found = bounded.arrays(path, "fiu").get("")
+    except ValueError:
         found = None
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
+    if found is None:
         raise InputError(
             f"{path}: expected a .npy file of numbers, found another kind or a damaged one; write the "
             "features with numpy.save"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from oneforcing_jax import textfiles
+from oneforcing_jax import bounded, textfiles
 from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.chat import (
@@ -56,7 +56,7 @@ class Cache:
         self.answers: dict[str, str] = {}
         for line in textfiles.lines(content):
             try:
-                row = json.loads(line)
+                row = bounded.line(line)
                 if row["key"] == key:
                     self.answers[str(row["prompt"])] = str(row["answer"])
                     self.model.commit = row.get("commit", self.model.commit)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from oneforcing_jax import flow
 from oneforcing_jax.causal.plan import make_plan
 from oneforcing_jax.data import encoders as encoding
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import curvature
@@ -58,7 +58,7 @@ def clips(args: argparse.Namespace, source: Source) -> tuple[list[Clip], np.ndar
         written = np.flatnonzero(store.done())[: args.clips]
         rows = [store.read(int(i), ["text", "latents"]) for i in written]
         found: list[Clip] = [(row["text"], row["latents"]) for row in rows]
-        return found, store.read_shared(NEGATIVE_TEXT)
+        return found, store.negative_text()
     if args.causal:
         raise InputError(
             "--causal: expected --store with it, found --prompts: blocks are conditioned on real clips"

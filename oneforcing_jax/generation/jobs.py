@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oneforcing_jax import places, processes, textfiles
+from oneforcing_jax import bounded, places, processes, ranges, textfiles
 from oneforcing_jax.command import share
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.ranges import Amount, Seed
 
+# What a file of prompts may have.
+BYTES, LINES = 64 * 2**20, 1_000_000
 NAMINGS = ("prompt", "number")
 # A file name has 255 bytes at most, of which a temporary name, the sample's number and the ending take some.
 NAME_BYTES = 220
@@ -88,7 +89,10 @@ def read_prompts(path: Path, rewritten: Path | None = None) -> list[Prompt]:
 def _read(path: Path) -> list[tuple[str, int | None]]:
     if not path.is_file():
         raise MissingInput(f"prompts: expected a text file, found nothing at {path}")
-    lines = textfiles.lines(textfiles.read(path))
+    text = textfiles.read(path, BYTES)
+    if text.count("\n") + text.count("\r") > LINES:
+        raise InputError(f"{path}: expected {LINES:,} lines at most, found more; split the file")
+    lines = textfiles.lines(text)
     if not any(line.strip() for line in lines):
         raise InputError(f"{path}: expected prompts, one a line, found none")
     return [_line(f"{path}, line {i}", line, path.suffix) for i, line in enumerate(lines, 1)]
@@ -98,17 +102,24 @@ def _line(where: str, line: str, suffix: str) -> tuple[str, int | None]:
     words, seed = line.strip(), None
     if suffix == ".jsonl":
         try:
-            row = json.loads(line)
+            row = bounded.line(line)
             words, seed = row["prompt"].strip(), row.get("seed")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            more = row.keys() - {"prompt", "seed"}
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
                 f'{where}: expected JSON like {{"prompt": "a cat", "seed": 1}}, found {line[:60]!r}'
             ) from None
+        if more:
+            raise InputError(
+                f"{where}: expected a prompt and a seed, found {min(more)[:60]!r} too; remove it"
+            )
     if not words:
         raise InputError(f"{where}: expected a prompt, found none; write one or remove the line")
     textfiles.check_unicode(where, words)
-    if seed is not None and type(seed) is not int:
-        raise InputError(f"{where}: expected a whole number as seed, found {seed!r}")
+    if seed is not None and (type(seed) is not int or ranges.wrong(Seed, seed)):
+        raise InputError(
+            f"{where}: expected as seed {ranges.wrong(Seed, -1)}, found {str(seed)[:60]}; change it"
+        )
     return words, seed
 
 
@@ -254,6 +265,7 @@ class Listing:
         elif self.prompt is None or not self.prompt.strip():
             raise InputError("prompt: expected words, found an empty prompt; say what to show")
         else:
+            textfiles.check_unicode("--prompt", self.prompt)
             prompts = [Prompt(self.prompt, self.prompt)]
         jobs = make(prompts, self.out, self.samples, self.seed, self.naming)
         make_folder(jobs[0].path.parent)

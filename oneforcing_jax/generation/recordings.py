@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
+from oneforcing_jax import bounded
+from oneforcing_jax.bounded import Shape
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.ranges import not_finite
-
-Shape = tuple[int, ...]
 
 
 def read_noise(
@@ -52,29 +51,27 @@ def read_embeddings(path: Path, shape: Shape) -> np.ndarray:
 def _read(path: Path, expected: dict[str, Shape]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise MissingInput(f"expected a .npz file with {_list(expected)}, found nothing at {path}")
-    try:
-        # What headers claim is compared before an array is read: it may not fit the memory.
-        found = _headers(path) or dict.fromkeys(expected, _header(path.open("rb")))
+
+    def check(found: Mapping[str, Shape]) -> None:
+        if "" in found:  # a single array has no name
+            found = dict.fromkeys(expected, found[""])
         if found != expected:
             raise InputError(
                 f"{path}: expected arrays {_list(expected)}, found {_list(found)}; record them with the "
                 "videos, frames, size and steps of this command"
             )
-        loaded = np.load(path, allow_pickle=False)
-        whole = zipfile.is_zipfile(path)
-        read = {name: np.asarray(loaded[name] if whole else loaded) for name in found}
+
+    try:
+        read = bounded.arrays(path, "fiu", check)
     except InputError:
         raise
-    except Exception:  # NumPy parses headers as Python, which raises whatever damaged Python does
+    except ValueError as error:
         raise InputError(
-            f"{path}: expected a .npz file, found another kind or a damaged one; record it again"
+            f"{path}: expected a .npz file of numbers such as float32, found another kind or a damaged one "
+            f"({error}); record it again"
         ) from None
-    for name, array in read.items():
-        if array.dtype.kind not in "fiu":
-            raise InputError(
-                f"{path}: expected numbers in {name}, found {array.dtype}; record it as float32"
-            )
-    arrays = {name: array.astype(np.float32) for name, array in read.items()}
+    named = dict.fromkeys(expected, read[""]) if "" in read else read
+    arrays = {name: array.astype(np.float32) for name, array in named.items()}
     for name, array in arrays.items():
         if wrong := not_finite(array):
             raise InputError(
@@ -83,23 +80,5 @@ def _read(path: Path, expected: dict[str, Shape]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _headers(path: Path) -> dict[str, Shape]:
-    """Shapes of the arrays in a .npz file; none in another."""
-    if not zipfile.is_zipfile(path):
-        return {}
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".npy")]
-        return {name.removesuffix(".npy"): _header(archive.open(name)) for name in names}
-
-
-def _header(file: IO[bytes]) -> Shape:
-    """The shape that a .npy file says it has."""
-    with file:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0}
-        shape, _, _ = read.get(version, np.lib.format.read_array_header_2_0)(file)
-        return tuple(shape)
-
-
-def _list(shapes: dict[str, Shape]) -> str:
+def _list(shapes: Mapping[str, Shape]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))

@@ -175,7 +175,7 @@ def operations(
     tokens = generator.frame_tokens(rows, columns)
     judged = flops.clip(critic, tokens, frames)
 
-    def rolled(stop: int | None = None, steps: Sequence[float] = d.steps) -> Flops:
+    def rolled(stop: int | None = None, steps: tuple[float, ...] = d.steps) -> Flops:
         return flops.generation(generator, tokens, d.plan[:stop], steps[:stop])
 
     made, last = rolled(), (1.0,) * len(d.plan)

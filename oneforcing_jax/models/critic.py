@@ -42,6 +42,12 @@ class HeadConfig:
     layers: tuple[Natural, ...] = (21, 29)
     ffn_dim: Count = 2048
 
+    def __post_init__(self) -> None:
+        if len(set(self.layers)) < len(self.layers):
+            raise InputError(
+                f"head: expected each layer once, found {list(self.layers)}; remove one"
+            )
+
 
 class Scores(NamedTuple):
     """flow [b, f, c, y, x] and logit [b], both float32; None where it was not asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,7 +140,7 @@ def _readings(
     c: WanConfig, tokens: int, plan: Sequence[Block], numbers: Sequence[int], slots: int
 ) -> list[Reading]:
     """Blocks of one program in groups; each makes a noisy pass, and a clean one of the block before it."""
-    ends = [sum(block.frames for block in plan[: i + 1]) for i in range(len(plan))]
+    ends = list(itertools.accumulate(block.frames for block in plan))
     size, found = -(-len(numbers) // GROUPS), []
     for begin in range(0, len(numbers), size):
         group = numbers[begin : begin + size]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import places
+from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
@@ -140,9 +139,18 @@ def load(path: str | Path) -> Codec:
     if not path.is_file():
         raise MissingInput(f"no codec at {path}; check the path")
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return Codec(file["mean"], file["analysis"], file["synthesis"], int(file["patch"]))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        file = bounded.arrays(path)
+        mean, analysis, synthesis, patch = (
+            file[name] for name in ("mean", "analysis", "synthesis", "patch")
+        )
+        size, channels = int(patch) ** 2 * 3, len(synthesis)
+        if not size or not channels or any(not np.isfinite(x).all() for x in file.values()):
+            raise ValueError("no codec")
+        shapes = [(size,), (size, channels), (channels, size)]
+        if [array.shape for array in (mean, analysis, synthesis)] != shapes:
+            raise ValueError("shapes of another codec")
+        return Codec(mean, analysis, synthesis, int(patch))
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{path}: expected a codec (.npz), found another file; fit it again"
         ) from (None)

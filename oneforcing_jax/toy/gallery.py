@@ -16,14 +16,14 @@ import numpy as np
 from oneforcing_jax import flow, processes, randomness, sharding, textfiles
 from oneforcing_jax.causal.plan import ClipDraws, Plan, draw, num_frames
 from oneforcing_jax.data import encoders as encoding
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
+from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.samplers import euler, sample
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import params as parameters
-from oneforcing_jax.ranges import Count, Natural
+from oneforcing_jax.ranges import Amount, Count, Natural
 from oneforcing_jax.run import Run
 from oneforcing_jax.toy import judge
 from oneforcing_jax.toy.scores import Against
@@ -42,7 +42,7 @@ class Evaluation:
       long: latent frames of the videos on which drift is measured; 0: it is not.
     """
 
-    samples: Count
+    samples: Amount
     steps: Count
     guidance: float
     long: Natural
@@ -106,7 +106,7 @@ class Gallery:
         self.settings = config.evaluation
         encoders = encoding.load(folder / "store")
         self.codec, self._reader = encoders.codec, encoders.text
-        self.negative = Store.open(folder / "store").read_shared(NEGATIVE_TEXT)
+        self.negative = Store.open(folder / "store").negative_text()
         count = self.settings.samples
         self.captions = list(itertools.islice(itertools.cycle(self.world.captions()), count))
         self.text = self.embedded(self.captions)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.toy import readings, world
@@ -84,11 +84,10 @@ def load(path: Path) -> Judge:
     if not path.is_file():
         raise MissingInput(f"no judge at {path}; the toy's stage of a world makes it")
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            weights = {name: file[name] for name in file.files}
+        weights = bounded.arrays(path)
         if weights.keys() != {*jax.eval_shape(lambda: _weights(jax.random.key(0), 8, 1)), "unit"}:
             raise ValueError
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError):
         raise InputError(
             f"{path}: expected a judge (.npz), found another file; remove it and run again"
         ) from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from oneforcing_jax import places
+from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
 
@@ -66,10 +65,7 @@ class TextEncoder:
         Raises:
           InputError: no words, an odd or tiny dim, or a caption of more than `length` words.
         """
-        if dim < 2 or dim % 2:
-            raise InputError(f"expected an even dim of 2 or more, found {dim}")
-        if length < 1:
-            raise InputError(f"expected a length of 1 or more, found {length}")
+        check_sizes(captions, dim, length)
         tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -151,6 +147,21 @@ class TextEncoder:
         write_whole(folder / "embeddings.npz", content.getvalue())
 
 
+def check_sizes(captions: Sequence[str], dim: int, length: int) -> None:
+    """Refuses sizes that no encoder of the captions can have.
+
+    Raises:
+      InputError: an odd or tiny dim, or a caption of more than `length` words.
+    """
+    if dim < 2 or dim % 2:
+        raise InputError(f"expected an even dim of texts of 2 or more, found {dim}")
+    longest = max((len(caption.split()) for caption in captions), default=0)
+    if length < max(1, longest):
+        raise InputError(
+            f"expected texts of {max(1, longest)} tokens or more, as the captions have, found {length}"
+        )
+
+
 def load(folder: str | Path) -> TextEncoder:
     """Reads what `TextEncoder.save` wrote.
 
@@ -164,22 +175,25 @@ def load(folder: str | Path) -> TextEncoder:
             raise MissingInput(f"no text encoder in {folder}: {name} is missing")
     try:
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        known = tokenizer.get_vocab()
+        if sorted(known.values()) != list(range(len(known))) or UNKNOWN not in known:
+            raise ValueError("numbers of words with holes")
     except Exception:  # noqa: BLE001, the library raises it bare for whatever it cannot parse
         raise InputError(
             f"{folder / 'tokenizer.json'}: expected a tokenizer, found another file; train it again"
         ) from None
     try:
-        content = io.BytesIO((folder / "embeddings.npz").read_bytes())
-        with np.load(content, allow_pickle=False) as file:
-            words, positions = file["words"], file["positions"]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        file = bounded.arrays(folder / "embeddings.npz", "f")
+        words, positions = file["words"], file["positions"]
+    except (OSError, ValueError, KeyError):
         raise InputError(
             f"{folder / 'embeddings.npz'}: expected embeddings, found another file; train it again"
         ) from None
-    if len(words) != tokenizer.get_vocab_size():
+    expected, found = (len(known), *positions.shape[1:]), words.shape
+    if positions.ndim != 2 or expected != found or not np.isfinite(words).all():
         raise InputError(
-            f"{folder}: expected {tokenizer.get_vocab_size()} word vectors, found {len(words)}; "
-            "train it again"
+            f"{folder}: expected vectors {list(expected)} of its words, found {list(found)}, or some that "
+            "are not finite; train it again"
         )
     return TextEncoder(tokenizer, words, positions)
 

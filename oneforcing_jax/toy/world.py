@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import places, processes
+from oneforcing_jax import bounded, places, processes
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.files import write_whole
@@ -290,7 +290,7 @@ def _claim(folder: Path, count: int, seed: int, world: World) -> None:
     wanted = json.loads(json.dumps({"seed": seed, "world": dataclasses.asdict(world)}))
     if file.exists():
         try:
-            found = json.loads(file.read_bytes())
+            found = bounded.parsed(bounded.content(file))
             # What a world of an earlier version does not say is as it was.
             found["world"] = (
                 wanted["world"] | {"told": list(WORLD.told), "bounce": False} | found["world"]

@@ -19,7 +19,7 @@ from oneforcing_jax import checkpoint, files, places, processes, randomness, roo
 from oneforcing_jax.command import Stopped
 from oneforcing_jax.data import colour
 from oneforcing_jax.data.pipeline import batches
-from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
+from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.ranges import Count, Natural
@@ -67,6 +67,10 @@ class Train:
     checkpoint_every: Count
     keep: Count
     best: Best
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError("data: expected a store, found no name; name its folder")
 
 
 def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> None:
@@ -184,7 +188,7 @@ def _work(run: Run, trainer: Trainer) -> Work:
 def _streams(trainer: Trainer, store: Store, start: int) -> list[Iterator[Any]]:
     """Each update draws batches of its own; number i of a stream does not depend on where it began."""
     index, count = trainer.share
-    negative = store.read_shared(NEGATIVE_TEXT)
+    negative = store.negative_text()
     streams = [
         batches(
             store,

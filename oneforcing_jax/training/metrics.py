@@ -18,7 +18,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from oneforcing_jax import chips, places, processes
+from oneforcing_jax import bounded, chips, places, processes
 from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.files import Growing, write_whole
 from oneforcing_jax.training.alarms import Watch
@@ -311,12 +311,13 @@ def _whole(file: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            # Alarms and times of hosts are no numbers; nothing is a word.
+            row = bounded.line(line)
+            # Alarms and times of hosts are no numbers; nothing is a word, or longer than a number is.
             sound = type(row["iteration"]) is int and not any(
-                isinstance(x, str | None) for x in row.values()
+                isinstance(x, str | None) or (type(x) is int and abs(x) >= 2**63)
+                for x in row.values()
             )
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError):
             sound = False
         if not sound:
             raise InputError(

@@ -64,7 +64,7 @@ class Config:
 def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     """Makes the trajectories that are not there yet."""
     source, ode = Store.open(places.within(workdir, fields.data)), run.view(Config).ode
-    negative, (shape, _) = source.read_shared(NEGATIVE_TEXT), source.fields["latents"]
+    negative, (shape, _) = source.negative_text(), source.fields["latents"]
     kept = {name: source.fields[name] for name in ("latents", "text")}
     trajectory = ((len(ode.kept) + 1, *shape), "float32")
     begin = functools.partial(

@@ -116,7 +116,7 @@ def network(run: Run, source: str) -> Network:
     """The network that a stage of the run trains, by "STAGE:NET".
 
     Raises:
-      InputError: no such stage, or no such network of its method.
+      InputError: no such stage, no such network of its method, or one for other latents.
     """
     stage, _, net = source.rpartition(":")
     method = run.stages.get(stage, {}).get("method")
@@ -125,5 +125,11 @@ def network(run: Run, source: str) -> Network:
         raise InputError(
             f"config: expected 'STAGE:NET' with a stage that trains among {list(run.stages)}, found "
             f"{source!r}; name a network of it"
+        )
+    config, channels = nets[net].config, run.latents.channels
+    if (config.in_dim, config.out_dim) != (channels, channels):
+        raise InputError(
+            f"config: expected in_dim and out_dim {channels} of network {source!r}, as the latents of "
+            f"this run, found {config.in_dim} and {config.out_dim}; set them alike"
         )
     return nets[net]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from oneforcing_jax import textfiles
+from oneforcing_jax import bounded, textfiles
 from oneforcing_jax.errors import InputError, MissingInput
 
 FORMS = (
@@ -37,12 +36,12 @@ def read(path: Path) -> list[Prompt]:
     """
     if not path.is_file():
         raise MissingInput(f"prompts: expected {FORMS}, found nothing at {path}")
-    text = textfiles.read(path)
+    text = textfiles.read(path, bounded.JSON)
     try:
-        rows = json.loads(text) if path.suffix == ".json" else textfiles.lines(text)
+        rows = bounded.parsed(text) if path.suffix == ".json" else textfiles.lines(text)
         if not isinstance(rows, list):
             raise ValueError("no list")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: expected {FORMS}, found: {error}") from None
     found = [_prompt(f"{path}, row {i}", row) for i, row in enumerate(rows, 1) if row != ""]
     # VBench's list names two prompts twice.

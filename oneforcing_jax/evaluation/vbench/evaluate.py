@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.evaluation.vbench import results
 from oneforcing_jax.evaluation.vbench.check import listed, rename, respelt
@@ -85,7 +86,7 @@ def _is_done(file: Path, dimension: str, videos: Path) -> bool:
     """Whether there is a result, of these videos."""
     if not file.exists():
         return False
-    if dimension not in results.scores(str(file), file.read_bytes()):
+    if dimension not in results.scores(str(file), bounded.content(file)):
         raise InputError(f"{file}: expected a score of {dimension}, found none; remove it")
     parts = [part for part in read_record(file)[dimension] if isinstance(part, list)]
     for row in (row for part in parts for row in part if isinstance(row, dict)):
@@ -124,6 +125,6 @@ def _evaluate(
                 "same command continues"
             )
         written = Path(folder) / result.name
-        if dimension not in results.scores(str(written), written.read_bytes()):
+        if dimension not in results.scores(str(written), bounded.content(written)):
             raise InputError(f"{written}: expected a score of {dimension}, found none")
         os.replace(written, result)

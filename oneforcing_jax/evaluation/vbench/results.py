@@ -3,7 +3,6 @@ or in a zip."""
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
 import zlib
@@ -11,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS
 
+# Bytes of the results in an archive, unpacked.
+WHOLE = 4 * bounded.JSON
 EXPECTED = '{"dimension": [score, [a row for each video]]} as VBench\'s evaluator writes it'
 
 
@@ -46,8 +48,8 @@ def scores(name: str, content: bytes) -> dict[str, float]:
       InputError: it is damaged, of another benchmark or version, or has a score that cannot be one.
     """
     try:
-        parsed: Any = json.loads(content)
-    except (ValueError, RecursionError):
+        parsed: Any = bounded.parsed(content)
+    except ValueError:
         raise InputError(
             f"{name}: expected JSON, found a damaged file; evaluate it again"
         ) from None
@@ -85,18 +87,18 @@ def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         for file in sorted([*path.glob("*.json"), *path.glob("*/*.json")]):
             if _counts(file.relative_to(path).as_posix()):
-                yield str(file), file.read_bytes()
+                yield str(file), bounded.content(file)
     elif not path.is_file():
         raise MissingInput(f"expected results, a folder, .zip or .json, found nothing at {path}")
     elif path.suffix == ".zip":
         yield from _unzipped(path)
     else:
-        yield str(path), path.read_bytes()
+        yield str(path), bounded.content(path)
 
 
 def _unzipped(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with zipfile.ZipFile(path) as opened:
+        with path.open("rb") as file, bounded.archive(file, path) as opened:
             for name in opened.namelist():
                 parts = PurePosixPath(name.replace("\\", "/")).parts
                 if ".." in parts or parts[:1] == ("/",):
@@ -104,9 +106,14 @@ def _unzipped(path: Path) -> Iterator[tuple[str, bytes]]:
                         f"{path}: expected paths inside it, found {name[:60]!r}, which "
                         "climbs out; do not trust it"
                     )
-            for name in opened.namelist():
-                if name.endswith(".json") and _counts(name):
-                    yield f"{path}, {name}", opened.read(name)
+            members = [
+                member
+                for member in opened.infolist()
+                if member.filename.endswith(".json") and _counts(member.filename)
+            ]
+            bounded.check_members(members, path, bounded.JSON, WHOLE)
+            for member in members:
+                yield f"{path}, {member.filename}", opened.read(member)
     except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: expected a whole .zip without a password: {error}") from None
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from oneforcing_jax import textfiles
+from oneforcing_jax import bounded, textfiles
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation import jobs as listing
 
@@ -126,12 +125,12 @@ def _text(file: Path) -> Suite:
 
 
 def _info(file: Path) -> Suite:
-    text = textfiles.read(file)
+    text = textfiles.read(file, bounded.JSON)
     try:
-        rows = json.loads(text)
+        rows = bounded.parsed(text)
         lines = [row["prompt_en"] for row in rows]
         dimensions = [frozenset(row["dimension"]) for row in rows]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         lines, dimensions = [], []
     if not lines or not all(isinstance(words, str) and words.strip() for words in lines):
         raise InputError(

@@ -67,7 +67,14 @@ def _fit(run: Run, fields: Fields, config: Config, folder: Path, videos: list[Pa
 
 def prepare(run: Run, name: str, fields: Fields) -> Stage:
     """Checks the stage."""
-    generator = run.view(Config).generator
+    config = run.view(Config)
+    generator, most = config.generator, codecs.PATCH**2 * 3
+    if run.latents.channels > most:
+        raise InputError(
+            f"latents.channels: expected {most} at most, as values of a patch, found "
+            f"{run.latents.channels}; change it"
+        )
+    text.check_sizes(config.world.captions(), generator.text_dim, generator.text_len)
     # Of the network that reads the prompts their size counts alone.
     unread = ("shift", "blocks", "generator")
     size = {"generator.text_dim": generator.text_dim, "generator.text_len": generator.text_len}
