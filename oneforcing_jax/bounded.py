@@ -29,6 +29,8 @@ LINE, UNPACKED = 2**20, 256 * 2**20
 _DIRECTORY, _HEADER = 4 * 2**20, 10_000
 # Lists and objects of JSON within each other: whoever walks through them calls himself for each.
 _DEPTH = 100
+# Bytes of the names and shapes of tensors in a file of PyTorch.
+_PICKLE = 64 * 2**20
 # The end of an archive: its mark, six numbers, and the length of the comment behind it.
 _END, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q")
 
@@ -125,6 +127,28 @@ def check_members(members: list[zipfile.ZipInfo], where: object, each: int, whol
     for member in members:
         check_size(f"{where}, {member.filename[:60]!r} unpacked", member.file_size, each)
     check_size(f"{where}, unpacked", sum(member.file_size for member in members), whole)
+
+
+def check_torch(path: Path) -> None:
+    """Refuses a file of PyTorch whose members are packed, as PyTorch never does, or whose pickle is large.
+
+    Raises:
+      InputError: names the member.
+    """
+    with path.open("rb") as file:
+        try:
+            members = archive(file, path).infolist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+            if isinstance(error, InputError):
+                raise
+            return  # no archive, of which PyTorch knows more
+    check_members([m for m in members if m.filename.endswith(".pkl")], path, _PICKLE, _PICKLE)
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise InputError(
+                f"{path}: expected a file of torch.save, found {member.filename[:60]!r} packed in it; load "
+                "and save it with torch once"
+            )
 
 
 def arrays(

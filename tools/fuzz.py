@@ -238,8 +238,8 @@ def _more(one: Cost, other: Cost) -> Cost:
 
 
 def on_good_input(fixture: Path, out: Path) -> dict[str, Cost]:
-    """What each command takes at most where nothing is wrong, in a copy of the fixture with nothing compiled:
-    a case may be the first to use a program.
+    """What each command takes at most where nothing is wrong, in a copy of the fixture, with nothing
+    compiled: a case may be the first to use a program.
 
     Raises:
       SystemExit: one of them fails.

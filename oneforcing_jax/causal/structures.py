@@ -40,7 +40,7 @@ def _kept(
     """A function of a layout that keeps what it gave for the last ones."""
     kept: Callable[..., tuple[Group, ...]] = functools.lru_cache(KEPT)(make)
 
-    def of(layout: Sequence[int], *args: Rest.args, **options: Rest.kwargs) -> tuple[Group, ...]:
+    def of(layout: Sequence[int], /, *args: Rest.args, **options: Rest.kwargs) -> tuple[Group, ...]:
         return kept(tuple(layout), *args, **options)
 
     functools.update_wrapper(of, make)

@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 import struct
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,8 @@ _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_
 _LFS = b"version https://git-lfs"
 # Pages of a mapped file count as the process's memory until the mapping closes.
 _REOPEN_BYTES = 128 * 2**20
-# Bytes of the names and shapes of tensors, in safetensors and in the pickle of a file of PyTorch.
-_HEADER, _PICKLE = 16 * 2**20, 64 * 2**20
+# Bytes of the names and shapes of tensors in a safetensors file.
+_HEADER = 16 * 2**20
 
 
 def import_torch() -> Any:
@@ -173,7 +172,7 @@ def load_torch(path: Path) -> Any:
     """
     torch = import_torch()
     _check_file(path)
-    _check_archive(path)
+    bounded.check_torch(path)
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -192,30 +191,6 @@ def load_torch(path: Path) -> Any:
                 "or a damaged file; download it again, or load and save it with torch once"
             ) from error
         raise _broken(path, "PyTorch", error) from error
-
-
-def _check_archive(path: Path) -> None:
-    """Refuses an archive whose members are packed, as those of PyTorch never are, or whose pickle is large.
-
-    Raises:
-      InputError: names the member.
-    """
-    with path.open("rb") as file:
-        try:
-            members = bounded.archive(file, path).infolist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-            if isinstance(error, InputError):
-                raise
-            return  # no archive, of which PyTorch knows more
-    bounded.check_members(
-        [m for m in members if m.filename.endswith(".pkl")], path, _PICKLE, _PICKLE
-    )
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise InputError(
-                f"{path}: expected a file of torch.save, found {member.filename[:60]!r} packed in it; load "
-                "and save it with torch once"
-            )
 
 
 class TorchTensors(Tensors):

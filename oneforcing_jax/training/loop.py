@@ -143,6 +143,7 @@ def _store(path: Path, fields: Mapping[str, tuple[int, ...]]) -> Store:
             "tools/encode_videos.py with another --out"
         )
     store.check_shapes(fields)
+    store.negative_text()  # before states are made, which takes long
     return store
 
 
