@@ -46,7 +46,9 @@ def test_a_signal_amid_a_collection_of_garbage_is_not_lost(number, capfd):
     with pytest.raises(SystemExit) as caught, ending("go on"):
         gc.callbacks.append(collecting)
         try:
-            until(lambda: gc.collect() or begun.is_set())  # nothing where a thread collects just now
+            until(
+                lambda: gc.collect() or begun.is_set()
+            )  # nothing where a thread collects just now
         finally:
             gc.callbacks.remove(collecting)
         time.sleep(HANG)  # ends with the signal

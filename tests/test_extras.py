@@ -34,18 +34,12 @@ def run(name, *arguments):
         return f"{{type(error).__name__}}: {{error}}"
 """
 # What checks the project itself needs the extra `test`.
-OURS = (
-    "fuzz.py",
-    "fuzz_bounds.py",
-    "fuzz_cases.py",
-    "fuzz_fixture.py",
-    "fuzz_evaluation.py",
-    "kill_stages.py",
-)
+OURS = ("fuzz*.py", "kill_stages.py")
 
 
 def commands():
-    tools = [f"tools/{p.name}" for p in (ROOT / "tools").glob("*.py") if p.name not in OURS]
+    files = (ROOT / "tools").glob("*.py")
+    tools = [f"tools/{p.name}" for p in files if not any(map(p.match, OURS))]
     modules = [
         p for p in (ROOT / "oneforcing_jax").rglob("*.py") if "\nif __name__ ==" in p.read_text()
     ]
