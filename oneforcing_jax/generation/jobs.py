@@ -89,10 +89,11 @@ def read_prompts(path: Path, rewritten: Path | None = None) -> list[Prompt]:
 def _read(path: Path) -> list[tuple[str, int | None]]:
     if not path.is_file():
         raise MissingInput(f"prompts: expected a text file, found nothing at {path}")
-    text = textfiles.read(path, BYTES)
-    if text.count("\n") + text.count("\r") > LINES:
-        raise InputError(f"{path}: expected {LINES:,} lines at most, found more; split the file")
-    lines = textfiles.lines(text)
+    lines = textfiles.lines(textfiles.read(path, BYTES))
+    if len(lines) > LINES:
+        raise InputError(
+            f"{path}: expected {LINES:,} lines at most, found {len(lines):,}; split the file"
+        )
     if not any(line.strip() for line in lines):
         raise InputError(f"{path}: expected prompts, one a line, found none")
     return [_line(f"{path}, line {i}", line, path.suffix) for i, line in enumerate(lines, 1)]
@@ -118,7 +119,7 @@ def _line(where: str, line: str, suffix: str) -> tuple[str, int | None]:
     textfiles.check_unicode(where, words)
     if seed is not None and (type(seed) is not int or ranges.wrong(Seed, seed)):
         raise InputError(
-            f"{where}: expected as seed {ranges.wrong(Seed, -1)}, found {str(seed)[:60]}; change it"
+            f"{where}: expected as seed {ranges.wrong(Seed, -1)}, found {seed!r:.60}; change it"
         )
     return words, seed
 
