@@ -68,9 +68,7 @@ def find(name: str, room: str, attribute: str, form: type, folders: Path | None 
     path = str(name) if "." in str(name) else f"{room}.{name}"  # a damaged record may hold anything
     found = None
     if re.fullmatch(r"\w+(\.\w+)*", path) and len(path) <= LONGEST:
-        if folders is None:
-            trust([path])
-        elif not is_ours(path) and path not in _trusted:
+        if folders is not None and not is_ours(path) and path not in _trusted:
             raise InputError(
                 f"{folders}: expected a part of {PACKAGE}, found {path!r}, whose code would run; if you know "
                 f"that code and trust it, give {OPTION}={path}"
@@ -87,6 +85,8 @@ def find(name: str, room: str, attribute: str, form: type, folders: Path | None 
             f"{where}expected one of {_known(room, attribute)}, or the dotted path of a module that has "
             f"{attribute}, found {shown!r}; name one of them"
         )
+    if folders is None:
+        trust([path])
     return found
 
 

@@ -645,7 +645,10 @@ def test_a_checkpoint_says_which_sampler_it_needs(tmp_path, command):
         (["--prompts={empty}"], "expected prompts, one a line, found none"),
         (["--prompts=gone.txt"], "prompts: expected a text file, found nothing at gone.txt"),
         (["--prompt=a", "--noise_file=gone.npz"], r"with noise \[1, 6, 4, 6, 8\], found nothing"),
-        (["--prompt=a", "--noise_file={file}"], "expected a .npz file of numbers.*, found another kind"),
+        (
+            ["--prompt=a", "--noise_file={file}"],
+            "expected a .npz file of numbers.*, found another kind",
+        ),
         (
             ["--prompt=a", "--noise_file={noise}"],
             r"noise \[1, 6, 4, 6, 8\], found noise \[1, 5, 4,",
