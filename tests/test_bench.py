@@ -98,6 +98,7 @@ def test_odd_arguments_are_one_line(argument, message):
         BENCH["main"](["train", f"--config={ROOT / 'configs' / 'toy.py'}", argument])
 
 
+@pytest.mark.long
 def test_vae(tmp_path, capsys):
     sizes = ["--frames=9", "--rows=16", "--columns=16", "--width=2", "--dtype=float32"]
     BENCH["main"](["vae", *sizes, "--repeats=1", f"--out={tmp_path / 'vae.json'}"])

@@ -158,10 +158,11 @@ def test_packed_formats_are_their_planes(layout):
     )
     planes, right = stored(gradient(), planar, False, 1)
     packed = VideoReformatter().reformat(
-        frame_of(planes, planar, False, 1), format=layout, interpolation=16
+        frame_of(planes, planar, False, 1), format=layout, interpolation=16, threads=1
     )
-    found, _ = colour.rgb(packed, *right.shape[:2], colour.LEFT, VideoReformatter())
-    assert np.abs(found - right).max() <= 1
+    for _ in range(200):  # threads that quarrel about a row do it now and then
+        found, _ = colour.rgb(packed, *right.shape[:2], colour.LEFT, VideoReformatter())
+        assert np.abs(found - right).max() <= 1
 
 
 @pytest.mark.parametrize("layout", ["rgb24", "bgr24", "argb", "gbrp", "rgb48le", "gray", "pal8"])
@@ -178,7 +179,7 @@ def test_what_is_rgb_or_grey_stays_as_it_is(layout):
         table[:8, 0], table[:8, 1:] = 255, image[0, ::6]
         frame = av.VideoFrame.from_ndarray((indices, table), format="pal8")
     elif layout != "rgb24":
-        frame = VideoReformatter().reformat(frame, format=layout)
+        frame = VideoReformatter().reformat(frame, format=layout, threads=1)
     found, _ = colour.rgb(frame, 36, 48, colour.LEFT, VideoReformatter())
     assert np.abs(found.astype(int) - image).max() <= 1
 
@@ -227,7 +228,7 @@ def test_transparent_videos_lie_on_white_and_it_is_said(tmp_path):
     for name, codec, layout in (("a.mov", "qtrle", "argb"), ("b.mov", "png", "rgba"),
                                 ("c.mkv", "ffv1", "yuva444p")):  # fmt: skip
         frame = VideoReformatter().reformat(
-            av.VideoFrame.from_ndarray(rgba, format="rgba"), format=layout
+            av.VideoFrame.from_ndarray(rgba, format="rgba"), format=layout, threads=1
         )
         encoded(tmp_path / name, codec, {}, [frame] * 2)
         shown = read_video(tmp_path / name, said.append)[0]

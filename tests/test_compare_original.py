@@ -105,6 +105,7 @@ def torch_like(key_map, tree):
     return keys.dump(key_map, tree, shapes)
 
 
+@pytest.mark.long
 def test_our_side_repeats_a_recorded_update():
     """What the original drew, in its order, goes to the terms of the loss that it was drawn for."""
     setting = Setting("chunkwise", dim=128, layers=2, rows=2, columns=2, teacher="same")

@@ -95,9 +95,13 @@ def test_every_config_builds(file, tmp_path):
 # runs noise.py. Of the recipes, the stage that no other config has is in tests/test_baselines.py. At the
 # smallest size toy_large.py is toy.py. tests/test_study.py runs chains of study.py.
 RUN_ELSEWHERE = ("tiny", "noise", "recipe_framewise", "recipe_chunkwise", "study", "toy_large")
+RUN = [f.stem for f in CONFIGS if f.stem not in RUN_ELSEWHERE]
 
 
-@pytest.mark.parametrize("name", [f.stem for f in CONFIGS if f.stem not in RUN_ELSEWHERE])
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "framewise" else pytest.param(name, marks=pytest.mark.long) for name in RUN],
+)
 def test_every_config_runs_tiny(name, tmp_path, light_environment):
     file = f"configs/{name}.py"
     stages = ["--config.run=teacher,teacher_forcing,ode"] if name == "toy" else []

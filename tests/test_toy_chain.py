@@ -14,6 +14,7 @@ from oneforcing_jax.data.origin import read_origin
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy.world import FPS
 
+pytestmark = pytest.mark.long
 # As the tests are, but on one device.
 LIGHT = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f)
 

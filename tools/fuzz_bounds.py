@@ -254,7 +254,7 @@ def _text(rng: random.Random, given: Path) -> Case:
         (given / "weights" / "model.json").write_bytes(long)
         return Case(
             "export_torch",
-            [f"--checkpoint={given / 'weights'}", f"--out={given / 'e.pt'}"],
+            [f"--checkpoint={given / 'weights'}", f"--out={given / 'e'}", "--layout=diffusers"],
             wrong=True,
         )
     if how in ("line", "lines"):

@@ -106,9 +106,10 @@ class _Planes(NamedTuple):
 
 def _planar(frame: av.VideoFrame, converter: VideoReformatter) -> _Planes:
     if not _READ.fullmatch(frame.format.name):
-        # Nearest neighbours move samples alone: no arithmetic, where the sizes of planes stay.
+        # Nearest neighbours move samples alone: no arithmetic, where the sizes of planes stay. In one thread,
+        # for where two of FFmpeg's meet, a row of P010 has now and then the colours of another.
         frame = converter.reformat(
-            frame, format=_nearest(frame.format), interpolation=Interpolation.POINT
+            frame, format=_nearest(frame.format), interpolation=Interpolation.POINT, threads=1
         )
     layout, colours, alpha = frame.format, [], None
     for number, component in enumerate(layout.components):
