@@ -273,6 +273,14 @@ def test_files_named_like_ours(name, stage, tmp_path):
     list(LOOK["look"](copy))
 
 
+def test_a_file_named_like_a_checkpoint_among_weights(converted, tmp_path):
+    copy = copied(converted, tmp_path)
+    (copy / "5").write_text("x")
+    with pytest.raises(ValueError, match="a checkpoint, which is a folder, found something else"):
+        read(copy)
+    assert "damaged" in {found.verdict for found in LOOK["look"](copy)}
+
+
 def continued(stage, like):
     with checkpoint.manager(stage / checkpoint.FOLDER, keep=1) as manager:
         checkpoint.claim(manager, {"seed": 0})

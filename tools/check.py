@@ -80,6 +80,7 @@ def _checkpoints(folder: Path, files: list[Path]) -> tuple[list[Found], set[Path
     """What lies among checkpoints and is none, and the checkpoints."""
     strange, steps = list[Found](), set[Path]()
     around = {path for f in files for path in f.parents if path.name == checkpoint.FOLDER}
+    around |= {f.parent for f in files if f.name == MODEL and (f.parent / STEP).is_dir()}
     for path in sorted(path for path in around if path == folder or folder in path.parents):
         try:
             steps |= set(checkpoint.numbered(path))
