@@ -83,8 +83,7 @@ def test_the_users_word_lets_a_folder_name_a_module(payload, tmp_path):
 
 def test_what_a_config_of_the_users_names_is_trusted(payload, tmp_path):
     (tmp_path / "encoders.json").write_text('{"kind": "payload.inner"}')
-    with pytest.raises(ValueError, match="METHOD, found 'payload.inner'"):
-        parts.find("payload.inner", "oneforcing_jax.methods", "METHOD", int)
+    parts.find("payload.inner", "oneforcing_jax.methods", "__name__", str)
     with pytest.raises(ValueError, match="a module that has load, found 'payload.inner'"):
         encoding.load(tmp_path)
 
