@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import ctypes
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ from oneforcing_jax import (
 from oneforcing_jax import config as configs
 from oneforcing_jax.command import Help, any_path
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import record, write_whole
+from oneforcing_jax.files import write_whole
 from oneforcing_jax.run import Run
 from oneforcing_jax.stages import Stage
 from oneforcing_jax.targets import forecast, topology
@@ -163,7 +162,7 @@ def run(
         with processes.first("the work directory") as mine:
             if mine and shrunk:
                 tiny.write_data(described, workdir)
-            _start(workdir, described.text, prepared)
+            _start(workdir, described.record, prepared)
         for stage in prepared:
             with processes.first(f"the record of {stage.name!r}") as mine:
                 if mine:
@@ -174,7 +173,7 @@ def run(
             lineage.finish(workdir)
 
 
-def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:
+def _start(workdir: Path, config: bytes, prepared: Sequence[Stage]) -> None:
     """What lies in a work directory before the first stage."""
     for stage in prepared:
         places.make(workdir / stage.name)
@@ -186,7 +185,7 @@ def _start(workdir: Path, config: str, prepared: Sequence[Stage]) -> None:
         if places.is_url(workdir):  # XLA's own caches would be folders here that are named like it
             jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if processes.is_first():
-        write_whole(workdir / checkpoint.CONFIG, record(json.loads(config)))
+        write_whole(workdir / checkpoint.CONFIG, config)
 
 
 def keep_freed_memory() -> None:

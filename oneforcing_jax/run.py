@@ -7,6 +7,7 @@ that it reads, and `view` makes it. A section that nobody declares is taken for 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,6 +142,11 @@ class Run:
         if not files.has_checksum(file):
             integrity.say(file, integrity.OLD)
         return found
+
+    @property
+    def record(self) -> bytes:
+        """The config as folders keep it, with its checksum."""
+        return files.record(json.loads(self.text))
 
     @property
     def plan(self) -> Plan:

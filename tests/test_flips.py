@@ -35,7 +35,7 @@ def stage(tmp_path_factory, random_params):
         checkpoint.claim(manager, {"seed": run.seed})
         for step in (1, 2):
             checkpoint.save(manager, step, {"params": {"generator": params}})
-    files.write_whole(folder / checkpoint.CONFIG, files.record(json.loads(run.text)))
+    files.write_whole(folder / checkpoint.CONFIG, run.record)
     (folder / "metrics.jsonl").write_text('{"iteration": 1}\n')
     return folder
 

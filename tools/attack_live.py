@@ -302,11 +302,8 @@ def _tidied(address: str) -> None:
     """Waits until no session waits any more."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        with (
-            contextlib.suppress(OSError),
-            urllib.request.urlopen(f"http://{address}/health") as answer,
-        ):
-            if json.load(answer)["sessions"]["waiting"] == 0:
+        with contextlib.suppress(OSError):
+            if load_live.health(address)["sessions"]["waiting"] == 0:
                 return
         time.sleep(0.5)
     raise InputError("expected that sessions without owners end, found some that wait; see /health")
@@ -323,10 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with ending("nothing is left behind"):
         given = args.address, args.prompt, args.messages, args.connections, args.seed
-        try:
-            found = asyncio.run(attack(*given))
-        except* (InputError, ImportError) as several:
-            raise several.exceptions[0] from None
+        found = load_live.ran(attack(*given))
         print(json.dumps(found, indent=1))
         if (
             found["let_in"]

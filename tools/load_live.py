@@ -15,11 +15,15 @@ import json
 import re
 import time
 import urllib.request
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from oneforcing_jax.command import Help, count, ending
 from oneforcing_jax.errors import InputError
+
+# Seconds that a server may take for what takes a moment.
+PATIENCE = 120.0
+_T = TypeVar("_T")
 
 
 class Watcher:
@@ -153,6 +157,20 @@ def measured(address: str, name: str = "process_resident_memory_bytes") -> int:
     return int(float(found[1])) if found else 0
 
 
+def health(address: str) -> Any:
+    """What a server says of itself."""
+    with urllib.request.urlopen(f"http://{address}/health", timeout=PATIENCE) as answer:
+        return json.load(answer)
+
+
+def ran(work: Coroutine[Any, Any, _T]) -> _T:
+    """Runs what has tasks of its own; the first of their errors is the command's."""
+    try:
+        return asyncio.run(work)
+    except* (InputError, ImportError) as several:
+        raise several.exceptions[0] from None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
@@ -163,12 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--waiting", type=count, default=50, help="sessions in the queue")
     args = parser.parse_args(arguments)
     with ending("nothing is left behind"):
-        try:
-            found = asyncio.run(
-                load(args.address, args.prompt, args.seconds, args.viewers, args.waiting)
-            )
-        except* (InputError, ImportError) as several:
-            raise several.exceptions[0] from None
+        found = ran(load(args.address, args.prompt, args.seconds, args.viewers, args.waiting))
         print(json.dumps(found, indent=1))
         if found["lost_or_doubled"] or found["ended_well"] < args.waiting:
             raise InputError("expected no frame lost and every session ended well; see above")

@@ -40,8 +40,6 @@ import load_live  # noqa: E402
 
 PARTS, WARM, WITHIN = 8, 2, 0.05
 VISITORS = 6
-# Seconds that the server may take for what takes a moment.
-PATIENCE = 120.0
 
 
 def serve(speed: float, options: Sequence[str]) -> None:
@@ -90,7 +88,7 @@ class Visitors:
                 kind = self._rng.choice(kinds)
                 self.came[kind.__name__[1:]] += 1
                 with contextlib.suppress(ConnectionClosed, OSError, TimeoutError):
-                    await asyncio.wait_for(kind(), PATIENCE)
+                    await asyncio.wait_for(kind(), load_live.PATIENCE)
 
         await asyncio.gather(*(some() for _ in range(VISITORS)))
 
@@ -163,7 +161,7 @@ class Visitors:
     def _http(self, path: str, body: bytes | None) -> None:
         headers = {"Content-Type": "application/json"}
         asked = urllib.request.Request(f"http://{self.address}{path}", body, headers)
-        with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(asked, timeout=load_live.PATIENCE) as answer:
             answer.read()
 
     async def _talk(self) -> None:
@@ -233,16 +231,11 @@ def served(speed: float, options: Sequence[str], log: Path) -> Iterator[str]:
             if not link:
                 raise InputError(f"expected a server, found: {log.read_text()[-500:].strip()}")
             address = link.removeprefix("http://").rstrip("/")
-            while not _health(address)["ready"]:
+            while not load_live.health(address)["ready"]:
                 time.sleep(0.5)
             yield address
         finally:
             process.terminate()
-
-
-def _health(address: str) -> Any:
-    with urllib.request.urlopen(f"http://{address}/health", timeout=PATIENCE) as answer:
-        return json.load(answer)
 
 
 def at_rest(address: str) -> dict[str, int]:
@@ -251,9 +244,9 @@ def at_rest(address: str) -> dict[str, int]:
     Raises:
       InputError: something stays open.
     """
-    end, found = time.monotonic() + PATIENCE, dict[str, int]()
+    end, found = time.monotonic() + load_live.PATIENCE, dict[str, int]()
     while time.monotonic() < end:
-        sessions = _health(address)["sessions"]
+        sessions = load_live.health(address)["sessions"]
         found = {
             "memory": load_live.measured(address),
             "handles": load_live.measured(address, "process_open_fds"),

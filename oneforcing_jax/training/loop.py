@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, files, places, processes, randomness, room
+from oneforcing_jax import checkpoint, places, processes, randomness, room
 from oneforcing_jax.command import Stopped
 from oneforcing_jax.data import colour
 from oneforcing_jax.data.pipeline import batches
@@ -98,7 +97,7 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
         start, state, frozen, latest = _begin(run, stage, trainer, workdir, manager)
         if processes.is_first():
             # What was trained; the work directory's own says what was asked for last.
-            write_whole(folder / checkpoint.CONFIG, files.record(json.loads(run.text)))
+            write_whole(folder / checkpoint.CONFIG, run.record)
         samples = None
         if stage.samples.every:
             samples = Samples(run, name, stage.samples, trainer, store.path, folder)
