@@ -3,6 +3,8 @@
 import cProfile
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -50,6 +52,26 @@ def test_samples_come_back_from_another_handle(tmp_path):
         store.write(index, sample(index))
     again.require_complete()
     assert_same(again.read(4), sample(4))
+
+
+def test_who_makes_a_store_at_once_with_others_opens_theirs(tmp_path):
+    begin = threading.Barrier(8)
+
+    def make(_: int) -> list[Store]:
+        made = []
+        for number in range(20):
+            begin.wait(HANG)
+            try:
+                made.append(Store.create(tmp_path / f"s{number}", 5, FIELDS, {"codec": "x"}))
+            except BaseException:
+                begin.abort()  # the others would wait for this one
+                raise
+        return made
+
+    with ThreadPoolExecutor(8) as pool:
+        stores_made = list(pool.map(make, range(8)))
+    stores_made[0][0].write(0, sample(0))
+    assert all(made[0].done()[0] for made in stores_made)
 
 
 def test_padding_takes_no_disk_space(tmp_path):

@@ -142,8 +142,9 @@ class Visitors:
     async def _return(self) -> None:
         """Comes back to a video that was left behind, if it is there; its key makes an owner again."""
         if self._left:
+            gone = self._left.pop()
             async with load_live.connection(self.address) as socket:
-                gone, visit = self._left.pop(), Visit(socket)
+                visit = Visit(socket)
                 await visit.say("watch", session=gone.get("session"), key=gone.get("key"))
                 await visit.until(lambda: visit.state.get("state") is not None or visit.refused > 0)
                 await visit.say("stop")

@@ -93,7 +93,7 @@ class Shards:
             "store_data_equal_to_fill_value": True,
             "fill_missing_data_reads": False,
         }
-        return ts.open(spec, open=True, create=create).result()
+        return _opened(spec, create)
 
     def write(self, index: int, sample: Mapping[str, np.ndarray]) -> None:
         """Writes a sample; it is on disk when this returns."""
@@ -192,6 +192,20 @@ class Shards:
 
     def _is_there(self, key: str) -> bool:
         return bool(self._files.list(ts.KvStore.KeyRange(key, key + "\0")).result())
+
+
+def _opened(spec: Mapping[str, Any], create: bool) -> ts.TensorStore:
+    """Opens an array, or with `create` makes it if it is not there.
+
+    Where another process makes it at the same moment, TensorStore may say that it is neither there nor to be
+    made; asked again, it finds it.
+    """
+    try:
+        return ts.open(spec, open=True, create=create).result()
+    except (OSError, ValueError) as error:
+        if not create or "NOT_FOUND" not in str(error):
+            raise
+    return ts.open(spec, open=True, create=create).result()
 
 
 def _size(fields: Fields) -> int:

@@ -92,30 +92,15 @@ class Store:
         """
         path = places.path(path)
         meta = store_meta.describe(count, fields, attributes or {})
-        file = path / META
-        if file.exists():
-            old = store_meta.read(file)
-            meta = {**old, **meta}  # a store keeps its layout
-            if difference := store_meta.difference(old, meta):
-                raise InputError(
-                    f"{path} holds another store: {difference}; choose another folder or remove it"
-                )
-        else:
-            meta |= {"version": store_meta.VERSION, "samples_per_shard": per_shard(count, fields)}
-            room.check_disk(f"{path}: a store of {count} samples", count * _least(fields), path)
-            try:
-                places.make(path)
-                # A bucket has folders as far as they have files.
-                foreign = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
-            except OSError as error:
-                raise InputError(f"cannot make a store at {path}: {error.strerror}") from error
-            # A hidden file may be the meta.json that another process is writing.
-            if any(not name.startswith(".") and name != META for name in foreign):
-                raise InputError(
-                    f"{path}: expected an empty folder or a store, found other files "
-                    f"({foreign[0]}); choose another folder"
-                )
-            write_whole(file, json.dumps(meta, indent=1).encode())
+        if not (path / META).exists():
+            layout = {"version": store_meta.VERSION, "samples_per_shard": per_shard(count, fields)}
+            _begin(path, meta | layout, count * _least(fields))
+        old = store_meta.read(path / META)
+        meta = {**old, **meta}  # a store keeps its layout
+        if difference := store_meta.difference(old, meta):
+            raise InputError(
+                f"{path} holds another store: {difference}; choose another folder or remove it"
+            )
         return cls(path, meta, create=True)
 
     @classmethod
@@ -316,6 +301,26 @@ class Store:
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self._count:
             raise InputError(f"{self.path}: expected 0 <= sample < {self._count}, found {index}")
+
+
+def _begin(path: Path, meta: Mapping[str, Any], least: int) -> None:
+    """Writes the description of a new store of `least` bytes, unless another process was faster."""
+    room.check_disk(f"{path}: a store of {meta['count']} samples", least, path)
+    try:
+        places.make(path)
+        # A bucket has folders as far as they have files.
+        names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    except OSError as error:
+        raise InputError(f"cannot make a store at {path}: {error.strerror}") from error
+    if (path / META).exists():
+        return
+    # A hidden file may be the meta.json that another process is writing.
+    if foreign := [name for name in names if not name.startswith(".")]:
+        raise InputError(
+            f"{path}: expected an empty folder or a store, found other files ({foreign[0]}); choose "
+            "another folder"
+        )
+    write_whole(path / META, json.dumps(meta, indent=1).encode())
 
 
 def _least(fields: store_meta.Fields) -> int:
