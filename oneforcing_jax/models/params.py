@@ -13,6 +13,9 @@ from oneforcing_jax import sharding
 from oneforcing_jax.models.critic import Critic
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 
+# Names that begin so belong to what computes in float32.
+_WIDE = ("time_", "classifier", "norm")
+
 
 def init(module: WanDiT | Critic, key: jax.Array) -> Any:
     """Random parameters, each in a box with the logical names of its axes.
@@ -33,18 +36,22 @@ def shapes(module: WanDiT | Critic) -> Any:
 
 
 def compute_dtype(path: Any, config: WanConfig) -> Any:
-    """The dtype that a parameter is used in: `config.dtype` for matrices, but float32 for those of the
-    time embedding and of the critic's classifier, and for all that is not a matrix."""
+    """The dtype that a parameter is used in: `config.dtype` for matrices and biases of linear layers, but
+    float32 for those of the time embedding and of the critic's classifier, and for all others."""
     names = [part.key for part in path]
-    wide = names[-1] != "kernel" or any(n.startswith(("time_", "classifier")) for n in names)
+    wide = names[-1] not in ("kernel", "bias") or any(n.startswith(_WIDE) for n in names)
     return jnp.float32 if wide else config.dtype
 
 
-def in_compute_dtype(params: Any, config: WanConfig) -> Any:
-    """Casts parameters once; otherwise each layer of each forward would cast them again."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.astype(compute_dtype(path, config)), params
-    )
+def in_compute_dtype(params: Any, config: WanConfig, trained: bool = False) -> Any:
+    """Casts parameters once; otherwise each layer of each forward would cast them again. Biases that are
+    `trained` stay as they are: their gradients are sums over all tokens of all forwards."""
+
+    def one(path: Any, x: jax.Array) -> jax.Array:
+        kept = trained and path[-1].key != "kernel"
+        return x if kept else x.astype(compute_dtype(path, config))
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def unstacked(params: Any) -> Any:

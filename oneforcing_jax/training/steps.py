@@ -279,10 +279,10 @@ class Trainer:
         for each block, and devices then exchange what is already cast.
         """
 
-        def cast(name: str, params: Any) -> Any:
+        def cast(name: str, params: Any, trained: bool = False) -> Any:
             if name == AVERAGE and self.method.sampled:
                 name = self.method.sampled.net
-            return in_compute_dtype(params, self.method.nets[name].config)
+            return in_compute_dtype(params, self.method.nets[name].config, trained)
 
         others = {name: cast(name, other) for name, other in nets.items()}
 
@@ -290,7 +290,7 @@ class Trainer:
 
         def one(batch: Batch, draws: Any) -> tuple[Params, Metrics]:
             def loss(part: Params) -> tuple[jax.Array, Metrics]:
-                params = cast(update.net, trees.merge(part, whole))
+                params = cast(update.net, trees.merge(part, whole), trained=True)
                 return update.loss(params, others, batch, draws)
 
             (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(part)
