@@ -290,8 +290,8 @@ class Student:
     def _calls(
         self, plan: Plan, given: int, slots: int, together: int
     ) -> Iterator[tuple[int, Block]]:
-        """The blocks in groups (count, block) that one call makes. Groups of equal blocks have one size, of up to
-        `together` blocks, so that one program makes them all."""
+        """The blocks in groups (count, block) that one call makes. Groups of equal blocks are equal, up to
+        `together` blocks each, so that one program makes them all."""
         ends = list(itertools.accumulate((block.frames for block in plan), initial=given))[1:]
 
         def kind(i: int) -> Any:
