@@ -87,7 +87,7 @@ def error(found: Any, expected: Any) -> float:
 
 @functools.cache
 def allowed(limit: float) -> float:
-    """The error that is allowed where `limit` is on a CPU: accelerators add, and convolve, in other orders."""
+    """The error that is allowed where `limit` is on a CPU: accelerators add in other orders."""
     return limit if jax.default_backend() == "cpu" else 10 * limit
 
 

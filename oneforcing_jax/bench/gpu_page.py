@@ -164,14 +164,14 @@ def _ceilings(part: dict[str, Any]) -> Iterator[str]:
         return
     yield "## What the device does at best"
     rows = []
-    for key, name, units in (
-        ("products", "product, bfloat16", "rows x inner x columns"),
-        ("attention", "attention", "queries x keys, heads of 128"),
-        ("trained", "attention, forward and backward", "queries x keys, heads of 128"),
+    for key, name in (
+        ("products", "product of rows x inner x columns, and back"),
+        ("attention", "attention of queries x keys, heads"),
+        ("trained", "attention, forward and backward"),
     ):
         for row in part.get(key, []):
             if "error" in row:
-                rows.append((name, units, row["error"], ""))
+                rows.append((name, "", row["error"], ""))
                 continue
             *sizes, last = row["size"]
             size = " x ".join(map(str, sizes))

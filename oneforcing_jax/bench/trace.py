@@ -52,7 +52,7 @@ def profiled(call: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
             result = jax.block_until_ready(call())
         try:
             return table(list(_events(Path(folder)))), result
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever the reader of a format of others raises
             return {"error": f"{type(error).__name__}: {error}"[:300]}, result
 
 
