@@ -77,7 +77,7 @@ Note = Callable[..., None]
 def ceilings(run: Run, note: Note) -> None:
     """What the device does at best: products, attention, memory, and how fast it is given kernels."""
     gpu = jax.default_backend() == "gpu"
-    less, kernel = (1, "cudnn") if gpu else (32, "xla")
+    less, kernel = (1, "cudnn") if gpu else (128, "xla")
     note(products=_rows(_product(*(size // less for size in sizes)) for sizes in PRODUCTS))
     x = jnp.ones((1 << 30) // less**3, jnp.bfloat16)
     seconds = _each(jax.jit(lambda x: x + 1), x)
