@@ -63,7 +63,7 @@ ATTENTION = (
 TRAINED = ((32760, 32760, 12), (32256, 32256, 12))
 # Operations that follow each other in one program, so that the device does not wait for the host; and small
 # ones, so that it does.
-CHAIN, SMALL = 8, 400
+CHAIN, SMALL = 8, 200
 # Tests with the marker "gpu", the networks' first.
 VECTORS = tuple(
     f"tests/test_{n}.py" for n in ("models", "causal", "vae", "one_forcing", "attention")
@@ -78,27 +78,28 @@ def ceilings(run: Run, note: Note) -> None:
     """What the device does at best: products, attention, memory, and how fast it is given kernels."""
     gpu = jax.default_backend() == "gpu"
     less, kernel = (1, "cudnn") if gpu else (128, "xla")
-    note(products=_rows(_product(*(size // less for size in sizes)) for sizes in PRODUCTS))
+    products = (_product(*(size // less for size in sizes)) for sizes in PRODUCTS)
+    _rows(note, "products", products)
     x = jnp.ones((1 << 30) // less**3, jnp.bfloat16)
     seconds = _each(jax.jit(lambda x: x + 1), x)
     note(copy={"bytes": 2 * x.nbytes, "seconds": seconds, "bytes_per_s": 2 * x.nbytes / seconds})
     del x
-    note(launches=_launches())
     for name, cases, backward in (("attention", ATTENTION, False), ("trained", TRAINED, True)):
         sizes = ((t // less, s // less, h) for t, s, h in cases)
-        note(**{name: _rows(_attention(*size, kernel, backward) for size in sizes)})
+        _rows(note, name, (_attention(*size, kernel, backward) for size in sizes))
+    note(launches=_launches())
 
 
-def _rows(rows: Iterable[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Each row, with its rate; of one that fails, why."""
-    found = []
+def _rows(note: Note, name: str, rows: Iterable[Callable[[], dict[str, Any]]]) -> None:
+    """Notes each row as it is made, with its rate; of one that fails, why."""
+    found: list[dict[str, Any]] = []
     for row in rows:
         try:
             made = row()
             found.append(made | {"flops_per_s": made["flops"] / made["seconds"]})
         except Exception as error:  # kernels refuse sizes in many ways; each is a result here
             found.append({"error": _said(error)})
-    return found
+        note(**{name: found})
 
 
 def _product(m: int, k: int, n: int) -> Callable[[], dict[str, Any]]:
