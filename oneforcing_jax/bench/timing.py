@@ -52,6 +52,15 @@ def waited(
     return seconds, made
 
 
+def queued(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds until the host has queued a call, and until its results are there."""
+    start = time.perf_counter()
+    found = call()
+    host = time.perf_counter() - start
+    jax.block_until_ready(found)
+    return host, time.perf_counter() - start
+
+
 def summary(made: Any, compile_s: float, seconds: Sequence[float]) -> dict[str, Any]:
     """One row: the first run apart from the median of the others, and memory.
 
