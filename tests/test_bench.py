@@ -131,12 +131,14 @@ def test_generation_by_the_command_line(tmp_path, capsys):
     """Every part of a video is timed."""
     out = tmp_path / "bench.json"
     toy = [f"--config={ROOT / 'configs' / 'toy.py'}", *SMALL, "--config.latents.frames=3"]
-    BENCH["main"](["generate", *toy, "--repeats=1", "--first_steps=1000", f"--out={out}"])
+    given = ["--repeats=1", "--first_steps=1000", "--profile"]
+    BENCH["main"](["generate", *toy, *given, f"--out={out}"])
     made, printed = json.loads(out.read_text()), capsys.readouterr().out
     assert made["frames"] == 3 and made["blocks"] == [[1, 1]] * 3
     for name in ("first_frame", "steady_block", "first_block", "decode", "diffusion", "total"):
         assert made[f"{name}_s"] > 0, name
     assert made["with_compilation_s"] > 0
+    assert made["kernels"]["kernels"] == 0 and "the profile holds no kernels" in printed
     assert made["frames_per_s"] == pytest.approx(3 / made["total_s"])
     assert "frames/s" in printed and "both, overlapped" in printed
     with pytest.raises(SystemExit, match="batch: expected 1 or more, found 0"):
