@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -82,6 +83,22 @@ def error(found: Any, expected: Any) -> float:
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     assert found.shape == expected.shape, (found.shape, expected.shape)
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12))
+
+
+@functools.cache
+def allowed(limit: float) -> float:
+    """The error that is allowed where `limit` is on a CPU: accelerators add in other orders."""
+    return limit if jax.default_backend() == "cpu" else 10 * limit
+
+
+# Of networks in bfloat16, whose numbers have 8 bits.
+ROUNDED = 0.02
+
+
+def in_bfloat16(config: wan.WanConfig, params: Any) -> tuple[wan.WanConfig, Any]:
+    """A transformer as it is used, with the kernels that an accelerator has for it."""
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    return dataclasses.replace(config, dtype=jnp.bfloat16), rounded
 
 
 def transformer_of_diffusers(config, noise):

@@ -1,11 +1,12 @@
 """Times what the devices at hand do: training, generation and the VAE with random weights, a live server, and
-reading data.
+reading data; all of a GPU.
 
     python tools/bench.py train --config=configs/toy.py --stage=one_forcing --out=bench.json \\
         --config.stages.one_forcing.batch=4
     python tools/bench.py generate --config=configs/framewise.py
     python tools/bench.py vae --dtype=bfloat16
     python tools/bench.py serve --checkpoint=runs/toy/one_forcing
+    python tools/bench.py gpu --out=folder
     python tools/bench.py data --store=gs://bucket/store --batch=4 --every=9.3
 
 Compilation is apart from the first call, and that from the steady time (the median). Operations are
@@ -18,7 +19,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from oneforcing_jax.bench import data, generate, serve, train, vae
+from oneforcing_jax.bench import data, generate, gpu, serve, train, vae
 from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.files import write_whole
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "vae": (vae.options, vae.run),
     "serve": (serve.options, serve.run),
     "data": (data.options, data.run),
+    "gpu": (gpu.options, gpu.run),
 }
 
 
@@ -40,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name, help=str(run.__doc__).partition("\n")[0], formatter_class=Help, allow_abbrev=False
         )
         options(command)
-        command.add_argument("--out", type=any_path, help="JSON file to write")
+        command.add_argument("--out", type=any_path, help="JSON file to write; of gpu a folder")
     given, rest = parser.parse_known_args(arguments)
     with ending("nothing was written"):
         made = COMMANDS[given.what][1](given, rest)
-        if given.out:
+        if given.out and made is not None:
             write_whole(given.out, (json.dumps(made, indent=1) + "\n").encode())
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +18,8 @@ from flax.linen import meta
 
 from oneforcing_jax import chips, sharding
 from oneforcing_jax import config as configs
-from oneforcing_jax.bench import vae
+from oneforcing_jax.bench import trace, vae
+from oneforcing_jax.bench.timing import waited
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
@@ -27,7 +27,13 @@ from oneforcing_jax.command import numbers
 from oneforcing_jax.data.encoders import DECODERS, WanCodec
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.streaming import decoded
-from oneforcing_jax.generation.student import FIRST_STEPS, Student, sample_keys, seeded
+from oneforcing_jax.generation.student import (
+    FIRST_STEPS,
+    Noise,
+    Student,
+    sample_keys,
+    seeded,
+)
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.params import unstacked
 from oneforcing_jax.models.vae_layers import VAEConfig
@@ -81,34 +87,27 @@ def _pixels(latents: jax.Array) -> jax.Array:
     return shown.astype(jnp.uint8)
 
 
-def _clock(values: Any, each: Callable[[Any], Any] = lambda x: x) -> tuple[list[float], list[Any]]:
-    """Seconds that each value takes until it is there, and the values."""
-    seconds, made, start = [], [], time.perf_counter()
-    for value in values:
-        made.append(jax.block_until_ready(each(value)))
-        now = time.perf_counter()
-        seconds.append(now - start)
-        start = now
-    return seconds, made
+def random_inputs(student: Student, latents: Latents, batch: int) -> tuple[Noise, jax.Array]:
+    """Noise of a batch of videos, and embeddings of their prompts."""
+    c = student.config
+    text = jax.random.normal(jax.random.key(1), (batch, c.text_len, c.text_dim))
+    shape = (c.in_dim, latents.rows, latents.columns)
+    return seeded(sample_keys(range(batch), [0] * batch), shape), text
 
 
 def measure(
     student: Student, decoder: Decoder, latents: Latents, plan: Plan, batch: int, repeats: int
 ) -> dict[str, Any]:
     """Medians over `repeats` videos, after one that compiles."""
-    c = student.config
-    text = jax.random.normal(jax.random.key(1), (batch, c.text_len, c.text_dim))
-    noise = seeded(
-        sample_keys(range(batch), [0] * batch), (c.in_dim, latents.rows, latents.columns)
-    )
+    noise, text = random_inputs(student, latents, batch)
     rows: list[dict[str, float]] = []
     pixel_frames = 0
     for _ in range(repeats + 1):
-        diffusion, blocks = _clock(student.stream(noise, text, plan))
-        decode, frames = _clock(blocks, decoder())
+        diffusion, blocks = waited(student.stream(noise, text, plan))
+        decode, frames = waited(blocks, decoder())
         pixel_frames = sum(part.shape[1] for part in frames)
         del blocks, frames
-        total, _ = _clock(decoded(student.stream(noise, text, plan), decoder()))
+        total, _ = waited(decoded(student.stream(noise, text, plan), decoder()))
         steady = diffusion[STARTING:] or diffusion
         rows.append(
             {
@@ -151,6 +150,10 @@ def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     chip = chips.find(device.device_kind)
     rate = work / found["diffusion_s"]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    kernels = {}
+    if args.profile:
+        noise, text = random_inputs(streamed, size, args.batch)
+        kernels = {"kernels": trace.profiled(lambda: list(streamed.stream(noise, text, plan)))[0]}
     return {
         "device": device.device_kind,
         "config": args.config,
@@ -162,6 +165,7 @@ def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         "diffusion_flops_per_s": rate,
         "utilisation": rate / chip.peak if chip and not args.window else None,
         "peak_memory_bytes": memory,
+        **kernels,
     }
 
 
@@ -186,7 +190,7 @@ def lines(made: dict[str, Any]) -> list[str]:
     text.append(
         f"peak memory {memory / 1e9:.2f} GB" if memory else "peak memory: the device does not say"
     )
-    return text
+    return text + trace.lines_of([made])
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -200,6 +204,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--window", type=int, help="latent frames that a block sees; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible")
     add("--repeats", type=int, default=3, help="videos of which the median counts")
+    add("--profile", action="store_true", help=trace.HELP)
 
 
 def run(given: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
+from oneforcing_jax.bench import trace
 
-def timed(program: Any, arguments: tuple[Any, ...], repeats: int) -> dict[str, Any]:
-    """Compiles and runs a jitted function that donates nothing: see `compiled`, `summary`."""
+
+def timed(
+    program: Any, arguments: tuple[Any, ...], repeats: int, profile: bool = False
+) -> dict[str, Any]:
+    """Compiles and runs a jitted function that donates nothing: see `compiled`, `summary`; with `profile` one
+    more run gives "kernels", see `trace.table`."""
     made, compile_s = compiled(program, arguments)
     seconds = [clocked(made, *arguments)[0] for _ in range(repeats + 1)]
-    return summary(made, compile_s, seconds)
+    row = summary(made, compile_s, seconds)
+    if profile:
+        row["kernels"] = trace.profiled(lambda: made(*arguments))[0]
+    return row
 
 
 def compiled(program: Any, arguments: tuple[Any, ...]) -> tuple[Any, float]:
@@ -29,6 +37,28 @@ def clocked(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     start = time.perf_counter()
     found = jax.block_until_ready(call(*arguments))
     return time.perf_counter() - start, found
+
+
+def waited(
+    values: Iterable[Any], each: Callable[[Any], Any] = lambda x: x
+) -> tuple[list[float], list[Any]]:
+    """Seconds that each value takes until it is there, and the values."""
+    seconds, made, start = [], [], time.perf_counter()
+    for value in values:
+        made.append(jax.block_until_ready(each(value)))
+        now = time.perf_counter()
+        seconds.append(now - start)
+        start = now
+    return seconds, made
+
+
+def queued(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds until the host has queued a call, and until its results are there."""
+    start = time.perf_counter()
+    found = call()
+    host = time.perf_counter() - start
+    jax.block_until_ready(found)
+    return host, time.perf_counter() - start
 
 
 def summary(made: Any, compile_s: float, seconds: Sequence[float]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ overlaps them. "replay" and "sequential" are the two gradients of a rollout, eac
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from oneforcing_jax import chips
 from oneforcing_jax import config as configs
+from oneforcing_jax.bench import trace
 from oneforcing_jax.bench.timing import clocked, compiled, summary, timed
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.errors import InputError
@@ -30,8 +32,23 @@ from oneforcing_jax.training.train import trained, trainer
 READ = 5
 
 
-def measure(run: Run, name: str, repeats: int, parts: bool) -> list[dict[str, Any]]:
-    """One row for each part of an iteration, whole updates first."""
+def measure(
+    run: Run,
+    name: str,
+    repeats: int,
+    parts: bool,
+    profile: bool = False,
+    note: Callable[[dict[str, Any]], object] = lambda row: None,
+) -> list[dict[str, Any]]:
+    """One row for each part of an iteration, whole updates first.
+
+    Args:
+      run, name: the config and its stage.
+      repeats: runs of which the median counts.
+      parts: also those of an update.
+      profile: also the kernels of whole updates.
+      note: is called with the row of each update as soon as it is there, and again with its kernels.
+    """
     made = trainer(run, name, trained(run)[name])
     method = made.method
     with jax.set_mesh(made.mesh):
@@ -40,9 +57,14 @@ def measure(run: Run, name: str, repeats: int, parts: bool) -> list[dict[str, An
         frozen = {net: made.init_net(net) for net in method.frozen}
         rows = []
         for update, step in zip(method.updates, made.steps(), strict=True):
-            times, state = _time_step(step, state, frozen, batch, repeats)
+            times, state, step = _time_step(step, state, frozen, batch, repeats)
             work = made.batch * update.work.model
             rows.append(_row(f"{update.net} update", times, work) | {"every": update.every})
+            note(rows[-1])
+            if profile:
+                again = functools.partial(step, state, frozen, batch, np.int32(0))
+                rows[-1]["kernels"], (state, _) = trace.profiled(again)
+                note(rows[-1])
         if parts and method.parts:
             for part in method.parts(state["params"] | frozen, batch):
                 times = timed(jax.jit(part.call), part.arguments, repeats)
@@ -69,14 +91,14 @@ def _data(trainer: Trainer) -> tuple[list[dict[str, Any]], Any]:
 
 def _time_step(
     step: Any, state: Any, frozen: Any, batch: Any, repeats: int
-) -> tuple[dict[str, Any], Any]:
-    """Times a step, which takes its state over; the state after it."""
+) -> tuple[dict[str, Any], Any, Any]:
+    """Times a step, which takes its state over; the state after it, and the compiled step."""
     made, compile_s = compiled(step, (state, frozen, batch, np.int32(0)))
     seconds = []
     for i in range(repeats + 1):
         one, (state, _) = clocked(made, state, frozen, batch, np.int32(i))
         seconds.append(one)
-    return summary(made, compile_s, seconds), state
+    return summary(made, compile_s, seconds), state, made
 
 
 def _row(name: str, times: dict[str, Any], work: float) -> dict[str, Any]:
@@ -99,9 +121,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def report(run: Run, name: str, repeats: int, parts: bool) -> dict[str, Any]:
+def report(run: Run, name: str, repeats: int, parts: bool, profile: bool = False) -> dict[str, Any]:
     """Rows of a stage, and the mean iteration that they make."""
-    rows = measure(run, name, repeats, parts)
+    rows = measure(run, name, repeats, parts, profile)
     device = jax.devices()[0].device_kind
     seconds = sum(row["step_s"] / row["every"] for row in rows if "every" in row)
     work = sum(row["flops"] / row["every"] for row in rows if "every" in row)
@@ -123,6 +145,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", default="one_forcing", help="a training stage of the config")
     parser.add_argument("--repeats", type=int, default=5, help="steps of which the median counts")
     parser.add_argument("--no_parts", action="store_true", help="whole updates and data alone")
+    parser.add_argument("--profile", action="store_true", help=trace.HELP)
 
 
 def run(given: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
@@ -133,9 +156,9 @@ def run(given: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"stage: expected one of {stages}, found {given.stage!r}")
     if given.repeats < 1:
         raise InputError(f"repeats: expected 1 or more, found {given.repeats}")
-    made = report(described, given.stage, given.repeats, not given.no_parts)
+    made = report(described, given.stage, given.repeats, not given.no_parts, given.profile)
     print(f"{made['stage']}, batch {made['batch']}, {made['devices']} x {made['device']}")
-    print(table(made["work"]))
+    print("\n".join([table(made["work"]), *trace.lines_of(made["work"])]))
     used = made["flop_utilisation"]
     part = "" if used is None else f", {used:.0%} of the device"
     print(f"mean iteration {made['mean_iteration_s']:.4f} s{part}")

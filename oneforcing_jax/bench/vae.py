@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import meta
 
+from oneforcing_jax.bench import trace
 from oneforcing_jax.bench.timing import timed
 from oneforcing_jax.data.encoders import DECODERS, WanCodec
 from oneforcing_jax.dtypes import DTYPES
@@ -27,6 +28,7 @@ def measure(
     columns: int,
     repeats: int,
     decoder: str | None = None,
+    profile: bool = False,
 ) -> list[dict[str, Any]]:
     """One row for each of encode, decode, and a steady step of a streamed decode.
 
@@ -35,13 +37,18 @@ def measure(
       frames, rows, columns: of the video in pixels.
       repeats: runs of which the median counts.
       decoder: "tiny" for the tiny decoder, which has no encoder; None: the VAE's.
+      profile: also their kernels.
 
     Raises:
       InputError: sizes that the strides do not divide.
     """
     shape = (1, *WanCodec(config, None).latent_shape(frames, rows, columns))
     made, params = random_params(config, decoder)
-    found = [] if decoder else [_encode(config, params, (1, frames, 3, rows, columns), repeats)]
+    found = (
+        []
+        if decoder
+        else [_encode(config, params, (1, frames, 3, rows, columns), repeats, profile)]
+    )
     latents = jax.random.normal(jax.random.key(1), shape)
     begin, step = vae_stream.init_stream(made, 1, *shape[3:]), jax.jit(vae_stream.decode_step)
     one = latents[:, :1]
@@ -52,7 +59,7 @@ def measure(
         ("decode", frames, begin, latents, first + (shape[1] - 1) * steady),
         ("stream step", made.time_stride, later, one, steady),
     ):
-        found.append(_row(name, count, timed(step, (params, state, x), repeats), work))
+        found.append(_row(name, count, timed(step, (params, state, x), repeats, profile), work))
     return found
 
 
@@ -66,7 +73,9 @@ def random_params(
     return made, jax.tree.map(lambda leaf: leaf.astype(made.dtype), params)
 
 
-def _encode(config: VAEConfig, params: Any, shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
+def _encode(
+    config: VAEConfig, params: Any, shape: tuple[int, ...], repeats: int, profile: bool
+) -> dict[str, Any]:
     """The row of an encode of pixels [1, f, 3, y, x]."""
     model = WanVAE(config)
 
@@ -78,7 +87,7 @@ def _encode(config: VAEConfig, params: Any, shape: tuple[int, ...], repeats: int
     _, cache = jax.eval_shape(chunk, params, first, None)
     work = _flops(chunk, params, first, None)
     work += (shape[1] - 1) // config.time_stride * _flops(chunk, params, later, cache)
-    return _row("encode", shape[1], timed(call("encode"), (params, pixels), repeats), work)
+    return _row("encode", shape[1], timed(call("encode"), (params, pixels), repeats, profile), work)
 
 
 def _row(name: str, frames: int, times: dict[str, Any], work: float) -> dict[str, Any]:
@@ -116,6 +125,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=sorted(DTYPES), default="bfloat16", help="of the computation"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
+    parser.add_argument("--profile", action="store_true", help=trace.HELP)
 
 
 def run(given: argparse.Namespace, unknown: Sequence[str]) -> dict[str, Any]:
@@ -123,10 +133,11 @@ def run(given: argparse.Namespace, unknown: Sequence[str]) -> dict[str, Any]:
     if unknown:
         raise InputError(f"expected the options of `bench vae --help`, found {unknown[0]}")
     config = VAEConfig(width=given.width, dtype=DTYPES[given.dtype])
-    rows = measure(config, given.frames, given.rows, given.columns, given.repeats, given.decoder)
+    sizes = given.frames, given.rows, given.columns
+    rows = measure(config, *sizes, given.repeats, given.decoder, given.profile)
     device = jax.devices()[0].device_kind
     size = f"{given.frames} frames of {given.rows}x{given.columns}"
     print(f"{given.decoder or 'VAE'}, {size}, {given.dtype}, {device}")
-    print(table(rows))
+    print("\n".join([table(rows), *trace.lines_of(rows)]))
     names = ("frames", "rows", "columns", "width", "decoder", "dtype")
     return {"device": device, **{name: getattr(given, name) for name in names}, "work": rows}

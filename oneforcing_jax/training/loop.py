@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from oneforcing_jax import checkpoint, places, processes, randomness, room
 from oneforcing_jax.command import Stopped
-from oneforcing_jax.data import colour
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, NotFinite
@@ -134,6 +133,8 @@ def identity(run: Run, stage: Train, workdir: Path) -> dict[str, Any]:
 
 def _store(path: Path, fields: Mapping[str, tuple[int, ...]]) -> Store:
     """The store of a stage's data, whole and with the fields that its method reads."""
+    from oneforcing_jax.data import colour  # needs PyAV: see `Samples`
+
     store = Store.open(path)
     store.require_complete()
     if not colour.is_current(store.attributes) and processes.is_first():

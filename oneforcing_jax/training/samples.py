@@ -15,9 +15,7 @@ from jax.experimental import multihost_utils
 from oneforcing_jax import places, processes, randomness, sharding
 from oneforcing_jax.causal.plan import draw
 from oneforcing_jax.data import encoders as encoding
-from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.text import pad
-from oneforcing_jax.data.video import write_video
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.ranges import Natural
@@ -65,6 +63,11 @@ class Samples:
         store: Path,
         folder: Path,
     ) -> None:
+        # Here, for they need PyAV, which a machine that measures may lack.
+        from oneforcing_jax.data.origin import Origin
+        from oneforcing_jax.data.video import write_video
+
+        self._write = write_video
         sampled = trainer.method.sampled
         if sampled is None or sampled.plan is None or not settings.prompts:
             found = "none" if sampled is None else "no blocks" if sampled.plan is None else "blocks"
@@ -126,7 +129,7 @@ class Samples:
             places.make(self._folder)
             frames = np.concatenate(grid, axis=1)
             even = [(0, 0), *((0, size % 2) for size in frames.shape[1:3]), (0, 0)]
-            write_video(
+            self._write(
                 self._folder / f"{iteration:06d}.mp4", np.pad(frames, even), self._fps, crf=_CRF,
                 origin=self._origin,
             )  # fmt: skip
