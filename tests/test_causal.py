@@ -533,11 +533,12 @@ def test_replay_refuses_a_rolling_cache(random_params):
 
 
 @pytest.mark.parametrize("window", [Window(), Window(4, 1)], ids=["growing", "rolling"])
-@pytest.mark.parametrize("rows", [False, True])
-def test_layers_apart_stream_the_same(window, rows, random_params, monkeypatch):
-    """Caches that are updated in place hold what stacked ones do, those that lie as kernels of TPUs read
-    them too."""
-    monkeypatch.setattr(attention, "stores_rows", lambda: rows)
+@pytest.mark.parametrize("kernel", ["xla", "tpu", "gpu"])
+def test_layers_apart_stream_the_same(window, kernel, random_params, monkeypatch):
+    """Caches that are updated in place hold what stacked ones do, those too that lie as kernels of TPUs read
+    them, and those of which both passes of a block read once what both see, as kernels of GPUs can."""
+    monkeypatch.setattr(attention, "stores_rows", lambda: kernel == "tpu")
+    monkeypatch.setattr(attention, "gives_sums", lambda q: kernel == "gpu")
     # Not `_empty`, which may have been traced for the other form.
     monkeypatch.setattr(students, "_empty", kv.init)
     params, text = random_params(NET), prompt(1)
