@@ -191,7 +191,7 @@ def cached(
             return _attend_rows(parts, start, window, theta, q, k, v, memory)
         new, all_slots = Cache(k, v), memory.k.shape[1]
         if in_place and attention.gives_sums(q) and _share(parts, window, all_slots):
-            return _attend_once(parts, start, window, limit, q, new, memory)
+            return _attend_once(parts[0], start, window, limit, q, new, memory)
         stored = (
             memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
         )
@@ -222,15 +222,15 @@ def cached(
 
 
 def _share(parts: tuple[int, ...], window: Window, slots: int) -> bool:
-    """Whether `_attend_once` knows the keys that all parts see. In a ring that is so for frame after frame
+    """Whether `_attend_once` knows the keys that two parts see. In a ring that is so for frame after frame
     only, and a relative sink turns from one to the next."""
     if window.rolls(slots):
         return parts == (1, 1) and slots > 1 and not (window.relative and window.sink)
-    return len(parts) > 1
+    return len(parts) == 2 and parts[0] == parts[1]
 
 
 def _attend_once(
-    parts: tuple[int, ...],
+    size: int,
     start: jax.Array,
     window: Window,
     limit: int,
@@ -238,37 +238,25 @@ def _attend_once(
     new: Cache,
     stored: Cache,
 ) -> tuple[jax.Array, Cache]:
-    """What `cached` does in place where `_share` says so: the keys up to the first part's are read once for
-    the queries of all parts, and what one of them sees besides in a small call. Only the first part's frames
-    are written, for nobody reads the others'."""
-    asked, tokens, slots, first = q.shape[2], new.k.shape[2], stored.k.shape[1], parts[0]
-    stored = _put_both(stored, Cache(*(x[:, :first] for x in new)), start, window)
-    count, full = start + first, start + first >= slots
-    others = Cache(*(x[:, first:] for x in new))
-    rolls = window.rolls(slots)
-    if rolls:
-        others, stored = _set_aside(stored, others, start + first, window)
-        count, limit = jnp.minimum(count, slots - 1), min(limit, slots - 1)
+    """What `cached` does in place for two blocks of `size` frames where `_share` says so. The keys that both
+    see are read once for the queries of both, and those that one sees besides in a call where the blocks are
+    samples: the second's own, and of a ring the frame that the first still sees. The second is not written.
+    """
+    batch, tokens, slots, count = len(q), new.k.shape[2], stored.k.shape[1], start + size
+    stored = _put_both(stored, Cache(*(x[:, :size] for x in new)), start, window)
+    both = jnp.array([False, True])
+    if window.rolls(slots):
+        new, stored = _set_aside(stored, Cache(*(x[:, size:] for x in new)), count, window)
+        both, count = both | (count >= slots), jnp.minimum(count, slots - 1)
     keys, values = (attention.flat(x[:, :limit]) for x in stored)
     shared = attention.summed_attention(attention.flat(q), keys, values, count * tokens)
+    own = attention.summed_attention(
+        *(x.reshape(2 * batch, -1, *x.shape[3:]) for x in (q, *new))
+    )
+    out = attention.joined(shared, own, both)
     # What is read here is read before the next block is written, or it would be copied.
-    shared, stored = jax.lax.optimization_barrier((shared, stored))
-    if rolls:
-        # Both frames' own keys are as many: one call, in which the frames are samples.
-        one = (x.reshape(-1, *x.shape[2:]) for x in (q, *others))
-        out, total = attention.summed_attention(*one)
-        total = jnp.moveaxis(total.reshape(len(q), 2, *total.shape[1:]), 1, 2)
-        own = attention.Answer(attention.flat(out.reshape(q.shape)), total.reshape(shared.total.shape))
-        both = full | (jnp.arange(2 * asked) >= asked)
-        return attention.joined(shared, own, both).reshape(q.shape), stored
-    done, out = first, [shared.out[:, : first * asked]]
-    for size in parts[1:]:
-        places = slice(done * asked, (done + size) * asked)
-        seen = (attention.flat(x[:, : done + size - first]) for x in others)
-        own = attention.summed_attention(attention.flat(q[:, done : done + size]), *seen)
-        known = attention.Answer(shared.out[:, places], shared.total[..., places])
-        out, done = [*out, attention.joined(known, own)], done + size
-    return jnp.concatenate(out, 1).reshape(q.shape), stored
+    out, stored = jax.lax.optimization_barrier((out, stored))
+    return out.reshape(q.shape), stored
 
 
 def _set_aside(

@@ -118,12 +118,25 @@ def summed_attention(
         return Answer(jnp.einsum("bhts,bshk->bthk", weights, v), total)
 
 
-def joined(one: Answer, other: Answer, both: jax.Array | bool = True) -> jax.Array:
-    """Attention over two sets of keys, from the answers over each; [b, t, h, k]. Where `both` [t] is False,
-    a query sees the first set only."""
-    share = jnp.where(both, jax.nn.sigmoid(other.total - one.total), 0)
-    share = jnp.moveaxis(share, 1, 2)[..., None]
-    return ((1 - share) * one.out + share * other.out).astype(one.out.dtype)
+def joined(whole: Answer, parts: Answer, both: jax.Array) -> jax.Array:
+    """Attention over two sets of keys, from the answers over each.
+
+    Args:
+      whole: of queries [b, n t], over keys that all see.
+      parts: of the same queries [b n, t], over keys that those of one part see besides.
+      both: [n], whether a part sees any such keys.
+
+    Returns:
+      [b, n t, h, k].
+    """
+    (n,), (b, h, _) = both.shape, whole.total.shape
+    one = jnp.moveaxis(whole.total.reshape(b, h, n, -1), 2, 1)
+    other = parts.total.reshape(one.shape)
+    share = jnp.where(both[:, None, None], jax.nn.sigmoid(other - one), 0)
+
+    share = jnp.moveaxis(share, 2, 3).reshape(*whole.out.shape[:3], 1)
+    mixed = (1 - share) * whole.out + share * parts.out.reshape(whole.out.shape)
+    return mixed.astype(whole.out.dtype)
 
 
 def is_answer(primitive: Any, *shapes: Any, **params: Any) -> bool:
