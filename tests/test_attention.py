@@ -260,13 +260,24 @@ def test_rolling_windows_are_no_runs():
     assert len(structures.stretches(structures.teacher_forcing((3,) * 7))) == 2
 
 
-def kernel_of(exact=None):
+def test_operations_of_cudnn_are_known():
+    """A version of JAX that has them otherwise is noticed here; programs for GPUs then do without."""
+    assert cudnn.known()
+    q = jax.ShapeDtypeStruct((2, 6, 3, 8), jnp.bfloat16)
+    lengths = jax.ShapeDtypeStruct((2,), jnp.int32)
+    out, total = jax.eval_shape(cudnn.forward, q, q, q, lengths)
+    assert (out.shape, total.shape, total.dtype) == (q.shape, (2, 3, 6), jnp.float32)
+    assert [x.shape for x in jax.eval_shape(cudnn.backward, q, q, q, q, total, q)] == [q.shape] * 3
+
+
+def kernel_of(exact):
     """A kernel's two passes as cuDNN's do them: answers, log-sum-exp, and gradients from no more than these.
-    Sums and logits are `exact`, or float32."""
-    exact = exact or jnp.float32
+    Sums and logits are `exact`."""
 
     def logits(q, k):
-        return jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=exact) / q.shape[-1] ** 0.5
+        return (
+            jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=exact) / q.shape[-1] ** 0.5
+        )
 
     def product(terms, x, y):
         return jnp.einsum(terms, x.astype(y.dtype), y, preferred_element_type=exact).astype(y.dtype)
@@ -291,7 +302,12 @@ def kernel_of(exact=None):
 
 @pytest.mark.parametrize(
     ("s", "dtype", "below"),
-    [(129, "float64", True), (200, "float32", True), (255, "bfloat16", False), (200, "bfloat16", True)],
+    [
+        (129, "float64", True),
+        (200, "float32", True),
+        (255, "bfloat16", False),
+        (200, "bfloat16", True),
+    ],
 )
 def test_keys_that_fill_tiles_change_nothing(s, dtype, below):
     """Answers and gradients, also of queries whose logits all lie between -20 and 0, so that a key of 0 would

@@ -186,7 +186,7 @@ def test_keys_that_both_parts_see_are_read_once(parts, window, dtype):
 
         memory = kv.Cache(*jnp.zeros((2, 2, slots, TOKENS, *heads), dtype))
         with (
-            unittest.mock.patch.object(attention, "gives_sums", lambda q: together),
+            unittest.mock.patch.object(attention, "gives_sums", lambda q, yes=together: yes),
             unittest.mock.patch.object(
                 attention, "summed_attention", wraps=attention.summed_attention
             ) as summed,

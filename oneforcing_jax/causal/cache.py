@@ -250,9 +250,7 @@ def _attend_once(
         both, count = both | (count >= slots), jnp.minimum(count, slots - 1)
     keys, values = (attention.flat(x[:, :limit]) for x in stored)
     shared = attention.summed_attention(attention.flat(q), keys, values, count * tokens)
-    own = attention.summed_attention(
-        *(x.reshape(2 * batch, -1, *x.shape[3:]) for x in (q, *new))
-    )
+    own = attention.summed_attention(*(x.reshape(2 * batch, -1, *x.shape[3:]) for x in (q, *new)))
     out = attention.joined(shared, own, both)
     # What is read here is read before the next block is written, or it would be copied.
     out, stored = jax.lax.optimization_barrier((out, stored))

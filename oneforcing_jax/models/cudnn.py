@@ -3,8 +3,8 @@ keys become one.
 
 `jax.nn.dot_product_attention` gives it too, rounded to the dtype of the answers: near 10 it is then off by
 0.03 in bfloat16, and so is a weight. Its backward pass cannot be asked alone at all. So the operations behind
-it are bound here, which JAX does not promise to keep. Where a version has them otherwise, `known` says so, and
-callers do without.
+it are bound here, which JAX does not promise to keep. Where a version has them otherwise, `known` says so,
+and callers do without.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def _operations() -> _Operations | None:
         from jax._src.cudnn import fused_attention_stablehlo as found
 
         names = list(inspect.signature(found._dot_product_attention_fwd_impl).parameters)
-        told = [name for name in names[names.index("page_table_v") + 1 :] if name != "score_mod_args"]
+        told = [
+            name for name in names[names.index("page_table_v") + 1 :] if name != "score_mod_args"
+        ]
         if not set(told) <= _TOLD:
             return None
         return _Operations(
@@ -69,11 +71,9 @@ def _bind(q: jax.Array, *arrays: jax.Array, forward: bool, lengths: jax.Array | 
     mask = operations.masks.NO_MASK if lengths is None else operations.masks.PADDING
     settings = operations.settings | {"scale": q.shape[-1] ** -0.5, "mask_type": mask}
     unused = jnp.zeros(0, q.dtype)
-    if lengths is None:
-        masked = [unused, unused]
-    else:
-        masked = [jnp.full_like(lengths, q.shape[1]), lengths]
-    rest = [unused, *masked, *[unused] * 4]  # bias, lengths, offsets and tables of pages
+    counts = () if lengths is None else (jnp.full_like(lengths, q.shape[1]), lengths)
+    # Bias, lengths, offsets and tables of pages.
+    rest = [unused, *(counts or (unused, unused)), *[unused] * 4]
     k, v, *results = arrays
     if forward:
         return operations.forward.bind(q, k, v, *rest, is_training=True, **settings)
