@@ -133,7 +133,6 @@ def joined(whole: Answer, parts: Answer, both: jax.Array) -> jax.Array:
     one = jnp.moveaxis(whole.total.reshape(b, h, n, -1), 2, 1)
     other = parts.total.reshape(one.shape)
     share = jnp.where(both[:, None, None], jax.nn.sigmoid(other - one), 0)
-
     share = jnp.moveaxis(share, 2, 3).reshape(*whole.out.shape[:3], 1)
     mixed = (1 - share) * whole.out + share * parts.out.reshape(whole.out.shape)
     return mixed.astype(whole.out.dtype)

@@ -132,7 +132,8 @@ def filled(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Arra
 
     Its last keys are there twice, the second time with values of 0. What they add to the sum of weights is
     at most half of it, so it can be taken out again; that of keys of 0 may be all but nothing of it. In the
-    backward pass, which is given the true sum, keys of 0 do: they change no gradient but their own.
+    backward pass, which is given the true sum, keys of 0 do: they change no gradient but their own, unless
+    all logits of a query lie below -88, where the weight of such a key overflows.
     """
     return _filled(kernel, q, k, v)[0]
 
