@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneforcing_jax.causal import structures
-from oneforcing_jax.models import attention, splash
+from oneforcing_jax.models import attention, cudnn, splash
 
 
 def dense(q, k, v, mask):
@@ -258,3 +258,88 @@ def test_rolling_windows_are_no_runs():
     assert structures.stretches(structures.block_causal((1,) * 6, 3, 1)) is None
     assert len(structures.stretches(structures.noisy_after_clean((1,) * 21, first=4))) == 1
     assert len(structures.stretches(structures.teacher_forcing((3,) * 7))) == 2
+
+
+def test_operations_of_cudnn_are_known():
+    """A version of JAX that has them otherwise is noticed here; programs for GPUs then do without."""
+    assert cudnn.known()
+    q = jax.ShapeDtypeStruct((2, 6, 3, 8), jnp.bfloat16)
+    lengths = jax.ShapeDtypeStruct((2,), jnp.int32)
+    out, total = jax.eval_shape(cudnn.forward, q, q, q, lengths)
+    assert (out.shape, total.shape, total.dtype) == (q.shape, (2, 3, 6), jnp.float32)
+    assert [x.shape for x in jax.eval_shape(cudnn.backward, q, q, q, q, total, q)] == [q.shape] * 3
+
+
+def kernel_of(exact):
+    """A kernel's two passes as cuDNN's do them: answers, log-sum-exp, and gradients from no more than these.
+    Sums and logits are `exact`."""
+
+    def logits(q, k):
+        return (
+            jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=exact) / q.shape[-1] ** 0.5
+        )
+
+    def product(terms, x, y):
+        return jnp.einsum(terms, x.astype(y.dtype), y, preferred_element_type=exact).astype(y.dtype)
+
+    def forward(q, k, v):
+        total = jax.nn.logsumexp(logits(q, k), -1)
+        return product("bhts,bshk->bthk", jnp.exp(logits(q, k) - total[..., None]), v), total
+
+    def backward(q, k, v, out, total, given):
+        weights = jnp.exp(logits(q, k) - total[..., None])
+        mean = jnp.einsum("bthk,bthk->bht", out.astype(exact), given.astype(exact))
+        change = jnp.einsum("bthk,bshk->bhts", given, v, preferred_element_type=exact)
+        change = weights * (change - mean[..., None]) / q.shape[-1] ** 0.5
+        return (
+            product("bhts,bshk->bthk", change, k),
+            product("bhts,bthk->bshk", change, q),
+            product("bhts,bthk->bshk", weights, given),
+        )
+
+    return cudnn.Kernel(forward, backward)
+
+
+@pytest.mark.parametrize(
+    ("s", "dtype", "below"),
+    [
+        (129, "float64", True),
+        (200, "float32", True),
+        (255, "bfloat16", False),
+        (200, "bfloat16", True),
+    ],
+)
+def test_keys_that_fill_tiles_change_nothing(s, dtype, below):
+    """Answers and gradients, also of queries whose logits all lie between -20 and 0, so that a key of 0 would
+    weigh more than all others. In bfloat16 they are as exact as those of the kernel that fills nothing."""
+    with jax.enable_x64(dtype == "float64"):
+        q, k, v = inputs(34, s, size=16)
+        if below:
+            q[..., -1], k[..., -1] = -10, 4  # moves all logits down by 10
+        q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
+        precise = q.dtype if dtype == "float64" else jnp.dtype("float32")
+        kernel = kernel_of(precise)
+        given = jnp.sin(jnp.arange(q.size).reshape(q.shape)).astype(dtype)
+
+        def plain(q, k, v):
+            logits = jnp.einsum("bthk,bshk->bhts", q, k) / 4
+            return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits, -1), v)
+
+        def unfilled(q, k, v):
+            out, total = kernel.forward(q, k, v)
+            return out, *kernel.backward(q, k, v, out, total, given)
+
+        def both(attend, *args):
+            out, back = jax.vjp(attend, *args)
+            return out, *back(given.astype(out.dtype))
+
+        logits = jnp.einsum("bthk,bshk->bhts", *(x.astype(precise) for x in (q, k))) / 4
+        assert (logits.max() < 0 and logits.min() > -20) == below
+        expected = both(plain, *(x.astype(precise) for x in (q, k, v)))
+        usual = unfilled(q, k, v)
+        found = jax.jit(functools.partial(both, functools.partial(cudnn.filled, kernel)))(q, k, v)
+        for one, right, other in zip(found, expected, usual, strict=True):
+            limit = 2e-15 if dtype == "float64" else 1e-6
+            if dtype == "bfloat16":
+                limit = 1.5 * error(other.astype(precise), right)
+            assert error(one.astype(precise), right) < limit

@@ -165,6 +165,42 @@ def test_any_layout_and_window(case):
         assert error(np.concatenate(parts, 1), whole) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("parts", "window", "dtype"),
+    [
+        ((1, 1), Window(), jnp.float32),
+        ((2, 2), Window(), jnp.bfloat16),
+        ((1, 1), Window(4), jnp.bfloat16),
+        ((1, 1), Window(4, 2), jnp.float32),
+    ],
+)
+def test_keys_that_both_parts_see_are_read_once(parts, window, dtype):
+    """Answers are those of a call a part, from the first frame until a ring has turned twice."""
+    slots, heads = window.slots(12), (CONFIG.num_heads, 8)
+    stride, calls = parts[0], []
+    for together in (False, True):
+
+        @functools.partial(jax.jit, donate_argnums=3)
+        def block(q, k, v, memory, start):
+            return kv.cached(parts, start, window, slots, in_place=True)(q, k, v, memory)
+
+        memory = kv.Cache(*jnp.zeros((2, 2, slots, TOKENS, *heads), dtype))
+        with (
+            unittest.mock.patch.object(attention, "gives_sums", lambda q, yes=together: yes),
+            unittest.mock.patch.object(
+                attention, "summed_attention", wraps=attention.summed_attention
+            ) as summed,
+        ):
+            for start in range(0, 12 - sum(parts) + 1, stride):
+                shape = (3, 2, sum(parts), TOKENS, *heads)
+                q, k, v = jnp.asarray(3 * normal(start, *shape), dtype)
+                out, memory = block(q, k, v, memory, np.int32(start))
+                calls.append(np.asarray(out, np.float32))
+        assert summed.called == together
+    plain, found = np.split(np.stack(calls), 2)
+    assert error(found, plain) < (1e-6 if dtype == jnp.float32 else 1e-2)
+
+
 def test_a_relative_sink_lies_before_the_ring():
     """Against attention over keys that are rotated where they lie, block by block."""
     window, frames, size = Window(5, 1, relative=True), 8, 2
@@ -552,12 +588,16 @@ def test_replay_refuses_a_rolling_cache(random_params):
         jax.eval_shape(run, random_params(NET))
 
 
-@pytest.mark.parametrize("window", [Window(), Window(4, 1)], ids=["growing", "rolling"])
-@pytest.mark.parametrize("rows", [False, True])
-def test_layers_apart_stream_the_same(window, rows, random_params, monkeypatch):
-    """Caches that are updated in place hold what stacked ones do, those that lie as kernels of TPUs read
-    them too."""
-    monkeypatch.setattr(attention, "stores_rows", lambda: rows)
+@pytest.mark.parametrize(
+    ("kernel", "window"),
+    [("xla", Window()), ("xla", Window(4, 1)), ("tpu", Window()), ("tpu", Window(4, 1))]
+    + [("gpu", Window(4, 1))],
+)
+def test_layers_apart_stream_the_same(window, kernel, random_params, monkeypatch):
+    """Caches that are updated in place hold what stacked ones do, those too that lie as kernels of TPUs read
+    them, and those of which both passes of a block read once what both see, as kernels of GPUs can."""
+    monkeypatch.setattr(attention, "stores_rows", lambda: kernel == "tpu")
+    monkeypatch.setattr(attention, "gives_sums", lambda q: kernel == "gpu")
     # Not `_empty`, which may have been traced for the other form.
     monkeypatch.setattr(students, "_empty", kv.init)
     params, text = random_params(NET), prompt(1)

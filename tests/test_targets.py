@@ -8,6 +8,7 @@ elsewhere: here is what the compilers of real targets take, and which kernels an
 import functools
 import hashlib
 import importlib.util
+import math
 import re
 from pathlib import Path
 
@@ -130,10 +131,15 @@ def small_video(*more):
     return Run.of(configs.load("configs/framewise.py", [f"--config.{field}" for field in fields]))
 
 
-@pytest.mark.parametrize("window", [Window(), Window(3, 1, relative=True)], ids=["all", "sink"])
+@pytest.mark.parametrize(
+    ("window", "reads"),
+    [(Window(), 1), (Window(3, 1), 1), (Window(3, 1, relative=True), 2)],
+    ids=["all", "ring", "sink"],
+)
 @pytest.mark.parametrize("target", ON)
-def test_generation(target, window, monkeypatch):
-    """Streams of one video on two devices: the cache is updated where it lies, a sink's keys too."""
+def test_generation(target, window, reads, monkeypatch):
+    """Streams of one video on two devices: the cache is updated where it lies, a sink's keys too. On GPUs
+    both passes of a block read it at once where they see the same of it."""
     target = find(target)
     monkeypatch.setattr(generation, "Student", functools.partial(Student, window=window))
     made = generation.generate(small_video(), target.devices)
@@ -148,6 +154,10 @@ def test_generation(target, window, monkeypatch):
         bytes_of_a_device = cache.size * cache.dtype.itemsize // 2
         copies = [k for k in kernels.read(text, 2).kernels if k.opcode == "copy"]
         assert max((k.read for k in copies), default=0) < bytes_of_a_device
+    if target.platform == "cuda":
+        layers, stored = len(program.arguments[1]), math.prod(cache.shape[1:3])
+        calls = re.findall(rf"{re.escape(KERNELS['cuda'])}.*?operand_layout_constraints=(.*)", text)
+        assert sum(f"bf16[1,{stored}," in operands for operands in calls) == reads * layers
 
 
 @pytest.mark.parametrize("target", ON)

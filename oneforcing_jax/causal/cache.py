@@ -99,6 +99,12 @@ def size(config: WanConfig, batch: int, slots: int, frame_tokens: int) -> int:
     return 2 * config.num_layers * tokens * config.dim * jnp.dtype(config.dtype).itemsize
 
 
+def _place(number: jax.Array, slots: int, window: Window) -> jax.Array:
+    """The slot of a frame in a ring."""
+    ring = window.sink + (number - window.sink) % (slots - window.sink)
+    return jnp.where(number < slots, number, ring)
+
+
 def _put(
     axis: int,
     stored: jax.Array,
@@ -114,8 +120,7 @@ def _put(
     if not window.rolls(slots):
         return update(stored, new, start * size, axis)
     for i in range(new.shape[axis] // size):
-        ring = window.sink + (start + i - window.sink) % (slots - window.sink)
-        where = jnp.where(start + i < slots, start + i, ring)
+        where = _place(start + i, slots, window)
         one = jax.lax.slice_in_dim(new, i * size, (i + 1) * size, axis=axis)
         stored = update(stored, one, where * size, axis)
     return stored
@@ -171,8 +176,9 @@ def cached(
       start: number of the first frame, traced.
       window: what a block sees.
       limit: static bound on start + sum(parts); a growing cache is read up to here only.
-      in_place: give back the cache with all parts in it, for layers that own theirs. A noisy block writes
-        where its clean pass will write again, and nobody reads those slots in between.
+      in_place: give back the cache with the parts in it, for layers that own theirs. A noisy block writes
+        where its clean pass will write again, and nobody reads those slots in between; so what they hold
+        then is left open.
       theta: base of the rotary frequencies, by which the keys of a `relative` sink turn.
 
     Returns:
@@ -184,6 +190,8 @@ def cached(
         if memory.k.ndim == 4:
             return _attend_rows(parts, start, window, theta, q, k, v, memory)
         new, all_slots = Cache(k, v), memory.k.shape[1]
+        if in_place and attention.gives_sums(q) and _share(parts, window, all_slots):
+            return _attend_once(parts[0], start, window, limit, q, new, memory)
         stored = (
             memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
         )
@@ -211,6 +219,61 @@ def cached(
         return jnp.concatenate(out, 1).reshape(q.shape), stored if in_place else new
 
     return attend
+
+
+def _share(parts: tuple[int, ...], window: Window, slots: int) -> bool:
+    """Whether `_attend_once` knows the keys that two parts see. In a ring that is so for frame after frame
+    only, and a relative sink turns from one to the next."""
+    if window.rolls(slots):
+        return parts == (1, 1) and slots > 1 and not (window.relative and window.sink)
+    return len(parts) == 2 and parts[0] == parts[1]
+
+
+def _attend_once(
+    size: int,
+    start: jax.Array,
+    window: Window,
+    limit: int,
+    q: jax.Array,
+    new: Cache,
+    stored: Cache,
+) -> tuple[jax.Array, Cache]:
+    """What `cached` does in place for two blocks of `size` frames where `_share` says so. The keys that both
+    see are read once for the queries of both, and those that one sees besides in a call where the blocks are
+    samples: the second's own, and of a ring the frame that the first still sees. The second is not written.
+    """
+    batch, tokens, slots, count = len(q), new.k.shape[2], stored.k.shape[1], start + size
+    stored = _put_both(stored, Cache(*(x[:, :size] for x in new)), start, window)
+    both = jnp.array([False, True])
+    if window.rolls(slots):
+        new, stored = _set_aside(stored, Cache(*(x[:, size:] for x in new)), count, window)
+        both, count = both | (count >= slots), jnp.minimum(count, slots - 1)
+    keys, values = (attention.flat(x[:, :limit]) for x in stored)
+    shared = attention.summed_attention(attention.flat(q), keys, values, count * tokens)
+    own = attention.summed_attention(*(x.reshape(2 * batch, -1, *x.shape[3:]) for x in (q, *new)))
+    out = attention.joined(shared, own, both)
+    # What is read here is read before the next block is written, or it would be copied.
+    out, stored = jax.lax.optimization_barrier((out, stored))
+    return out.reshape(q.shape), stored
+
+
+def _set_aside(
+    stored: Cache, noisy: Cache, number: jax.Array, window: Window
+) -> tuple[Cache, Cache]:
+    """A ring whose first slots, all but the last, hold what frame `number` sees of it; and the frame that it
+    no longer sees, followed by its own.
+
+    The frame that it does not see lies where it would be written, so the last slot's is put there. If it is
+    the last, it stays. In a ring with free slots this is one of them, and nothing that is seen changes.
+    """
+    place = _place(number, stored.k.shape[1], window)
+    gone = (jax.lax.dynamic_slice_in_dim(x, place, 1, 1) for x in stored)
+    others = Cache(*(jnp.concatenate(x, 1) for x in zip(gone, noisy, strict=True)))
+    last = Cache(*(x[:, -1:] for x in stored))
+    # The slices must be there before they are written over, or XLA would copy the cache to keep them.
+    others, last, stored = jax.lax.optimization_barrier((others, last, stored))
+    update = jax.lax.dynamic_update_slice_in_dim
+    return others, Cache(*(update(x, y, place, 1) for x, y in zip(stored, last, strict=True)))
 
 
 def _attend_rows(

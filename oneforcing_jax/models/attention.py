@@ -7,16 +7,18 @@ says which frames see which.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from oneforcing_jax import sharding
-from oneforcing_jax.models import splash
+from oneforcing_jax.models import cudnn, splash
 
 # Logits (per head, float32) above which the XLA path computes the queries in chunks.
 _XLA_LOGITS = 1 << 24
+# Whether cuDNN is given keys that fill its tiles, see `cudnn.filled`; off until it is timed on a GPU.
+_FILLS = False
 
 
 def flat(x: jax.Array) -> jax.Array:
@@ -41,11 +43,11 @@ def softmax_attention(
     """
     if isinstance(length, int):
         k, v, length = k[:, :length], v[:, :length], None
-    device, half = sharding.target(), q.dtype in (jnp.bfloat16, jnp.float16)
+    device = sharding.target()
     if device.platform == "tpu":
         with jax.named_scope("attention_splash"):
             return splash.softmax_attention(q, k, v, length, splash.tiles_of(device.device_kind))
-    if device.platform in ("gpu", "cuda") and half and q.shape[-1] % 8 == 0:
+    if _takes_cudnn(q):
         with jax.named_scope("attention_cudnn"):
             return _cudnn(q, k, v, length)
     with jax.named_scope("attention_xla"):
@@ -74,6 +76,66 @@ def attention_over_rows(q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Ar
         shown = jnp.arange(k.shape[2]) < length[:, None]
         k, v = (jnp.moveaxis(x, 1, 2) for x in (k, v))
         return jax.nn.dot_product_attention(q, k, v, mask=shown, implementation="xla")
+
+
+def _takes_cudnn(q: jax.Array) -> bool:
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return sharding.target().platform in ("gpu", "cuda") and half and q.shape[-1] % 8 == 0
+
+
+def gives_sums(q: jax.Array) -> bool:
+    """Whether the target's kernel gives the sums of weights that `joined` takes, at no cost. Then keys that
+    several blocks see are best read once for the queries of all."""
+    return _takes_cudnn(q) and cudnn.known()
+
+
+class Answer(NamedTuple):
+    """Attention over some of the keys.
+
+    Attributes:
+      out: [b, t, h, k].
+      total: log of the sum of the exponentials of all logits, [b, h, t] float32.
+    """
+
+    out: jax.Array
+    total: jax.Array
+
+
+def summed_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array | int | None = None
+) -> Answer:
+    """`softmax_attention` with its sum of weights, for programs that take no gradient."""
+    lengths = _lengths(q, length)
+    if _takes_cudnn(q):
+        with jax.named_scope("attention_cudnn"):
+            return Answer(*cudnn.forward(q, k, v, lengths))
+    with jax.named_scope("attention_xla"):
+        logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+        shown = jnp.arange(k.shape[1]) < (k.shape[1] if length is None else length)
+        logits = jnp.where(shown, logits * q.shape[-1] ** -0.5, -jnp.inf)
+        total = jax.nn.logsumexp(logits, -1)
+        weights = jnp.exp(logits - total[..., None]).astype(v.dtype)
+        return Answer(jnp.einsum("bhts,bshk->bthk", weights, v), total)
+
+
+def joined(whole: Answer, parts: Answer, both: jax.Array) -> jax.Array:
+    """Attention over two sets of keys, from the answers over each.
+
+    Args:
+      whole: of queries [b, n t], over keys that all see.
+      parts: of the same queries [b n, t], over keys that those of one part see besides.
+      both: [n], whether a part sees any such keys.
+
+    Returns:
+      [b, n t, h, k].
+    """
+    (n,), (b, h, _) = both.shape, whole.total.shape
+    one = jnp.moveaxis(whole.total.reshape(b, h, n, -1), 2, 1)
+    other = parts.total.reshape(one.shape)
+    share = jnp.where(both[:, None, None], jax.nn.sigmoid(other - one), 0)
+    share = jnp.moveaxis(share, 2, 3).reshape(*whole.out.shape[:3], 1)
+    mixed = (1 - share) * whole.out + share * parts.out.reshape(whole.out.shape)
+    return mixed.astype(whole.out.dtype)
 
 
 def is_answer(primitive: Any, *shapes: Any, **params: Any) -> bool:
@@ -111,6 +173,8 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, length: Any) -> jax.Array:
     """cuDNN flash attention. JAX refuses odd lengths under differentiation, so they get one more token,
     which is hidden as a key and dropped as a query."""
     t, s = q.shape[1], k.shape[1]
+    if _FILLS and length is None and cudnn.can_fill(q, k):
+        return cudnn.filled(cudnn.KERNEL, q, k, v)
     if s % 2 and length is None:
         length = s
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
