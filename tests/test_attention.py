@@ -138,6 +138,17 @@ def test_chunks_change_nothing(t, length, monkeypatch):
         assert error(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("length", [1, 7, 8, 20, 24])
+def test_keys_in_parts_are_the_same_keys(length):
+    """Whether all parts are seen, or some, or a part of one."""
+    rng = np.random.default_rng(length)
+    q = 3 * jnp.asarray(rng.normal(size=(2, 5, 2, 4)), jnp.float32)
+    k, v = jnp.asarray(rng.normal(size=(2, 2, 24, 2, 4)), jnp.float32)
+    whole = attention._summed(q, k, v, length)
+    found = jax.jit(functools.partial(attention._by_parts, attention._summed))(q, k, v, length)
+    assert error(found.out, whole.out) < 1e-6 and error(found.total, whole.total) < 1e-6
+
+
 def test_half_precision_keeps_its_type():
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in inputs(6, 6))
     found = jax.jit(attention.softmax_attention)(q, k, v)

@@ -22,6 +22,7 @@ import numpy as np
 
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import attention, rope
+from oneforcing_jax.models.attention import Answer
 from oneforcing_jax.models.wan import Attend, KeyValue, WanConfig
 from oneforcing_jax.sharding import STORED, constrain
 
@@ -239,22 +240,40 @@ def _attend_once(
     stored: Cache,
 ) -> tuple[jax.Array, Cache]:
     """What `cached` does in place for two blocks of `size` frames where `_share` says so. The keys that both
-    see are read once for the queries of both, and those that one sees besides in a call where the blocks are
-    samples: the second's own, and of a ring the frame that the first still sees. The second is not written.
+    see are read once for the queries of both, and those that one sees besides in another call: the second's
+    own, and of a ring the frame that the first still sees. The second is not written.
     """
-    batch, tokens, slots, count = len(q), new.k.shape[2], stored.k.shape[1], start + size
+    tokens, slots, count = new.k.shape[2], stored.k.shape[1], start + size
     stored = _put_both(stored, Cache(*(x[:, :size] for x in new)), start, window)
-    both = jnp.array([False, True])
+    second = Cache(*(x[:, size:] for x in new))
     if window.rolls(slots):
-        new, stored = _set_aside(stored, Cache(*(x[:, size:] for x in new)), count, window)
-        both, count = both | (count >= slots), jnp.minimum(count, slots - 1)
+        seen, stored = _set_aside(stored, second, count, window)
+        own = _paired(q, seen, count >= slots)
+        count = jnp.minimum(count, slots - 1)
+    else:
+        own = attention.summed_attention(*(attention.flat(x) for x in (q[:, size:], *second)))
+        before = size * q.shape[2]
+        own = Answer(
+            jnp.pad(own.out, ((0, 0), (before, 0), (0, 0), (0, 0))),
+            jnp.pad(own.total, ((0, 0), (0, 0), (before, 0)), constant_values=attention.NOTHING),
+        )
     keys, values = (attention.flat(x[:, :limit]) for x in stored)
     shared = attention.summed_attention(attention.flat(q), keys, values, count * tokens)
-    own = attention.summed_attention(*(x.reshape(2 * batch, -1, *x.shape[3:]) for x in (q, *new)))
-    out = attention.joined(shared, own, both)
+    out = attention.joined(shared, own, q.dtype)
     # What is read here is read before the next block is written, or it would be copied.
     out, stored = jax.lax.optimization_barrier((out, stored))
     return out.reshape(q.shape), stored
+
+
+def _paired(q: jax.Array, seen: Cache, first: jax.Array) -> Answer:
+    """Each of two blocks over the frames that it alone sees, in one call where they are samples; whether the
+    `first` sees any is traced."""
+    batch = len(q)
+    pairs = (x.reshape(2 * batch, -1, *x.shape[3:]) for x in (q, *seen))
+    out, total = attention.summed_attention(*pairs)
+    total = jnp.moveaxis(total.reshape(batch, 2, *total.shape[1:]), 1, 2)
+    total = jnp.where(jnp.array([[False], [True]]) | first, total, attention.NOTHING)
+    return Answer(out.reshape(batch, -1, *out.shape[2:]), total.reshape(*total.shape[:2], -1))
 
 
 def _set_aside(
