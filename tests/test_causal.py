@@ -201,6 +201,22 @@ def test_keys_that_both_parts_see_are_read_once(parts, window, dtype):
     assert error(found, plain) < (1e-6 if dtype == jnp.float32 else 1e-2)
 
 
+@pytest.mark.parametrize("parts", [(1, 1), (2,), (3, 1)])
+@pytest.mark.parametrize("start", [0, 4])
+def test_a_cache_that_stays_as_it_is_is_not_written(parts, start):
+    slots, heads = 9, (CONFIG.num_heads, 8)
+    memory = kv.Cache(*jnp.asarray(3 * normal(1, 2, 2, slots, TOKENS, *heads)))
+    q, k, v = jnp.asarray(3 * normal(2, 3, 2, sum(parts), TOKENS, *heads))
+    found = []
+    for together in (False, True):
+        with unittest.mock.patch.object(attention, "gives_sums", lambda q, yes=together: yes):
+            attend = kv.cached(parts, np.int32(start), Window(), slots, frozen=True)
+            found.append(jax.jit(attend)(q, k, v, memory)[0])
+            written = str(jax.make_jaxpr(attend)(q, k, v, memory))
+        assert ("dynamic_update_slice" in written) is not together
+    assert error(*found) < 1e-6
+
+
 def test_a_relative_sink_lies_before_the_ring():
     """Against attention over keys that are rotated where they lie, block by block."""
     window, frames, size = Window(5, 1, relative=True), 8, 2

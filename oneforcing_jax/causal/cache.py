@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -166,6 +167,7 @@ def cached(
     limit: int,
     in_place: bool = False,
     theta: float = 10000.0,
+    frozen: bool = False,
 ) -> Attend:
     """An `attend` for consecutive blocks that follow the frames in the cache.
 
@@ -181,6 +183,7 @@ def cached(
         where its clean pass will write again, and nobody reads those slots in between; so what they hold
         then is left open.
       theta: base of the rotary frequencies, by which the keys of a `relative` sink turn.
+      frozen: no gradient passes.
 
     Returns:
       attend(q, k, v, memory), where memory is one layer's Cache [b, slots, n, h, k] and the second
@@ -193,6 +196,8 @@ def cached(
         new, all_slots = Cache(k, v), memory.k.shape[1]
         if in_place and attention.gives_sums(q) and _share(parts, window, all_slots):
             return _attend_once(parts[0], start, window, limit, q, new, memory)
+        if frozen and not in_place and attention.gives_sums(q) and not window.rolls(all_slots):
+            return _attend_beside(parts, start, limit, q, new, memory), new
         stored = (
             memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
         )
@@ -252,17 +257,27 @@ def _attend_once(
         count = jnp.minimum(count, slots - 1)
     else:
         own = attention.summed_attention(*(attention.flat(x) for x in (q[:, size:], *second)))
-        before = size * q.shape[2]
-        own = Answer(
-            jnp.pad(own.out, ((0, 0), (before, 0), (0, 0), (0, 0))),
-            jnp.pad(own.total, ((0, 0), (0, 0), (before, 0)), constant_values=attention.NOTHING),
-        )
+        own = attention.after(own, size * q.shape[2])
     keys, values = (attention.flat(x[:, :limit]) for x in stored)
     shared = attention.summed_attention(attention.flat(q), keys, values, count * tokens)
-    out = attention.joined(shared, own, q.dtype)
+    out = attention.joined([shared, own]).out.astype(q.dtype)
     # What is read here is read before the next block is written, or it would be copied.
     out, stored = jax.lax.optimization_barrier((out, stored))
     return out.reshape(q.shape), stored
+
+
+def _attend_beside(
+    parts: tuple[int, ...], start: jax.Array, limit: int, q: jax.Array, new: Cache, stored: Cache
+) -> jax.Array:
+    """What `cached` answers where a cache grows and stays as it is: a call over what all blocks see of it,
+    and one for the keys of each block, which it sees and the blocks after it. To write these into a layer's
+    cache first is to copy that."""
+    keys, values = (attention.flat(x[:, :limit]) for x in stored)
+    answers = [attention.summed_attention(attention.flat(q), keys, values, start * new.k.shape[2])]
+    for done, size in zip(itertools.accumulate(parts, initial=0), parts, strict=False):
+        own = (attention.flat(x) for x in (q[:, done:], *(x[:, done : done + size] for x in new)))
+        answers.append(attention.after(attention.summed_attention(*own), done * q.shape[2]))
+    return attention.joined(answers).out.astype(q.dtype).reshape(q.shape)
 
 
 def _paired(q: jax.Array, seen: Cache, first: jax.Array) -> Answer:

@@ -68,12 +68,14 @@ class Generator:
       config: of the model.
       window: how far back a block sees.
       context_sigma: noise level that a finished block gets before its clean pass; the network is told 0.
+      frozen: no gradient passes, so that kernels may be used which have none.
     """
 
     apply: functools.partial[Any]
     config: WanConfig
     window: Window = Window()
     context_sigma: float = 0.0
+    frozen: bool = False
 
     def stopped(self) -> Generator:
         """The same model without gradient."""
@@ -108,7 +110,7 @@ def forward(
         jnp.array([s for _, s in parts]), jnp.array(sizes), total_repeat_length=sum(sizes)
     )
     in_place = not isinstance(cache, Cache)
-    attend = kv.cached(sizes, start, g.window, limit, in_place, g.config.rope_theta)
+    attend = kv.cached(sizes, start, g.window, limit, in_place, g.config.rope_theta, g.frozen)
     out = g.apply(
         latents,
         jnp.broadcast_to(sigma, latents.shape[:2]),
@@ -256,6 +258,7 @@ def generate(
     Raises:
       InputError: shapes that do not agree with the plan or with each other.
     """
+    g = dataclasses.replace(g, frozen=True)
     total, size = num_frames(plan), draws.start.shape
     shapes.check("draws.start", draws.start, "b f c y x", f=total, c=g.config.in_dim)
     offset = 0

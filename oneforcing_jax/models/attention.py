@@ -7,7 +7,8 @@ says which frames see which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -118,28 +119,32 @@ def summed_attention(
     b, s = k.shape[:2]
     if not _takes_cudnn(q):
         with jax.named_scope("attention_xla"):
-            return _summed(q, k, v, s if length is None else length)
+            return _by_parts(1, _summed, q, k, v, s if length is None else length)
     with jax.named_scope("attention_cudnn"):
-        if length is None or s % KEY_PARTS or b * q.shape[1] * q.shape[2] > _FEW:
-            return Answer(*cudnn.forward(q, k, v, _lengths(q, length)))
-        return _by_parts(lambda *parts: Answer(*cudnn.forward(*parts)), q, k, v, length)
+        if length is None:
+            return Answer(*cudnn.forward(q, k, v))
+        few = b * q.shape[1] * q.shape[2] <= _FEW and s % KEY_PARTS == 0
+        return _by_parts(KEY_PARTS if few else 1, cudnn.forward, q, k, v, length)
 
 
 def _by_parts(
-    kernel: Callable[..., Answer], q: jax.Array, k: jax.Array, v: jax.Array, length: Any
+    parts: int,
+    kernel: Callable[..., tuple[jax.Array, jax.Array]],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    length: Any,
 ) -> Answer:
     """The keys cut into parts, which are samples of one call of kernel(q, k, v, lengths)."""
     b, s = k.shape[:2]
-    size = s // KEY_PARTS
-    k, v = (x.reshape(b * KEY_PARTS, size, *x.shape[2:]) for x in (k, v))
-    lengths = jnp.tile(jnp.clip(length - size * jnp.arange(KEY_PARTS), 0, size), b)
+    size = s // parts
+    k, v = (x.reshape(b * parts, size, *x.shape[2:]) for x in (k, v))
+    lengths = jnp.tile(jnp.clip(length - size * jnp.arange(parts), 0, size), b)
     # A kernel may give no number for a query without keys.
-    out, total = kernel(jnp.repeat(q, KEY_PARTS, 0), k, v, jnp.maximum(lengths, 1).astype(jnp.int32))
+    out, total = kernel(jnp.repeat(q, parts, 0), k, v, jnp.maximum(lengths, 1).astype(jnp.int32))
     total = jnp.where(lengths[:, None, None] > 0, total, NOTHING)
-    out, total = (x.reshape(b, KEY_PARTS, *x.shape[1:]) for x in (out, total))
-    whole = jax.nn.logsumexp(total, 1)
-    shares = jnp.moveaxis(jnp.exp(total - whole[:, None]), 2, 3)[..., None]
-    return Answer((shares * out).sum(1), whole)
+    out, total = (x.reshape(b, parts, *x.shape[1:]) for x in (out, total))
+    return joined([Answer(out[:, i], total[:, i]) for i in range(parts)])
 
 
 def _summed(q: jax.Array, k: jax.Array, v: jax.Array, length: Any) -> Answer:
@@ -152,10 +157,21 @@ def _summed(q: jax.Array, k: jax.Array, v: jax.Array, length: Any) -> Answer:
     return Answer(jnp.einsum("bhts,bshk->bthk", weights, v), total)
 
 
-def joined(some: Answer, others: Answer, dtype: Any) -> jax.Array:
-    """Attention of the same queries over two sets of keys, [b, t, h, k] of a dtype."""
-    share = jnp.moveaxis(jax.nn.sigmoid(others.total - some.total), 1, 2)[..., None]
-    return ((1 - share) * some.out + share * others.out).astype(dtype)
+def joined(answers: Sequence[Answer]) -> Answer:
+    """Attention of the same queries over all keys, from answers over some each."""
+    if len(answers) == 1:
+        return answers[0]
+    total = functools.reduce(jnp.logaddexp, (one.total for one in answers))
+    shares = (jnp.moveaxis(jnp.exp(one.total - total), 1, 2)[..., None] for one in answers)
+    parts = (w * one.out for w, one in zip(shares, answers, strict=True))
+    return Answer(functools.reduce(jnp.add, parts), total)
+
+
+def after(answer: Answer, queries: int) -> Answer:
+    """An answer with so many queries before its own, which see nothing."""
+    out = jnp.pad(answer.out, ((0, 0), (queries, 0), (0, 0), (0, 0)))
+    before = ((0, 0), (0, 0), (queries, 0))
+    return Answer(out, jnp.pad(answer.total, before, constant_values=NOTHING))
 
 
 def is_answer(primitive: Any, *shapes: Any, **params: Any) -> bool:
