@@ -37,7 +37,6 @@ from oneforcing_jax.generation.jobs import Job, Listing
 from oneforcing_jax.generation.loading import SAMPLERS, Loading
 from oneforcing_jax.generation.origins import Origins
 from oneforcing_jax.generation.scene import Given, Look, Scene
-from oneforcing_jax.generation.student import ahead
 from oneforcing_jax.live import display as displays
 from oneforcing_jax.live import watching
 from oneforcing_jax.live.display import Display
@@ -232,8 +231,7 @@ def write(
             # The last group is filled up, so that one program serves all.
             filled = [group[i % len(group)] for i in range(writing.batch)]
             noise, text = scene.noise(filled), scene.text(filled)
-            together = 1 if display else ahead()  # who looks on waits for each block
-            made = scene.model.videos(noise, text, scene.settings, first, together=together)
+            made = scene.model.videos(noise, text, scene.settings, first)
             said = [origins.of(job) for job in group]
             with contextlib.closing(_written(made, group, said, scene.fps, writing)) as parts:
                 seen = (_counted(part, bar, len(group)) for part in parts)

@@ -329,19 +329,6 @@ def test_a_window_that_rolls_in_place_is_block_by_block(plan, window, random_par
     assert (moved[: window.size] > 1e-4).all()
 
 
-@pytest.mark.parametrize("window", [Window(), Window(4, 1)], ids=["growing", "rolling"])
-def test_blocks_that_one_call_makes_are_the_same(window, random_params):
-    plan = (Block(2, (1.0, 0.7)), *blocks(7, 1, 1.0))
-    params, text, noise = random_params(NET), prompt(1), draws(1, plan)
-    served = Student(CONFIG, parameters.unstacked(params), window)
-    calls = [count for count, _ in served._calls(plan, 0, window.slots(9), 4)]
-    assert calls == [1, 1, 3, 3]  # six blocks alike, in a growing cache by its lengths
-    alone = list(served.stream(noise, text, plan))
-    made = list(served.stream(noise, text, plan, together=4))
-    assert [part.shape for part in made] == [part.shape for part in alone]
-    assert error(np.concatenate(made, 1), np.concatenate(alone, 1)) < 1e-6
-
-
 EXITS = (Block(1, (1.0, 0.8)), *blocks(3, 1, 1.0, 0.7, 0.3))
 
 

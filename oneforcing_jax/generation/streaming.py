@@ -199,7 +199,7 @@ class VideoModel:
           settings: from `self.settings(...)`.
           seed: of the noise, which belongs to a frame: a longer video begins with the shorter one.
           given: [1, f0, c, y, x] first latents, from `first_frames`, or from another video.
-          more: keywords of `Student.stream`: `recompute`, `window`, `together`.
+          more: keywords of `Student.stream`: `recompute`, `window`.
         """
         settings = settings or self.settings()
         embed = functools.lru_cache(maxsize=2)(lambda words: self.embed([words]))
@@ -327,9 +327,7 @@ def load_teacher(
     net, table = WanDiT(source.config), sampler(source.shift)
     negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
 
-    def blocks(
-        noise: Noise, text: Text, plan: Plan, given: Any, together: int = 1
-    ) -> Iterator[jax.Array]:
+    def blocks(noise: Noise, text: Text, plan: Plan, given: Any) -> Iterator[jax.Array]:
         if given is not None or callable(text):
             raise InputError("teacher: it makes whole clips, from one prompt and no given frames")
         start = noise(0, Block(num_frames(plan), (1.0,))).start

@@ -7,7 +7,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from jax.sharding import Mesh
 from oneforcing_jax import room, sharding
 from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal.cache import Caches, Window
-from oneforcing_jax.causal.generate import Generator, clean_block, denoise_block, scan
+from oneforcing_jax.causal.generate import Generator, clean_block, denoise_block
 from oneforcing_jax.causal.plan import (
     Block,
     BlockDraws,
@@ -40,8 +39,6 @@ Text = jax.Array | Callable[[int], jax.Array]
 FIRST_STEPS = (1000.0, 750.0, 500.0, 250.0)
 # Graphs of kernels take longer to begin than the kernels, each by itself, while a block is waited for.
 COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
-# Blocks of a call, by platform.
-AHEAD = {"gpu": 10}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,24 +162,16 @@ class Student:
             params: Any,
             cache: Caches,
             text: KeyValue,
-            draws: tuple[BlockDraws, ...],
+            draws: BlockDraws,
             before: Any,
             start: Any,
             block: Block,
             limit: int,
             window: Window,
-        ) -> tuple[tuple[jax.Array, ...], Caches]:
-            """One block after the other, as many as there are draws."""
+        ) -> tuple[jax.Array, Caches]:
             g = generator(params, window)
-
-            def one(carry: Any, draws: BlockDraws) -> tuple[Any, jax.Array]:
-                cache, before, start = carry
-                x0, _, cache = denoise_block(g, cache, text, block, draws, before, start, limit)
-                return (cache, x0, start + block.frames), x0
-
-            each = jax.tree.map(lambda *x: jnp.stack(x), *draws)
-            (cache, _, _), made = scan(one, (cache, before, start), each, len(draws))
-            return tuple(made), cache
+            x0, _, cache = denoise_block(g, cache, text, block, draws, before, start, limit)
+            return x0, cache
 
         @functools.partial(jit, static_argnames=static[1:])
         def context(
@@ -214,7 +203,6 @@ class Student:
         *,
         recompute: bool = False,
         window: Window | None = None,
-        together: int = 1,
     ) -> Iterator[jax.Array]:
         """Clean latents [b, frames of the block, c, y, x], block by block as they are asked for.
 
@@ -231,8 +219,6 @@ class Student:
           recompute: with a new prompt the frames that the next block sees pass anew under it, as given ones
             do; else they keep what they were under the old one.
           window: instead of the student's own; each has programs of its own.
-          together: blocks that one call may make, for those who wait for none of them (`ahead`). Of a text
-            that is a function, each is made alone; `recompute` is for such.
         """
         window = window or self.window
         for block in plan:
@@ -245,8 +231,8 @@ class Student:
         cache: Any = None
         before: jax.Array | None = None
         prompt, text_kv = None, None
-        for count, block in self._calls(plan, position, slots, 1 if callable(text) else together):
-            draws = tuple(draw(start + i * block.frames, block) for i in range(count))
+        for block in plan:
+            draws = draw(start, block)
             asked = text(start) if callable(text) else text
             if asked is not prompt:
                 if past is not None and prompt is not None:
@@ -258,12 +244,12 @@ class Student:
                     before = None
                 prompt, text_kv = asked, self._run(self._text, self.params, asked)
             if cache is None:
-                cache = self._empty(draws[0].start.shape, slots)
+                cache = self._empty(draws.start.shape, slots)
                 if given is not None:
                     size = plan[-1].frames
                     cache, before = self._prefill(cache, text_kv, given, size, slots, window)
-            limit = self._limit(position + count * block.frames, slots)
-            made, cache = self._run(
+            limit = self._limit(position + block.frames, slots)
+            before, cache = self._run(
                 self._step,
                 self.params,
                 cache,
@@ -275,32 +261,14 @@ class Student:
                 limit,
                 window,
             )
-            before = made[-1]
-            start, position = start + count * block.frames, position + count * block.frames
+            start, position = start + block.frames, position + block.frames
             if past is not None:
                 past.add(before)
-            yield from made
+            yield before
 
     def clip(self, noise: Noise | ClipDraws, text: Text, plan: Plan) -> jax.Array:
         """The whole clip [b, f, c, y, x]."""
-        with self._mesh():
-            together = ahead()
-        return jnp.concatenate(list(self.stream(noise, text, plan, together=together)), 1)
-
-    def _calls(
-        self, plan: Plan, given: int, slots: int, together: int
-    ) -> Iterator[tuple[int, Block]]:
-        """The blocks in groups (count, block) that one call makes. Groups of equal blocks are equal, up to
-        `together` blocks each, so that one program makes them all."""
-        ends = list(itertools.accumulate((block.frames for block in plan), initial=given))[1:]
-
-        def kind(i: int) -> Any:
-            return plan[i], plan[i - 1].frames if i else None, self._limit(ends[i], slots)
-
-        for (block, *_), group in itertools.groupby(range(len(plan)), kind):
-            count = len(list(group))
-            size = max(n for n in range(1, min(together, count) + 1) if count % n == 0)
-            yield from [(size, block)] * (count // size)
+        return jnp.concatenate(list(self.stream(noise, text, plan)), 1)
 
     def _prefill(
         self, cache: Caches, text: Any, given: jax.Array, size: int, slots: int, window: Window
@@ -345,12 +313,6 @@ class Student:
 
     def _mesh(self) -> Any:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-
-def ahead() -> int:
-    """Blocks that one call makes where nobody waits for each. A GPU's host takes about as long to begin a
-    block's kernels as the GPU to run them; from one call of several blocks it begins them faster."""
-    return AHEAD.get(sharding.target().platform, 1)
 
 
 def _frames_of(given: jax.Array | None) -> int:

@@ -115,7 +115,7 @@ def _diffusion(shapes: _Shapes, plan: Sequence[Block]) -> list[Program]:
             shapes.frames(one.frames), shapes.frames(more, one.frames) if more else None, None
         )
         before = shapes.frames(plan[number - 1].frames) if number else None
-        arguments = (params, cache, text_kv, (draws,), before, start, one, slots, streamed.window)
+        arguments = (params, cache, text_kv, draws, before, start, one, slots, streamed.window)
         return Program(readings, streamed._step, arguments, shapes.mesh, state)
 
     first = flops.generation(c, tokens, tuple(plan[:1])).forward
