@@ -17,8 +17,6 @@ from oneforcing_jax.models import cudnn, splash
 
 # Logits (per head, float32) above which the XLA path computes the queries in chunks.
 _XLA_LOGITS = 1 << 24
-# Whether cuDNN is given keys that fill its tiles, see `cudnn.filled`; off until it is timed on a GPU.
-_FILLS = False
 
 
 def flat(x: jax.Array) -> jax.Array:
@@ -173,8 +171,6 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, length: Any) -> jax.Array:
     """cuDNN flash attention. JAX refuses odd lengths under differentiation, so they get one more token,
     which is hidden as a key and dropped as a query."""
     t, s = q.shape[1], k.shape[1]
-    if _FILLS and length is None and cudnn.can_fill(q, k):
-        return cudnn.filled(cudnn.KERNEL, q, k, v)
     if s % 2 and length is None:
         length = s
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
