@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneforcing_jax.causal import structures
-from oneforcing_jax.models import attention, cudnn, splash
+from oneforcing_jax.models import attention, cudnn, levels, splash
 
 
 def dense(q, k, v, mask):
@@ -224,6 +224,23 @@ def test_one_query():
     assert error(found[:, None], dense(q, k, v, np.ones((1, 12), bool))) < 1e-5
 
 
+def masked(mask):
+    """Softmax attention by a mask [t, s], with gradients."""
+
+    def attend(q, k, v):
+        logits = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+        weights = jax.nn.softmax(jnp.where(mask, logits, -1e30), -1)
+        return jnp.einsum("bhts,bshk->bthk", weights, v)
+
+    return attend
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def with_gradients(attend, q, k, v):
+    out, back = jax.vjp(attend, q, k, v)
+    return out, *back(jnp.sin(out))
+
+
 @pytest.mark.parametrize(("layout", "first"), [((1,) * 5, 2), ((2, 2, 2), 0), ((3, 1, 1), 1)])
 def test_runs_of_groups_are_masked_softmax(layout, first):
     """What a kernel with a computed mask sees is the structure: outputs and gradients."""
@@ -237,15 +254,6 @@ def test_runs_of_groups_are_masked_softmax(layout, first):
         made = structures.stretches(groups)
         q, k, v = inputs(mask.shape[0] * asked, mask.shape[1] * tokens, batch=1, size=8)
         mask = mask.repeat(asked, 0).repeat(tokens, 1)
-
-        def both(attend, q=q, k=k, v=v):
-            out, back = jax.vjp(attend, q, k, v)
-            return out, *back(jnp.sin(out))
-
-        def plain(q, k, v, mask=mask):
-            logits = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
-            weights = jax.nn.softmax(jnp.where(mask, logits, -1e30), -1)
-            return jnp.einsum("bhts,bshk->bthk", weights, v)
 
         def by_runs(q, k, v, made=made):
             parts = [
@@ -261,7 +269,7 @@ def test_runs_of_groups_are_masked_softmax(layout, first):
             ]
             return jnp.concatenate(parts, 1)
 
-        found, expected = jax.jit(both, static_argnums=0)(by_runs), both(plain)
+        found, expected = (with_gradients(f, q, k, v) for f in (by_runs, masked(mask)))
         for one, other in zip(found, expected, strict=True):
             assert error(one, other) < 1e-4
 
@@ -282,76 +290,93 @@ def test_operations_of_cudnn_are_known():
     assert [x.shape for x in jax.eval_shape(cudnn.backward, q, q, q, q, total, q)] == [q.shape] * 3
 
 
-def kernel_of(exact):
-    """A kernel's two passes as cuDNN's do them: answers, log-sum-exp, and gradients from no more than these.
-    Sums and logits are `exact`."""
+def kernel_forward(q, k, v):
+    """As cuDNN's two passes: answers and log-sum-exp, and gradients from no more than these."""
+    logits = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+    total = jax.nn.logsumexp(logits, -1)
+    return jnp.einsum("bhts,bshk->bthk", jnp.exp(logits - total[..., None]), v), total
 
-    def logits(q, k):
-        return (
-            jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=exact) / q.shape[-1] ** 0.5
-        )
 
-    def product(terms, x, y):
-        return jnp.einsum(terms, x.astype(y.dtype), y, preferred_element_type=exact).astype(y.dtype)
+def kernel_backward(q, k, v, out, total, given):
+    logits = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+    weights = jnp.exp(logits - total[..., None])
+    mean = jnp.einsum("bthk,bthk->bht", out, given)
+    change = jnp.einsum("bthk,bshk->bhts", given, v) - mean[..., None]
+    change = weights * change / q.shape[-1] ** 0.5
+    return (
+        jnp.einsum("bhts,bshk->bthk", change, k),
+        jnp.einsum("bhts,bthk->bshk", change, q),
+        jnp.einsum("bhts,bthk->bshk", weights, given),
+    )
 
-    def forward(q, k, v):
-        total = jax.nn.logsumexp(logits(q, k), -1)
-        return product("bhts,bshk->bthk", jnp.exp(logits(q, k) - total[..., None]), v), total
 
-    def backward(q, k, v, out, total, given):
-        weights = jnp.exp(logits(q, k) - total[..., None])
-        mean = jnp.einsum("bthk,bthk->bht", out.astype(exact), given.astype(exact))
-        change = jnp.einsum("bthk,bshk->bhts", given, v, preferred_element_type=exact)
-        change = weights * (change - mean[..., None]) / q.shape[-1] ** 0.5
-        return (
-            product("bhts,bshk->bthk", change, k),
-            product("bhts,bthk->bshk", change, q),
-            product("bhts,bthk->bshk", weights, given),
-        )
+def check_levels(size, blocks, first, asked, kind):
+    """A few calls over many blocks against what the structure says, values and gradients, where a device
+    asks for so many of the two tokens of a frame."""
+    kinds = ("block_causal", "noisy_after_clean", "teacher_forcing")
+    options = {"first": first} if kind == "noisy_after_clean" else {}
+    made = structures.stretches(getattr(structures, kind)((size,) * blocks, **options))
+    assert [structures.even_blocks(run) for run in made] == [
+        blocks - options.get("first", 0)
+    ] * len(made)
+    mask = masks((size,) * blocks, None, 0, first)[kinds.index(kind)]
+    mask = mask.repeat(asked, 0).repeat(2, 1)
+    kernel = cudnn.Kernel(kernel_forward, kernel_backward)
 
-    return cudnn.Kernel(forward, backward)
+    def by_levels(q, k, v):
+        q, k, v = (x.reshape(len(x), -1, n, *x.shape[2:]) for x, n in ((q, asked), (k, 2), (v, 2)))
+        parts = [structures.by_levels(kernel, q[:, slice(*run.queries)], k, v, run) for run in made]
+        return jnp.concatenate(parts, 1)
+
+    with jax.enable_x64():
+        arrays = [jnp.asarray(x, jnp.float64) for x in inputs(*mask.shape)]
+        found, right = (with_gradients(f, *arrays) for f in (by_levels, masked(mask)))
+    for one, other in zip(found, right, strict=True):
+        assert error(one, other) < 1e-13
 
 
 @pytest.mark.parametrize(
-    ("s", "dtype", "below"),
-    [
-        (129, "float64", True),
-        (200, "float32", True),
-        (255, "bfloat16", False),
-        (200, "bfloat16", True),
-    ],
+    ("size", "blocks", "first", "asked", "kind"),
+    [(1, 8, 1, 1, "noisy_after_clean"), (2, 3, 0, 2, "teacher_forcing")],
 )
-def test_keys_that_fill_tiles_change_nothing(s, dtype, below):
-    """Answers and gradients, also of queries whose logits all lie between -20 and 0, so that a key of 0 would
-    weigh more than all others. In bfloat16 they are as exact as those of the kernel that fills nothing."""
-    with jax.enable_x64(dtype == "float64"):
-        q, k, v = inputs(34, s, size=16)
-        if below:
-            q[..., -1], k[..., -1] = -10, 4  # moves all logits down by 10
-        q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
-        precise = q.dtype if dtype == "float64" else jnp.dtype("float32")
-        kernel = kernel_of(precise)
-        given = jnp.sin(jnp.arange(q.size).reshape(q.shape)).astype(dtype)
+def test_levels_are_masked_softmax(size, blocks, first, asked, kind):
+    check_levels(size, blocks, first, asked, kind)
 
-        def plain(q, k, v):
-            logits = jnp.einsum("bthk,bshk->bhts", q, k) / 4
-            return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits, -1), v)
 
-        def unfilled(q, k, v):
-            out, total = kernel.forward(q, k, v)
-            return out, *kernel.backward(q, k, v, out, total, given)
+@pytest.mark.long
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(0, 8),
+    st.integers(1, 2),
+    st.sampled_from(["block_causal", "noisy_after_clean", "teacher_forcing"]),
+)
+def test_all_levels_are_masked_softmax(size, blocks, first, asked, kind):
+    check_levels(size, blocks, min(first, blocks - 1), asked, kind)
 
-        def both(attend, *args):
-            out, back = jax.vjp(attend, *args)
-            return out, *back(given.astype(out.dtype))
 
-        logits = jnp.einsum("bthk,bshk->bhts", *(x.astype(precise) for x in (q, k))) / 4
-        assert (logits.max() < 0 and logits.min() > -20) == below
-        expected = both(plain, *(x.astype(precise) for x in (q, k, v)))
-        usual = unfilled(q, k, v)
-        found = jax.jit(functools.partial(both, functools.partial(cudnn.filled, kernel)))(q, k, v)
-        for one, right, other in zip(found, expected, usual, strict=True):
-            limit = 2e-15 if dtype == "float64" else 1e-6
-            if dtype == "bfloat16":
-                limit = 1.5 * error(other.astype(precise), right)
-            assert error(one.astype(precise), right) < limit
+def test_uneven_blocks_have_no_levels():
+    for layout, blocks in (((3, 1, 1), [1, 2]), ((2, 1, 2), [1, 1, 1])):
+        made = structures.stretches(structures.block_causal(layout))
+        assert [structures.even_blocks(run) for run in made] == blocks
+    uneven = structures.Stretch((0, 3), (0, 2, 2), 0, 1)
+    assert structures.even_blocks(uneven) == 0
+
+
+def test_levels_keep_one_answer(capsys):
+    """Of all calls, rematerialisation keeps the joint answer and its log-sum-exp, and makes none again."""
+    (run,) = structures.stretches(structures.block_causal((1,) * 6))
+
+    def layer(x, k, v):
+        return jnp.sin(structures.by_levels(cudnn.KERNEL, jnp.sin(x), k, v, run))
+
+    layer = jax.checkpoint(layer, policy=attention.is_answer)
+    arrays = [jax.ShapeDtypeStruct((1, 6, 2, 3, 8), jnp.bfloat16)] * 3
+    jax.ad_checkpoint.print_saved_residuals(layer, *arrays)
+    kept = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "named" in line]
+    assert sorted(kept) == ["bf16[1,6,2,3,8]", "f32[1,6,2,3]"]
+    program = str(jax.make_jaxpr(jax.grad(lambda *x: layer(*x).sum().astype(float)))(*arrays))
+    for way in ("fwd", "bwd"):
+        made = program.count(f"= dot_product_attention_{way}_wrapper[")
+        assert made == len(levels.calls(6, shared=False)) == 4

@@ -13,9 +13,12 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from oneforcing_jax import config as configs
+from oneforcing_jax import sharding
+from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import attention
@@ -177,3 +180,22 @@ def test_vae(target, monkeypatch):
     for program in (*steps, programs.encode(run, target.devices)[0]):
         sent = {k.sent.kind for k in kernels.read(compiled(program, target), 2).kernels if k.sent}
         assert ("collective-permute" in sent) == (program.mesh.size == 2)
+
+
+@pytest.mark.parametrize("target", ON[1:])
+def test_structures(target):
+    """Forward and backward pass of 9 frames take 5 calls each, where devices share heads and queries too."""
+    target = find(target)
+    mesh = sharding.make_mesh({"context": 2, "sequence": 2}, target.devices)
+    place = sharding.named(mesh, ("batch", None, "tokens", "heads", None))
+    x = jax.ShapeDtypeStruct((1, 9, 16, 2, 64), jnp.bfloat16, sharding=place)
+    attend = structures.structured(structures.block_causal((1,) * 9))
+
+    def total(q, k, v):
+        return sharding.by_heads(attend, q, k, v, None)[0].astype(float).sum()
+
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))
+    program = programs.Program((), gradients, (x, x, x), mesh, state=None)
+    text = compiled(program, target)
+    assert_kernels(text, target)
+    assert text.count(f'custom_call_target="{KERNELS["cuda"]}') == 2 * 5

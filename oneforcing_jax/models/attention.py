@@ -23,8 +23,6 @@ _XLA_LOGITS = 1 << 24
 KEY_PARTS, _FEW = 3, 132 * 4 * 128
 # A log of a sum of no weights, which is finite so that differences are numbers.
 NOTHING = -1e30
-# Whether cuDNN is given keys that fill its tiles, see `cudnn.filled`; off until it is timed on a GPU.
-_FILLS = False
 
 
 def flat(x: jax.Array) -> jax.Array:
@@ -209,8 +207,6 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, length: Any) -> jax.Array:
     """cuDNN flash attention. JAX refuses odd lengths under differentiation, so they get one more token,
     which is hidden as a key and dropped as a query."""
     t, s = q.shape[1], k.shape[1]
-    if _FILLS and length is None and cudnn.can_fill(q, k):
-        return cudnn.filled(cudnn.KERNEL, q, k, v)
     if s % 2 and length is None:
         length = s
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))

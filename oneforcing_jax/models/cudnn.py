@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-TILE = 128  # of keys; a last tile that is not full makes the kernel mask all of them
 # What the operations are told besides scale and mask, as versions 0.10 to 0.12 of JAX name it.
 _SETTINGS: dict[str, Any] = {
     "seed": 42,
@@ -113,45 +112,3 @@ class Kernel(NamedTuple):
 
 
 KERNEL = Kernel(forward, backward)
-
-
-def can_fill(q: jax.Array, k: jax.Array) -> bool:
-    """Whether `filled` takes queries and keys, and gives the kernel others than they are."""
-    whole = q.shape[1] % 2 == 0 and k.shape[1] > TILE
-    return known() and q.dtype == jnp.bfloat16 and whole and k.shape[1] % TILE != 0
-
-
-def _fill(x: jax.Array) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % TILE), (0, 0), (0, 0)))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def filled(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention over keys that do not fill the kernel's tiles, by a kernel that is given full ones and no
-    mask.
-
-    Its last keys are there twice, the second time with values of 0. What they add to the sum of weights is
-    at most half of it, so it can be taken out again; that of keys of 0 may be all but nothing of it. In the
-    backward pass, which is given the true sum, keys of 0 do: they change no gradient but their own, unless
-    all logits of a query lie below -88, where the weight of such a key overflows.
-    """
-    return _filled(kernel, q, k, v)[0]
-
-
-def _filled(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-    twice = k[:, k.shape[1] - -k.shape[1] % TILE :]
-    out, total = kernel.forward(q, jnp.concatenate([k, twice], 1), _fill(v))
-    logits = jnp.einsum("bthk,bshk->bhts", q, twice, preferred_element_type=total.dtype)
-    again = jax.nn.logsumexp(logits * q.shape[-1] ** -0.5, -1)
-    once = 1 - jnp.minimum(jnp.exp(again - total), 0.5)
-    out = (out / jnp.moveaxis(once, 1, 2)[..., None]).astype(out.dtype)
-    return out, (q, k, v, out, total + jnp.log(once))
-
-
-def _unfilled(kernel: Kernel, kept: Any, given: jax.Array) -> tuple[jax.Array, ...]:
-    q, k, v, out, total = kept
-    q_bar, *bars = kernel.backward(q, _fill(k), _fill(v), out, total, given)
-    return q_bar, *(bar[:, : k.shape[1]] for bar in bars)
-
-
-filled.defvjp(_filled, _unfilled)
