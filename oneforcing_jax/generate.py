@@ -46,8 +46,8 @@ from oneforcing_jax.ranges import Amount, Quality, options
 # Below this many pixel rows or columns, colour at half resolution shows.
 SMALL = 128
 # From so many latent frames on, a command says how long they may take: seconds of a steady block of the 1.3B
-# student at 480x832, as docs/scaling.md predicts them.
-MANY, STEADY = 10_000, 0.027
+# student at 480x832, the mean of 21 that docs/performance.md has.
+MANY, STEADY = 10_000, 0.043
 
 
 @dataclasses.dataclass(frozen=True)
