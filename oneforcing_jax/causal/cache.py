@@ -236,13 +236,7 @@ def _share(parts: tuple[int, ...], window: Window, slots: int) -> bool:
 
 
 def _attend_once(
-    size: int,
-    start: jax.Array,
-    window: Window,
-    limit: int,
-    q: jax.Array,
-    new: Cache,
-    stored: Cache,
+    size: int, start: jax.Array, window: Window, limit: int, q: jax.Array, new: Cache, stored: Cache
 ) -> tuple[jax.Array, Cache]:
     """What `cached` does in place for two blocks of `size` frames where `_share` says so. The keys that both
     see are read once for the queries of both, and those that one sees besides in another call: the second's

@@ -152,7 +152,6 @@ class Student:
             return Generator(functools.partial(apply, {"params": params}), config, window)
 
         static = ("block", "limit", "window")
-
         with self._mesh():
             options = COMPILER_OPTIONS.get(sharding.target().platform)
         jit = functools.partial(jax.jit, donate_argnames="cache", compiler_options=options)
@@ -249,18 +248,8 @@ class Student:
                     size = plan[-1].frames
                     cache, before = self._prefill(cache, text_kv, given, size, slots, window)
             limit = self._limit(position + block.frames, slots)
-            before, cache = self._run(
-                self._step,
-                self.params,
-                cache,
-                text_kv,
-                draws,
-                before,
-                jnp.int32(position),
-                block,
-                limit,
-                window,
-            )
+            state = self.params, cache, text_kv, draws, before, jnp.int32(position)
+            before, cache = self._run(self._step, *state, block, limit, window)
             start, position = start + block.frames, position + block.frames
             if past is not None:
                 past.add(before)
