@@ -84,16 +84,6 @@ def x0_from_flow(x_t: jax.Array, flow: jax.Array, sigma: jax.typing.ArrayLike) -
     return x_t - _like(sigma, x_t) * flow
 
 
-def flow_from_x0(x_t: jax.Array, x0: jax.Array, sigma: jax.typing.ArrayLike) -> jax.Array:
-    """v = (x_t - x0) / sigma; sigma must not be 0."""
-    return (x_t - x0) / _like(sigma, x_t)
-
-
-def noise_from_flow(x_t: jax.Array, flow: jax.Array, sigma: jax.typing.ArrayLike) -> jax.Array:
-    """eps = x_t + (1 - sigma) v."""
-    return x_t + (1 - _like(sigma, x_t)) * flow
-
-
 def guide(conditional: jax.Array, unconditional: jax.Array, scale: float) -> jax.Array:
     """Classifier-free guidance as the paper counts it: cond + s (cond - uncond)."""
     return conditional + scale * (conditional - unconditional)

@@ -57,6 +57,16 @@ class Golden:
         )
 
 
+def dump(
+    key_map: keys.KeyMap, params: Any, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The inverse of `keys.load`: PyTorch tensors of the given shapes."""
+    return {
+        key: keys.tensor(leaf, keys.get(params, leaf.path), shapes[key])
+        for key, leaf in key_map.items()
+    }
+
+
 def wan_config(config: dict[str, Any]) -> wan.WanConfig:
     names = (
         "dim",

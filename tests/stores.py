@@ -1,4 +1,4 @@
-"""Stores as version 0.2 made them, and a process that writes samples of a store.
+"""A process that writes samples of a store.
 
     python tests/stores.py STORE PART READY COUNT
 
@@ -6,7 +6,6 @@ writes the even (0) or odd (1) samples that are missing, once COUNT processes ha
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -17,18 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from oneforcing_jax.data import store_meta
-from oneforcing_jax.data.store import META, Store
+from oneforcing_jax.data.store import Store
 
 COUNT, FIELDS = 160, {"x": ((64, 64, 8), "float32"), "y": ((4,), "float32")}
-
-
-def old_store(path: Path, count: int, fields: store_meta.Fields) -> Store:
-    """A new store of format version 1."""
-    path.mkdir()
-    meta = {"version": 1} | store_meta.describe(count, fields, {})
-    (path / META).write_text(json.dumps(meta))
-    return Store.create(path, count, fields)
 
 
 def sample(index: int) -> dict[str, np.ndarray]:

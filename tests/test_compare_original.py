@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from goldens import dump
 
 from oneforcing_jax import flow, methods
 from oneforcing_jax.bench import ours
@@ -102,7 +103,7 @@ def test_our_side_is_the_published_config_at_the_sizes_given(layout, blocks):
 def torch_like(key_map, tree):
     whole = {key: keys.get(tree, leaf.path).shape for key, leaf in key_map.items()}
     shapes = {key: to_torch.torch_shape(key, key_map[key], shape) for key, shape in whole.items()}
-    return keys.dump(key_map, tree, shapes)
+    return dump(key_map, tree, shapes)
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from goldens import FOLDER, error
+from goldens import FOLDER, dump, error
 from safetensors.numpy import load_file, save_file
 
 from oneforcing_jax import checkpoint
@@ -219,7 +219,7 @@ def test_original_layout_round_trip(tmp_path: Path, dtype: str, sharded: str) ->
     assert_same(back["generator"], {f"model.{name}": value for name, value in state.items()})
     params = load(tmp_path / "out/transformer", "model", sizes.abstract(TINY), dtype)
     assert_same(
-        keys.dump(wan_keys.transformer(2), params, {k: v.shape for k, v in state.items()}), state
+        dump(wan_keys.transformer(2), params, {k: v.shape for k, v in state.items()}), state
     )
 
 
@@ -248,7 +248,7 @@ def test_diffusers_layout_round_trip(tmp_path: Path, dtype: str) -> None:
     ):
         params = load(tmp_path / "out" / name, "model", sizes.abstract(config), dtype)
         shapes = {key: value.shape for key, value in expected.items()}
-        assert_same(keys.dump(key_map, params, shapes), expected)
+        assert_same(dump(key_map, params, shapes), expected)
         record = json.loads((tmp_path / f"out/{name}/model.json").read_text())["nets"][
             "params_model"
         ]
@@ -275,7 +275,7 @@ def test_original_vae_and_text_round_trip(tmp_path: Path, dtype: str, monkeypatc
         ("text", TEXT, umt5_keys.original(TEXT), text),
     ):
         params = load(tmp_path / "out" / name, "model", sizes.abstract(config), dtype)
-        assert_same(keys.dump(key_map, params, {k: v.shape for k, v in state.items()}), state)
+        assert_same(dump(key_map, params, {k: v.shape for k, v in state.items()}), state)
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,6 @@ def test_algebra():
     x_t = flow.add_noise(x0, noise, sigma)
     assert error(x_t, OUT["add_noise"]) < 1e-6
     assert error(flow.x0_from_flow(x_t, v, sigma), OUT["x0_from_flow"]) < 1e-6
-    # Each row on its own, as the division by a small level magnifies rounding.
-    found = flow.flow_from_x0(x_t, x0, sigma)
-    for row, expected, level in zip(found, OUT["flow_from_x0"], sigma, strict=True):
-        assert error(row, expected) < 2e-6 / level
 
 
 def test_levels_without_a_table():
@@ -76,14 +72,11 @@ def test_levels_without_a_table():
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
-def test_inverses(shape):
+def test_noise_is_taken_out_again(shape):
     x0, noise = np.random.default_rng(0).normal(size=(2, 2, 3, 1, 4, 5)).astype(np.float32)
     sigma = np.random.default_rng(1).uniform(0.2, 1, shape).astype(np.float32)
     x_t = flow.add_noise(x0, noise, sigma)
-    v = flow.flow_from_x0(x_t, x0, sigma)
-    assert error(v, noise - x0) < 1e-5
-    assert error(flow.x0_from_flow(x_t, v, sigma), x0) < 1e-6
-    assert error(flow.noise_from_flow(x_t, v, sigma), noise) < 1e-5
+    assert error(flow.x0_from_flow(x_t, noise - x0, sigma), x0) < 1e-6
     # One level a clip or a frame, not a row of pixels.
     level = np.broadcast_to(sigma.reshape(sigma.shape + (1,) * (5 - sigma.ndim)), x0.shape)
     np.testing.assert_allclose(x_t, (1 - level) * x0 + level * noise, atol=1e-6)

@@ -25,6 +25,7 @@ from oneforcing_jax.convert import sizes, to_orbax
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import read_origin
+from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import NotFinite
 from oneforcing_jax.generation import jobs, origins, pretrained, samplers, streaming
@@ -455,7 +456,8 @@ def test_teacher_by_the_command_line(command, encoders, tmp_path):
     )  # fmt: skip
     config, params = Golden("inference_framewise_ffe").model()
     encoder = texts.load(encoders / "text_encoder")
-    text, negative = encoder.encode_padded(["a red square", ""])[:, None]
+    words = [encoder.encode(prompt) for prompt in ("a red square", "")]
+    text, negative = pad_embeddings(words, encoder.length)[:, None]
     noise = seeded(sample_keys([2], [0]), (4, 6, 8))(0, Block(6, (1.0,))).start
     sampler = samplers.unipc(samplers.wan_grid(3, 5.0))
     net = wan.WanDiT(config)

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from stores import old_store
 
 from oneforcing_jax import checkpoint, integrity
 from oneforcing_jax.convert import to_orbax
@@ -105,11 +104,10 @@ def test_the_newest_whole_checkpoint_is_named(saved, tmp_path):
         checkpoint.restore(manager, like)
 
 
-@pytest.mark.parametrize("kind_of_store", ["old", "pending", "packed"])
+@pytest.mark.parametrize("kind_of_store", ["pending", "packed"])
 def test_stores_see_what_is_damaged(tmp_path, kind_of_store):
     fields = {"latents": ((2, 3, 4, 4), "float16"), "text": ((8, 6), "float32")}
-    create = old_store if kind_of_store == "old" else Store.create
-    store = create(tmp_path / "s", 6 + (kind_of_store == "pending"), fields)
+    store = Store.create(tmp_path / "s", 6 + (kind_of_store == "pending"), fields)
     samples = [{n: RNG.normal(size=s).astype(d) for n, (s, d) in fields.items()} for _ in range(6)]
     for i, sample in enumerate(samples):
         store.write(i, sample)
@@ -130,31 +128,6 @@ def test_stores_see_what_is_damaged(tmp_path, kind_of_store):
             for one, sample in zip(found[:6], samples, strict=True):
                 assert one is None or same(one, sample)
     assert seen > 40
-
-
-def test_a_lost_chunk_of_a_text_is_no_padding(tmp_path):
-    store = old_store(tmp_path / "s", 2, {"text": ((200, 3), "float32")})
-    for i, tokens in enumerate((130, 10)):
-        text = np.zeros((200, 3), np.float32)
-        text[:tokens] = 1
-        store.write(i, {"text": text})
-    (tmp_path / "s" / "arrays" / "text" / "c.0.2.0").unlink()
-    again = Store.open(tmp_path / "s")
-    assert again.read(1)["text"].sum() == 30
-    with pytest.raises(
-        ValueError, match="sample 0: expected 3 chunks of its texts, found 2; the store"
-    ):
-        again.read(0)
-
-
-def test_a_store_without_checksums_reads_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("oneforcing_jax.data.chunks.CODECS", [{"name": "bytes"}])
-    store = old_store(tmp_path / "s", 2, {"x": ((3,), "float32")})
-    store.write(0, {"x": np.ones(3, np.float32)})
-    monkeypatch.undo()
-    again = Store.create(tmp_path / "s", 2, {"x": ((3,), "float32")})
-    again.write(1, {"x": np.zeros(3, np.float32)})
-    np.testing.assert_array_equal(again.read(0)["x"], np.ones(3))
 
 
 def test_the_checker_says_what_is_whole(saved, tmp_path, capsys):

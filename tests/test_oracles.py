@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from goldens import FOLDER, abstract, error, transformer_of_diffusers
+from goldens import FOLDER, abstract, dump, error, transformer_of_diffusers
 
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
@@ -39,7 +39,7 @@ def test_transformer_of_diffusers():
 
     state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     shapes = {key: tensor.shape for key, tensor in state.items()}
-    back = keys.dump(keys_wan.diffusers(c.num_layers), params, shapes)
+    back = dump(keys_wan.diffusers(c.num_layers), params, shapes)
     assert back.keys() == state.keys()
     for key, tensor in state.items():
         np.testing.assert_array_equal(back[key], tensor)

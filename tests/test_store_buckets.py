@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stores
-from goldens import FOLDER
 from test_store import FIELDS, assert_same, sample
 from waits import HANG
 
@@ -64,15 +63,6 @@ def test_what_is_no_store_is_refused_there(bucket):
     places.write(bucket / "photos" / "1.png", b"x")
     with pytest.raises(ValueError, match="found other files .*1.png"):
         Store.create(bucket / "photos", 5, FIELDS)
-
-
-def test_an_old_store_reads_on_there(bucket):
-    for name in places.sizes(FOLDER / "store_1"):
-        places.write(bucket / name, (FOLDER / "store_1" / name).read_bytes())
-    store = Store.open(bucket)
-    assert_same(store.read(0), sample(0))
-    assert_same(store.read(1), sample(7))
-    assert store.left_out() == {3: "b.mp4: too short"}
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import judge, readings, scores, text, world
@@ -306,7 +307,8 @@ def test_codec_files_and_bad_input(data, tmp_path):
 @once
 def test_text_encoder(data, tmp_path):
     encoder = data.encoder
-    padded = encoder.encode_padded([*data.world.captions(), ""])
+    captions = [*data.world.captions(), ""]
+    padded = np.asarray(pad_embeddings([encoder.encode(words) for words in captions], 8))
     assert padded.shape == (len(data.world.captions()) + 1, 8, 32) and padded.dtype == np.float32
     assert not padded[:, 5:].any() and not padded[-1].any()
     np.testing.assert_array_equal(padded[0, :5], encoder.encode(data.world.captions()[0]))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import FOLDER, Golden, error
+from goldens import FOLDER, Golden, dump, error
 
 from oneforcing_jax import sharding
 from oneforcing_jax.convert import keys
@@ -184,7 +184,7 @@ def test_transformers_keys_at_full_size() -> None:
 
 def test_weights_survive_a_round_trip(golden: Golden, config: Any, params: Any) -> None:
     shapes = {key: tensor.shape for key, tensor in golden.weights().items()}
-    for key, tensor in keys.dump(keys_umt5.original(config), params, shapes).items():
+    for key, tensor in dump(keys_umt5.original(config), params, shapes).items():
         np.testing.assert_array_equal(tensor, golden.weights()[key])
 
 

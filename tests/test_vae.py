@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import FOLDER, Golden, allowed, error
+from goldens import FOLDER, Golden, allowed, dump, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,7 +191,7 @@ def test_diffusers_keys_at_full_size() -> None:
 def test_weights_survive_a_round_trip(golden: Golden, config: Any, params: Any) -> None:
     weights = golden.weights()
     shapes = {key: tensor.shape for key, tensor in weights.items()}
-    back = keys.dump(keys_vae.original(config), params, shapes)
+    back = dump(keys_vae.original(config), params, shapes)
     for key, tensor in weights.items():
         np.testing.assert_array_equal(back[key], tensor)
 

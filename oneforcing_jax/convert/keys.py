@@ -210,10 +210,3 @@ def tensor(leaf: Leaf, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(array)
     array = array if leaf.layer is None else array[leaf.layer]
     return np.ascontiguousarray(to_torch(array, leaf.layout, tuple(shape)))
-
-
-def dump(
-    key_map: KeyMap, params: Any, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """The inverse of `load`: PyTorch tensors (as numpy arrays) of the given PyTorch shapes."""
-    return {key: tensor(leaf, get(params, leaf.path), shapes[key]) for key, leaf in key_map.items()}

@@ -2,7 +2,7 @@
 
     store/
       meta.json          layout, count, fields {name: {shape, dtype}}, attributes
-      arrays/, pending/  the samples, as data/shards.py lays them out; version 1: data/chunks.py
+      arrays/, pending/  the samples, as data/shards.py lays them out
       left_out/<i>.txt   why sample i was left out
       shared/<name>.npy  arrays that belong to the whole store, such as a negative prompt
 
@@ -22,7 +22,6 @@ import numpy as np
 
 from oneforcing_jax import bounded, places, room
 from oneforcing_jax.data import store_meta
-from oneforcing_jax.data.chunks import Chunks
 from oneforcing_jax.data.shards import OUT, Shards, per_shard
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.files import write_whole
@@ -59,11 +58,8 @@ class Store:
         }
         self._count: int = meta["count"]
         try:
-            self._samples = (
-                Chunks(path, self._count, self.fields, create)
-                if meta["version"] == 1
-                else Shards(path, self._count, self.fields, meta["samples_per_shard"], create)
-            )
+            shard = meta["samples_per_shard"]
+            self._samples = Shards(path, self._count, self.fields, shard, create)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path}: expected arrays of {self._count} samples of {sorted(self.fields)}, found: "

@@ -10,8 +10,7 @@ from typing import Any
 from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingInput
 
-# Of new stores; those of the others are read and continued.
-VERSION, VERSIONS = 2, (1, 2)
+VERSION = 2
 DTYPES = ("float32", "float16", "bfloat16", "int32", "uint8")
 
 Fields = Mapping[str, tuple[Sequence[int], str]]
@@ -33,8 +32,8 @@ def describe(count: int, fields: Fields, attributes: Mapping[str, Any]) -> dict[
     if not fields:
         raise InputError("expected a store of 1 field or more, found none")
     for name, (shape, dtype) in fields.items():
-        if name == "done" or not name.isidentifier():
-            raise InputError(f"expected a field name like a variable's, not 'done', found {name!r}")
+        if not name.isidentifier():
+            raise InputError(f"expected a field name like a variable's, found {name!r}")
         if dtype not in DTYPES:
             raise InputError(f"field {name}: expected a dtype of {DTYPES}, found {dtype!r}")
         if any(size < 1 for size in shape):
@@ -65,12 +64,12 @@ def read(file: Path) -> dict[str, Any]:
     try:
         meta = bounded.parsed(bounded.content(file))
         found = meta["version"]
-        if found in VERSIONS:
+        if found == VERSION:
             fields = {
                 name: (field["shape"], field["dtype"]) for name, field in meta["fields"].items()
             }
             describe(meta["count"], fields, meta["attributes"])
-            counts = [meta["count"], *(meta["samples_per_shard"] for _ in range(found - 1))]
+            counts = [meta["count"], meta["samples_per_shard"]]
             sizes = [size for shape, _ in fields.values() for size in shape]
             if not all(type(number) is int and 1 <= number < 2**31 for number in counts + sizes):
                 raise ValueError("no whole numbers")
@@ -79,9 +78,9 @@ def read(file: Path) -> dict[str, Any]:
             f"{file}: expected the description of a store, found a damaged file; restore it from "
             "a copy, or fill a new folder"
         ) from None
-    if found not in VERSIONS:
+    if found != VERSION:
         raise InputError(
-            f"{file}: expected format version {VERSION} or less, found {found!r}; fill a new folder"
+            f"{file}: expected format version {VERSION}, found {found!r}; fill a new folder"
         )
     return meta
 

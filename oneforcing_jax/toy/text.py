@@ -113,18 +113,6 @@ class TextEncoder:
         """Refuses what `encode` would."""
         self.encode(prompt)
 
-    def encode_padded(self, captions: Sequence[str]) -> np.ndarray:
-        """Embeds captions, float32 [b, length, dim], zero beyond each caption's tokens.
-
-        Raises:
-          InputError: see `encode`.
-        """
-        embeddings = np.zeros((len(captions), self.length, self.dim), np.float32)
-        for row, caption in enumerate(captions):
-            embedding = self.encode(caption)
-            embeddings[row, : len(embedding)] = embedding
-        return embeddings
-
     def digest(self) -> str:
         """A short fingerprint: encoders with equal digests give equal embeddings."""
         content = self.tokenizer.to_str().encode() + self.words.tobytes() + self.positions.tobytes()
