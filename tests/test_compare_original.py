@@ -54,27 +54,19 @@ def test_odd_arguments_are_one_line(argument, message, tmp_path):
         TOOL["main"]([f"--original={tmp_path}", argument])
 
 
-def test_ratios_are_of_medians_and_say_whether_the_target_is_met():
+def test_ratios_are_of_medians():
     times = {
         "original": {"generator": [8.0, 9.0, 100.0], "critic": [4.0] * 3, "rollout": [3.0] * 3},
         "ours": {"generator": [3.0, 3.0, 4.0], "critic": [2.0] * 3, "rollout": [0.5] * 3},
     }
     rows = {row["work"]: row for row in TOOL["summary"](times)}
     assert [rows[work]["ratio"] for work in ("generator", "critic", "rollout")] == [3, 2, 6]
-    assert [row["met"] for row in rows.values()] == [True, False, True, False]
     assert (rows["generator"]["least"], rows["generator"]["greatest"]) == (8 / 3, 25)
     assert rows["iteration"]["original_s"] == pytest.approx(4 + 9 / 5)
     assert rows["iteration"]["ours_s"] == pytest.approx(2 + 3 / 5)
     text = TOOL["table"](list(rows.values())).splitlines()
-    assert len(text) == 5 and text[2].split() == [
-        "critic",
-        "4.000",
-        "2.000",
-        "2.00",
-        "2.00",
-        "2.00",
-        "no",
-    ]
+    assert len(text) == 5
+    assert text[2].split() == ["critic", "4.000", "2.000", "2.00", "2.00", "2.00"]
 
 
 def test_a_setting_of_the_published_width_has_the_published_sizes():
