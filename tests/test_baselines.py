@@ -206,11 +206,9 @@ def method(name):
     return Method(one_forcing.networks(m), one_forcing.updates(m), Sampled("generator", m.plan))
 
 
-LATER = [pytest.param(name, marks=pytest.mark.long) for name in METHODS]
-
-
+@pytest.mark.long
 @needs_eight
-@pytest.mark.parametrize("name", ["consistency", *LATER])
+@pytest.mark.parametrize("name", ["consistency", *METHODS])
 def test_every_method_trains_the_same_on_a_mesh(name, random_params):
     """Two iterations, and in the mesh's program the batch in two parts."""
     found, expected = (

@@ -156,6 +156,7 @@ def test_a_search_prints_what_to_paste(capsys):
     assert programs.train(run(*pasted), "teacher", topology.find("local").devices)
 
 
+@pytest.mark.long
 def test_settings_of_a_search():
     """Every mesh has all devices, and settings of less memory or traffic come before others."""
     for devices in (1, 8, 12):

@@ -276,6 +276,7 @@ def wait_for_rows(workdir, count, process):
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_signals_locks_and_a_full_disk(tmp_path, noise):
     """One run in another process, so that it can be stopped."""
     process = start(tmp_path, noise, iterations=10000, checkpoint_every=10000)

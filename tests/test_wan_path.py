@@ -79,6 +79,7 @@ def captioned_videos(folder: Path, count: int) -> None:
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.long
 def test_from_published_files_to_a_trained_student_in_torch(
     tmp_path: Path, capsys, light_environment
 ) -> None:

@@ -28,9 +28,10 @@ from flax.linen import meta
 
 import oneforcing_jax
 from oneforcing_jax import config as configs
-from oneforcing_jax import generate, main, methods
+from oneforcing_jax import generate, methods
 from oneforcing_jax.command import Help
 from oneforcing_jax.convert import sizes, to_orbax
+from oneforcing_jax.main import main as run_config
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.run import Run
@@ -161,17 +162,17 @@ def of_update(folder: Path) -> Walk:
     tiny.write_noise(folder / "noise", methods.make("one_forcing", run).fields, 8)
     one = "--config.stages.one_forcing.iterations=1"
     with walked() as walk:
-        main.main([f"--config={file}", f"--workdir={folder}", one])
+        run_config([f"--config={file}", f"--workdir={folder}", one])
     return walk
 
 
 WALKS: dict[str, Callable[[Path], Walk]] = {"generate": of_generate, "update": of_update}
 
 
-def command(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="walks", description=__doc__, formatter_class=Help)
-    parser.add_argument("walks", nargs="*", metavar="WALK", help="generate, update; default both")
+    parser.add_argument("walks", nargs="*", metavar="WALK", help="generate or update; default both")
     parser.add_argument("--list", action="store_true", help="modules in order, functions, climbs")
     given = parser.parse_args(arguments)
     for name in given.walks or WALKS:
@@ -184,4 +185,4 @@ def command(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command()
+    main()

@@ -1,12 +1,13 @@
 """The parts of `bench gpu`, each of them a process of its own, whose end frees the device's memory.
 
-Its arguments are the part, a config, a file, and overrides. It writes what it has found to the file again
-and again, so that what ends a part early costs the rest alone. Without a GPU it is a rehearsal: of small
+It writes what it has found to its file again and again, so that what ends a part early costs the rest
+alone. Without a GPU it is a rehearsal: of small
 ceilings, and kernel tables without kernels.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from oneforcing_jax.bench.timing import clocked, queued, waited
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
+from oneforcing_jax.command import Help
 from oneforcing_jax.config import PREFIX
 from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.streaming import decoded
@@ -180,9 +182,14 @@ PARTS: dict[str, Callable[[Run, Note], None]] = {
 }
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one part; the exit code."""
-    part, config, file, *overrides = arguments
+    parser = argparse.ArgumentParser(prog="gpu_parts", description=__doc__, formatter_class=Help)
+    parser.add_argument("part", choices=list(PARTS), help="which")
+    parser.add_argument("config", help="a Python file with get_config()")
+    parser.add_argument("file", type=Path, help="JSON file to write")
+    given, overrides = parser.parse_known_args(arguments)
+    part, config, file = given.part, given.config, given.file
     found: dict[str, Any] = {}
 
     def note(**values: Any) -> None:
@@ -204,4 +211,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
