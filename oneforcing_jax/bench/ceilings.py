@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from oneforcing_jax.bench.timing import clocked, queued
+from oneforcing_jax.generation.student import COMPILER_OPTIONS
 
 # Sizes of the published models: a student of 12 heads, a teacher of 40; 1560 tokens a frame, 32760 a clip.
 # Of products the rows, and the columns of the one matrix and of the next.
@@ -134,8 +135,7 @@ def _launches() -> dict[str, Any]:
         return x
 
     x, w, found = _random(0, 128, 128), _random(1, 128, 128) / 12, dict[str, Any]()
-    single: dict[str, str | bool] = {"xla_gpu_enable_command_buffer": ""}
-    for name, options in (("buffered", None), ("single", single)):
+    for name, options in (("buffered", None), ("single", COMPILER_OPTIONS["gpu"])):
         made = jax.jit(chain).lower(x, w).compile(compiler_options=options)
         clocked(made, x, w), clocked(made, x, w)
         times = [queued(lambda: made(x, w)) for _ in range(10)]  # noqa: B023, called here

@@ -19,7 +19,7 @@ from flax.linen import meta
 from oneforcing_jax import chips, sharding
 from oneforcing_jax import config as configs
 from oneforcing_jax.bench import trace, vae
-from oneforcing_jax.bench.timing import waited
+from oneforcing_jax.bench.timing import peak_memory, waited
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
@@ -149,7 +149,7 @@ def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     device = jax.devices()[0]
     chip = chips.find(device.device_kind)
     rate = work / found["diffusion_s"]
-    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    memory = peak_memory()  # before the profile, which is no part of the work
     kernels = {}
     if args.profile:
         noise, text = random_inputs(streamed, size, args.batch)

@@ -25,7 +25,7 @@ from oneforcing_jax import chips, presets
 from oneforcing_jax import config as configs
 from oneforcing_jax.bench import ceilings, generate, trace, train
 from oneforcing_jax.bench.ceilings import Note, said
-from oneforcing_jax.bench.timing import clocked, queued, waited
+from oneforcing_jax.bench.timing import clocked, peak_memory, queued, waited
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
@@ -66,7 +66,7 @@ def streaming(run: Run, note: Note) -> None:
         diffusion_s=both,
         flops=work,
         **_rate(work, both),
-        **_memory(),
+        peak_memory_bytes=peak_memory(),
     )
     note(kernels=trace.profiled(lambda: list(blocks()))[0])
 
@@ -106,7 +106,7 @@ def vae(run: Run, note: Note) -> None:
     note(
         first_frame_s=statistics.median(row[0] for row in shown),
         total_s=statistics.median(map(sum, shown)),
-        **_memory(),
+        peak_memory_bytes=peak_memory(),
     )
 
 
@@ -117,7 +117,7 @@ def updates(run: Run, note: Note) -> None:
     def seen(row: dict[str, Any]) -> None:
         row = row | _rate(row["flops"], row["step_s"])
         found[row["work"].removesuffix(" update")] = row
-        note(updates=found, **_memory())
+        note(updates=found, peak_memory_bytes=peak_memory())
 
     note(batch=trained(run)[STAGE].batch)
     train.measure(run, STAGE, REPEATS, parts=False, profile=True, note=seen)
@@ -137,11 +137,6 @@ def _rate(work: float, seconds: float) -> dict[str, Any]:
     chip = chips.find(jax.devices()[0].device_kind)
     rate = work / seconds
     return {"flops_per_s": rate, "utilisation": rate / chip.peak if chip else None}
-
-
-def _memory() -> dict[str, Any]:
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return {"peak_memory_bytes": stats.get("peak_bytes_in_use")}
 
 
 # Of pytest's -v under -n: "[gw3] [ 12%] PASSED tests/test_models.py::test_bidirectional ".

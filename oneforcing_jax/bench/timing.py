@@ -61,17 +61,23 @@ def queued(call: Callable[[], Any]) -> tuple[float, float]:
     return host, time.perf_counter() - start
 
 
+def peak_memory() -> int | None:
+    """Bytes that the first device held at most since the start; None: it does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use")
+
+
 def summary(made: Any, compile_s: float, seconds: Sequence[float]) -> dict[str, Any]:
     """One row: the first run apart from the median of the others, and memory.
 
     Memory is the device's peak since the start, or what the program asks for where the device tells no peak.
     """
-    plan, stats = made.memory_analysis(), jax.local_devices()[0].memory_stats() or {}
+    plan = made.memory_analysis()
     planned = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
     return {
         "compile_s": compile_s,
         "first_s": seconds[0],
         "step_s": statistics.median(seconds[1:]),
         "slowest_s": max(seconds[1:]),
-        "memory_bytes": stats.get("peak_bytes_in_use") or planned,
+        "memory_bytes": peak_memory() or planned,
     }

@@ -38,7 +38,7 @@ Text = jax.Array | Callable[[int], jax.Array]
 # The paper's first block (its section on generation): the others build on it.
 FIRST_STEPS = (1000.0, 750.0, 500.0, 250.0)
 # Graphs of kernels take longer to begin than the kernels, each by itself, while a block is waited for.
-COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
 
 
 @dataclasses.dataclass(frozen=True)
