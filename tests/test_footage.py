@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from oneforcing_jax.data.video import Clip, at_rate, frames_of, measured, read_clip, read_video
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.playable import playable
 
 # Red, green / blue, white.
@@ -183,6 +184,15 @@ def test_time_stamps_that_jump_are_said(tmp_path, jump):
         with pytest.raises(ValueError, match="time stamps that jump by .* s at ") as caught:
             read(tmp_path / "v.ts")
         assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_codec_is_one_line(tmp_path):
+    file = tmp_path / "v.mp4"
+    written(file, numbered(3))
+    file.write_bytes(file.read_bytes().replace(b"avc1", b"zzz9"))
+    for read in (read_video, measured, playable):
+        with pytest.raises(InputError, match="v.mp4.*found: a codec that FFmpeg does not know"):
+            read(file)
 
 
 def test_a_cover_picture_is_not_the_video(tmp_path):

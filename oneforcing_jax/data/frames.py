@@ -230,7 +230,7 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     """The stream that a player shows, which no cover picture is.
 
     Raises:
-      InputError: there is none.
+      InputError: there is none, or one of a codec that FFmpeg does not know.
     """
     covers = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     moving = [stream for stream in container.streams.video if not stream.disposition & covers]
@@ -238,7 +238,10 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
         alone = "nothing but a cover picture" if container.streams.video else "no video stream"
         raise InputError(f"{alone}; replace or remove it")
     best = container.streams.best("video")
-    return best if best in moving else moving[0]
+    shown = best if best in moving else moving[0]
+    if getattr(shown, "codec_context", None) is None:  # PyAV's types say that it always is there
+        raise InputError("a codec that FFmpeg does not know; convert or remove it")
+    return shown
 
 
 def _aspect(stream: av.VideoStream) -> Fraction:
