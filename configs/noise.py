@@ -6,8 +6,8 @@ It serves the tests of the trainer and tools/kill_test.py, which writes the stor
 import runpy
 from pathlib import Path
 
-from oneforcing_jax.config import section
 from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.setup.config import section
 from oneforcing_jax.training.optim import Optimiser
 
 BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))

@@ -16,7 +16,7 @@ iterations are the least that their authors recommend.
 import runpy
 from pathlib import Path
 
-from oneforcing_jax.config import section
+from oneforcing_jax.setup.config import section
 from oneforcing_jax.training.optim import Optimiser
 
 BASE = runpy.run_path(str(Path(__file__).with_name("base.py")))

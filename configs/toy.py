@@ -10,8 +10,8 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from oneforcing_jax.config import section
 from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.setup.config import section
 from oneforcing_jax.toy.world import FPS, WORLD
 from oneforcing_jax.training.optim import Optimiser
 

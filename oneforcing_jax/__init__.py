@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from oneforcing_jax import command
+from oneforcing_jax.system import command
 
 # Commands take seconds to import, and a signal in this time ends them with one line too. While Python looks
 # for the module of `python -m oneforcing_jax.main`, its first argument is "-m".

@@ -23,15 +23,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import compiled, parts, processes
-from oneforcing_jax.command import Help, any_path, axes, numbers, size
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.encoders import DECODERS
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
-from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation import jobs as listing
 from oneforcing_jax.generation.jobs import Job, Listing
 from oneforcing_jax.generation.loading import SAMPLERS, Loading
@@ -41,7 +37,12 @@ from oneforcing_jax.live import display as displays
 from oneforcing_jax.live import watching
 from oneforcing_jax.live.display import Display
 from oneforcing_jax.published import BLOCK_FRAMES
-from oneforcing_jax.ranges import Amount, Quality, options
+from oneforcing_jax.setup import parts
+from oneforcing_jax.setup.dtypes import DTYPES
+from oneforcing_jax.setup.ranges import Amount, Quality, options
+from oneforcing_jax.system import compiled, processes
+from oneforcing_jax.system.command import Help, any_path, axes, numbers, size
+from oneforcing_jax.system.files import write_whole
 
 # Below this many pixel rows or columns, colour at half resolution shows.
 SMALL = 128

@@ -23,24 +23,16 @@ from pathlib import Path
 
 import jax
 
-from oneforcing_jax import (
-    checkpoint,
-    lineage,
-    lock,
-    parts,
-    places,
-    presets,
-    processes,
-    stages,
-)
-from oneforcing_jax import config as configs
-from oneforcing_jax.command import Help, any_path
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
-from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Stage
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import parts, presets, stages
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.setup.stages import Stage
+from oneforcing_jax.system import checkpoint, lock, places, processes
+from oneforcing_jax.system.command import Help, any_path
+from oneforcing_jax.system.files import write_whole
 from oneforcing_jax.targets import forecast, topology
-from oneforcing_jax.training import tiny
+from oneforcing_jax.training import lineage, tiny
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

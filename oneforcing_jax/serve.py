@@ -15,15 +15,15 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from oneforcing_jax import compiled
-from oneforcing_jax.command import Help, ending
 from oneforcing_jax.errors import MissingPackage
 from oneforcing_jax.generate import add_model
 from oneforcing_jax.generation import origins, pretrained
 from oneforcing_jax.generation.loading import Loading
 from oneforcing_jax.generation.scene import Look
 from oneforcing_jax.live.studio import Studio
-from oneforcing_jax.ranges import Amount, Positive, options
+from oneforcing_jax.setup.ranges import Amount, Positive, options
+from oneforcing_jax.system import compiled
+from oneforcing_jax.system.command import Help, ending
 
 # What `generate` has options for, and a live video does not choose.
 _FIXED = {
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serves until it is interrupted. The address goes to standard output, events to standard error."""
     try:
-        from oneforcing_jax import web
         from oneforcing_jax.live import journal, queue, server
+        from oneforcing_jax.system import web
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f'serve needs the package {error.name}: pip install "oneforcing_jax[serve]"'

@@ -81,7 +81,7 @@ def bucket(fronts, request, monkeypatch):
     """A folder of its own in a bucket of each kind, with what finds the server in the environment."""
     import servers
 
-    from oneforcing_jax import places
+    from oneforcing_jax.system import places
 
     front = fronts[request.param]
     for name, value in servers.environment(request.param, front.url).items():

@@ -14,13 +14,13 @@ import numpy as np
 from waits import HANG
 from websockets.sync.client import connect
 
-from oneforcing_jax import web
 from oneforcing_jax.convert import sizes, to_orbax
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.server import Server, process
 from oneforcing_jax.live.wire import unpacked
 from oneforcing_jax.models import wan
+from oneforcing_jax.system import web
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import encoders as toy_encoders
 from oneforcing_jax.toy import text as texts

@@ -12,7 +12,6 @@ from goldens import error
 from jax.flatten_util import ravel_pytree
 from test_steps import make_trainer, needs_eight
 
-from oneforcing_jax import config as configs
 from oneforcing_jax import flow
 from oneforcing_jax.causal.plan import Block, make_plan, with_one_more_step
 from oneforcing_jax.causal.sequential import sequential
@@ -31,7 +30,8 @@ from oneforcing_jax.methods import (
 from oneforcing_jax.methods.distillation import Distillation, Settings
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
 
 CONFIG = WanConfig(16, 16, 2, 1, in_dim=2, out_dim=2, text_dim=8, text_len=8, freq_dim=8)
 SHIFT = 5.0

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from oneforcing_jax import config as configs
 from oneforcing_jax import methods
 from oneforcing_jax.bench import gpu_page, trace
 from oneforcing_jax.bench.trace import Event
 from oneforcing_jax.causal import flops
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
 
 ROOT = Path(__file__).parents[1]
 BENCH = runpy.run_path(str(ROOT / "tools" / "bench.py"))

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from oneforcing_jax import bounded, main, sharding
-from oneforcing_jax import config as configs
+from oneforcing_jax import main, sharding
 from oneforcing_jax.causal import structures
 from oneforcing_jax.convert import sizes, source
 from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors
@@ -23,12 +22,14 @@ from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.raters import prompts as study
 from oneforcing_jax.evaluation.vbench import results, suite
-from oneforcing_jax.files import read_record
 from oneforcing_jax.generation import jobs, recordings
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import bounded
+from oneforcing_jax.system.files import read_record
 from oneforcing_jax.toy import codec, text
 from oneforcing_jax.training import metrics
 

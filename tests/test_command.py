@@ -10,7 +10,7 @@ import time
 import pytest
 from waits import HANG
 
-from oneforcing_jax.command import count, ending
+from oneforcing_jax.system.command import count, ending
 
 
 def fail():

@@ -15,7 +15,7 @@ from oneforcing_jax.causal.plan import ClipDraws
 from oneforcing_jax.convert import keys, to_torch
 from oneforcing_jax.methods import distillation
 from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.run import Run
 from oneforcing_jax.training import train
 
 ROOT = Path(__file__).parents[1]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from oneforcing_jax import compiled, integrity
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system import compiled, integrity
 
 SCRIPT = """
 import os, signal, sys, jax, numpy as np
-from oneforcing_jax import compiled
+from oneforcing_jax.system import compiled
 with compiled.kept(sys.argv[1]) as programs:
     for number in (1, 2, 3):
         jax.jit(lambda x: number * x)(np.ones(4))

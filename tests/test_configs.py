@@ -12,9 +12,10 @@ import jax
 import pytest
 from waits import HANG
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import main, methods, presets, sharding
-from oneforcing_jax.run import Run
+from oneforcing_jax import main, methods, sharding
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import presets
+from oneforcing_jax.setup.run import Run
 from oneforcing_jax.targets import topology
 from oneforcing_jax.training import tiny, train
 

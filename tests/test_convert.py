@@ -21,7 +21,6 @@ import pytest
 from goldens import FOLDER, dump, error
 from safetensors.numpy import load_file, save_file
 
-from oneforcing_jax import checkpoint
 from oneforcing_jax.convert import keys, sizes, to_torch, torch_io
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
@@ -31,6 +30,7 @@ from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import SIZES, TINY, WanDiT
+from oneforcing_jax.system import checkpoint
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oneforcing_jax import checkpoint, flow, methods
-from oneforcing_jax import config as configs
+from oneforcing_jax import flow, methods
 from oneforcing_jax.evaluation import curvature
 from oneforcing_jax.generation import samplers
 from oneforcing_jax.models import wan
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import checkpoint
 from oneforcing_jax.training import tiny
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from oneforcing_jax import config, presets
-from oneforcing_jax.command import Help
+from oneforcing_jax.setup import config, presets
+from oneforcing_jax.system.command import Help
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

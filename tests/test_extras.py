@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from oneforcing_jax.command import EXTRAS
+from oneforcing_jax.system.command import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 # Runs command lines, one after the other, where no package of an extra can be imported; the base install has

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from test_convert import original
 
-from oneforcing_jax import checkpoint, files, integrity, main, methods
-from oneforcing_jax import config as configs
+from oneforcing_jax import main, methods
 from oneforcing_jax.convert import to_orbax, to_torch
 from oneforcing_jax.generation import pretrained
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import checkpoint, files, integrity
 from oneforcing_jax.training import tiny
 
 ROOT = Path(__file__).parents[1]

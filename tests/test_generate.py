@@ -15,8 +15,7 @@ import pytest
 from goldens import Golden, error
 from PIL import Image
 
-from oneforcing_jax import checkpoint, flow, generate, methods
-from oneforcing_jax import config as configs
+from oneforcing_jax import flow, generate, methods
 from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Window
@@ -31,7 +30,9 @@ from oneforcing_jax.errors import NotFinite
 from oneforcing_jax.generation import jobs, origins, pretrained, samplers, streaming
 from oneforcing_jax.generation.student import Student, recorded, sample_keys, seeded
 from oneforcing_jax.models import wan
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import checkpoint
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import encoders as toy_encoders
 from oneforcing_jax.toy import text as texts

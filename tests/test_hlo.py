@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from oneforcing_jax.chips import CHIPS
 from oneforcing_jax.targets import arithmetic, collectives, hlo, kernels, roofline
+from oneforcing_jax.targets.chips import CHIPS
 
 
 def like(*shape, dtype=jnp.float32, sharding=None):

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from oneforcing_jax import checkpoint, integrity
 from oneforcing_jax.convert import to_orbax
 from oneforcing_jax.data.store import Store
+from oneforcing_jax.system import checkpoint, integrity
 
 CHECK = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "check.py"))["main"]
 RNG = np.random.default_rng(0)

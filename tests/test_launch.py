@@ -25,7 +25,7 @@ exit $highest
 # Stands in for the interpreter: what it is given is that of main, which joins and says who it is.
 PYTHON = """#!{python}
 import argparse, os, pathlib, sys
-from oneforcing_jax import processes
+from oneforcing_jax.system import processes
 parser = argparse.ArgumentParser()
 parser.add_argument("-m")
 processes.add_options(parser)

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oneforcing_jax import checkpoint, lineage, main, places, stages
-from oneforcing_jax import config as configs
-from oneforcing_jax.run import Run
+from oneforcing_jax import main
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import stages
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import checkpoint, places
+from oneforcing_jax.training import lineage
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tools"))
@@ -21,7 +24,7 @@ import dataclasses
 import functools
 
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.stages import Kind, MadeFrom, Stage
+from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage
 
 
 @dataclasses.dataclass(frozen=True)

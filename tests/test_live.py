@@ -30,7 +30,7 @@ from starlette.requests import HTTPConnection
 from waits import HANG
 from websockets.exceptions import ConnectionClosed
 
-from oneforcing_jax import serve, sockets, web
+from oneforcing_jax import serve
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data import images
 from oneforcing_jax.data.origin import digest, read_origin
@@ -45,7 +45,8 @@ from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.session import Session
 from oneforcing_jax.live.studio import Studio, Wish, _windows
-from oneforcing_jax.ranges import options
+from oneforcing_jax.setup.ranges import options
+from oneforcing_jax.system import sockets, web
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import attack_live  # noqa: E402

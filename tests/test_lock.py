@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from waits import HANG, until
 
-from oneforcing_jax import lock, places
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_record
+from oneforcing_jax.system import lock, places
+from oneforcing_jax.system.files import read_record
 
 ROOT = Path(__file__).parents[1]
 REFUSED = r"expected no other run in it, found process \d+ on .*; wait for it to end"
 SCRIPT = """
 import sys, time
-from oneforcing_jax import lock, places
+from oneforcing_jax.system import lock, places
 lock.RENEW, lock.LOOK = 0.1, 0.02
 with lock.held(places.path(sys.argv[1])):
     print("held", flush=True)

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import main, methods, stages
+from oneforcing_jax import main, methods
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.generation import pretrained
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import stages
+from oneforcing_jax.setup.run import Run
 from oneforcing_jax.targets import forecast, topology
 from oneforcing_jax.toy import codec, encoders, text
 
@@ -66,7 +67,7 @@ CONFIG = """
 import runpy
 from pathlib import Path
 
-from oneforcing_jax.config import section
+from oneforcing_jax.setup.config import section
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.training.optim import Optimiser
 

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from oneforcing_jax import chips
+from oneforcing_jax.targets import chips
 from oneforcing_jax.training import metrics
 from oneforcing_jax.training.metrics import Log, Work
 

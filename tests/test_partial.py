@@ -7,10 +7,11 @@ import optax
 import pytest
 from goldens import error
 
-from oneforcing_jax import randomness, sharding, trees
+from oneforcing_jax import sharding
 from oneforcing_jax.methods import Method, Network, Sampled, Update
-from oneforcing_jax.models import layers
+from oneforcing_jax.models import layers, trees
 from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.training import randomness
 from oneforcing_jax.training.optim import Optimiser
 from oneforcing_jax.training.steps import Ema, Trainer
 

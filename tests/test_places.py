@@ -12,13 +12,13 @@ from test_train import STAGE, TOOL, noise, overrides, rows, train, whole  # noqa
 from test_train import state as trained
 from waits import HANG, until
 
-from oneforcing_jax import checkpoint, integrity, places
 from oneforcing_jax.convert import to_orbax
 from oneforcing_jax.data import captions
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import InputError, MissingInput, MissingPackage
-from oneforcing_jax.files import read_record, staged, write_whole
 from oneforcing_jax.generation.jobs import read_prompts
+from oneforcing_jax.system import checkpoint, integrity, places
+from oneforcing_jax.system.files import read_record, staged, write_whole
 from oneforcing_jax.training.metrics import Log, Work, read_rows
 
 # A command whose lock is lost sooner.

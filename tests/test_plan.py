@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from oneforcing_jax import chips, main, methods
-from oneforcing_jax import config as configs
-from oneforcing_jax.run import Run
-from oneforcing_jax.targets import forecast, measure, programs, search, topology
+from oneforcing_jax import main, methods
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.targets import chips, forecast, measure, programs, search, topology
 
 ROOT = Path(__file__).parents[1]
 PLAN = runpy.run_path(str(ROOT / "tools" / "plan.py"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from waits import HANG, until
 
-from oneforcing_jax import group, processes
+from oneforcing_jax.system import group, processes
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tools"))  # kill_processes imports kill_stages
@@ -20,7 +20,7 @@ LOST_AFTER = 5
 # What three processes do: they agree, and then wait for a second agreement until something happens to one.
 SCRIPT = """
 import argparse, json, pathlib, sys, time
-from oneforcing_jax import processes
+from oneforcing_jax.system import processes
 from oneforcing_jax.errors import InputError
 
 parser = argparse.ArgumentParser()

@@ -9,11 +9,11 @@ import av
 import numpy as np
 import pytest
 
-from oneforcing_jax import checkpoint, integrity
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import Origin, read_origin, software
 from oneforcing_jax.data.video import VideoWriter, write_video
 from oneforcing_jax.evaluation import provenance
+from oneforcing_jax.system import checkpoint, integrity
 from oneforcing_jax.toy import world as toy
 
 STUDY = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "mark_study.py"))

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import ranges, stages
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import ranges, stages
+from oneforcing_jax.setup.run import Run
 
 VALUES = [
     float("nan"), float("inf"), -1, -0.5, 0, 1, 3, 10**12, 2**64, 1e-300, 1e300, "x", "", True, None, (),

@@ -5,14 +5,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import room, stages
 from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import params, wan
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import stages
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import room
 
 NOISE = Path(__file__).parents[1] / "configs" / "noise.py"
 CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)

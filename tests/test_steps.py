@@ -13,8 +13,7 @@ import pytest
 from goldens import abstract, error
 from jax.flatten_util import ravel_pytree
 
-from oneforcing_jax import checkpoint, flow, sharding
-from oneforcing_jax import config as configs
+from oneforcing_jax import flow, sharding
 from oneforcing_jax.causal.plan import make_plan
 from oneforcing_jax.methods import (
     AVERAGE,
@@ -34,6 +33,8 @@ from oneforcing_jax.methods.distillation import (
 )
 from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.system import checkpoint
 from oneforcing_jax.training import steps
 from oneforcing_jax.training.optim import Optimiser
 

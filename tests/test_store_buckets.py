@@ -13,10 +13,10 @@ import stores
 from test_store import FIELDS, assert_same, sample
 from waits import HANG
 
-from oneforcing_jax import places
 from oneforcing_jax.data import shards
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import Store
+from oneforcing_jax.system import places
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

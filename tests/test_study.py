@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import lineage, stages
 from oneforcing_jax.evaluation import study
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import stages
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.training import lineage
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import kill_stages  # noqa: E402

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from oneforcing_jax import config as configs
 from oneforcing_jax import sharding
 from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import attention
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
 from oneforcing_jax.targets import generation, kernels, measure, programs, topology
 from oneforcing_jax.training import tiny
 from oneforcing_jax.training.train import trained

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from oneforcing_jax import textfiles
 from oneforcing_jax.data.captions import VIDEO_SUFFIXES, pair, read_captions
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.chat import instruction_of
@@ -16,6 +15,7 @@ from oneforcing_jax.evaluation.raters import prompts as raters
 from oneforcing_jax.evaluation.rewrite import Cache
 from oneforcing_jax.evaluation.vbench import check, suite
 from oneforcing_jax.generation.jobs import file_name, read_prompts
+from oneforcing_jax.system import textfiles
 from oneforcing_jax.toy.text import TextEncoder
 
 # What `str.splitlines` takes for ends of lines and an editor does not.

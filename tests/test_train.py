@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 from waits import HANG
 
-from oneforcing_jax import checkpoint, lineage, main
+from oneforcing_jax import main
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.generation import pretrained
+from oneforcing_jax.system import checkpoint
+from oneforcing_jax.training import lineage
 from oneforcing_jax.training.metrics import RATES
 
 ROOT = Path(__file__).parents[1]

@@ -6,10 +6,11 @@ import sys
 import pytest
 from test_generate import ROOT
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import generate, parts
+from oneforcing_jax import generate
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.generation import pretrained
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import parts
 
 RAN = "ran"
 # Names that lead to code of a folder, or to what is no such part.
@@ -20,8 +21,8 @@ TRICKS = (
     "oneforcing_jax.", None, 3, ["payload.inner"], "x" * 9999, "a." * 5000 + "a",
 )  # fmt: skip
 # Of this package, and no encoders: a loader of something else, and this module itself.
-NO_ENCODERS = ("oneforcing_jax.config", "oneforcing_jax.data.encoders", "oneforcing_jax.training.sources",
-               "oneforcing_jax.toy.codec", "encoders")  # fmt: skip
+NO_ENCODERS = ("oneforcing_jax.setup.config", "oneforcing_jax.data.encoders",
+               "oneforcing_jax.training.sources", "oneforcing_jax.toy.codec", "encoders")  # fmt: skip
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from typing import Any
 
 from PIL import Image
 
-from oneforcing_jax.command import Help, count, ending
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system.command import Help, count, ending
 
 sys.path.append(str(Path(__file__).parent))
 import load_live  # noqa: E402

@@ -20,8 +20,8 @@ import json
 from collections.abc import Sequence
 
 from oneforcing_jax.bench import data, generate, gpu, serve, train, vae
-from oneforcing_jax.command import Help, any_path, ending
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system.command import Help, any_path, ending
+from oneforcing_jax.system.files import write_whole
 
 COMMANDS = {
     "train": (train.options, train.run),

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from oneforcing_jax.bench.setting import WORKS, Setting
-from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
 from oneforcing_jax.published import BLOCK_FRAMES
+from oneforcing_jax.system.command import Help, any_path, ending
+from oneforcing_jax.system.files import write_whole
 
 SIDES = ("original", "ours")
 # Seconds before a run: OpenMP's threads spin for 0.2 s after the other side's work, and would be in the way.

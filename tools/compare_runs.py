@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.system.command import Help, any_path, ending
 from oneforcing_jax.training.metrics import RATES, ROWS, read_rows
 
 COLUMNS = ("metric", "runs", "against", "sd", "distance of pairs", "sd of runs")

@@ -24,12 +24,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.convert import sizes, to_torch, torch_io
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import get
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import SIZES, WanConfig
+from oneforcing_jax.system.command import Help, any_path, ending
 
 GIGABYTE = 10**9
 FORMATS = {"safetensors": "diffusion_pytorch_model.safetensors", "pt": "model.pt"}

@@ -16,10 +16,10 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.convert import to_orbax
 from oneforcing_jax.convert.source import PARTS
-from oneforcing_jax.dtypes import DTYPES
+from oneforcing_jax.setup.dtypes import DTYPES
+from oneforcing_jax.system.command import Help, any_path, count, ending
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,9 +15,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from oneforcing_jax import parts
-from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.evaluation.trajectories import report
+from oneforcing_jax.setup import parts
+from oneforcing_jax.system.command import Help, any_path, count, ending
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

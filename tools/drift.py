@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import checkpoint
+from oneforcing_jax.system.command import Help, any_path, count, ending
+from oneforcing_jax.system.files import write_whole
 from oneforcing_jax.toy.gallery import Gallery, load
 from oneforcing_jax.training import sources
 

@@ -18,13 +18,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import parts, processes
-from oneforcing_jax.command import Help, any_path, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode, summary
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import parts
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import processes
+from oneforcing_jax.system.command import Help, any_path, share
 from oneforcing_jax.training.clips import clip
 from oneforcing_jax.training.train import student
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.convert import to_torch
-from oneforcing_jax.dtypes import DTYPES
+from oneforcing_jax.setup.dtypes import DTYPES
+from oneforcing_jax.system.command import Help, any_path, count, ending
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

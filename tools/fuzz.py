@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from oneforcing_jax.command import Help, any_path
+from oneforcing_jax.system.command import Help, any_path
 
 try:
     import fuzz_bounds

@@ -24,9 +24,9 @@ from fuzz_fixture import LATENTS, NOISE, ROOT, STAGE, TEXT, Case, generation
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import integrity
 from oneforcing_jax.data.store import Store
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.system import integrity
 
 # Values and bytes.
 

@@ -20,10 +20,10 @@ import lmdb
 import numpy as np
 import plan
 
-from oneforcing_jax import config as configs
 from oneforcing_jax import generate, main, methods
 from oneforcing_jax.data.video import write_video
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
 from oneforcing_jax.toy import codec, encoders, text
 from oneforcing_jax.training import tiny
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from fuzz_fixture import NOISE, STAGE, TEXT, Case, generation
 
-from oneforcing_jax import checkpoint, files, integrity
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data.encoders import ENCODERS
 from oneforcing_jax.generation import pretrained
+from oneforcing_jax.system import checkpoint, files, integrity
 
 # What the stranger's code does: it leaves a file, and ends the command as a wrong success.
 RAN, WRONG = "ran", 77
@@ -31,7 +31,8 @@ NAMES = (
     "payload", "given.payload", "given.run.payload", ".payload", "..given.payload", "given/payload",
     "oneforcing_jax..payload", "oneforcing_jax.given.payload", "oneforcing_jaxx.payload", "given.payload\n",
     "oneforcing_jax/../given.payload", "given:payload", "os", "os.path", "antigravity.fly", "", ".", " ",
-    "oneforcing_jax.config", "oneforcing_jax.data.encoders", "oneforcing_jax.training.sources", "encoders",
+    "oneforcing_jax.setup.config", "oneforcing_jax.data.encoders", "oneforcing_jax.training.sources",
+    "encoders",
     "oneforcing_jax.toy.codec", "oneforcing_jax.__main__", "given.payload.load", "g\u0131ven.payload",
     3, None, ["given.payload"], {"given.payload": 1}, "x" * 9999, "a." * 5000 + "a",
 )  # fmt: skip

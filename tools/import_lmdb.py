@@ -12,12 +12,12 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from oneforcing_jax import parts
-from oneforcing_jax.command import Help, any_path, count, ending, share
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import summary
 from oneforcing_jax.data.lmdb_rows import import_lmdb
 from oneforcing_jax.data.text import MAX_TOKENS
+from oneforcing_jax.setup import parts
+from oneforcing_jax.system.command import Help, any_path, count, ending, share
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -34,10 +34,10 @@ from kill_stages import HALF, checkpoints, environment, read, running
 from kill_stages import get_config as stages
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, integrity, places
-from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data.store import Store
-from oneforcing_jax.group import AGAIN
+from oneforcing_jax.system import checkpoint, integrity, places
+from oneforcing_jax.system.command import Help, any_path, ending
+from oneforcing_jax.system.group import AGAIN
 from oneforcing_jax.training.metrics import RATES, read_rows
 
 TRAINED, STORES = "teacher_forcing", ("world/store", "ode_pairs/store")

@@ -24,12 +24,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from oneforcing_jax import checkpoint, methods
-from oneforcing_jax import config as configs
+from oneforcing_jax import methods
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import checkpoint
 from oneforcing_jax.toy.world import FPS, TINY
 from oneforcing_jax.training import tiny
 from oneforcing_jax.training.metrics import RATES, ROWS, read_rows

@@ -43,8 +43,8 @@ from kill_stages import (
 )
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint
-from oneforcing_jax.command import Help, ending
+from oneforcing_jax.system import checkpoint
+from oneforcing_jax.system.command import Help, ending
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 # This share of the kills comes at any time of a start-up, once the interpreter is there. The others come

@@ -18,8 +18,8 @@ import urllib.request
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from oneforcing_jax.command import Help, count, ending
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system.command import Help, count, ending
 
 # Seconds that a server may take for what takes a moment.
 PATIENCE = 120.0

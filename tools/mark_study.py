@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.evaluation.pixels import opencv, ssim
-from oneforcing_jax.files import read_record, write_whole
+from oneforcing_jax.system.command import Help, any_path, count, ending
+from oneforcing_jax.system.files import read_record, write_whole
 from oneforcing_jax.toy import world as toy
 
 FPS = 16.0

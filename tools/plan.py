@@ -18,10 +18,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from oneforcing_jax import presets
-from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data.encoders import DECODERS
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.setup import presets
+from oneforcing_jax.system.command import Help, any_path, ending
 from oneforcing_jax.targets import topology
 
 # A search compiles so many settings unless it is told otherwise.
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"target: expected {topology.FORMS}, found none; give it or --preset")
         made = _run(given, rest)
         if given.out:
-            from oneforcing_jax.files import write_whole
+            from oneforcing_jax.system.files import write_whole
 
             content = made[0] if len(made) == 1 else {"stages": made}
             write_whole(given.out, (json.dumps(content, indent=1) + "\n").encode())
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, Any]]:
     """Makes the plans, prints them, and returns what is written."""
     topology.prepare(given.target)  # before anything starts a backend
-    from oneforcing_jax import config as configs
-    from oneforcing_jax.run import Run
+    from oneforcing_jax.setup import config as configs
+    from oneforcing_jax.setup.run import Run
     from oneforcing_jax.targets import forecast
 
     target = topology.find(given.target)
@@ -98,8 +98,8 @@ def _run(given: argparse.Namespace, overrides: Sequence[str]) -> list[dict[str, 
 
 def _search(given: argparse.Namespace, overrides: Sequence[str], target: Any) -> list[Any]:
     """Searches for each stage, prints what was tried, and returns the plans of what fits best."""
-    from oneforcing_jax import config as configs
-    from oneforcing_jax.run import Run
+    from oneforcing_jax.setup import config as configs
+    from oneforcing_jax.setup.run import Run
     from oneforcing_jax.targets import forecast, search
 
     def load(more: Sequence[str]) -> Any:

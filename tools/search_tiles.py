@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from oneforcing_jax.command import Help, ending
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system.command import Help, ending
 from oneforcing_jax.targets import topology
 
 # Where each kernel starts, and how its tile grows: (queries, keys) in tokens, the largest last.

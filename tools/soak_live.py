@@ -31,8 +31,8 @@ from typing import Any
 
 from PIL import Image
 
-from oneforcing_jax.command import Help, ending
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system.command import Help, ending
 
 sys.path.append(str(Path(__file__).parent))
 import attack_live  # noqa: E402
@@ -45,8 +45,8 @@ VISITORS = 6
 def serve(speed: float, options: Sequence[str]) -> None:
     """The server at shortened clocks."""
     from oneforcing_jax import serve as command
-    from oneforcing_jax import sockets
     from oneforcing_jax.live import queue, session
+    from oneforcing_jax.system import sockets
 
     clocks = [(queue, "KEPT"), (session, "LONGEST_PAUSE")]
     clocks += [(sockets, name) for name in ("HEADERS", "BODY", "UNREAD")]

@@ -23,10 +23,6 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import lineage, stages
-from oneforcing_jax.command import Help, any_path, count, ending
-from oneforcing_jax.config import PREFIX
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import study
 from oneforcing_jax.evaluation.curves import GAP, LOSSES, plot
@@ -41,8 +37,13 @@ from oneforcing_jax.evaluation.study import (
     SHARED,
     Row,
 )
-from oneforcing_jax.files import read_record, write_whole
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import stages
+from oneforcing_jax.setup.config import PREFIX
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system.command import Help, any_path, count, ending
+from oneforcing_jax.system.files import read_record, write_whole
+from oneforcing_jax.training import lineage
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "study.py"
 CURVATURE = "curvature.json"

@@ -27,14 +27,14 @@ import numpy as np
 from flax.linen import meta
 
 import oneforcing_jax
-from oneforcing_jax import config as configs
 from oneforcing_jax import generate, methods
-from oneforcing_jax.command import Help
 from oneforcing_jax.convert import sizes, to_orbax
 from oneforcing_jax.main import main as run_config
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system.command import Help
 from oneforcing_jax.toy import codec, encoders, text
 from oneforcing_jax.training import tiny
 

@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import trange
 
 from oneforcing_jax.bench.timing import clocked
-from oneforcing_jax.command import count
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system.command import count
 
 # Of Wan2.1 at 480x832 and 81 frames, as `encode` writes it: latents, and a prompt of so many tokens.
 FIELDS = {"latents": ((21, 16, 60, 104), "float16"), "text": ((512, 4096), "bfloat16")}

@@ -16,14 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax.linen import meta
 
-from oneforcing_jax import chips, sharding
-from oneforcing_jax import config as configs
+from oneforcing_jax import sharding
 from oneforcing_jax.bench import trace, vae
 from oneforcing_jax.bench.timing import peak_memory, waited
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
-from oneforcing_jax.command import numbers
 from oneforcing_jax.data.encoders import DECODERS, WanCodec
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.streaming import decoded
@@ -38,7 +36,10 @@ from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.params import unstacked
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.run import Latents, Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Latents, Run
+from oneforcing_jax.system.command import numbers
+from oneforcing_jax.targets import chips
 from oneforcing_jax.training.train import student
 
 # Blocks before the steady ones: the first, and the one that follows it.

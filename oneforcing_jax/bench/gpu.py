@@ -40,11 +40,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import places
 from oneforcing_jax.bench import gpu_page
-from oneforcing_jax.command import any_path
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record, write_whole
+from oneforcing_jax.system import places
+from oneforcing_jax.system.command import any_path
+from oneforcing_jax.system.files import read_record, write_whole
 
 ROOT = Path(__file__).parents[2]
 FILE = "gpu.json"

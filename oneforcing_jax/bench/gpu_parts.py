@@ -21,20 +21,21 @@ from typing import Any
 
 import jax
 
-from oneforcing_jax import chips, presets
-from oneforcing_jax import config as configs
 from oneforcing_jax.bench import ceilings, generate, trace, train
 from oneforcing_jax.bench.ceilings import Note, said
 from oneforcing_jax.bench.timing import clocked, peak_memory, queued, waited
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
-from oneforcing_jax.command import Help
-from oneforcing_jax.config import PREFIX
-from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.streaming import decoded
 from oneforcing_jax.generation.student import FIRST_STEPS
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import presets
+from oneforcing_jax.setup.config import PREFIX
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system.command import Help
+from oneforcing_jax.system.files import write_whole
+from oneforcing_jax.targets import chips
 from oneforcing_jax.training.train import student, trained
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from oneforcing_jax.command import count
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system.command import count
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from oneforcing_jax import chips
-from oneforcing_jax import config as configs
 from oneforcing_jax.bench import trace
 from oneforcing_jax.bench.timing import clocked, compiled, summary, timed
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.targets import chips
 from oneforcing_jax.training import tiny
 from oneforcing_jax.training.steps import Trainer
 from oneforcing_jax.training.train import trained, trainer

@@ -13,12 +13,12 @@ from flax.linen import meta
 from oneforcing_jax.bench import trace
 from oneforcing_jax.bench.timing import timed
 from oneforcing_jax.data.encoders import DECODERS, WanCodec
-from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import tiny_decoder, vae, vae_stream
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.vae import WanVAE
 from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.setup.dtypes import DTYPES
 
 
 def measure(

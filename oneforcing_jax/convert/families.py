@@ -8,8 +8,8 @@ from pathlib import Path
 
 from oneforcing_jax.convert.tiny_decoder import TELLING as TINY_FIRST
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_record
 from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.system.files import read_record
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Of each model a tensor that the others lack, in the original's names and in those of other libraries.

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.ranges import not_finite
+from oneforcing_jax.setup.ranges import not_finite
 
 LAYOUTS = ("same", "linear", "conv")
 # Problems of a checkpoint that an error names.

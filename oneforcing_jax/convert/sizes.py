@@ -13,14 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax import integrity, ranges
 from oneforcing_jax.convert import tiny_decoder as tiny_keys
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import has_checksum, read_versioned
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models import tiny_decoder, umt5, vae
 from oneforcing_jax.models.critic import Critic, HeadConfig
@@ -29,7 +27,10 @@ from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.published import HEAD_DIM
+from oneforcing_jax.setup import ranges
 from oneforcing_jax.sharding import unbox
+from oneforcing_jax.system import integrity
+from oneforcing_jax.system.files import has_checksum, read_versioned
 
 # A converted model has the first beside it, which says what it is, and the text encoder also its tokenizer.
 MODEL, TOKENIZER = "model.json", "tokenizer"

@@ -20,7 +20,7 @@ from oneforcing_jax.convert.keys import Tensors
 from oneforcing_jax.convert.tiny_decoder import TELLING
 from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors, load_torch
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_record
+from oneforcing_jax.system.files import read_record
 
 PARTS = ("transformer", "vae", "text")
 # A model that no folder of Wan2.1 holds.

@@ -5,7 +5,7 @@
     from a .pt file  out/0/params_generator, ema_generator and params_critic beside it, and out/model.json
     from taew2_1     out/tiny/0/params_model and out/tiny/model.json
 
-`oneforcing_jax.checkpoint.load_net(out / "transformer", "model", abstract)` reads them, and so does
+`oneforcing_jax.system.checkpoint.load_net(out / "transformer", "model", abstract)` reads them, and so does
 `init` in a stage's config ("OUT:generator").
 """
 
@@ -23,17 +23,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from oneforcing_jax import files, integrity, places, room
 from oneforcing_jax.convert import families, keys, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
 from oneforcing_jax.convert.sizes import MODEL, STEP, TOKENIZER
 from oneforcing_jax.convert.tiny_decoder import ENCODER
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
-from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import FORM, MORE, VERSION, read_versioned, staged, write_whole
 from oneforcing_jax.models.critic import HeadConfig
+from oneforcing_jax.setup.dtypes import DTYPES
+from oneforcing_jax.system import files, integrity, places, room
+from oneforcing_jax.system.files import FORM, MORE, VERSION, read_versioned, staged, write_whole
 
 # Networks of a .pt file and the items that they become.
 ITEMS = {

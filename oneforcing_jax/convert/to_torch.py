@@ -12,15 +12,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from oneforcing_jax import checkpoint, items, room
 from oneforcing_jax.convert import keys, sizes
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.convert.torch_io import import_torch, write_safetensors, write_torch
-from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import staged
 from oneforcing_jax.published import HEAD_DIM
+from oneforcing_jax.setup.dtypes import DTYPES
+from oneforcing_jax.system import checkpoint, items, room
+from oneforcing_jax.system.files import staged
 
 LAYOUTS = ("original", "diffusers")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -18,9 +18,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from oneforcing_jax import bounded
 from oneforcing_jax.convert.keys import Tensors
 from oneforcing_jax.errors import InputError, MissingPackage
+from oneforcing_jax.system import bounded
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),

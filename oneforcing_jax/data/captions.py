@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oneforcing_jax import bounded, places, textfiles
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.system import bounded, places, textfiles
 
 # Containers that FFmpeg reads. An animated picture (.gif) has 256 colours, and is none of them.
 VIDEO_SUFFIXES = (

@@ -10,15 +10,16 @@ from typing import Any
 
 import jax
 
-from oneforcing_jax import checkpoint, places, sharding
+from oneforcing_jax import sharding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
-from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import MORE, VERSION, read_versioned
 from oneforcing_jax.models import tiny_decoder
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.setup.dtypes import DTYPES
+from oneforcing_jax.system import checkpoint, places
+from oneforcing_jax.system.files import MORE, VERSION, read_versioned
 
 
 def net(

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import places, processes, textfiles
 from oneforcing_jax.data import colour
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.captions import Pair, pair
@@ -24,7 +23,8 @@ from oneforcing_jax.data.store import LEFT_OUT, META, NEGATIVE_TEXT, Store
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import Clip, read_clip
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system import places, processes, textfiles
+from oneforcing_jax.system.files import write_whole
 
 # In a store: the video and caption of each sample, a line each.
 SAMPLES = "samples.jsonl"

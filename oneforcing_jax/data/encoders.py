@@ -19,17 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import parts, places, sharding
+from oneforcing_jax import sharding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL, TOKENIZER
 from oneforcing_jax.data import converted, text
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record, write_whole
-from oneforcing_jax.files import record as record_of
 from oneforcing_jax.models import umt5, vae, vae_stream
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae import WanVAE
 from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.setup import parts
+from oneforcing_jax.system import places
+from oneforcing_jax.system.files import read_record, write_whole
+from oneforcing_jax.system.files import record as record_of
 
 # Decoders that take the place of the codec's own.
 DECODERS = ("tiny",)

@@ -18,11 +18,11 @@ import numpy as np
 from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import VideoReformatter
 
-from oneforcing_jax import places
 from oneforcing_jax.data import colour
 from oneforcing_jax.data.colour import Sites
 from oneforcing_jax.data.resize import cover, middle
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.system import places
 
 # Frames a second that a header can mean: what lies beyond counts ticks of a clock.
 _RATES = (0.1, 480.0)

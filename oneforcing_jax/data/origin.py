@@ -18,7 +18,7 @@ from typing import Any
 
 import av
 
-from oneforcing_jax import places
+from oneforcing_jax.system import places
 
 PACKAGE, FIELD = __name__.split(".")[0], "comment"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.ranges import not_finite
+from oneforcing_jax.setup.ranges import not_finite
 
 # Batches that are read ahead of whoever takes them.
 AHEAD = 4

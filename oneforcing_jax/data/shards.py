@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from oneforcing_jax import places
 from oneforcing_jax.data.store_meta import Fields
+from oneforcing_jax.system import places
 
 # States of a sample beside 0, not written: in a shard, left out, or pending.
 PACKED, OUT, PENDING = 1, 2, 3

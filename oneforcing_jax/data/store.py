@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax import bounded, places, room
 from oneforcing_jax.data import store_meta
 from oneforcing_jax.data.shards import OUT, Shards, per_shard
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import write_whole
-from oneforcing_jax.ranges import not_finite
+from oneforcing_jax.setup.ranges import not_finite
+from oneforcing_jax.system import bounded, places, room
+from oneforcing_jax.system.files import write_whole
 
 META = "meta.json"
 LEFT_OUT = "left_out"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.system import bounded
 
 VERSION = 2
 DTYPES = ("float32", "float16", "bfloat16", "int32", "uint8")

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import places
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
+from oneforcing_jax.system import places
 
 MAX_TOKENS = 512
 """Rows of context that the diffusion model attends to, the end token included."""

@@ -21,12 +21,12 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from oneforcing_jax import places, room
 from oneforcing_jax.data import colour
 from oneforcing_jax.data.frames import Pictures, Shown, Times, decoded, ending, reason
 from oneforcing_jax.data.origin import FIELD, UNSAID, Origin
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import unfinished
+from oneforcing_jax.system import places, room
+from oneforcing_jax.system.files import unfinished
 
 # Frames of a video that is read whole, from one look at the memory to the next.
 _LOOK = 64

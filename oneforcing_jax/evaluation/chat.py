@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import textfiles
 from oneforcing_jax.errors import InputError, MissingInput, MissingPackage
-from oneforcing_jax.ranges import Amount, Count, Seed
+from oneforcing_jax.setup.ranges import Amount, Count, Seed
+from oneforcing_jax.system import textfiles
 
 # What Wan's instruction asks for, in our words.
 INSTRUCTION = """\

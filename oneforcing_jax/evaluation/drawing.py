@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oneforcing_jax.errors import MissingPackage
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system.files import write_whole
 
 DPI = 150
 

@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax.command import Help, any_path, ending, named
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import curvature, curves
 from oneforcing_jax.evaluation.drawing import figure, save
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS
-from oneforcing_jax.files import read_record
-from oneforcing_jax.textfiles import form
+from oneforcing_jax.system.command import Help, any_path, ending, named
+from oneforcing_jax.system.files import read_record
+from oneforcing_jax.system.textfiles import form
 
 # Frames shown of a video.
 SHOWN = 4

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.ranges import not_finite
+from oneforcing_jax.setup.ranges import not_finite
+from oneforcing_jax.system import bounded
 
 
 def read_features(path: Path) -> np.ndarray:

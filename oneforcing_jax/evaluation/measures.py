@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data.captions import videos_in
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation import frechet, pixels
 from oneforcing_jax.evaluation.curvature import interval
 from oneforcing_jax.evaluation.drawing import figure, save
 from oneforcing_jax.evaluation.pixels import OF_FRAMES, OF_PAIRS, Parts
-from oneforcing_jax.files import read_record, write_whole
-from oneforcing_jax.ranges import options
+from oneforcing_jax.setup.ranges import options
+from oneforcing_jax.system.command import Help, any_path, ending
+from oneforcing_jax.system.files import read_record, write_whole
 
 TITLES = {
     "sharpness": "sharpness",

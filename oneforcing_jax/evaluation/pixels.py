@@ -14,7 +14,7 @@ import numpy as np
 
 from oneforcing_jax.data.video import frames_of
 from oneforcing_jax.errors import InputError, MissingPackage
-from oneforcing_jax.ranges import Count
+from oneforcing_jax.setup.ranges import Count
 
 # Values of a frame, and of a pair of neighbours.
 OF_FRAMES = ("sharpness", "saturation", "luminance")

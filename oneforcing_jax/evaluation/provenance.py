@@ -15,10 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import flat, read_origin
 from oneforcing_jax.data.video import frames_of
+from oneforcing_jax.system.command import Help, any_path, ending
 
 
 def said(path: Path) -> str:

@@ -19,8 +19,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from oneforcing_jax import bounded, textfiles
-from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.chat import (
     WAN_NAME,
@@ -31,9 +29,11 @@ from oneforcing_jax.evaluation.chat import (
     local,
     served,
 )
-from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.jobs import read_prompts
-from oneforcing_jax.ranges import options
+from oneforcing_jax.setup.ranges import options
+from oneforcing_jax.system import bounded, textfiles
+from oneforcing_jax.system.command import Help, any_path, ending
+from oneforcing_jax.system.files import write_whole
 
 
 class Cache:

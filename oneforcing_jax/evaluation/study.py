@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from oneforcing_jax.evaluation.curves import series
-from oneforcing_jax.files import read_record
+from oneforcing_jax.system.files import read_record
 from oneforcing_jax.training.metrics import read_rows
 
 # Stages that all rows share, and those of a row.

@@ -21,13 +21,13 @@ from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import curvature
-from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.generation import jobs, pretrained, samplers
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.student import sample_keys
 from oneforcing_jax.methods import causal_ode
 from oneforcing_jax.models.wan import WanDiT
-from oneforcing_jax.ranges import Amount, Count, Positive, Seed, options
+from oneforcing_jax.setup.ranges import Amount, Count, Positive, Seed, options
+from oneforcing_jax.system.files import read_record, write_whole
 
 # Text embeddings [s, d] of a clip, and real latents [f, c, y, x] where they come from a store.
 Clip = tuple[np.ndarray, np.ndarray | None]

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oneforcing_jax import bounded, places, processes, ranges, textfiles
-from oneforcing_jax.command import share
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.ranges import Amount, Seed
+from oneforcing_jax.setup import ranges
+from oneforcing_jax.setup.ranges import Amount, Seed
+from oneforcing_jax.system import bounded, places, processes, textfiles
+from oneforcing_jax.system.command import share
 
 # What a file of prompts may have.
 BYTES, LINES = 64 * 2**20, 1_000_000

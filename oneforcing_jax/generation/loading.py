@@ -12,7 +12,7 @@ from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation import samplers, streaming
 from oneforcing_jax.generation.streaming import VideoModel
-from oneforcing_jax.ranges import Amount, Count, Natural, Positive
+from oneforcing_jax.setup.ranges import Amount, Count, Natural, Positive
 
 SAMPLERS: dict[str, Callable[[np.ndarray], samplers.Sampler]] = {
     "unipc": samplers.unipc,

@@ -10,17 +10,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from oneforcing_jax import checkpoint, methods, places, room, sharding
+from oneforcing_jax import methods, sharding
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data import encoders as encoding
-from oneforcing_jax.dtypes import DTYPES
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import MORE, read_versioned
 from oneforcing_jax.generation.student import FIRST_STEPS
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.dtypes import DTYPES
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import checkpoint, places, room
+from oneforcing_jax.system.files import MORE, read_versioned
 
 EXPECTED = (
     "a folder of tools/convert_wan.py, a stage of a training run (WORKDIR/STAGE), or one of its "

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from oneforcing_jax import bounded
-from oneforcing_jax.bounded import Shape
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.ranges import not_finite
+from oneforcing_jax.setup.ranges import not_finite
+from oneforcing_jax.system import bounded
+from oneforcing_jax.system.bounded import Shape
 
 
 def read_noise(

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import places
 from oneforcing_jax.causal.plan import ClipDraws
 from oneforcing_jax.data.encoders import Codec
 from oneforcing_jax.data.images import read_image
@@ -24,7 +23,8 @@ from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.streaming import VideoModel
 from oneforcing_jax.generation.student import Noise, Settings, Text, recorded, sample_keys, seeded
 from oneforcing_jax.published import BLOCK_FRAMES
-from oneforcing_jax.ranges import Amount, Count, Quality, Rate
+from oneforcing_jax.setup.ranges import Amount, Count, Quality, Rate
+from oneforcing_jax.system import places
 
 
 @dataclasses.dataclass(frozen=True)

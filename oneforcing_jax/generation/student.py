@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from oneforcing_jax import room, sharding
+from oneforcing_jax import sharding
 from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal.cache import Caches, Window
 from oneforcing_jax.causal.generate import Generator, clean_block, denoise_block
@@ -30,6 +30,7 @@ from oneforcing_jax.causal.plan import (
 )
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
+from oneforcing_jax.system import room
 
 # Noise of the block whose first frame has the given number.
 Noise = Callable[[int, Block], BlockDraws]

@@ -11,7 +11,6 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from oneforcing_jax import web
 from oneforcing_jax.errors import Refused
 from oneforcing_jax.live import wire
 from oneforcing_jax.live.clients import Clients, client_of
@@ -21,6 +20,7 @@ from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.reading import Reader
 from oneforcing_jax.live.session import Session
 from oneforcing_jax.live.viewer import Viewer
+from oneforcing_jax.system import web
 
 # Messages refused in a row after which a connection is closed.
 PATIENCE = 20

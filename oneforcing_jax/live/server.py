@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from oneforcing_jax import pages, web
+from oneforcing_jax import pages
 from oneforcing_jax.errors import Refused
 from oneforcing_jax.live import recording, wire
 from oneforcing_jax.live import session as states
@@ -27,6 +27,7 @@ from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.reading import Reader
 from oneforcing_jax.live.session import Session
+from oneforcing_jax.system import web
 
 COOKIE = "token_live"
 # What there may be at once, in all and of one client: connections of pages, videos over HTTP, and messages

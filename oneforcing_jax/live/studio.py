@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from oneforcing_jax import textfiles
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.data.origin import Origin, digest
@@ -22,6 +21,7 @@ from oneforcing_jax.flow import TRAIN_STEPS
 from oneforcing_jax.generation.origins import blocks as layout
 from oneforcing_jax.generation.streaming import VideoModel, decoded
 from oneforcing_jax.generation.student import Settings, sample_keys, seeded
+from oneforcing_jax.system import textfiles
 
 # The model says which of these its text encoder reads; the toy knows few words.
 _EXAMPLES = (

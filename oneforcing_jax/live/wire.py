@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from oneforcing_jax import web
 from oneforcing_jax.data.images import decode_image, fit
 from oneforcing_jax.errors import InputError, Refused
 from oneforcing_jax.live.recording import Shown
 from oneforcing_jax.live.studio import Studio, Wish, quiet
+from oneforcing_jax.system import web
 
 # Bytes of an image, of a message without one, and of one with it in base64; characters of a prompt; pixels.
 LARGEST_IMAGE, LARGEST_PLAIN = 2 << 20, 16 << 10

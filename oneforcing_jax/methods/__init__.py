@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from oneforcing_jax import parts
 from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.critic import Critic
+from oneforcing_jax.models.trees import Params, Path
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.run import Run
-from oneforcing_jax.trees import Params, Path
+from oneforcing_jax.setup import parts
+from oneforcing_jax.setup.run import Run
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]

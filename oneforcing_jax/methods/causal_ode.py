@@ -25,10 +25,10 @@ from oneforcing_jax.methods import (
     sample_fields,
 )
 from oneforcing_jax.methods.flow_matching import guided, teacher_forced
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.ranges import Count, Natural
-from oneforcing_jax.run import Run
-from oneforcing_jax.trees import Params
+from oneforcing_jax.setup.ranges import Count, Natural
+from oneforcing_jax.setup.run import Run
 
 
 @dataclasses.dataclass(frozen=True)

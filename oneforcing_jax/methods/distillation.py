@@ -22,9 +22,9 @@ from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.losses import gan
 from oneforcing_jax.models.critic import Critic
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanDiT
-from oneforcing_jax.ranges import Count, Natural, NotNegative, Positive, Share
-from oneforcing_jax.trees import Params
+from oneforcing_jax.setup.ranges import Count, Natural, NotNegative, Positive, Share
 
 REALS = ("data", "self")
 CRITIC_CLIPS = ("together", "in_turn")

@@ -11,9 +11,9 @@ from oneforcing_jax import flow
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.structures import structured, teacher_forcing
 from oneforcing_jax.methods import Batch, Work
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.run import Run
-from oneforcing_jax.trees import Params
+from oneforcing_jax.setup.run import Run
 
 
 class FlowDraws(NamedTuple):

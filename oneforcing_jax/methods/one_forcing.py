@@ -38,9 +38,9 @@ from oneforcing_jax.methods import (
 from oneforcing_jax.methods.causal_ode import Ode
 from oneforcing_jax.methods.distillation import CRITIC_CLIPS, Distillation, Settings
 from oneforcing_jax.models.critic import Critic, HeadConfig
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.run import Run
-from oneforcing_jax.trees import Params
+from oneforcing_jax.setup.run import Run
 
 TEACHER = "teacher"
 

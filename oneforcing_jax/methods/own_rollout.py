@@ -21,7 +21,7 @@ from oneforcing_jax.losses import denoise, dmd, gan
 from oneforcing_jax.methods import Batch, Metrics, causal_ode
 from oneforcing_jax.methods.distillation import CriticDraws, Distillation, GeneratorDraws, Penalty
 from oneforcing_jax.methods.flow_matching import side_by_side
-from oneforcing_jax.trees import Params
+from oneforcing_jax.models.trees import Params
 
 
 def real_x0(

@@ -23,10 +23,10 @@ from oneforcing_jax.methods import (
     sample_fields,
 )
 from oneforcing_jax.methods.flow_matching import FlowDraws
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.ranges import Share
-from oneforcing_jax.run import Run
-from oneforcing_jax.trees import Params
+from oneforcing_jax.setup.ranges import Share
+from oneforcing_jax.setup.run import Run
 
 
 @dataclasses.dataclass(frozen=True)

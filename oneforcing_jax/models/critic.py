@@ -27,7 +27,7 @@ from oneforcing_jax.models.layers import (
     stacked,
 )
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.ranges import Count, Natural
+from oneforcing_jax.setup.ranges import Count, Natural
 
 
 @dataclasses.dataclass(frozen=True)

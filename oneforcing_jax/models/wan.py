@@ -22,7 +22,6 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
 from oneforcing_jax import shapes
-from oneforcing_jax.dtypes import DTYPES, Dtype
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
 from oneforcing_jax.models import attention, rope
@@ -39,7 +38,8 @@ from oneforcing_jax.models.layers import (
     sinusoid,
     stacked,
 )
-from oneforcing_jax.ranges import Count, Positive
+from oneforcing_jax.setup.dtypes import DTYPES, Dtype
+from oneforcing_jax.setup.ranges import Count, Positive
 from oneforcing_jax.shapes import trailing
 from oneforcing_jax.sharding import by_heads, constrain
 

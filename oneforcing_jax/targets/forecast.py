@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.run import Run
 from oneforcing_jax.targets import generation, measure, programs
 from oneforcing_jax.targets.measure import Cost
 from oneforcing_jax.targets.topology import Target

@@ -19,7 +19,7 @@ from oneforcing_jax.causal.plan import Block, BlockDraws, num_frames
 from oneforcing_jax.generation.student import Settings, Student
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanConfig, WanDiT
-from oneforcing_jax.run import Latents, Run
+from oneforcing_jax.setup.run import Latents, Run
 from oneforcing_jax.targets import programs
 from oneforcing_jax.targets.programs import Program, Reading
 from oneforcing_jax.training.train import student

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from oneforcing_jax.files import write_whole
-from oneforcing_jax.room import per_device
+from oneforcing_jax.system.files import write_whole
+from oneforcing_jax.system.room import per_device
 from oneforcing_jax.targets import kernels, roofline
 from oneforcing_jax.targets.programs import Program
 from oneforcing_jax.targets.topology import GPUS_A_HOST, Target

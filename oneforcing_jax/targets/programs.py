@@ -23,7 +23,7 @@ from oneforcing_jax.models import umt5, vae_stream
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.run import Run
 from oneforcing_jax.training.train import student, trained, trainer
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from oneforcing_jax.chips import Chip
+from oneforcing_jax.targets.chips import Chip
 from oneforcing_jax.targets.kernels import Kernel, Work
 
 # Bytes a second between a device and its host's memory.

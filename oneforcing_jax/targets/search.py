@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from oneforcing_jax import methods
 from oneforcing_jax.causal import flops
-from oneforcing_jax.config import PREFIX
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.room import HOST, per_device
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.config import PREFIX
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system.room import HOST, per_device
 from oneforcing_jax.targets import programs, roofline
 from oneforcing_jax.targets.forecast import Forecast, make
 from oneforcing_jax.targets.topology import Target

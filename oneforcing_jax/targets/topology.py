@@ -13,9 +13,9 @@ import os
 import re
 from typing import Any
 
-from oneforcing_jax import chips
-from oneforcing_jax.chips import Chip
 from oneforcing_jax.errors import InputError, MissingPackage
+from oneforcing_jax.targets import chips
+from oneforcing_jax.targets.chips import Chip
 
 FORMS = "tpu:v5p:2x2x4, tpu:v5p:2x2x4*2, gpu:h200:8 or local"
 GPUS_A_HOST = 8

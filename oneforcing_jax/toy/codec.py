@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system import bounded, places
+from oneforcing_jax.system.files import write_whole
 
 # The fewest channels with which the default world keeps its shapes; see tests/test_toy_world.py.
 CHANNELS = 12

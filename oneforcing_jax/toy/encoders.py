@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax.command import Help, any_path, ending
 from oneforcing_jax.data import encoders
 from oneforcing_jax.data.encoders import Encoders
 from oneforcing_jax.errors import MissingInput
+from oneforcing_jax.system.command import Help, any_path, ending
 from oneforcing_jax.toy import codec, text
 
 # What their folder says they are.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneforcing_jax import flow, processes, randomness, sharding, textfiles
+from oneforcing_jax import flow, sharding
 from oneforcing_jax.causal.plan import ClipDraws, Plan, draw, num_frames
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
@@ -23,13 +23,14 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.samplers import euler, sample
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import params as parameters
-from oneforcing_jax.ranges import Amount, Count, Natural
-from oneforcing_jax.run import Run
+from oneforcing_jax.models.trees import Params
+from oneforcing_jax.setup.ranges import Amount, Count, Natural
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import processes, textfiles
 from oneforcing_jax.toy import judge
 from oneforcing_jax.toy.scores import Against
 from oneforcing_jax.toy.world import World
-from oneforcing_jax.training import sources
-from oneforcing_jax.trees import Params
+from oneforcing_jax.training import randomness, sources
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,9 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system import bounded
+from oneforcing_jax.system.files import write_whole
 from oneforcing_jax.toy import readings, world
 from oneforcing_jax.toy.world import World
 

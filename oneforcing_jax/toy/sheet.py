@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system.files import write_whole
 
 PROMPTS = 5
 LABEL = 250

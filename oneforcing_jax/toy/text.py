@@ -16,9 +16,9 @@ from typing import ClassVar
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system import bounded, places
+from oneforcing_jax.system.files import write_whole
 
 DIM = 32
 LENGTH = 8

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import bounded, places, processes
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
-from oneforcing_jax.ranges import Count, NotNegative, Positive
+from oneforcing_jax.setup.ranges import Count, NotNegative, Positive
+from oneforcing_jax.system import bounded, places, processes
+from oneforcing_jax.system.files import write_whole
 
 COLOURS = {
     "red": (235, 40, 40),

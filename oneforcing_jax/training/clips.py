@@ -5,7 +5,7 @@ from __future__ import annotations
 from oneforcing_jax.data.encoders import Codec
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.run import Run
 
 
 def clip(run: Run, codec: Codec) -> Clip:

@@ -6,7 +6,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-from oneforcing_jax import processes
+from oneforcing_jax.system import processes
 
 
 class Interrupt:

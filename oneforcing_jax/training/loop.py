@@ -14,21 +14,21 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, places, processes, randomness, room
-from oneforcing_jax.command import Stopped
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, NotFinite
-from oneforcing_jax.files import write_whole
-from oneforcing_jax.ranges import Count, Natural
-from oneforcing_jax.run import Run
-from oneforcing_jax.training import sources
+from oneforcing_jax.models.trees import Params
+from oneforcing_jax.setup.ranges import Count, Natural
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import checkpoint, places, processes, room
+from oneforcing_jax.system.command import Stopped
+from oneforcing_jax.system.files import write_whole
+from oneforcing_jax.training import randomness, sources
 from oneforcing_jax.training.interrupt import Interrupt
 from oneforcing_jax.training.metrics import Log, Work
 from oneforcing_jax.training.optim import Optimiser
 from oneforcing_jax.training.samples import Samples, SampleSettings
 from oneforcing_jax.training.steps import Ema, State, Trainer
-from oneforcing_jax.trees import Params
 
 
 @dataclasses.dataclass(frozen=True)

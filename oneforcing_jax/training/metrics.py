@@ -18,9 +18,10 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from oneforcing_jax import bounded, chips, places, processes
 from oneforcing_jax.errors import InputError, NotFinite
-from oneforcing_jax.files import Growing, write_whole
+from oneforcing_jax.system import bounded, places, processes
+from oneforcing_jax.system.files import Growing, write_whole
+from oneforcing_jax.targets import chips
 from oneforcing_jax.training.alarms import Watch
 
 ROWS = "metrics.jsonl"

@@ -21,18 +21,19 @@ import numpy as np
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from oneforcing_jax import flow, methods, places, processes, randomness, sharding
-from oneforcing_jax.command import share
+from oneforcing_jax import flow, methods, sharding
 from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import causal_ode
 from oneforcing_jax.methods.causal_ode import Ode
 from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models.wan import WanDiT
-from oneforcing_jax.ranges import Count
-from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, MadeFrom, Stage, results
-from oneforcing_jax.training import sources
+from oneforcing_jax.setup.ranges import Count
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, results
+from oneforcing_jax.system import places, processes
+from oneforcing_jax.system.command import share
+from oneforcing_jax.training import randomness, sources
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.ranges import Decay, Natural, NotNegative, Positive
+from oneforcing_jax.setup.ranges import Decay, Natural, NotNegative, Positive
 
 OPTIMISERS = ("adamw", "muon")
 

@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from oneforcing_jax import places, processes, randomness, sharding
+from oneforcing_jax import sharding
 from oneforcing_jax.causal.plan import draw
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.ranges import Natural
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.ranges import Natural
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import places, processes
+from oneforcing_jax.training import randomness
 from oneforcing_jax.training.steps import Trainer
 
 FOLDER, MOTION = "samples", "samples/motion"

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import checkpoint, methods, places
+from oneforcing_jax import methods
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_record
 from oneforcing_jax.methods import Network
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system import checkpoint, places
+from oneforcing_jax.system.files import read_record
 
 RANDOM = "random"
 

@@ -18,15 +18,17 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from oneforcing_jax import randomness, sharding, trees
+from oneforcing_jax import sharding
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import AVERAGE, SHARED, Batch, Method, Metrics, Update
 from oneforcing_jax.models import params as parameters
+from oneforcing_jax.models import trees
 from oneforcing_jax.models.params import in_compute_dtype
-from oneforcing_jax.ranges import Decay, Natural
-from oneforcing_jax.room import HOST
+from oneforcing_jax.models.trees import Params
+from oneforcing_jax.setup.ranges import Decay, Natural
+from oneforcing_jax.system.room import HOST
+from oneforcing_jax.training import randomness
 from oneforcing_jax.training.optim import Optimiser
-from oneforcing_jax.trees import Params
 
 State = dict[str, Any]
 Step = Callable[[State, Any, Any, Any], tuple[State, dict[str, jax.Array]]]

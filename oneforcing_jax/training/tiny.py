@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from oneforcing_jax import methods
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup.run import Run
 from oneforcing_jax.training.sources import RANDOM
 from oneforcing_jax.training.train import trained
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import checkpoint, methods, places, room, sharding
-from oneforcing_jax import stages as kinds
+from oneforcing_jax import methods, sharding
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Method, Network
-from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, MadeFrom, Stage
+from oneforcing_jax.setup import stages as kinds
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage
+from oneforcing_jax.system import checkpoint, places, room
 from oneforcing_jax.training import loop, sources
 from oneforcing_jax.training.loop import Train
 from oneforcing_jax.training.steps import Trainer

@@ -14,12 +14,12 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from oneforcing_jax.command import Help, any_path, count, ending, named
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.evaluation.raters import analysis, draw, prompts
 from oneforcing_jax.evaluation.raters.votes import Votes
-from oneforcing_jax.files import write_whole
-from oneforcing_jax.ranges import options
+from oneforcing_jax.setup.ranges import options
+from oneforcing_jax.system.command import Help, any_path, count, ending, named
+from oneforcing_jax.system.files import write_whole
 
 ANALYSIS = "analysis.json"
 

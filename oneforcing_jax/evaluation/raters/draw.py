@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax import textfiles
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.playable import encoded, playable, steady
 from oneforcing_jax.evaluation.raters.prompts import Prompt, stratified
-from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.generation.jobs import file_name
-from oneforcing_jax.ranges import Amount, Natural, Seed
+from oneforcing_jax.setup.ranges import Amount, Natural, Seed
+from oneforcing_jax.system import textfiles
+from oneforcing_jax.system.files import read_record, write_whole
 
 OTHER = "expected nothing or the same draw, found another; choose another --out"
 DRAW, PROMPTS, CLIPS = "draw.json", "prompts.txt", "clips"

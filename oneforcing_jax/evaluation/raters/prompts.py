@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from oneforcing_jax import bounded, textfiles
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.system import bounded, textfiles
 
 FORMS = (
     'a JSON list of {"prompt": "a cat", "dimension": "color"}, VBench_full_info.json, or lines of a '

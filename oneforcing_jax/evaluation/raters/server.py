@@ -15,11 +15,12 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from tqdm import tqdm
 
-from oneforcing_jax import pages, textfiles, web
+from oneforcing_jax import pages
 from oneforcing_jax.errors import Refused
 from oneforcing_jax.evaluation.raters.draw import CLIPS, SIDES, Draw
 from oneforcing_jax.evaluation.raters.votes import Turn, Votes
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system import textfiles, web
+from oneforcing_jax.system.files import write_whole
 
 # Bytes of a request.
 LARGEST = 4096

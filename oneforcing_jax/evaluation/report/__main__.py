@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from oneforcing_jax.command import Help, any_path, count, ending
 from oneforcing_jax.evaluation.report.collect import collect
 from oneforcing_jax.evaluation.report.page import page
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system.command import Help, any_path, count, ending
+from oneforcing_jax.system.files import write_whole
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

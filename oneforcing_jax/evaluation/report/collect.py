@@ -11,8 +11,8 @@ from typing import Any
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.curves import GAP, LOSSES, Curve, series
 from oneforcing_jax.evaluation.study import ROWS, SCORES, Estimate
-from oneforcing_jax.files import read_record
-from oneforcing_jax.textfiles import form
+from oneforcing_jax.system.files import read_record
+from oneforcing_jax.system.textfiles import form
 from oneforcing_jax.training.metrics import ROWS as METRICS
 from oneforcing_jax.training.metrics import read_rows
 from oneforcing_jax.training.samples import FOLDER as SAMPLES

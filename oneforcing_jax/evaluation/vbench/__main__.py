@@ -18,16 +18,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from oneforcing_jax import generate, processes
-from oneforcing_jax.command import Help, any_path, count, size
+from oneforcing_jax import generate
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench import check, evaluate, make, record, results, tables
 from oneforcing_jax.evaluation.vbench import score as scores
 from oneforcing_jax.evaluation.vbench import suite as suites
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS, Score
-from oneforcing_jax.files import write_whole
-from oneforcing_jax.ranges import Amount, Rate, options
+from oneforcing_jax.setup.ranges import Amount, Rate, options
+from oneforcing_jax.system import processes
+from oneforcing_jax.system.command import Help, any_path, count, size
+from oneforcing_jax.system.files import write_whole
 
 # What Wan makes, and the models of its family.
 WAN = Clip(81, 480, 832, 16.0)

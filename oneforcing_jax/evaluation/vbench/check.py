@@ -13,7 +13,7 @@ from tqdm import tqdm
 from oneforcing_jax.data.video import Clip, measured
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.vbench.suite import Suite, names
-from oneforcing_jax.textfiles import form
+from oneforcing_jax.system.textfiles import form
 
 _THREADS = 4
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.evaluation.vbench import results
 from oneforcing_jax.evaluation.vbench.check import listed, rename, respelt
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS
 from oneforcing_jax.evaluation.vbench.suite import Suite, names
-from oneforcing_jax.files import read_record
+from oneforcing_jax.system import bounded
+from oneforcing_jax.system.files import read_record
 
 # What that Python runs: the call of VBench's guide, for one dimension.
 PROGRAM = """

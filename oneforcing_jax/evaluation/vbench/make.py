@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oneforcing_jax import compiled, generate, processes
+from oneforcing_jax import generate
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench import record
@@ -17,7 +17,8 @@ from oneforcing_jax.evaluation.vbench.suite import Suite
 from oneforcing_jax.generation import jobs as listing
 from oneforcing_jax.generation.jobs import Job, Prompt
 from oneforcing_jax.generation.scene import Scene
-from oneforcing_jax.ranges import Amount, Seed, options
+from oneforcing_jax.setup.ranges import Amount, Seed, options
+from oneforcing_jax.system import compiled, processes
 
 # What `generate` has and VBench does not: a video's beginning, and recorded draws.
 WITHOUT = {

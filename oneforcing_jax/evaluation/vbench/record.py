@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import checkpoint, integrity, places
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench.suite import Suite
-from oneforcing_jax.files import read_record, write_whole
 from oneforcing_jax.generate import Making
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.jobs import Job
+from oneforcing_jax.system import checkpoint, integrity, places
+from oneforcing_jax.system.files import read_record, write_whole
 
 
 def beside(folder: Path) -> Path:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS
+from oneforcing_jax.system import bounded
 
 # Bytes of the results in an archive, unpacked.
 WHOLE = 4 * bounded.JSON

@@ -7,9 +7,9 @@ import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from oneforcing_jax import bounded, textfiles
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation import jobs as listing
+from oneforcing_jax.system import bounded, textfiles
 
 INFO, TEXT = Path("vbench/VBench_full_info.json"), Path("prompts/all_dimension.txt")
 # The standard evaluator reads samples 0 to 4 of a prompt.

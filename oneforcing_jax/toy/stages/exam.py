@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from oneforcing_jax import processes
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_record, write_whole
-from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, MadeFrom, Stage, results
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, results
+from oneforcing_jax.system import processes
+from oneforcing_jax.system.files import read_record, write_whole
 from oneforcing_jax.toy.gallery import Config, Gallery, check
 from oneforcing_jax.training import sources
 

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, places, processes
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
-from oneforcing_jax.files import write_whole
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.ranges import Natural
-from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, MadeFrom, Stage, leaves, results
+from oneforcing_jax.setup.ranges import Natural
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, leaves, results
+from oneforcing_jax.system import checkpoint, places, processes
+from oneforcing_jax.system.files import write_whole
 from oneforcing_jax.toy import world as worlds
 from oneforcing_jax.toy.gallery import Config, Gallery, check, load
 from oneforcing_jax.toy.scores import drift

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from oneforcing_jax import processes
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.wan import WanConfig
-from oneforcing_jax.ranges import Count
-from oneforcing_jax.run import Run
-from oneforcing_jax.stages import Kind, MadeFrom, Stage, leaves, results
+from oneforcing_jax.setup.ranges import Count
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, leaves, results
+from oneforcing_jax.system import processes
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import encoders as folders
 from oneforcing_jax.toy import judge, text, world

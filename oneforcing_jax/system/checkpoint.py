@@ -21,9 +21,16 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from oneforcing_jax import integrity, items, places
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import FORM, VERSION, read_record, read_versioned, record, write_whole
+from oneforcing_jax.system import integrity, items, places
+from oneforcing_jax.system.files import (
+    FORM,
+    VERSION,
+    read_record,
+    read_versioned,
+    record,
+    write_whole,
+)
 
 # A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"

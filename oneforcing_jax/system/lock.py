@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 
 import tensorstore
 
-from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system import bounded, places
 
 LOCK = "lock"
 # Seconds: until an owner writes its lock again; without that, until it is lost; between two looks at it.

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from oneforcing_jax import checkpoint, files, places, processes
 from oneforcing_jax.data.store import META
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_record, write_whole
-from oneforcing_jax.run import Run
-from oneforcing_jax.stages import MadeFrom, Stage
+from oneforcing_jax.setup.run import Run
+from oneforcing_jax.setup.stages import MadeFrom, Stage
+from oneforcing_jax.system import checkpoint, files, places, processes
+from oneforcing_jax.system.files import read_record, write_whole
 from oneforcing_jax.training import sources
 
 # In a stage's folder; and in a work directory, what an unfinished command has begun to make anew.

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from oneforcing_jax.config import PREFIX
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.setup.config import PREFIX
 
 
 class Preset(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system import places
 
 # Of Linux: what programs can still have of the machine, and of the group of processes that this one is in.
 MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

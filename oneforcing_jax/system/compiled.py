@@ -26,9 +26,9 @@ from pathlib import Path
 import jax
 import jaxlib.version
 
-from oneforcing_jax import integrity, processes
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import read_record, write_whole
+from oneforcing_jax.system import integrity, processes
+from oneforcing_jax.system.files import read_record, write_whole
 
 # What JAX ends the name of a program's file with.
 SUFFIX = "-cache"

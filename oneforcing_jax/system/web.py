@@ -15,8 +15,9 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import HTMLResponse, Response
 
-from oneforcing_jax import pages, sockets, textfiles
+from oneforcing_jax import pages
 from oneforcing_jax.errors import InputError, Refused
+from oneforcing_jax.system import sockets, textfiles
 
 TOKEN = "token"
 # Characters of a token.

@@ -21,10 +21,11 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from oneforcing_jax import ranges, textfiles
-from oneforcing_jax.dtypes import DTYPES, Dtype
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.files import read_record
+from oneforcing_jax.setup import ranges
+from oneforcing_jax.setup.dtypes import DTYPES, Dtype
+from oneforcing_jax.system import textfiles
+from oneforcing_jax.system.files import read_record
 
 PREFIX = "--config."
 Record = TypeVar("Record")

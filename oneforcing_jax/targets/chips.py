@@ -103,7 +103,9 @@ def gpu_config(name: str) -> str:
     chip = CHIPS[name]
     cuda = chip.cuda
     if cuda is None:
-        raise InputError(f"chip: expected a GPU, found {name!r}; see oneforcing_jax/chips.py")
+        raise InputError(
+            f"chip: expected a GPU, found {name!r}; see oneforcing_jax/targets/chips.py"
+        )
     info = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import bounded, places
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system import bounded, places
 
 # The file of a folder that is copied last: its checksums.
 LAST = "checksums.json"

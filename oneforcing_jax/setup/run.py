@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import files, integrity
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.ranges import Count, Frames, Natural, Positive, Rate, Seed
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup.ranges import Count, Frames, Natural, Positive, Rate, Seed
+from oneforcing_jax.system import files, integrity
 
 Sections = TypeVar("Sections")
 

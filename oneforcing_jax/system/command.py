@@ -22,11 +22,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import write_whole
+from oneforcing_jax.system import places
+from oneforcing_jax.system.files import write_whole
 
-PACKAGE = Path(__file__).parent.name
+PACKAGE = Path(__file__).parents[1].name
 # The extra that brings a package, by the name under which it is imported.
 EXTRAS = {
     "cv2": "measures", "diffusers": "test", "ftfy": "wan", "gcsfs": "buckets", "huggingface_hub": "torch",

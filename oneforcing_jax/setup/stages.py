@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from oneforcing_jax import config as configs
-from oneforcing_jax import parts
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.run import Run
+from oneforcing_jax.setup import config as configs
+from oneforcing_jax.setup import parts
+from oneforcing_jax.setup.run import Run
 
 ROOM = "oneforcing_jax.training"
 # Fields of all runs that results follow from, and the settings of networks that cost time or memory alone.

@@ -7,8 +7,8 @@ import re
 import unicodedata
 from pathlib import Path
 
-from oneforcing_jax import bounded
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system import bounded
 
 # Windows puts it before the text of a file. It is no part of the text.
 _MARK = "\ufeff"

@@ -18,9 +18,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from oneforcing_jax import command
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.group import BEAT, JOIN, Group, explain_abort
+from oneforcing_jax.system import command
+from oneforcing_jax.system.group import BEAT, JOIN, Group, explain_abort
 
 # Seconds without a sign of life until a process is lost.
 LOST_AFTER = 60.0

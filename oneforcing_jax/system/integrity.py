@@ -19,9 +19,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.files import LAST, read_record, write_whole
+from oneforcing_jax.system import places
+from oneforcing_jax.system.files import LAST, read_record, write_whole
 
 SUMS = LAST
 OLD = "its settings cannot be checked, for they have no checksum: an older release wrote them"

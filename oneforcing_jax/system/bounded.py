@@ -18,8 +18,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system import places
 
 # Bytes of a record or a list in JSON; parsed, the worst takes some twenty times as much.
 JSON = 16 * 2**20

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from oneforcing_jax import places
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system import places
 
 
 def read(path: Path, abstract: Any) -> Any:
