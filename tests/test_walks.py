@@ -14,5 +14,5 @@ def test_a_walk_counts_first_calls_and_knows_who_stands_above():
             make_plan(3, 1, [1000], 5.0)
     assert list(walk.steps) == [("causal.plan", "make_plan"), ("flow", "warp_steps")]
     assert walk.line == "2 functions in 2 modules, 0 climbs, 0 returns"
-    assert {"config", "causal.plan"} < WALKS["below"]("main")
-    assert "main" not in WALKS["below"]("config") and "causal.plan" not in WALKS["below"]("flow")
+    assert {"setup.config", "causal.plan"} < WALKS["below"]("main")
+    assert "main" not in WALKS["below"]("setup.config") and "causal.plan" not in WALKS["below"]("flow")

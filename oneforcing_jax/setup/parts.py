@@ -20,7 +20,7 @@ from typing import Any
 
 from oneforcing_jax.errors import InputError
 
-PACKAGE, OPTION = __package__, "--trust_parts"
+PACKAGE, OPTION = __name__.partition(".")[0], "--trust_parts"
 LONGEST = 200  # characters of a name
 # Dotted paths of modules from elsewhere, by the user's word; it holds as long as the process.
 _trusted = set[str]()
