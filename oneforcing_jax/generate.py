@@ -231,8 +231,8 @@ def write(
             group = jobs[start : start + writing.batch]
             # The last group is filled up, so that one program serves all.
             filled = [group[i % len(group)] for i in range(writing.batch)]
-            noise, text = scene.noise(filled), scene.text(filled)
-            made = scene.model.videos(noise, text, scene.settings, first)
+            noise, condition = scene.noise(filled), scene.condition(filled)
+            made = scene.model.videos(noise, condition, scene.settings, first)
             said = [origins.of(job) for job in group]
             with contextlib.closing(_written(made, group, said, scene.fps, writing)) as parts:
                 seen = (_counted(part, bar, len(group)) for part in parts)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.student import Student
+from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint
 from oneforcing_jax.system.command import Help, any_path, count, ending
@@ -81,9 +82,7 @@ def measure(workdir: Path, source: str, ema: bool, times: int, out: Path) -> Non
         raise InputError(f"--times: expected 4 or more training lengths, found {times}")
     run = Run.read(workdir / checkpoint.CONFIG)
     gallery = Gallery(run, workdir, "world")
-    student = Student(
-        sources.network(run, source).config, load(run, workdir, source, ema), Window()
-    )
+    student = Student(sources.network(run, source).model, load(run, workdir, source, ema), Window())
     found = []
     for row in tqdm([*STEADY, *SWITCHED], unit="row"):
         found.append(row._asdict() | {"parts": _streamed(gallery, student, row, times)})
@@ -100,7 +99,8 @@ def _streamed(gallery: Gallery, student: Student, row: Row, times: int) -> list[
     captions, text = gallery.captions, jnp.asarray(gallery.text)
     others = [_other(gallery, caption) for caption in captions] if row.switch else captions
     later = jnp.asarray(gallery.embedded(others)) if row.switch else text
-    asked: Any = (lambda frame: text if frame < middle else later) if row.switch else text
+    one, two = (student.prepare(Condition({"text": x})) for x in (text, later))
+    asked: Any = (lambda frame: one if frame < middle else two) if row.switch else one
     window = Window(frames, row.sink, row.relative)
     blocks = student.stream(
         gallery.draws(plan), asked, plan, recompute=row.recompute, window=window

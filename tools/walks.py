@@ -30,8 +30,8 @@ import oneforcing_jax
 from oneforcing_jax import generate, methods
 from oneforcing_jax.convert import sizes, to_orbax
 from oneforcing_jax.main import main as run_config
-from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system.command import Help
@@ -143,7 +143,7 @@ def walked() -> Iterator[Walk]:
 
 def of_generate(folder: Path) -> Walk:
     """From a prompt to a video of a student with random weights."""
-    weights = meta.unbox(parameters.init(WanDiT(SMALL), jax.random.key(0)))
+    weights = meta.unbox(wan.model(SMALL).init(jax.random.key(0)))
     to_orbax.save_item(folder / "0" / "params_generator", jax.tree.map(np.asarray, weights))
     nets = {"nets": {"params_generator": sizes.describe(SMALL)}}
     (folder / "model.json").write_text(json.dumps(nets))

@@ -8,6 +8,7 @@ really made.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,10 +33,9 @@ from oneforcing_jax.generation.student import (
     sample_keys,
     seeded,
 )
-from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models.params import unstacked
+from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.model import Model, unstacked
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Latents, Run
 from oneforcing_jax.system.command import numbers
@@ -48,16 +48,16 @@ STARTING = 2
 Decoder = Callable[[], Callable[[jax.Array], jax.Array]]
 
 
-def random_student(config: WanConfig, window: Window) -> Student:
+def random_student(model: Model, window: Window) -> Student:
     """A student with random weights, in the dtypes that it is used with."""
 
     def init() -> Any:
-        params = meta.unbox(parameters.init(WanDiT(config), jax.random.key(0)))
+        params = meta.unbox(model.init(jax.random.key(0)))
         return jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract)
 
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    abstract = parameters.in_use(WanDiT(config), mesh)
-    return Student(config, unstacked(jax.jit(init)()), window)
+    abstract = model.in_use(mesh)
+    return Student(model, unstacked(jax.jit(init)()), window)
 
 
 def random_decoder(latents: Latents, dtype: Any, decoder: str | None = None) -> Decoder:
@@ -88,27 +88,28 @@ def _pixels(latents: jax.Array) -> jax.Array:
     return shown.astype(jnp.uint8)
 
 
-def random_inputs(student: Student, latents: Latents, batch: int) -> tuple[Noise, jax.Array]:
-    """Noise of a batch of videos, and embeddings of their prompts."""
-    c = student.config
+def random_inputs(student: Student, latents: Latents, batch: int) -> tuple[Noise, Condition]:
+    """Noise of a batch of videos, and embeddings of their prompts, not prepared."""
+    c = student.model.config
     text = jax.random.normal(jax.random.key(1), (batch, c.text_len, c.text_dim))
     shape = (c.in_dim, latents.rows, latents.columns)
-    return seeded(sample_keys(range(batch), [0] * batch), shape), text
+    return seeded(sample_keys(range(batch), [0] * batch), shape), Condition({"text": text})
 
 
 def measure(
     student: Student, decoder: Decoder, latents: Latents, plan: Plan, batch: int, repeats: int
 ) -> dict[str, Any]:
     """Medians over `repeats` videos, after one that compiles."""
-    noise, text = random_inputs(student, latents, batch)
+    noise, given = random_inputs(student, latents, batch)
     rows: list[dict[str, float]] = []
     pixel_frames = 0
     for _ in range(repeats + 1):
-        diffusion, blocks = waited(student.stream(noise, text, plan))
+        diffusion, blocks = waited(student.stream(noise, student.prepare(given), plan))
         decode, frames = waited(blocks, decoder())
         pixel_frames = sum(part.shape[1] for part in frames)
         del blocks, frames
-        total, _ = waited(decoded(student.stream(noise, text, plan), decoder()))
+        again = student.stream(noise, student.prepare(given), plan)
+        total, _ = waited(decoded(again, decoder()))
         steady = diffusion[STARTING:] or diffusion
         rows.append(
             {
@@ -132,7 +133,8 @@ def measure(
 def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     """All that is printed and written."""
     size, blocks = run.latents, run.blocks
-    made = student(run).config
+    network = student(run)
+    made = network.config
     plan = make_plan(
         size.frames,
         blocks.frames,
@@ -141,7 +143,7 @@ def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         blocks.first_frames or None,
         args.first_steps,
     )
-    streamed = random_student(made, Window(args.window, args.sink))
+    streamed = random_student(network.model, Window(args.window, args.sink))
     decoder = random_decoder(size, made.dtype, args.decoder)
     found = measure(streamed, decoder, size, plan, args.batch, args.repeats)
     # The count has exact lengths of keys, and each block sees all before it; a window makes it less.
@@ -153,8 +155,9 @@ def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     memory = peak_memory()  # before the profile, which is no part of the work
     kernels = {}
     if args.profile:
-        noise, text = random_inputs(streamed, size, args.batch)
-        kernels = {"kernels": trace.profiled(lambda: list(streamed.stream(noise, text, plan)))[0]}
+        noise, given = random_inputs(streamed, size, args.batch)
+        stream = functools.partial(streamed.stream, noise, streamed.prepare(given), plan)
+        kernels = {"kernels": trace.profiled(lambda: list(stream()))[0]}
     return {
         "device": device.device_kind,
         "config": args.config,

@@ -74,12 +74,13 @@ def streaming(run: Run, note: Note) -> None:
 
 def _stream(run: Run) -> tuple[Any, Callable[[], Iterator[jax.Array]], Plan]:
     """The student's config, a function that streams one video of random weights, and its blocks."""
-    size, blocks, made = run.latents, run.blocks, student(run).config
+    size, blocks, network = run.latents, run.blocks, student(run)
+    made = network.config
     first = blocks.first_frames or None, FIRST_STEPS
     plan = make_plan(size.frames, blocks.frames, (1000.0,), run.shift, *first)
-    streamed = generate.random_student(made, Window())
-    noise, text = generate.random_inputs(streamed, size, 1)
-    return made, lambda: streamed.stream(noise, text, plan), plan
+    streamed = generate.random_student(network.model, Window())
+    noise, given = generate.random_inputs(streamed, size, 1)
+    return made, lambda: streamed.stream(noise, streamed.prepare(given), plan), plan
 
 
 def vae(run: Run, note: Note) -> None:

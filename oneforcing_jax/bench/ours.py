@@ -21,6 +21,7 @@ from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.main import keep_freed_memory
 from oneforcing_jax.methods import distillation, one_forcing
+from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.dtypes import DTYPES
@@ -84,11 +85,11 @@ class Ours:
         self.programs: dict[str, Any] = {}
 
     def _rollout(self, params: Any, text: jax.Array, iteration: jax.Array) -> jax.Array:
-        d = self.distillation
+        d, given = self.distillation, Condition({"text": text})
         key = jax.random.fold_in(jax.random.key(0), iteration)
         shape = self.batch["latents"].shape
         draws = draw(key, shape, d.plan, d.settings.context_sigma)
-        return generate(d.student(params), draws, text, d.plan).latents
+        return generate(d.student(params), draws, given, d.plan).latents
 
     def _arguments(self, work: str) -> tuple[Any, ...]:
         if work == "rollout":

@@ -21,6 +21,7 @@ from oneforcing_jax.bench import trace
 from oneforcing_jax.bench.timing import clocked, compiled, summary, timed
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.models.condition import NEGATIVE
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.targets import chips
@@ -82,7 +83,7 @@ def _data(trainer: Trainer) -> tuple[list[dict[str, Any]], Any]:
         for _ in range(READ):
             seconds, host = clocked(next, stream)
             read.append(seconds)
-            seconds, batch = clocked(trainer.put, host | {"negative": negative})
+            seconds, batch = clocked(trainer.put, host | {NEGATIVE: negative})
             put.append(seconds)
     rows = [_row(name, {"step_s": statistics.median(t)}, 0.0) for name, t in
             (("data: read a batch", read), ("host: batch to devices", put))]  # fmt: skip

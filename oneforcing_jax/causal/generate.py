@@ -14,8 +14,7 @@ noisy pass of the next block. The last block has no clean pass. Three blocks of 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +35,10 @@ from oneforcing_jax.causal.plan import (
     pieces,
 )
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models.wan import KeyValue, WanConfig
+from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.trees import Params
+from oneforcing_jax.models.wan import WanConfig
 
 # Steps that may be skipped, by this name in a traced program.
 UNTIL_EXIT = "until_exit"
@@ -63,44 +65,49 @@ class Generator:
     """A causal model and how it is rolled out.
 
     Attributes:
-      apply: `functools.partial(WanDiT(config).apply, {"params": params})`, whose arguments hold all that
-        can take gradients.
-      config: of the model.
+      model, params: of `wan.model` or its equal.
       window: how far back a block sees.
       context_sigma: noise level that a finished block gets before its clean pass; the network is told 0.
       frozen: no gradient passes, so that kernels may be used which have none.
     """
 
-    apply: functools.partial[Any]
-    config: WanConfig
+    model: Model
+    params: Params
     window: Window = Window()
     context_sigma: float = 0.0
     frozen: bool = False
 
     def stopped(self) -> Generator:
         """The same model without gradient."""
-        arguments = jax.lax.stop_gradient(self.apply.args)
-        again = functools.partial(self.apply.func, *arguments, **self.apply.keywords)
-        return dataclasses.replace(self, apply=again)
+        return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
+    @property
+    def config(self) -> WanConfig:
+        """Sizes of the model."""
+        config: WanConfig = self.model.config
+        return config
 
     def frame_tokens(self, latents: jax.Array) -> int:
         """Tokens of one of the given latent frames."""
         return self.config.frame_tokens(*latents.shape[-2:])
 
-    def text(self, text: jax.Array | KeyValue) -> KeyValue:
-        """Keys and values of the prompt, computed once."""
-        return text if isinstance(text, tuple) else self.apply(text, method="text_key_value")
+    def prepared(self, condition: Condition) -> Condition:
+        """With what belongs to the clip as every layer reads it, computed once."""
+        if not isinstance(condition.clip, Mapping):
+            return condition
+        return condition.with_prepared(self.model.prepare(self.params, condition.clip))
 
 
 def forward(
     g: Generator,
     cache: Caches,
-    text: KeyValue,
+    condition: Condition,
     parts: Sequence[tuple[jax.Array, Any]],
     start: Any,
     limit: int,
 ) -> tuple[jax.Array, Any]:
-    """One forward of consecutive blocks (latents, noise level), the first beginning at frame `start`.
+    """One forward of consecutive blocks (latents, noise level), the first beginning at frame `start`. The
+    frames' part of the condition is theirs.
 
     Returns the flow of the last block, and what `kv.cached` gives back, which `kept` takes.
     """
@@ -111,10 +118,11 @@ def forward(
     )
     in_place = not isinstance(cache, Cache)
     attend = kv.cached(sizes, start, g.window, limit, in_place, g.config.rope_theta, g.frozen)
-    out = g.apply(
+    out = g.model.apply(
+        g.params,
         latents,
         jnp.broadcast_to(sigma, latents.shape[:2]),
-        text,
+        condition,
         frames=start + jnp.arange(sum(sizes)),
         attend=attend,
         memory=cache,
@@ -132,7 +140,7 @@ def kept(g: Generator, cache: Caches, new: Any, frames: int, start: Any) -> Cach
 def denoise_block(
     g: Generator,
     cache: Caches,
-    text: KeyValue,
+    condition: Condition,
     block: Block,
     step: BlockDraws,
     before: jax.Array | None,
@@ -143,6 +151,7 @@ def denoise_block(
     """The steps of one block; the first also passes over the clean block `before`, if there is one.
 
     Args:
+      condition: prepared; its frames are those of `before` and of the block.
       exit: number of the last step that runs; None: all do.
 
     Returns the block's clean latents, the input of its last step, and the cache with `before` in it.
@@ -156,14 +165,16 @@ def denoise_block(
             else flow.add_noise(before, step.context, g.context_sigma)
         )
         parts.insert(0, (noised, 0.0))
-    v, new = forward(g, cache, text, parts, start - clean, limit)
+    v, new = forward(g, cache, condition, parts, start - clean, limit)
+    own_condition = condition.cut(clean)
     cache = kept(g, cache, new, clean, start - clean)
     x0 = flow.x0_from_flow(x, v, block.sigmas[0])
 
     def again(carry: Any, xs: Any) -> Any:
         (sigma, noise), (_, x0, own) = xs, carry
         x = flow.add_noise(x0, noise, sigma)
-        v, new = forward(g, cache if own is None else own, text, [(x, sigma)], start, limit)
+        memory = cache if own is None else own
+        v, new = forward(g, memory, own_condition, [(x, sigma)], start, limit)
         return x, flow.x0_from_flow(x, v, sigma), None if own is None else new
 
     if len(block.sigmas) > 1:
@@ -215,33 +226,35 @@ def scan(body: Callable[..., Any], carry: Any, xs: Any, count: int) -> tuple[Any
 
 
 def clean_block(
-    g: Generator, cache: Caches, text: KeyValue, x: jax.Array, start: Any, limit: int
+    g: Generator, cache: Caches, condition: Condition, x: jax.Array, start: Any, limit: int
 ) -> Caches:
     """The clean pass of a block alone: the cache with its frames, the first of them number `start`."""
-    _, new = forward(g, cache, text, [(x, 0.0)], start, limit)
+    _, new = forward(g, cache, condition, [(x, 0.0)], start, limit)
     return kept(g, cache, new, x.shape[1], start)
 
 
 def _prefill(
-    g: Generator, cache: Caches, text: KeyValue, given: jax.Array, size: int
+    g: Generator, cache: Caches, condition: Condition, given: jax.Array, size: int
 ) -> tuple[Caches, jax.Array]:
     """Clean passes of given latents in blocks of `size`; the last block, of up to `size` frames, is left
     for the forward that it shares with the first noisy block."""
     count = (given.shape[1] - 1) // size
 
-    def body(carry: Any, x: jax.Array) -> tuple[Any, None]:
-        cache, start = carry
-        return (clean_block(g, cache, text, x, start, count * size), start + size), None
+    def body(carry: Any, xs: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        (x, frame), (cache, start) = xs, carry
+        own = condition._replace(frame=frame)
+        return (clean_block(g, cache, own, x, start, count * size), start + size), None
 
     if count:
-        (cache, _), _ = scan(body, (cache, jnp.int32(0)), cut(given, 0, count, size), count)
+        xs = cut(given, 0, count, size), condition.blocks(0, count, size)
+        (cache, _), _ = scan(body, (cache, jnp.int32(0)), xs, count)
     return cache, given[:, count * size :]
 
 
 def generate(
     g: Generator,
     draws: ClipDraws,
-    text: jax.Array | KeyValue,
+    condition: Condition,
     plan: Plan,
     given: jax.Array | None = None,
 ) -> Rollout:
@@ -250,7 +263,7 @@ def generate(
     Args:
       g: the model.
       draws: noise for the frames of the plan.
-      text: prompt embeddings [b, s, d], or their keys and values.
+      condition: of the clip, prepared or not, and of all its frames, given ones included.
       plan: blocks and their steps.
       given: [b, f0, c, y, x] clean latents that the clip continues (image to video: one frame). They
         are taken in blocks of the size of the plan's last.
@@ -268,11 +281,11 @@ def generate(
         )["f"]
     for block in plan:
         g.window.check_block(block.frames)
-    text, tokens = g.text(text), g.frame_tokens(draws.start)
+    condition, tokens = g.prepared(condition), g.frame_tokens(draws.start)
     cache: Any = kv.init(g.config, size[0], g.window.slots(offset + total), tokens)
     before, done, latents, inputs = None, 0, [], []
     if given is not None:
-        cache, before = _prefill(g, cache, text, given, plan[-1].frames)
+        cache, before = _prefill(g, cache, condition, given, plan[-1].frames)
     for i, j in pieces(plan):
         block, last = plan[i], plan[i - 1].frames if i else 0
         steps = BlockDraws(
@@ -281,20 +294,23 @@ def generate(
             cut(draws.context, done - last, j - i, last) if i else None,
         )
         limit, exit = offset + done + (j - i) * block.frames, draws.exit_of(block, plan)
+        clean = 0 if before is None else before.shape[1]
+        frames = condition.blocks(offset + done - clean, j - i, block.frames, clean)
 
         def body(
             carry: Any,
-            step: BlockDraws,
+            xs: tuple[BlockDraws, Any],
             block: Block = block,
             limit: int = limit,
             exit: jax.Array | None = exit,
         ) -> tuple[Any, Any]:
-            cache, before, start = carry
-            x0, x, cache = denoise_block(g, cache, text, block, step, before, start, limit, exit)
+            (step, frame), (cache, before, start) = xs, carry
+            own = condition._replace(frame=frame)
+            x0, x, cache = denoise_block(g, cache, own, block, step, before, start, limit, exit)
             return (cache, x0, start + block.frames), (x0, x)
 
         (cache, before, _), (x0, x) = scan(
-            body, (cache, before, jnp.int32(offset + done)), steps, j - i
+            body, (cache, before, jnp.int32(offset + done)), (steps, frames), j - i
         )
         latents.append(join(x0))
         inputs.append(join(x))

@@ -17,7 +17,8 @@ from oneforcing_jax.causal.plan import ClipDraws, Plan
 from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
 from oneforcing_jax.causal.structures import Group, attend_groups
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models.wan import Attend, KeyValue
+from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.wan import Attend
 
 
 def context(straight_through: bool, groups: tuple[Group, ...], first: int) -> Attend:
@@ -44,7 +45,7 @@ def context(straight_through: bool, groups: tuple[Group, ...], first: int) -> At
 def replay(
     g: Generator,
     rollout: Rollout,
-    text: jax.Array | KeyValue,
+    condition: Condition,
     plan: Plan,
     first: int,
     straight_through: bool,
@@ -70,12 +71,19 @@ def replay(
     sigma = jnp.broadcast_to(rollout.levels[before:], x.shape[:2])
     attend = context(straight_through, groups, before)
     frames = before + jnp.arange(total - before)
-    out = g.apply(x, sigma, text, frames=frames, attend=attend, memory=rollout.cache)
+    own = condition.cut(before)
+    memory = rollout.cache
+    out = g.model.apply(g.params, x, sigma, own, frames=frames, attend=attend, memory=memory)
     return flow.x0_from_flow(x, out.flow, sigma)
 
 
 def differentiable(
-    g: Generator, draws: ClipDraws, text: jax.Array, plan: Plan, first: int, context_gradient: str
+    g: Generator,
+    draws: ClipDraws,
+    condition: Condition,
+    plan: Plan,
+    first: int,
+    context_gradient: str,
 ) -> jax.Array:
     """Latents of a rollout, with gradient to the last step of each block from number `first` on.
 
@@ -83,12 +91,12 @@ def differentiable(
       context_gradient: "straight_through" or "stop" (replayed in parallel), or "full" (sequential).
     """
     if context_gradient == "full":
-        return sequential(g, draws, text, plan, first, context_gradient)
+        return sequential(g, draws, condition, plan, first, context_gradient)
     if context_gradient not in CONTEXT_GRADIENTS:
         raise InputError(
             f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}"
         )
-    rollout = generate(g.stopped(), draws, text, plan)
-    again = replay(g, rollout, text, plan, first, context_gradient == "straight_through")
+    rollout = generate(g.stopped(), draws, condition, plan)
+    again = replay(g, rollout, condition, plan, first, context_gradient == "straight_through")
     before = sum(block.frames for block in plan[:first])
     return jnp.concatenate([rollout.latents[:, :before], again], 1)

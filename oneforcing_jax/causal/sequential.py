@@ -25,7 +25,7 @@ from oneforcing_jax.causal.plan import (
     pieces,
 )
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models.wan import KeyValue
+from oneforcing_jax.models.condition import Condition
 
 CONTEXT_GRADIENTS = ("straight_through", "stop", "full")
 
@@ -33,7 +33,7 @@ CONTEXT_GRADIENTS = ("straight_through", "stop", "full")
 def _both_passes(
     g: Generator,
     cache: Cache,
-    text: KeyValue,
+    condition: Condition,
     block: Block,
     step: BlockDraws,
     start: Any,
@@ -50,16 +50,16 @@ def _both_passes(
 
     def denoise(x: jax.Array, xs: Any) -> jax.Array:
         sigma, noise, after = xs
-        v, _ = forward(still, stop(cache), stop(text), [(x, sigma)], start, limit)
+        v, _ = forward(still, stop(cache), stop(condition), [(x, sigma)], start, limit)
         return flow.add_noise(flow.x0_from_flow(x, v, sigma), noise, after)
 
     if len(block.sigmas) > 1:
         x = loop(denoise, x, (sigmas[:-1], renoise_of(step, block), sigmas[1:]), exit)
     sigma = sigmas[-1 if exit is None else exit]
-    v, noisy = forward(g, cache, text, [(x, sigma)], start, limit)
+    v, noisy = forward(g, cache, condition, [(x, sigma)], start, limit)
     x0 = flow.x0_from_flow(x, v, sigma)
     clean = x0 if step.context is None else flow.add_noise(x0, step.context, g.context_sigma)
-    _, new = forward(g, cache, text, [(clean, 0.0)], start, limit)
+    _, new = forward(g, cache, condition, [(clean, 0.0)], start, limit)
     if context_gradient == "straight_through":
         new = Cache(*(n + stop(c - n) for n, c in zip(noisy, new, strict=True)))
     return x0, stop(new) if context_gradient == "stop" else new
@@ -68,7 +68,7 @@ def _both_passes(
 def sequential(
     g: Generator,
     draws: ClipDraws,
-    text: jax.Array | KeyValue,
+    condition: Condition,
     plan: Plan,
     first: int,
     context_gradient: str,
@@ -87,7 +87,7 @@ def sequential(
             f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}"
         )
     total = num_frames(plan)
-    text, tokens = g.text(text), g.frame_tokens(draws.start)
+    condition, tokens = g.prepared(condition), g.frame_tokens(draws.start)
     cache = kv.init(g.config, draws.start.shape[0], g.window.slots(total), tokens)
     done, latents = 0, []
     for i, j in pieces(plan, first):
@@ -99,21 +99,21 @@ def sequential(
             )
         )
         limit, exit = done + (j - i) * block.frames, draws.exit_of(block, plan)
+        frames = condition.blocks(done, j - i, block.frames)
 
         def body(
             carry: Any,
-            step: BlockDraws,
+            xs: tuple[BlockDraws, Any],
             block: Block = block,
             limit: int = limit,
             exit: jax.Array | None = exit,
         ) -> tuple[Any, jax.Array]:
-            cache, start = carry
-            x0, new = _both_passes(
-                g, cache, text, block, step, start, limit, context_gradient, exit
-            )
+            (step, frame), (cache, start) = xs, carry
+            own = condition._replace(frame=frame)
+            x0, new = _both_passes(g, cache, own, block, step, start, limit, context_gradient, exit)
             return (kv.write(cache, new, start, g.window), start + block.frames), x0
 
-        carry, x0 = scan(jax.checkpoint(body), (cache, jnp.int32(done)), steps, j - i)
+        carry, x0 = scan(jax.checkpoint(body), (cache, jnp.int32(done)), (steps, frames), j - i)
         cache, x0 = (carry[0], x0) if i >= first else jax.lax.stop_gradient((carry[0], x0))
         latents.append(join(x0))
         done += (j - i) * block.frames

@@ -19,13 +19,13 @@ from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models import tiny_decoder, umt5, vae
-from oneforcing_jax.models.critic import Critic, HeadConfig
+from oneforcing_jax.models import critic, tiny_decoder, umt5, vae
+from oneforcing_jax.models import wan as transformer
+from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.published import HEAD_DIM
 from oneforcing_jax.setup import ranges
 from oneforcing_jax.sharding import unbox
@@ -284,8 +284,8 @@ def abstract(config: Config, head: HeadConfig | None = None) -> Any:
     elif isinstance(config, UMT5Config):
         make = lambda: umt5.init_params(config, jax.random.key(0))  # noqa: E731
     else:
-        net = Critic(config, head) if head else WanDiT(config)
-        make = lambda: parameters.init(net, jax.random.key(0))  # noqa: E731
+        net = critic.model(config, head) if head else transformer.model(config)
+        make = lambda: net.init(jax.random.key(0))  # noqa: E731
     return unbox(jax.eval_shape(make))
 
 

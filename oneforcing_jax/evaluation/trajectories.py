@@ -25,7 +25,7 @@ from oneforcing_jax.generation import jobs, pretrained, samplers
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.student import sample_keys
 from oneforcing_jax.methods import causal_ode
-from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.models.condition import NEGATIVE, Condition
 from oneforcing_jax.setup.ranges import Amount, Count, Positive, Seed, options
 from oneforcing_jax.system.files import read_record, write_whole
 
@@ -77,11 +77,12 @@ def solver(
 ) -> Callable[..., Any]:
     """A function of noise [b, f, c, y, x], texts and real clips: states [b, steps + 1, f, c, y, x]
     at noise levels `at`."""
-    model = WanDiT(source.config)
+    model = source.model
+    null = model.null({NEGATIVE: jnp.asarray(negative)})
     if not given.causal:
         table = samplers.unipc(at)
         return lambda noise, text, _: samplers.sample(
-            model, params, noise, text, jnp.asarray(negative), table,
+            model, params, noise, Condition({"text": text}), null, table,
             guidance=given.guidance - 1, states=True,
         )  # fmt: skip
     plan = make_plan(
@@ -92,7 +93,7 @@ def solver(
     @jax.jit
     def causal(noise: jax.Array, text: jax.Array, clean: jax.Array) -> jax.Array:
         return causal_ode.trajectory(
-            model, params, clean, noise, text, jnp.asarray(negative), layout, at,
+            model, params, clean, noise, Condition({"text": text}), null, layout, at,
             tuple(range(given.sampling_steps)), given.guidance - 1,
         )  # fmt: skip
 

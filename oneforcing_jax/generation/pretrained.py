@@ -16,8 +16,9 @@ from oneforcing_jax.convert.sizes import MODEL
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation.student import FIRST_STEPS
-from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint, places, room
@@ -39,7 +40,7 @@ class Source:
       folder: of Orbax checkpoints.
       net: name of the network in them.
       ema: whether to read its moving average.
-      config: of the transformer.
+      model: the transformer.
       shift: of the noise schedule.
       frames, rows, columns: of the latents.
       fps: frames per second of the videos.
@@ -51,7 +52,7 @@ class Source:
     folder: Path
     net: str
     ema: bool
-    config: WanConfig
+    model: Model
     shift: float = 5.0
     frames: int = 21
     rows: int = 60
@@ -62,6 +63,12 @@ class Source:
     steps: tuple[float, ...] = (1000.0,)
     first_steps: tuple[float, ...] | None = FIRST_STEPS
     causal: bool | None = None
+
+    @property
+    def config(self) -> WanConfig:
+        """Sizes of the transformer."""
+        config: WanConfig = self.model.config
+        return config
 
     def check(self, teacher: bool) -> None:
         """Refuses a sampler that would make noise of these weights.
@@ -90,7 +97,7 @@ class Source:
     def params(self, mesh: Mesh | None = None) -> Any:
         """The parameters over a mesh, by default on the first device."""
         mesh = mesh or sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
-        abstract, devices = parameters.in_use(WanDiT(self.config), mesh), list(mesh.devices.flat)
+        abstract, devices = self.model.in_use(mesh), list(mesh.devices.flat)
         needed = room.per_device(abstract) * len(devices)
         advice = "choose --dtype=bfloat16, a smaller model or more devices"
         room.check_memory(f"weights of {self.folder}", needed, advice, devices)
@@ -149,7 +156,7 @@ def _converted(folder: Path, ema: bool, dtype: str) -> Source:
     config: Any = sizes.config_of(nets[name], DTYPES[dtype])
     # Records of before say it by their items alone: a folder of Wan's is a teacher, a file has a generator.
     causal = nets[name].get(MORE, {}).get("causal", name != "params_model")
-    return Source(folder, name.split("_", 1)[1], ema, config, causal=causal)
+    return Source(folder, name.split("_", 1)[1], ema, wan.model(config), causal=causal)
 
 
 def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
@@ -157,9 +164,9 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
     method = methods.make(str(run.stages[folder.name].get("method", "")), run)
     if method.sampled is None:
         raise InputError(f"checkpoint {folder}: expected a method that makes videos, found none")
-    made = dataclasses.replace(method.nets[method.sampled.net].config, remat="none")
+    made = method.nets[method.sampled.net].model.with_config(remat="none")
     if dtype:
-        made = dataclasses.replace(made, dtype=DTYPES[dtype])
+        made = made.with_config(dtype=DTYPES[dtype])
     size, blocks, said = run.latents, run.blocks, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
     if said.is_file():
         read_versioned(said)  # refuses what a newer release trained

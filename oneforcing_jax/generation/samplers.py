@@ -23,7 +23,9 @@ import numpy as np
 
 from oneforcing_jax import flow
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.models import condition as conditions
+from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.model import Model
 
 
 class Sampler(NamedTuple):
@@ -120,11 +122,11 @@ def _sampler(*parts: np.ndarray) -> Sampler:
 
 @functools.partial(jax.jit, static_argnames=("model", "guidance", "states"))
 def sample(
-    model: WanDiT,
+    model: Model,
     params: Any,
     noise: jax.Array,
-    text: jax.Array,
-    negative: jax.Array,
+    condition: Condition,
+    null: Condition,
     sampler: Sampler,
     *,
     guidance: float,
@@ -136,11 +138,12 @@ def sample(
     Args:
       model, params: a bidirectional transformer.
       noise: [b, f, c, y, x].
-      text, negative: [b, s, d] and [s, d].
+      condition, null: of the clips, and what says nothing.
       sampler: from `euler` or `unipc`.
       guidance: s in cond + s (cond - uncond), which is Wan's guidance scale less 1.
     """
-    prompts = jnp.concatenate([text, jnp.broadcast_to(negative, text.shape)])
+    unguided = conditions.everywhere(null, condition)
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), condition, unguided)
 
     def weigh(weights: Any, *arrays: jax.Array) -> Any:
         return sum(w * x for w, x in zip(weights, arrays, strict=True))
@@ -148,7 +151,7 @@ def sample(
     def step(carry: Any, row: Sampler) -> tuple[Any, Any]:
         x, last, earlier, before = carry
         told = jnp.full(2 * x.shape[0], row.told)
-        out: Any = model.apply({"params": params}, jnp.concatenate([x, x]), told, prompts)
+        out: Any = model.apply(params, jnp.concatenate([x, x]), told, both)
         conditional, unconditional = jnp.split(out.flow, 2)
         v = flow.guide(conditional, unconditional, guidance)
         clean = flow.x0_from_flow(x, v, row.sigma)

@@ -21,7 +21,8 @@ from oneforcing_jax.generation import recordings, streaming
 from oneforcing_jax.generation.jobs import Job
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.streaming import VideoModel
-from oneforcing_jax.generation.student import Noise, Settings, Text, recorded, sample_keys, seeded
+from oneforcing_jax.generation.student import Noise, Settings, recorded, sample_keys, seeded
+from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.published import BLOCK_FRAMES
 from oneforcing_jax.setup.ranges import Amount, Count, Quality, Rate
 from oneforcing_jax.system import places
@@ -153,11 +154,11 @@ class Scene:
         known = 0 if self.first is None else self.first.shape[1]
         return recorded(ClipDraws(jnp.asarray(start[rows]), None, renoise), known)
 
-    def text(self, group: Sequence[Job]) -> Text:
-        """Embeddings of a batch: from the file, or of the prompts."""
+    def condition(self, group: Sequence[Job]) -> Condition:
+        """Of a batch: embeddings from the file, or of the prompts."""
         if self.embeddings is None:
             return self.model.embed([job.prompt.embedded for job in group])
-        return self.model.place(self.embeddings[[job.line for job in group]])
+        return self.model.prepared(self.embeddings[[job.line for job in group]])
 
     def given(self, batch: int) -> jax.Array | None:
         """Given latents, once for each video of a batch."""

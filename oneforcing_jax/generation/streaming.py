@@ -12,17 +12,18 @@ for frames in model.stream(prompt, model.settings(frames=161)):
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from oneforcing_jax import sharding
 from oneforcing_jax.causal.cache import Window
@@ -34,16 +35,22 @@ from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.generation import pretrained, samplers
 from oneforcing_jax.generation.pretrained import Source
-from oneforcing_jax.generation.student import Noise, Settings, Student, Text, sample_keys, seeded
-from oneforcing_jax.models.params import unstacked
-from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.generation.student import (
+    Conditions,
+    Noise,
+    Settings,
+    Student,
+    sample_keys,
+    seeded,
+)
+from oneforcing_jax.models.condition import NEGATIVE, Condition
+from oneforcing_jax.models.model import Model, unstacked
+from oneforcing_jax.models.trees import Params
 
 # Latents of real clips stay below 10 or so. What is beyond this, or no number, is no picture when decoded.
 BEYOND = 1e6
 # Settings of a video that are as the source was trained, unless they are chosen.
 _TRAINED = ("block_frames", "steps", "first_frames", "first_steps")
-# Clean latents [b, n, c, y, x] of a video, block by block: what `Student.stream` is.
-Blocks = Callable[..., Iterator[jax.Array]]
 
 
 def decoded(
@@ -93,18 +100,70 @@ def settings_of(
     return Settings(shape, **({name: getattr(source, name) for name in _TRAINED} | changes))
 
 
+class Maker(Protocol):
+    """A `Student`, or a `Teacher`."""
+
+    @property
+    def stream(self) -> Callable[..., Iterator[jax.Array]]:
+        """See `Student.stream`."""
+
+    def prepare(self, condition: Condition) -> Condition:
+        """See `Student.prepare`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A bidirectional model as a maker of videos, each of one block of many steps.
+
+    Attributes:
+      model, params: of the transformer.
+      null: the condition that guidance leads away from.
+      sampler, guidance: see `samplers.sample`.
+      mesh: devices over which a batch is split; None: the default device.
+    """
+
+    model: Model
+    params: Params
+    null: Condition
+    sampler: samplers.Sampler
+    guidance: float
+    mesh: Mesh | None
+
+    def prepare(self, condition: Condition) -> Condition:
+        """The condition itself."""
+        return condition
+
+    def stream(
+        self, noise: Noise, conditions: Conditions, plan: Plan, given: jax.Array | None = None
+    ) -> Iterator[jax.Array]:
+        """What `Student.stream` gives, frame by frame, so that decoding holds one at a time.
+
+        Raises:
+          InputError: given frames, or conditions that change.
+        """
+        if given is not None or callable(conditions):
+            raise InputError("teacher: it makes whole clips, from one prompt and no given frames")
+        start = noise(0, Block(num_frames(plan), (1.0,))).start
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            clip = samplers.sample(
+                self.model, self.params, start, conditions, self.null, self.sampler,
+                guidance=self.guidance,
+            )  # fmt: skip
+        yield from (clip[:, i : i + 1] for i in range(clip.shape[1]))
+
+
 class VideoModel:
     """Encoders and a transformer, ready to make videos.
 
     Args:
-      blocks: `Student.stream`, or a teacher's equal.
+      maker: makes latents.
       source: what the transformer was trained for.
       encoders: codec and text encoder.
       mesh: devices over which a batch is split; None: the default device.
     """
 
-    def __init__(self, blocks: Blocks, source: Source, encoders: Encoders, mesh: Any = None):
-        self.blocks, self.source, self.encoders, self.mesh = blocks, source, encoders, mesh
+    def __init__(self, maker: Maker, source: Source, encoders: Encoders, mesh: Any = None):
+        self.maker, self.source, self.encoders, self.mesh = maker, source, encoders, mesh
         # The samples of a prompt come one after the other.
         self._encode = functools.lru_cache(maxsize=16)(encoders.text.encode)
 
@@ -129,8 +188,8 @@ class VideoModel:
             return jnp.asarray(x)
         return jax.device_put(x, NamedSharding(self.mesh, sharding.spec(("batch",))))
 
-    def embed(self, prompts: Sequence[str]) -> jax.Array:
-        """Embeddings [b, s, d], zero beyond each prompt's end.
+    def embed(self, prompts: Sequence[str]) -> Condition:
+        """The condition of a batch of prompts, prepared.
 
         Raises:
           InputError: an empty prompt, or one that the encoder refuses.
@@ -138,7 +197,11 @@ class VideoModel:
         if any(not prompt.strip() for prompt in prompts):
             raise InputError("prompt: expected words, found an empty prompt; say what to show")
         rows = [self._encode(prompt) for prompt in prompts]
-        return self.place(pad_embeddings(rows, self.source.config.text_len))
+        return self.prepared(pad_embeddings(rows, self.source.config.text_len))
+
+    def prepared(self, text: Any) -> Condition:
+        """The condition of embeddings [b, s, d], zero beyond each prompt's end, prepared."""
+        return self.maker.prepare(Condition({"text": self.place(text)}))
 
     def first_frames(
         self, video: np.ndarray, settings: Settings, log: Callable[[str], None] = print
@@ -163,7 +226,7 @@ class VideoModel:
     def videos(
         self,
         noise: Noise,
-        text: Text,
+        conditions: Conditions,
         settings: Settings,
         given: jax.Array | None = None,
         **more: Any,
@@ -171,13 +234,13 @@ class VideoModel:
         """Latents and frames of a batch of videos, block by block; see `decoded`.
 
         Args:
-          noise, text: see `Student.stream`.
+          noise, conditions: see `Student.stream`.
           settings: of all of them.
           given: [b, f0, c, y, x] first latents; the videos begin with their frames.
           more: keywords of `Student.stream`.
         """
         plan = settings.plan(self.source.shift, 0 if given is None else given.shape[1])
-        blocks: Iterable[jax.Array] = self.blocks(noise, text, plan, given, **more)
+        blocks: Iterable[jax.Array] = self.maker.stream(noise, conditions, plan, given, **more)
         if given is not None:
             blocks = itertools.chain([given], blocks)
         return decoded(blocks, self.encoders.codec.stream())
@@ -203,9 +266,9 @@ class VideoModel:
         """
         settings = settings or self.settings()
         embed = functools.lru_cache(maxsize=2)(lambda words: self.embed([words]))
-        text = (lambda frame: embed(prompt(frame))) if callable(prompt) else embed(prompt)
+        asked = (lambda frame: embed(prompt(frame))) if callable(prompt) else embed(prompt)
         noise = seeded(sample_keys([seed], [0]), settings.shape[1:])
-        return (frames[0] for _, frames in self.videos(noise, text, settings, given, **more))
+        return (frames[0] for _, frames in self.videos(noise, asked, settings, given, **more))
 
 
 def _fits(codec: encoding.Codec, sizes: Sequence[int]) -> bool:
@@ -297,8 +360,8 @@ def load(
     source, loaded, mesh, params = _read(
         checkpoint, encoders, decoder, ema, dtype, shift, batch, split
     )
-    student = Student(source.config, unstacked(params), window, mesh)
-    return VideoModel(student.stream, source, loaded, mesh)
+    student = Student(source.model, unstacked(params), window, mesh)
+    return VideoModel(student, source, loaded, mesh)
 
 
 def load_teacher(
@@ -324,16 +387,7 @@ def load_teacher(
     source, loaded, mesh, params = _read(
         checkpoint, encoders, decoder, ema, dtype, shift, batch, teacher=True
     )
-    net, table = WanDiT(source.config), sampler(source.shift)
     negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
-
-    def blocks(noise: Noise, text: Text, plan: Plan, given: Any) -> Iterator[jax.Array]:
-        if given is not None or callable(text):
-            raise InputError("teacher: it makes whole clips, from one prompt and no given frames")
-        start = noise(0, Block(num_frames(plan), (1.0,))).start
-        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            clip = samplers.sample(net, params, start, text, negative, table, guidance=guidance)
-        # They are handed out frame by frame, so that decoding holds one at a time.
-        yield from (clip[:, i : i + 1] for i in range(clip.shape[1]))
-
-    return VideoModel(blocks, source, loaded, mesh)
+    null = source.model.null({NEGATIVE: jnp.asarray(negative)})
+    teacher = Teacher(source.model, params, null, sampler(source.shift), guidance, mesh)
+    return VideoModel(teacher, source, loaded, mesh)

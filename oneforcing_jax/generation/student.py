@@ -29,13 +29,18 @@ from oneforcing_jax.causal.plan import (
     num_frames,
 )
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models.wan import KeyValue, WanConfig, WanDiT
+from oneforcing_jax.models.condition import FRAME, Condition
+from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.system import room
 
 # Noise of the block whose first frame has the given number.
 Noise = Callable[[int, Block], BlockDraws]
-# Prompt embeddings [b, s, d], or a function that gives them for the block whose first frame has a number.
-Text = jax.Array | Callable[[int], jax.Array]
+# Conditions that `Student.prepare` prepared: of the whole video, or a function that gives them for the block
+# whose first frame has a number, and their frames from that one on.
+Conditions = Condition | Callable[[int], Condition]
+# Clean latents [b, f, c, y, x], and the conditions of these frames.
+Clean = tuple[jax.Array, Any]
 # The paper's first block (its section on generation): the others build on it.
 FIRST_STEPS = (1000.0, 750.0, 500.0, 250.0)
 # Graphs of kernels take longer to begin than the kernels, each by itself, while a block is waited for.
@@ -99,11 +104,11 @@ def seeded(keys: jax.Array, shape: tuple[int, int, int]) -> Noise:
     Args:
       keys, shape: [b], one a sample, and (c, y, x) of a latent frame.
     """
-    return lambda start, block: _frames(keys, start, block.frames, len(block.sigmas), shape)
+    return lambda start, block: _drawn(keys, start, block.frames, len(block.sigmas), shape)
 
 
 @functools.partial(jax.jit, static_argnames=("frames", "steps", "shape"))
-def _frames(
+def _drawn(
     keys: jax.Array, start: Any, frames: int, steps: int, shape: tuple[int, ...]
 ) -> BlockDraws:
     def one(key: jax.Array, frame: jax.Array, step: int) -> jax.Array:
@@ -136,7 +141,7 @@ class Student:
     layer reads and updates a buffer of its own in place.
 
     Args:
-      config: of the transformer.
+      model: the transformer.
       params: its parameters.
       window: how far back a block sees; with a size, memory is constant in the length of the video.
       mesh: devices over which a batch, and the tokens and heads of a video, are split; None: the default
@@ -144,14 +149,9 @@ class Student:
     """
 
     def __init__(
-        self, config: WanConfig, params: Any, window: Window = Window(), mesh: Mesh | None = None
+        self, model: Model, params: Params, window: Window = Window(), mesh: Mesh | None = None
     ) -> None:
-        self.config, self.params, self.window, self.mesh = config, params, window, mesh
-        apply = WanDiT(config).apply
-
-        def generator(params: Any, window: Window) -> Generator:
-            return Generator(functools.partial(apply, {"params": params}), config, window)
-
+        self.model, self.params, self.window, self.mesh = model, params, window, mesh
         static = ("block", "limit", "window")
         with self._mesh():
             options = COMPILER_OPTIONS.get(sharding.target().platform)
@@ -159,9 +159,9 @@ class Student:
 
         @functools.partial(jit, static_argnames=static)
         def step(
-            params: Any,
+            params: Params,
             cache: Caches,
-            text: KeyValue,
+            condition: Condition,
             draws: BlockDraws,
             before: Any,
             start: Any,
@@ -169,24 +169,24 @@ class Student:
             limit: int,
             window: Window,
         ) -> tuple[jax.Array, Caches]:
-            g = generator(params, window)
-            x0, _, cache = denoise_block(g, cache, text, block, draws, before, start, limit)
+            g = Generator(model, params, window)
+            x0, _, cache = denoise_block(g, cache, condition, block, draws, before, start, limit)
             return x0, cache
 
         @functools.partial(jit, static_argnames=static[1:])
         def context(
-            params: Any,
+            params: Params,
             cache: Caches,
-            text: KeyValue,
+            condition: Condition,
             x: jax.Array,
             start: Any,
             limit: int,
             window: Window,
         ) -> Caches:
-            return clean_block(generator(params, window), cache, text, x, start, limit)
+            return clean_block(Generator(model, params, window), cache, condition, x, start, limit)
 
         self._step, self._context = step, context
-        self._text = jax.jit(lambda p, text: apply({"params": p}, text, method="text_key_value"))
+        self._prepare = jax.jit(model.prepare)
 
     def of(self, params: Any) -> Student:
         """The same compiled programs with other parameters."""
@@ -194,10 +194,15 @@ class Student:
         other.params = params
         return other
 
+    def prepare(self, condition: Condition) -> Condition:
+        """With what belongs to the clip as every layer reads it. A video that is asked for with another
+        prepared part than before changes there; with the same one it goes on."""
+        return condition.with_prepared(self._run(self._prepare, self.params, condition.clip))
+
     def stream(
         self,
         noise: Noise | ClipDraws,
-        text: Text,
+        conditions: Conditions,
         plan: Plan,
         given: jax.Array | None = None,
         *,
@@ -211,12 +216,13 @@ class Student:
 
         Args:
           noise: `seeded`, `recorded`, or the draws of a whole clip.
-          text: prompt embeddings; a function is asked before each block. A block and the context
-            that it leaves are made with one prompt; to keep one, return the same array.
+          conditions: prepared, of all frames, given ones included. A function is asked before each
+            block. A block and the context that it leaves are made with one clip's part; to keep it,
+            return the same one.
           plan: blocks and their steps, without the given frames.
           given: [b, f0, c, y, x] clean latents that the video continues, taken in blocks of the size
             of the plan's last. Frame numbers count them.
-          recompute: with a new prompt the frames that the next block sees pass anew under it, as given ones
+          recompute: under a new clip's part the frames that the next block sees pass anew, as given ones
             do; else they keep what they were under the old one.
           window: instead of the student's own; each has programs of its own.
         """
@@ -224,58 +230,64 @@ class Student:
         for block in plan:
             window.check_block(block.frames)
         # Rotary positions begin anew where the context does; noise belongs to the number of a frame.
-        start = position = _frames_of(given)
+        start = position = 0 if given is None else given.shape[1]
         draw = recorded(noise, start) if isinstance(noise, ClipDraws) else noise
         slots = window.slots(start + num_frames(plan))
-        past = _Past(window, given) if recompute else None
+        seen: Clean | None = None
+        if given is not None:
+            # A function is asked for blocks alone, unless frames have conditions.
+            seen = given, _asked(conditions, 0, start).frame if self.model.takes_of(FRAME) else {}
+        past = _Past(window, seen) if recompute else None
         cache: Any = None
-        before: jax.Array | None = None
-        prompt, text_kv = None, None
+        before: Clean | None = None
+        clip: Any = None
         for block in plan:
-            draws = draw(start, block)
-            asked = text(start) if callable(text) else text
-            if asked is not prompt:
-                if past is not None and prompt is not None:
-                    given, cache, before = past.seen(block.frames), None, None
-                    position = _frames_of(given)
+            draws, asked = draw(start, block), _asked(conditions, start, block.frames)
+            own = asked.frame
+            if asked.clip is not clip:
+                if past is not None and clip is not None:
+                    seen, cache, before = past.seen(block.frames), None, None
+                    position = 0 if seen is None else seen[0].shape[1]
                 elif before is not None:
-                    done = position - before.shape[1]
-                    cache = self._clean(cache, text_kv, before, done, slots, window)
+                    done = position - before[0].shape[1]
+                    cache = self._clean(cache, clip, before, done, slots, window)
                     before = None
-                prompt, text_kv = asked, self._run(self._text, self.params, asked)
+                clip = asked.clip
             if cache is None:
                 cache = self._empty(draws.start.shape, slots)
-                if given is not None:
+                if seen is not None:
                     size = plan[-1].frames
-                    cache, before = self._prefill(cache, text_kv, given, size, slots, window)
+                    cache, before = self._prefill(cache, clip, seen, size, slots, window)
             limit = self._limit(position + block.frames, slots)
-            state = self.params, cache, text_kv, draws, before, jnp.int32(position)
-            before, cache = self._run(self._step, *state, block, limit, window)
+            latents, frames = (None, own) if before is None else (before[0], _after(before[1], own))
+            state = self.params, cache, Condition(clip, frames), draws, latents
+            made, cache = self._run(self._step, *state, jnp.int32(position), block, limit, window)
+            before = made, own
             start, position = start + block.frames, position + block.frames
             if past is not None:
                 past.add(before)
-            yield before
+            yield made
 
-    def clip(self, noise: Noise | ClipDraws, text: Text, plan: Plan) -> jax.Array:
+    def clip(self, noise: Noise | ClipDraws, conditions: Conditions, plan: Plan) -> jax.Array:
         """The whole clip [b, f, c, y, x]."""
-        return jnp.concatenate(list(self.stream(noise, text, plan)), 1)
+        return jnp.concatenate(list(self.stream(noise, conditions, plan)), 1)
 
     def _prefill(
-        self, cache: Caches, text: Any, given: jax.Array, size: int, slots: int, window: Window
-    ) -> tuple[Caches, jax.Array]:
+        self, cache: Caches, clip: Any, given: Clean, size: int, slots: int, window: Window
+    ) -> tuple[Caches, Clean]:
         """Clean passes of all given blocks but the last, which shares one with the first noisy block."""
-        last = (given.shape[1] - 1) // size * size
+        last = (given[0].shape[1] - 1) // size * size
         for start in range(0, last, size):
-            part = given[:, start : start + size]
-            cache = self._clean(cache, text, part, start, slots, window)
-        return cache, given[:, last:]
+            part = _cut(given, start, start + size)
+            cache = self._clean(cache, clip, part, start, slots, window)
+        return cache, _cut(given, last)
 
     def _clean(
-        self, cache: Caches, text: Any, x: jax.Array, start: int, slots: int, window: Window
+        self, cache: Caches, clip: Any, x: Clean, start: int, slots: int, window: Window
     ) -> Caches:
-        limit = self._limit(start + x.shape[1], slots)
-        at = jnp.int32(start)
-        return self._run(self._context, self.params, cache, text, x, at, limit, window)
+        limit = self._limit(start + x[0].shape[1], slots)
+        state = self.params, cache, Condition(clip, x[1]), x[0], jnp.int32(start)
+        return self._run(self._context, *state, limit, window)
 
     def _limit(self, frames: int, slots: int) -> int:
         """Slots, of all, that a program reads when the video has so many frames. Where kernels skip what is
@@ -285,17 +297,17 @@ class Student:
         return min(slots, -(-frames // part) * part)
 
     def _empty(self, shape: tuple[int, ...], slots: int) -> Caches:
-        tokens = self.config.frame_tokens(*shape[-2:])
+        tokens = self.model.config.frame_tokens(*shape[-2:])
         stacked = not isinstance(self.params["blocks"], tuple)
         devices = jax.local_devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
-        needed = kv.size(self.config, shape[0], slots, tokens)
+        needed = kv.size(self.model.config, shape[0], slots, tokens)
         room.check_memory(
             f"cache of {slots} latent frames",
             needed,
             "make a shorter video or a smaller batch, or give a window",
             devices,
         )
-        return self._run(_empty, self.config, shape[0], slots, tokens, stacked)
+        return self._run(_empty, self.model.config, shape[0], slots, tokens, stacked)
 
     def _run(self, program: Callable[..., Any], *arguments: Any) -> Any:
         with self._mesh():
@@ -305,40 +317,60 @@ class Student:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-def _frames_of(given: jax.Array | None) -> int:
-    return 0 if given is None else int(given.shape[1])
+def _asked(conditions: Conditions, start: int, frames: int) -> Condition:
+    """The conditions of frames from number `start` on.
+
+    Raises:
+      InputError: there are fewer.
+    """
+    found = conditions(start) if callable(conditions) else conditions.cut(start)
+    own = found.cut(0, frames)
+    for name, x in own.frame.items():
+        if x.shape[1] != frames:
+            raise InputError(
+                f"conditions: expected {name!r} of {frames} frames from number {start} on, found {x.shape[1]}"
+            )
+    return own
+
+
+def _after(frames: Any, later: Any) -> Any:
+    return jax.tree.map(lambda *x: jnp.concatenate(x, 1), frames, later)
+
+
+def _cut(tree: Any, start: int, stop: int | None = None) -> Any:
+    return jax.tree.map(lambda x: x[:, start:stop], tree)
 
 
 class _Past:
-    """The clean latents that later blocks may see.
+    """The clean frames that later blocks may see.
 
     Args:
       window: how far back they see.
-      given: [b, f, c, y, x] frames that the video begins with, or None.
+      given: frames that the video begins with, or None.
     """
 
-    def __init__(self, window: Window, given: jax.Array | None) -> None:
+    def __init__(self, window: Window, given: Clean | None) -> None:
         self._window = window
-        self._sink: list[jax.Array] = []
-        self._recent: collections.deque[jax.Array] = collections.deque(
+        self._sink: list[Clean] = []
+        self._recent: collections.deque[Clean] = collections.deque(
             maxlen=None if window.size is None else window.size - window.sink
         )
         if given is not None:
             self.add(given)
 
-    def add(self, latents: jax.Array) -> None:
-        """Takes in the next frames [b, f, c, y, x]."""
-        for frame in jnp.split(latents, latents.shape[1], 1):
+    def add(self, frames: Clean) -> None:
+        """Takes in the next frames."""
+        for number in range(frames[0].shape[1]):
             kept = self._sink if len(self._sink) < self._window.sink else self._recent
-            kept.append(frame)
+            kept.append(_cut(frames, number, number + 1))
 
-    def seen(self, frames: int) -> jax.Array | None:
+    def seen(self, frames: int) -> Clean | None:
         """What the next block, of so many frames, sees of them; None: nothing."""
         size, recent = self._window.size, list(self._recent)
         if size is not None:
             recent = recent[max(0, len(recent) - (size - self._window.sink - frames)) :]
         seen = [*self._sink, *recent]
-        return jnp.concatenate(seen, 1) if seen else None
+        return functools.reduce(_after, seen) if seen else None
 
 
 _empty = jax.jit(kv.init, static_argnums=(0, 1, 2, 3, 4))

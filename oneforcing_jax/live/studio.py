@@ -167,7 +167,7 @@ class Studio:
         model, (_, *shape) = self.model, self.settings.shape
         given = None if wish.image is None else model.first_frames(wish.image, self.settings, quiet)
         embed = functools.lru_cache(maxsize=2)(lambda words: model.embed([words]))
-        blocks: Iterable[jax.Array] = model.blocks(
+        blocks: Iterable[jax.Array] = model.maker.stream(
             seeded(sample_keys([wish.seed], [0]), (shape[0], shape[1], shape[2])),
             lambda latents: embed(prompt(self.pixel_frames(latents))),
             self._plan(wish, 0 if given is None else given.shape[1]),

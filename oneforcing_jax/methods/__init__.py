@@ -15,9 +15,10 @@ import jax
 
 from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models.critic import Critic
+from oneforcing_jax.models.condition import NEGATIVE
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params, Path
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.run import Run
 
@@ -33,27 +34,28 @@ Loss = Callable[[Params, Mapping[str, Params], Batch, Any], tuple[jax.Array, Met
 AVERAGE = "average"
 
 # What a batch holds once for all its samples; everything else in it has the batch axis first.
-SHARED = ("negative",)
+SHARED = (NEGATIVE,)
 
 
 class Network(NamedTuple):
     """A network of a method.
 
     Attributes:
-      module: its Linen module.
+      model: its record.
       section: of the config that holds its sizes.
       backbone: name of the part of it that a plain transformer's parameters fill, where it starts from a
         network of another name; the rest is then random. "": the whole.
     """
 
-    module: WanDiT | Critic
+    model: Model
     section: str = ""
     backbone: str = ""
 
     @property
     def config(self) -> WanConfig:
         """Sizes of its transformer."""
-        return self.module.config
+        config: WanConfig = self.model.config
+        return config
 
 
 class Work(NamedTuple):
@@ -192,6 +194,6 @@ def make(name: str, run: Run) -> Method:
     return definition.make(run.view(definition.config), run)
 
 
-def sample_fields(run: Run, config: WanConfig) -> dict[str, tuple[int, ...]]:
-    """Fields of a batch that every method has: clips, and prompts as a transformer reads them."""
-    return {"latents": run.latents.shape, "text": (config.text_len, config.text_dim)}
+def sample_fields(run: Run, model: Model) -> dict[str, tuple[int, ...]]:
+    """Fields of a batch that every method has: clips, and the conditions that a model takes."""
+    return {"latents": run.latents.shape} | model.fields(run.latents.frames)

@@ -34,8 +34,10 @@ from oneforcing_jax.methods import (
     sample_fields,
 )
 from oneforcing_jax.methods.flow_matching import guided, teacher_forced
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.ranges import Count
 from oneforcing_jax.setup.run import Run
 
@@ -69,7 +71,7 @@ class Draws(NamedTuple):
 
 
 def distillation(
-    model: WanDiT,
+    model: Model,
     layout: tuple[int, ...],
     sigmas: np.ndarray,
     guidance: float,
@@ -77,7 +79,7 @@ def distillation(
 ) -> Update:
     """The update of a student of the causal teacher.
 
-    The batch holds real "latents" [b, f, c, y, x], "text" [b, s, d] and "negative" [s, d].
+    The batch holds real "latents" [b, f, c, y, x], conditions, and their null.
 
     Args:
       model: of student and teacher.
@@ -99,7 +101,7 @@ def distillation(
     def loss(
         params: Params, nets: Mapping[str, Params], batch: Batch, draws: Draws
     ) -> tuple[jax.Array, Metrics]:
-        clean, text = batch["latents"], batch["text"]
+        clean, condition = batch["latents"], model.condition(batch)
         now, after = (
             jnp.broadcast_to(level[:, None], clean.shape[:2])
             for level in (levels[draws.step], levels[draws.step + 1])
@@ -107,14 +109,14 @@ def distillation(
 
         def end(params: Params) -> Callable[[jax.Array, jax.Array], jax.Array]:
             def of(x: jax.Array, sigma: jax.Array) -> jax.Array:
-                v = teacher_forced(model, params, clean, x, sigma, text, layout)
+                v = teacher_forced(model, params, clean, x, sigma, condition, layout)
                 return flow.x0_from_flow(x, v, sigma)
 
             return of
 
         def teacher(x: jax.Array, sigma: jax.Array) -> jax.Array:
-            negative = batch["negative"]
-            return guided(model, nets["teacher"], clean, x, sigma, text, negative, layout, guidance)
+            given = condition, model.null(batch)
+            return guided(model, nets["teacher"], clean, x, sigma, *given, layout, guidance)
 
         x = flow.add_noise(clean, draws.noise, now)
         value = consistency.loss(end(params), end(nets[AVERAGE]), teacher, x, now, after)
@@ -125,13 +127,13 @@ def distillation(
 
 def make(config: Config, run: Run) -> Method:
     """The method."""
-    model, settings = WanDiT(config.generator), config.consistency
+    model, settings = wan.model(config.generator), config.consistency
     sigmas = flow.grid(settings.steps, run.shift)
     return Method(
         nets={"model": Network(model, "generator"), "teacher": Network(model, "generator")},
         updates=(distillation(model, run.layout, sigmas, settings.guidance, work(config, run)),),
         sampled=Sampled("model", run.plan),
-        fields=sample_fields(run, config.generator),
+        fields=sample_fields(run, model),
     )
 
 

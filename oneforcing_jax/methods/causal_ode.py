@@ -25,8 +25,11 @@ from oneforcing_jax.methods import (
     sample_fields,
 )
 from oneforcing_jax.methods.flow_matching import guided, teacher_forced
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.ranges import Count, Natural
 from oneforcing_jax.setup.run import Run
 
@@ -61,12 +64,12 @@ class Config:
 
 
 def trajectory(
-    model: WanDiT,
+    model: Model,
     params: Params,
     clean: jax.Array,
     noise: jax.Array,
-    text: jax.Array,
-    negative: jax.Array,
+    condition: Condition,
+    null: Condition,
     layout: tuple[int, ...],
     sigmas: np.ndarray,
     kept: tuple[int, ...],
@@ -78,7 +81,7 @@ def trajectory(
       model, params: a model trained by teacher forcing.
       clean: [b, f, c, y, x] real clips, the context.
       noise: [b, f, c, y, x], the starting points.
-      text, negative: [b, s, d] and [s, d].
+      condition, null: of the clips, and what says nothing.
       layout: frames of each block.
       sigmas: [steps + 1] noise levels from 1 to 0.
       kept: steps whose input is kept; the end point always is.
@@ -91,7 +94,7 @@ def trajectory(
     def step(x: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
         now, after = levels
         level = jnp.full(x.shape[:2], now)
-        v = guided(model, params, clean, x, level, text, negative, layout, guidance)
+        v = guided(model, params, clean, x, level, condition, null, layout, guidance)
         return x + (after - now) * v, x
 
     pairs = jnp.stack([jnp.asarray(sigmas[:-1]), jnp.asarray(sigmas[1:])], 1).astype(jnp.float32)
@@ -100,7 +103,7 @@ def trajectory(
 
 
 def endpoint_error(
-    model: WanDiT,
+    model: Model,
     params: Params,
     batch: Batch,
     row: jax.Array,
@@ -111,7 +114,7 @@ def endpoint_error(
 
     Args:
       model, params: the student.
-      batch: "latents" [b, f, c, y, x], "text" [b, s, d] and "trajectory" [b, rows + 1, f, c, y, x].
+      batch: "latents" [b, f, c, y, x], "trajectory" [b, rows + 1, f, c, y, x], and conditions.
       row: [b], the number of x_t in it.
       levels: noise levels of the rows before the last.
       layout: frames of each block.
@@ -119,7 +122,7 @@ def endpoint_error(
     rows, clean = batch["trajectory"], batch["latents"]
     x = rows[jnp.arange(rows.shape[0]), row]
     sigma = jnp.broadcast_to(jnp.array(levels)[row][:, None], x.shape[:2])
-    v = teacher_forced(model, params, clean, x, sigma, batch["text"], layout)
+    v = teacher_forced(model, params, clean, x, sigma, model.condition(batch), layout)
     return jnp.square(flow.x0_from_flow(x, v, sigma) - rows[:, -1]).mean()
 
 
@@ -130,7 +133,7 @@ def levels(ode: Ode, shift: float) -> tuple[float, ...]:
 
 
 def regression(
-    model: WanDiT, layout: tuple[int, ...], levels: tuple[float, ...], work: Work = Work()
+    model: Model, layout: tuple[int, ...], levels: tuple[float, ...], work: Work = Work()
 ) -> Update:
     """Regression of the end point from a random kept row, under teacher forcing.
 
@@ -150,9 +153,9 @@ def regression(
 
 def make(config: Config, run: Run) -> Method:
     """The method."""
-    model, ode = WanDiT(config.generator), config.ode
+    model, ode = wan.model(config.generator), config.ode
     work = flow_matching.work(config.generator, run)
-    fields = sample_fields(run, config.generator)
+    fields = sample_fields(run, model)
     return Method(
         nets={"model": Network(model, "generator")},
         updates=(regression(model, run.layout, levels(ode, run.shift), work),),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -21,9 +20,8 @@ from oneforcing_jax.causal.plan import (
 from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.losses import gan
-from oneforcing_jax.models.critic import Critic
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params
-from oneforcing_jax.models.wan import WanDiT
 from oneforcing_jax.setup.ranges import Count, Natural, NotNegative, Positive, Share
 
 REALS = ("data", "self")
@@ -126,9 +124,9 @@ class Distillation:
       levels: noise levels of the kept rows of a batch's trajectories; (): there are none.
     """
 
-    generator: WanDiT
-    teacher: WanDiT
-    critic: Critic
+    generator: Model
+    teacher: Model
+    critic: Model
     plan: Plan
     settings: Settings = Settings()
     shift: float = 5.0
@@ -167,8 +165,7 @@ class Distillation:
 
     def student(self, params: Params) -> Generator:
         """The causal generator with the given parameters."""
-        apply = functools.partial(self.generator.apply, {"params": params})
-        return Generator(apply, self.generator.config, context_sigma=self.settings.context_sigma)
+        return Generator(self.generator, params, context_sigma=self.settings.context_sigma)
 
 
 class GeneratorDraws(NamedTuple):

@@ -11,8 +11,11 @@ from oneforcing_jax import flow
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.structures import structured, teacher_forcing
 from oneforcing_jax.methods import Batch, Work
+from oneforcing_jax.models import condition as conditions
+from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.run import Run
 
 
@@ -22,7 +25,7 @@ class FlowDraws(NamedTuple):
     Attributes:
       sigma: [b, noise levels of a clip].
       noise: [b, f, c, y, x].
-      drop: bool [b], whose prompt the negative one replaces, for classifier-free guidance.
+      drop: bool [b], whose condition its null replaces, for classifier-free guidance.
     """
 
     sigma: jax.Array
@@ -30,9 +33,10 @@ class FlowDraws(NamedTuple):
     drop: jax.Array
 
 
-def side_by_side(parts: list[jax.Array]) -> jax.Array:
-    """Arrays [b, ...] as [b parts, ...], the parts of a sample next to each other and so on one device."""
-    return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
+def side_by_side(parts: list[Any]) -> Any:
+    """Trees of arrays [b, ...] as one of [b parts, ...], the parts of a sample next to each other and so on
+    one device."""
+    return jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:]), *parts)
 
 
 def draw(
@@ -47,18 +51,18 @@ def draw(
     )
 
 
-def prompts(batch: Batch, draws: FlowDraws) -> jax.Array:
-    """Prompts [b, s, d], some of them replaced by the negative one."""
-    return jnp.where(draws.drop[:, None, None], batch["negative"][None], batch["text"])
+def dropped(model: Model, batch: Batch, draws: FlowDraws) -> Condition:
+    """The conditions of a batch, some of them replaced by their null."""
+    return conditions.where(draws.drop, model.null(batch), model.condition(batch))
 
 
 def teacher_forced(
-    model: WanDiT,
+    model: Model,
     params: Params,
     clean: jax.Array,
     noisy: jax.Array,
     sigma: jax.Array,
-    text: jax.Array,
+    condition: Condition,
     layout: tuple[int, ...],
 ) -> jax.Array:
     """Flow of noisy blocks that each see the clean blocks before them.
@@ -70,10 +74,10 @@ def teacher_forced(
     """
     frames = clean.shape[1]
     out: Any = model.apply(
-        {"params": params},
+        params,
         jnp.concatenate([clean, noisy], 1),
         jnp.concatenate([jnp.zeros_like(sigma), sigma], 1),
-        text,
+        condition.then(condition),
         frames=jnp.tile(jnp.arange(frames), 2),
         attend=structured(teacher_forcing(layout)),
     )
@@ -81,25 +85,24 @@ def teacher_forced(
 
 
 def guided(
-    model: WanDiT,
+    model: Model,
     params: Params,
     clean: jax.Array,
     noisy: jax.Array,
     sigma: jax.Array,
-    text: jax.Array,
-    negative: jax.Array,
+    condition: Condition,
+    null: Condition,
     layout: tuple[int, ...],
     guidance: float,
 ) -> jax.Array:
-    """`teacher_forced` with classifier-free guidance; both prompts in one forward.
+    """`teacher_forced` with classifier-free guidance; condition and null in one forward.
 
     Args:
-      text, negative: [b, s, d] and [s, d].
       guidance: s in cond + s (cond - uncond).
     """
-    prompts = side_by_side([text, jnp.broadcast_to(negative, text.shape)])
+    both = side_by_side([condition, conditions.everywhere(null, condition)])
     clean, noisy, sigma = (side_by_side([x, x]) for x in (clean, noisy, sigma))
-    v = teacher_forced(model, params, clean, noisy, sigma, prompts, layout)
+    v = teacher_forced(model, params, clean, noisy, sigma, both, layout)
     return flow.guide(v[::2], v[1::2], guidance)
 
 

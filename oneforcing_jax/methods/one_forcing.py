@@ -37,9 +37,10 @@ from oneforcing_jax.methods import (
 )
 from oneforcing_jax.methods.causal_ode import Ode
 from oneforcing_jax.methods.distillation import CRITIC_CLIPS, Distillation, Settings
-from oneforcing_jax.models.critic import Critic, HeadConfig
+from oneforcing_jax.models import critic, wan
+from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.trees import Params
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.run import Run
 
 TEACHER = "teacher"
@@ -67,9 +68,9 @@ def described(config: Config, run: Run) -> Distillation:
       InputError: a forward KL without trajectories at a noise level of the student.
     """
     made = Distillation(
-        WanDiT(config.generator),
-        WanDiT(config.teacher),
-        Critic(config.critic, config.head),
+        wan.model(config.generator),
+        wan.model(config.teacher),
+        critic.model(config.critic, config.head),
         run.plan,
         config.one_forcing,
         run.shift,
@@ -146,7 +147,7 @@ def make(config: Config, run: Run) -> Method:
         nets=networks(d),
         updates=updates(d, work),
         sampled=Sampled("generator", d.plan),
-        fields=sample_fields(run, config.generator) | trajectories,
+        fields=sample_fields(run, d.generator) | trajectories,
         left_out=() if d.settings.dmd_weight else (TEACHER,),
         choices={"one_forcing.critic_clips": CRITIC_CLIPS},
         parts=lambda nets, batch: parts(d, model, nets, batch),
@@ -225,27 +226,28 @@ def parts(
     d: Distillation, work: Mapping[str, float], nets: Mapping[str, Params], batch: Batch
 ) -> Iterator[Part]:
     """Pieces of the two updates as functions of their own, to be timed."""
-    text, mode = batch["text"], d.settings.context_gradient
+    condition, mode = d.generator.condition(batch), d.settings.context_gradient
     draws = distillation.draw_generator(d, jax.random.key(0), batch["latents"].shape)
     x, sigma = draws.dmd_noise, draws.dmd_sigma
 
     def rollout(params: Params) -> jax.Array:
-        return generate(d.student(params), draws.rollout, text, d.plan).latents
+        return generate(d.student(params), draws.rollout, condition, d.plan).latents
 
     def scores(critic: Params, teacher: Params) -> tuple[jax.Array, jax.Array]:
-        fake: Any = d.critic.apply({"params": critic}, x, sigma, text, want_logit=False)
-        return fake.flow, own_rollout.real_x0(d, teacher, x, sigma, text, batch["negative"])
+        judged = d.critic.condition(batch)
+        fake: Any = d.critic.apply(critic, x, sigma, judged, want_logit=False)
+        return fake.flow, own_rollout.real_x0(d, teacher, x, sigma, batch)
 
     def adversarial(critic: Params) -> jax.Array:
         def loss(latents: jax.Array) -> jax.Array:
             real = batch["latents"] if d.settings.relativistic else None
-            return own_rollout.generator_adversarial(d, critic, latents, real, text, draws)[0]
+            return own_rollout.generator_adversarial(d, critic, latents, real, batch, draws)[0]
 
         return jax.grad(loss)(x)
 
     def gradient(form: Callable[..., jax.Array]) -> Callable[[Params], Params]:
         def weighted(params: Params) -> jax.Array:
-            clip = form(d.student(params), draws.rollout, text, d.plan, d.first, mode)
+            clip = form(d.student(params), draws.rollout, condition, d.plan, d.first, mode)
             return jnp.vdot(x, clip)
 
         return jax.grad(weighted)

@@ -21,16 +21,19 @@ from oneforcing_jax.losses import denoise, dmd, gan
 from oneforcing_jax.methods import Batch, Metrics, causal_ode
 from oneforcing_jax.methods.distillation import CriticDraws, Distillation, GeneratorDraws, Penalty
 from oneforcing_jax.methods.flow_matching import side_by_side
+from oneforcing_jax.models import condition as conditions
+from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.models.trees import Params
 
 
 def real_x0(
-    method: Distillation, params: Params, x_t: jax.Array, sigma: jax.Array, text: Any, negative: Any
+    method: Distillation, params: Params, x_t: jax.Array, sigma: jax.Array, batch: Batch
 ) -> jax.Array:
-    """Clean latents as the guided teacher sees them; both prompts in one forward."""
-    prompts = [text, jnp.broadcast_to(negative, text.shape)]
+    """Clean latents as the guided teacher sees them; condition and null in one forward."""
+    condition = method.teacher.condition(batch)
+    both = [condition, conditions.everywhere(method.teacher.null(batch), condition)]
     out: Any = method.teacher.apply(
-        {"params": params}, *(side_by_side(x) for x in ([x_t, x_t], [sigma, sigma], prompts))
+        params, *(side_by_side(x) for x in ([x_t, x_t], [sigma, sigma], both))
     )
     conditional, unconditional = out.flow[::2], out.flow[1::2]
     guided = flow.guide(conditional, unconditional, method.settings.guidance)
@@ -50,18 +53,18 @@ def generator_loss(
     Args:
       method: networks and settings.
       params, critic, teacher: parameters; only `params` takes gradients. L_DMD alone reads the teacher's.
-      batch: "text" [b, s, d]; "negative" [s, d] for L_DMD; "latents" [b, f, c, y, x] for the relativistic
-        L_adv and L_fkl; "trajectory" of `causal_ode.trajectory` for L_fkl.
+      batch: conditions; their null for L_DMD; "latents" [b, f, c, y, x] for the relativistic L_adv and
+        L_fkl; "trajectory" of `causal_ode.trajectory` for L_fkl.
       draws: randomness.
     """
-    settings, text = method.settings, batch["text"]
+    settings = method.settings
     loss, metrics = jnp.float32(0), Metrics()
     if settings.dmd_weight or settings.gan_generator_weight:
         with jax.named_scope("rollout"):
             x = differentiable(
                 method.student(params),
                 draws.rollout,
-                text,
+                method.generator.condition(batch),
                 method.plan,
                 method.first,
                 settings.context_gradient,
@@ -74,7 +77,7 @@ def generator_loss(
         if settings.relativistic:
             real = real_clip(method, jax.lax.stop_gradient(params), batch, draws.real)
         with jax.named_scope("adversarial"):
-            value, logit = generator_adversarial(method, critic, x, real, text, draws)
+            value, logit = generator_adversarial(method, critic, x, real, batch, draws)
         loss += settings.gan_generator_weight * value
         metrics |= {"gan_loss": value, "fake_logit": logit.mean()}
     if settings.forward_kl_weight:
@@ -94,12 +97,13 @@ def distribution_matching(
     draws: GeneratorDraws,
 ) -> tuple[jax.Array, Metrics]:
     """L_DMD of generated latents x [b, f, c, y, x] over the gradient window, and how its gradient looks."""
-    clean, sigma, text = jax.lax.stop_gradient(x), draws.dmd_sigma, batch["text"]
+    clean, sigma = jax.lax.stop_gradient(x), draws.dmd_sigma
     with jax.named_scope("scores"):
         x_t = flow.add_noise(clean, draws.dmd_noise, sigma)
-        fake: Any = method.critic.apply({"params": critic}, x_t, sigma, text, want_logit=False)
+        condition = method.critic.condition(batch)
+        fake: Any = method.critic.apply(critic, x_t, sigma, condition, want_logit=False)
         x0_fake = flow.x0_from_flow(x_t, fake.flow, sigma)
-        x0_real = real_x0(method, teacher, x_t, sigma, text, batch["negative"])
+        x0_real = real_x0(method, teacher, x_t, sigma, batch)
     gradient, replaced = dmd.gradient(clean, x0_fake, x0_real)
     frames = num_frames(method.plan[method.first :])
     loss = dmd.loss(x, gradient, frames)
@@ -115,7 +119,8 @@ def real_clip(
     if draws is None:
         return batch["latents"]
     with jax.named_scope("rollout_real"):
-        longer = generate(method.student(generator), draws, batch["text"], method.longer)
+        condition = method.generator.condition(batch)
+        longer = generate(method.student(generator), draws, condition, method.longer)
     return jax.lax.stop_gradient(longer.latents)
 
 
@@ -124,7 +129,7 @@ def generator_adversarial(
     critic: Params,
     fake: jax.Array,
     real: jax.Array | None,
-    text: jax.Array,
+    batch: Batch,
     draws: GeneratorDraws,
 ) -> tuple[jax.Array, jax.Array]:
     """L_adv (equation 5) of generated latents [b, f, c, y, x], and their logits [b].
@@ -132,11 +137,11 @@ def generator_adversarial(
     With real latents it is relativistic.
     """
 
+    condition = method.critic.condition(batch)
+
     def logit(latents: jax.Array) -> Any:
         x_t = flow.add_noise(latents, draws.gan_noise, draws.gan_sigma)
-        scores: Any = method.critic.apply(
-            {"params": critic}, x_t, draws.gan_sigma, text, want_flow=False
-        )
+        scores: Any = method.critic.apply(critic, x_t, draws.gan_sigma, condition, want_flow=False)
         return scores.logit
 
     found = logit(fake)
@@ -166,12 +171,13 @@ def critic_loss(
     Args:
       method: networks and settings.
       params, generator: parameters; only `params` takes gradients.
-      batch: "text" [b, s, d] and "latents" [b, f, c, y, x], real unless the student's own count as real.
+      batch: conditions, and "latents" [b, f, c, y, x], real unless the student's own count as real.
       draws: randomness.
     """
-    text, settings = batch["text"], method.settings
+    settings = method.settings
     with jax.named_scope("rollout"):
-        x = generate(method.student(generator), draws.rollout, text, method.plan).latents
+        condition = method.generator.condition(batch)
+        x = generate(method.student(generator), draws.rollout, condition, method.plan).latents
     x = jax.lax.stop_gradient(x)
     clips = [flow.add_noise(x, draws.denoise_noise, draws.denoise_sigma)]
     penalties: list[tuple[str, Penalty, int]] = []
@@ -190,7 +196,9 @@ def critic_loss(
                 clips.append(clip + penalty.sigma * noise)
     sigmas = [draws.denoise_sigma, *[draws.gan_sigma] * (len(clips) - 1)]
     with jax.named_scope("judged"):
-        flow_of_first, logits = _judged(method, params, clips, sigmas, text)
+        flow_of_first, logits = _judged(
+            method, params, clips, sigmas, method.critic.condition(batch)
+        )
     loss = denoise.loss(flow_of_first, x, draws.denoise_noise)
     metrics = {"denoise_loss": loss}
     if len(clips) > 1:
@@ -213,22 +221,20 @@ def _judged(
     params: Params,
     clips: list[jax.Array],
     sigmas: list[jax.Array],
-    text: jax.Array,
+    condition: Condition,
 ) -> tuple[jax.Array, Any]:
     """The flow of the first clip, and the logits [b] of each clip; a single clip has none."""
 
-    def scores(latents: jax.Array, sigma: jax.Array, text: jax.Array) -> Any:
-        return method.critic.apply(
-            {"params": params}, latents, sigma, text, want_logit=len(clips) > 1
-        )
+    def scores(latents: jax.Array, sigma: jax.Array, condition: Condition) -> Any:
+        return method.critic.apply(params, latents, sigma, condition, want_logit=len(clips) > 1)
 
     count = len(clips)
     if method.settings.critic_clips == "in_turn" and count > 1:
         # A loop inside the program would keep the layer inputs of all clips twice, in two layouts.
-        found = [scores(clip, sigma, text) for clip, sigma in zip(clips, sigmas, strict=True)]
+        found = [scores(clip, sigma, condition) for clip, sigma in zip(clips, sigmas, strict=True)]
         return found[0].flow, jnp.stack([one.logit for one in found])
     # Clips are ordered sample by sample, so that each device has all clips of its own samples.
-    found = scores(side_by_side(clips), side_by_side(sigmas), side_by_side([text] * count))
+    found = scores(side_by_side(clips), side_by_side(sigmas), side_by_side([condition] * count))
     flows = found.flow.reshape(-1, count, *found.flow.shape[1:])
     return flows[:, 0], None if count == 1 else found.logit.reshape(-1, count).T
 

@@ -23,21 +23,23 @@ from oneforcing_jax.methods import (
     sample_fields,
 )
 from oneforcing_jax.methods.flow_matching import FlowDraws
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.ranges import Share
 from oneforcing_jax.setup.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sections of a config: sizes, and the share of prompts that the negative one replaces."""
+    """Sections of a config: sizes, and the share of conditions that their null replaces."""
 
     teacher: WanConfig
     prompt_drop_rate: Share
 
 
-def bidirectional(model: WanDiT, shift: float, drop_rate: float, work: Work = Work()) -> Update:
+def bidirectional(model: Model, shift: float, drop_rate: float, work: Work = Work()) -> Update:
     """The update of a bidirectional model."""
 
     def draw(key: jax.Array, batch: Batch) -> FlowDraws:
@@ -48,8 +50,8 @@ def bidirectional(model: WanDiT, shift: float, drop_rate: float, work: Work = Wo
     ) -> tuple[jax.Array, Metrics]:
         x0, sigma = batch["latents"], draws.sigma[:, 0]
         noisy = flow.add_noise(x0, draws.noise, sigma)
-        text = flow_matching.prompts(batch, draws)
-        out: Any = model.apply({"params": params}, noisy, sigma, text)
+        condition = flow_matching.dropped(model, batch, draws)
+        out: Any = model.apply(params, noisy, sigma, condition)
         value = denoise.loss(out.flow, x0, draws.noise)
         return value, {"loss": value}
 
@@ -58,7 +60,7 @@ def bidirectional(model: WanDiT, shift: float, drop_rate: float, work: Work = Wo
 
 def make(config: Config, run: Run) -> Method:
     """The method."""
-    model = WanDiT(config.teacher)
+    model = wan.model(config.teacher)
     passed = flops.clip(
         config.teacher, config.teacher.frame_tokens(*run.latents.shape[2:]), run.latents.frames
     )
@@ -67,7 +69,7 @@ def make(config: Config, run: Run) -> Method:
         nets={"model": Network(model, "teacher")},
         updates=(bidirectional(model, run.shift, config.prompt_drop_rate, work),),
         sampled=Sampled("model", plan=None),
-        fields=sample_fields(run, config.teacher),
+        fields=sample_fields(run, model),
     )
 
 

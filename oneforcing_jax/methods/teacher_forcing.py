@@ -24,8 +24,10 @@ from oneforcing_jax.methods import (
     sample_fields,
 )
 from oneforcing_jax.methods.flow_matching import FlowDraws
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.ranges import Share
 from oneforcing_jax.setup.run import Run
 
@@ -36,7 +38,7 @@ class Config:
 
     Attributes:
       generator: sizes.
-      prompt_drop_rate: share of prompts that the negative one replaces.
+      prompt_drop_rate: share of conditions that their null replaces.
       bell_weighting: whether middle noise levels weigh more (`flow.bell_weight`), as in the original.
     """
 
@@ -46,7 +48,7 @@ class Config:
 
 
 def causal(
-    model: WanDiT,
+    model: Model,
     layout: tuple[int, ...],
     shift: float,
     drop_rate: float,
@@ -61,11 +63,11 @@ def causal(
     def loss(
         params: Params, nets: Any, batch: Batch, draws: FlowDraws
     ) -> tuple[jax.Array, Metrics]:
-        x0, text = batch["latents"], flow_matching.prompts(batch, draws)
+        x0, condition = batch["latents"], flow_matching.dropped(model, batch, draws)
         sizes = jnp.array(layout)
         sigma = jnp.repeat(draws.sigma, sizes, axis=1, total_repeat_length=x0.shape[1])
         noisy = flow.add_noise(x0, draws.noise, sigma)
-        v = flow_matching.teacher_forced(model, params, x0, noisy, sigma, text, layout)
+        v = flow_matching.teacher_forced(model, params, x0, noisy, sigma, condition, layout)
         weight = flow.bell_weight(sigma, shift) if bell else None
         value = denoise.loss(v, x0, draws.noise, weight)
         return value, {"loss": value}
@@ -75,14 +77,14 @@ def causal(
 
 def make(config: Config, run: Run) -> Method:
     """The method."""
-    model = WanDiT(config.generator)
+    model = wan.model(config.generator)
     work = flow_matching.work(config.generator, run)
     rate, bell = config.prompt_drop_rate, config.bell_weighting
     return Method(
         nets={"model": Network(model, "generator")},
         updates=(causal(model, run.layout, run.shift, rate, bell, work),),
         sampled=Sampled("model", run.plan),
-        fields=sample_fields(run, config.generator),
+        fields=sample_fields(run, model),
     )
 
 

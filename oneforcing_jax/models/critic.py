@@ -7,13 +7,17 @@ answers are concatenated, and an MLP turns them into one logit (paper, section 3
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from oneforcing_jax import sharding
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.models.layers import (
     Attention,
     Dense,
@@ -26,6 +30,8 @@ from oneforcing_jax.models.layers import (
     plain,
     stacked,
 )
+from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.setup.ranges import Count, Natural
 
@@ -148,3 +154,29 @@ class Critic(nn.Module):
         out = self.model(latents, sigma, text, tap=self._tap, tapped=answers)
         features = jnp.moveaxis(out.tapped, 0, 1).reshape(latents.shape[0], -1)
         return Scores(out.flow if want_flow else None, self.classifier(features))
+
+
+@functools.cache
+def model(config: WanConfig, head: HeadConfig, product: Product = plain) -> Model:
+    """The critic as a record. `apply` gives `Scores`, and takes the arguments of `Critic` with a `Condition`
+    in place of the prompt, which is not prepared."""
+    net = Critic(config, head, product)
+
+    def init(key: jax.Array) -> Any:
+        with sharding.no_mesh():
+            return net.init(key, *wan.inputs(config))["params"]
+
+    def apply(
+        params: Params, latents: jax.Array, sigma: jax.Array, condition: Condition, **how: Any
+    ) -> Scores:
+        out: Any = net.apply({"params": params}, latents, sigma, wan.text_of(condition), **how)
+        return out
+
+    def prepare(params: Params, clip: Any) -> Any:
+        return clip
+
+    def again(other: WanConfig | None, others: Product | None) -> Model:
+        return model(other or config, head, others or product)
+
+    wide = (*wan.WIDE, "classifier")
+    return Model(config, wan.takes(config), init, apply, prepare, again, wide)

@@ -12,7 +12,8 @@ Tokens are [b, f, n, d]: the mesh splits every frame alike.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,10 +22,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from oneforcing_jax import shapes
+from oneforcing_jax import shapes, sharding
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
 from oneforcing_jax.models import attention, rope
+from oneforcing_jax.models.condition import NEGATIVE, Condition, Field
 from oneforcing_jax.models.layers import (
     Attention,
     Dense,
@@ -38,6 +40,8 @@ from oneforcing_jax.models.layers import (
     sinusoid,
     stacked,
 )
+from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.dtypes import DTYPES, Dtype
 from oneforcing_jax.setup.ranges import Count, Positive
 from oneforcing_jax.shapes import trailing
@@ -128,6 +132,8 @@ class WanConfig:
 WAN_1_3B = WanConfig()
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 TINY = WanConfig(32, 48, 2, 2, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)
+# Beginnings of names in the tree of parameters, of what computes in float32.
+WIDE = ("time_", "norm")
 SIZES = {"1.3b": WAN_1_3B, "14b": WAN_14B, "tiny": TINY}
 
 
@@ -276,6 +282,7 @@ class WanDiT(nn.Module):
         frames: jax.Array | None = None,
         attend: Attend = full,
         memory: Memory = None,
+        beside: jax.Array | None = None,
         tap: Tap | None = None,
         tapped: Any = None,
     ) -> Output:
@@ -290,6 +297,7 @@ class WanDiT(nn.Module):
           attend: attention structure; `full`, one of `causal/structures.py`, or one that reads `memory`.
           memory: a tree with a leading layer axis, or a tuple of each layer's where layers lie apart;
             handed to `attend` layer by layer.
+          beside: [b, 1 or f, d] float32, added to the embedding of the noise level; None: nothing is.
           tap: called after every layer as tap(layer number, tokens [b, f, n, d], state) -> state.
           tapped: initial state of `tap`.
         """
@@ -307,7 +315,8 @@ class WanDiT(nn.Module):
 
         time = self.time_embedding_0(sinusoid(TRAIN_STEPS * sigma, c.freq_dim))
         time = self.time_embedding_2(nn.silu(time))
-        modulation = self.time_projection(nn.silu(time)).reshape(*sigma.shape, 6, c.dim)
+        time = time if beside is None else time + beside
+        modulation = self.time_projection(nn.silu(time)).reshape(*time.shape[:2], 6, c.dim)
         x = on_tokens(self.patch_embedding(on_tokens(self._patches(latents))))
 
         def layer(carry: Any, per_layer: Any) -> tuple[Any, Any]:
@@ -337,3 +346,52 @@ class WanDiT(nn.Module):
         patches = constrain(on_tokens(self.head(y)), "batch", None, None, None).astype(jnp.float32)
         axes = "b f (y x) (p q c) -> b f c (y p) (x q)"
         return rearrange(patches, axes, y=rows, x=columns, p=c.patch, q=c.patch)
+
+
+def inputs(config: WanConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Latents, noise level and prompt of one clip of one token, with which parameters are made."""
+    latents = jnp.zeros((1, 1, config.in_dim, config.patch, config.patch))
+    return latents, jnp.zeros(1), jnp.zeros((1, config.text_len, config.text_dim))
+
+
+def takes(config: WanConfig) -> dict[str, Field]:
+    """The conditions of the transformer: the prompt's embeddings, zero beyond its length."""
+    return {"text": Field((config.text_len, config.text_dim), null=NEGATIVE)}
+
+
+def text_of(condition: Condition) -> jax.Array | KeyValue:
+    """The prompt of a condition, embedded or prepared."""
+    found: jax.Array | KeyValue = condition.clip
+    return found["text"] if isinstance(found, Mapping) else found
+
+
+@functools.cache
+def model(config: WanConfig, product: Product = plain) -> Model:
+    """The transformer as a record. `apply` gives an `Output`, and takes the arguments of `WanDiT` with a
+    `Condition` in place of the prompt.
+
+    Args:
+      config: its sizes.
+      product: multiplies with its matrices, see `layers.Product`.
+    """
+    net = WanDiT(config, product)
+
+    def init(key: jax.Array) -> Any:
+        # No mesh could split one token.
+        with sharding.no_mesh():
+            return net.init(key, *inputs(config))["params"]
+
+    def apply(
+        params: Params, latents: jax.Array, sigma: jax.Array, condition: Condition, **how: Any
+    ) -> Output:
+        out: Any = net.apply({"params": params}, latents, sigma, text_of(condition), **how)
+        return out
+
+    def prepare(params: Params, clip: Any) -> KeyValue:
+        out: Any = net.apply({"params": params}, clip["text"], method="text_key_value")
+        return out
+
+    def again(other: WanConfig | None, others: Product | None) -> Model:
+        return model(other or config, others or product)
+
+    return Model(config, takes(config), init, apply, prepare, again, WIDE)

@@ -17,8 +17,9 @@ from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.plan import Block, BlockDraws, num_frames
 from oneforcing_jax.generation.student import Settings, Student
-from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.run import Latents, Run
 from oneforcing_jax.targets import programs
 from oneforcing_jax.targets.programs import Program, Reading
@@ -32,7 +33,7 @@ GROUPS = 4
 class _Shapes:
     """Abstract arrays of one video's stream, on a mesh."""
 
-    config: WanConfig
+    model: Model
     latents: Latents
     mesh: Mesh
 
@@ -48,8 +49,8 @@ class _Shapes:
 
     def params(self) -> Any:
         """Parameters as they are used, layers apart."""
-        placed = parameters.in_use(WanDiT(self.config), self.mesh)
-        layers = range(self.config.num_layers)
+        placed = self.model.in_use(self.mesh)
+        layers = range(self.model.config.num_layers)
 
         def one(leaf: Any) -> Any:
             place = NamedSharding(self.mesh, P(*leaf.sharding.spec[1:]))
@@ -81,7 +82,7 @@ def generate(run: Run, devices: Sequence[Any], decoder: str | None = None) -> li
     Raises:
       InputError: a mesh that does not fit, latents that are not those of Wan's VAE.
     """
-    shapes = _Shapes(student(run).config, run.latents, programs.video_mesh(run, devices))
+    shapes = _Shapes(student(run).model, run.latents, programs.video_mesh(run, devices))
     settings = Settings(
         run.latents.shape, run.blocks.frames, first_frames=run.blocks.first_frames or None
     )
@@ -98,15 +99,16 @@ def generate(run: Run, devices: Sequence[Any], decoder: str | None = None) -> li
 
 
 def _diffusion(shapes: _Shapes, plan: Sequence[Block]) -> list[Program]:
-    c, params = shapes.config, shapes.params()
+    c, params = shapes.model.config, shapes.params()
     size = shapes.latents
     tokens, slots = c.frame_tokens(size.rows, size.columns), num_frames(tuple(plan))
-    streamed = Student(c, params, mesh=shapes.mesh)
+    streamed = Student(shapes.model, params, mesh=shapes.mesh)
     text = shapes.array((1, c.text_len, c.text_dim))
-    text_kv = shapes.prompt(jax.eval_shape(streamed._text, params, text))
+    clip = {"text": text}
+    condition = Condition(shapes.prompt(jax.eval_shape(streamed._prepare, params, clip)))
     cache = jax.eval_shape(lambda: kv.init(c, 1, slots, tokens, stacked=False))
     cache = shapes.stored(cache)
-    state, start = (params, cache, text_kv), shapes.array(()).update(dtype=jnp.int32)
+    state, start = (params, cache, condition), shapes.array(()).update(dtype=jnp.int32)
 
     def block(number: int, readings: tuple[Reading, ...]) -> Program:
         one = plan[number]
@@ -115,14 +117,14 @@ def _diffusion(shapes: _Shapes, plan: Sequence[Block]) -> list[Program]:
             shapes.frames(one.frames), shapes.frames(more, one.frames) if more else None, None
         )
         before = shapes.frames(plan[number - 1].frames) if number else None
-        arguments = (params, cache, text_kv, draws, before, start, one, slots, streamed.window)
+        arguments = (params, cache, condition, draws, before, start, one, slots, streamed.window)
         return Program(readings, streamed._step, arguments, shapes.mesh, state)
 
     first = flops.generation(c, tokens, tuple(plan[:1])).forward
     keys = plan[0].frames / slots
     found = [
         Program(
-            (Reading("generate/text", 1),), streamed._text, (params, text), shapes.mesh, params
+            (Reading("generate/text", 1),), streamed._prepare, (params, clip), shapes.mesh, params
         ),
         block(0, (Reading("generate/first block", 1, first, first, keys),)),
     ]

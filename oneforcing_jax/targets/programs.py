@@ -20,6 +20,7 @@ from oneforcing_jax.data.text import MAX_TOKENS
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Update
 from oneforcing_jax.models import umt5, vae_stream
+from oneforcing_jax.models.condition import NEGATIVE
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 from oneforcing_jax.models.vae_layers import VAEConfig
@@ -90,7 +91,7 @@ def train(run: Run, name: str, devices: Sequence[Any]) -> list[Program]:
         for field, shape in made.method.fields.items()
     }
     everywhere = NamedSharding(made.mesh, P())
-    batch["negative"] = jax.ShapeDtypeStruct(
+    batch[NEGATIVE] = jax.ShapeDtypeStruct(
         made.method.fields["text"], jnp.float32, sharding=everywhere
     )
     iteration = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)

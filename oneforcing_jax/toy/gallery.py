@@ -22,7 +22,7 @@ from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.samplers import euler, sample
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models import params as parameters
+from oneforcing_jax.models.condition import NEGATIVE, Condition
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.ranges import Amount, Count, Natural
 from oneforcing_jax.setup.run import Run
@@ -81,13 +81,13 @@ def load(run: Run, workdir: Path, source: str, ema: bool = False) -> Params:
     """Parameters of a stage's network, "STAGE:NET", on the first device of this process; "random STAGE:NET"
     gives new ones."""
     name = source.removeprefix("random ")
-    module = sources.network(run, name).module
+    model = sources.network(run, name).model
     mesh = sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
     if name != source:
         key = randomness.key(run.seed, *name.split(":"), "untrained")
-        random: Params = jax.jit(lambda: sharding.unbox(parameters.init(module, key)))()
+        random: Params = jax.jit(lambda: sharding.unbox(model.init(key)))()
         return random
-    abstract = sharding.abstract(parameters.shapes(module), mesh)
+    abstract = sharding.abstract(model.shapes, mesh)
     loaded: Params = sources.load(run, workdir, source, abstract, ema)
     return loaded
 
@@ -138,7 +138,8 @@ class Gallery:
     def clip(self, student: Student, plan: Plan) -> np.ndarray:
         """A student's videos of the captions."""
         draws, text = self._own((self.draws(plan), jnp.asarray(self.text)))
-        return self._all(student.clip(draws, text, plan))
+        condition = student.prepare(Condition({"text": text}))
+        return self._all(student.clip(draws, condition, plan))
 
     def _own(self, rows: Any) -> Any:
         """The rows that this process answers; as many in each process, the first ones again at the end."""
@@ -158,12 +159,13 @@ class Gallery:
     def teacher(self, source: str) -> np.ndarray:
         """Videos of the many-step bidirectional teacher."""
         noise, text = self._own((self.draws(self.plan).start, jnp.asarray(self.text)))
+        model = sources.network(self.run, source).model
         latents = sample(
-            sources.network(self.run, source).module,
+            model,
             load(self.run, self.workdir, source),
             noise,
-            text,
-            jnp.asarray(self.negative),
+            Condition({"text": text}),
+            model.null({NEGATIVE: jnp.asarray(self.negative)}),
             euler(flow.grid(self.settings.steps, self.run.shift)),
             guidance=self.settings.guidance,
         )

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, NotFinite
+from oneforcing_jax.models.condition import NEGATIVE
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.ranges import Count, Natural
 from oneforcing_jax.setup.run import Run
@@ -202,7 +203,7 @@ def _streams(trainer: Trainer, store: Store, start: int) -> list[Iterator[Any]]:
         )
         for update in trainer.method.updates
     ]
-    return [(trainer.put(batch | {"negative": negative}) for batch in s) for s in streams]
+    return [(trainer.put(batch | {NEGATIVE: negative}) for batch in s) for s in streams]
 
 
 def _loop(

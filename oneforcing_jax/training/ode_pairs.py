@@ -26,8 +26,8 @@ from oneforcing_jax.data.store import META, NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import causal_ode
 from oneforcing_jax.methods.causal_ode import Ode
-from oneforcing_jax.models import params as parameters
-from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.models.condition import NEGATIVE, Condition
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.setup.ranges import Count
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, results
@@ -66,7 +66,8 @@ def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     """Makes the trajectories that are not there yet."""
     source, ode = Store.open(places.within(workdir, fields.data)), run.view(Config).ode
     negative, (shape, _) = source.negative_text(), source.fields["latents"]
-    kept = {name: source.fields[name] for name in ("latents", "text")}
+    model, mesh = _teacher(run, fields), sharding.make_mesh(run.mesh)
+    kept = {name: source.fields[name] for name in ("latents", *model.takes)}
     trajectory = ((len(ode.kept) + 1, *shape), "float32")
     begin = functools.partial(
         Store.create,
@@ -86,10 +87,9 @@ def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     processes.same(f"missing trajectories of {name!r}", hashlib.sha256(missing).hexdigest()[:16])
     if not len(missing):
         return
-    module, mesh = _teacher(run, fields), sharding.make_mesh(run.mesh)
-    params = sources.load(run, workdir, fields.source, parameters.in_use(module, mesh))
+    params = sources.load(run, workdir, fields.source, model.in_use(mesh))
     rows = sharding.named(mesh, ("batch",))
-    solve = _solver(run, ode, module, negative, rows)
+    solve = _solver(run, ode, model, model.null({NEGATIVE: negative}), rows)
     noise = _noise(run, name, shape)
     held = _held(rows, fields.batch)
     begun, written = time.perf_counter(), 0
@@ -103,12 +103,12 @@ def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
             # The last batch is filled up, so that one program serves all.
             filled = np.resize(chosen, fields.batch)
             clips = {row: source.read(int(filled[row]) % len(source)) for row in held}
-            clean, text = (
-                _placed({row: clip[k] for row, clip in clips.items()}, fields.batch, rows)
-                for k in ("latents", "text")
-            )
-            noises = dict(zip(held, noise(filled[held]), strict=True))
-            solved = solve(params, clean, _placed(noises, fields.batch, rows), text)
+            batch = {
+                k: _placed({row: clip[k] for row, clip in clips.items()}, fields.batch, rows)
+                for k in kept
+            }
+            noises = _placed(dict(zip(held, noise(filled[held]), strict=True)), fields.batch, rows)
+            solved = solve(params, batch["latents"], noises, model.condition(batch))
             for row, found in _written(solved):
                 if row < len(chosen):
                     clip = {k: clips[row][k] for k in kept}
@@ -144,25 +144,25 @@ def _written(batch: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
             yield from zip(_rows(shard.index, len(batch)), np.asarray(shard.data), strict=True)
 
 
-def _teacher(run: Run, fields: Fields) -> WanDiT:
-    module = sources.network(run, fields.source).module
-    if not isinstance(module, WanDiT):
+def _teacher(run: Run, fields: Fields) -> Model:
+    network = sources.network(run, fields.source)
+    if network.backbone:
         raise InputError(
             f"config: expected a transformer as source of ODE pairs, found "
             f"{fields.source!r}; name another network"
         )
-    return module
+    return network.model
 
 
 def _solver(
-    run: Run, ode: Ode, module: WanDiT, negative: np.ndarray, rows: NamedSharding
+    run: Run, ode: Ode, model: Model, null: Condition, rows: NamedSharding
 ) -> Callable[..., jax.Array]:
     sigmas, layout = flow.grid(ode.steps, run.shift), run.layout
 
     @functools.partial(jax.jit, out_shardings=rows)
-    def solve(params: Any, clean: jax.Array, noise: jax.Array, text: jax.Array) -> jax.Array:
+    def solve(params: Any, clean: jax.Array, noise: jax.Array, given: Condition) -> jax.Array:
         return causal_ode.trajectory(
-            module, params, clean, noise, text, jnp.asarray(negative),
+            model, params, clean, noise, given, jax.tree.map(jnp.asarray, null),
             layout, sigmas, ode.kept, ode.guidance,
         )  # fmt: skip
 
@@ -183,18 +183,17 @@ def _noise(run: Run, name: str, shape: tuple[int, ...]) -> Callable[[np.ndarray]
 def prepare(run: Run, name: str, fields: Fields) -> Stage:
     """Checks the stage."""
     run.view(Config)
-    module, mesh = _teacher(run, fields), sharding.make_mesh(run.mesh)
+    model, mesh = _teacher(run, fields), sharding.make_mesh(run.mesh)
     parts = share(fields.share)
     sharding.check("a batch", fields.batch, "batch", mesh)
-    sharding.check("attention heads", module.config.num_heads, "whole_heads", mesh)
+    sharding.check("attention heads", model.config.num_heads, "whole_heads", mesh)
 
     def check(workdir: Path) -> None:
         data = places.within(workdir, fields.data)
         if (data / META).is_file():
-            Store.open(data).check_shapes(methods.sample_fields(run, module.config))
+            Store.open(data).check_shapes(methods.sample_fields(run, model))
         if not (workdir / name / "store").is_dir():
-            like = parameters.in_use(module, mesh)
-            sources.check_made(run, name, workdir, fields.source, like)
+            sources.check_made(run, name, workdir, fields.source, model.in_use(mesh))
 
     work, own = functools.partial(make, run, name, fields), f"stages.{name}"
     unread = (*methods.STEPS, "fps")

@@ -18,6 +18,7 @@ from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.text import pad
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.generation.student import Student
+from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.setup.ranges import Natural
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import places, processes
@@ -78,10 +79,10 @@ class Samples:
                 f"{found} and {len(settings.prompts)} prompts; set stages.{name}.samples.every to 0"
             )
         self._folder, self._fps, self._plan = folder / FOLDER, run.fps, sampled.plan
-        model, mesh = trainer.method.nets[sampled.net].config, trainer.mesh
+        model, mesh = trainer.method.nets[sampled.net].model, trainer.mesh
         try:
             self._codec, text, _ = encoding.load(
-                store, model.text_len, decoder=settings.decoder or None
+                store, model.config.text_len, decoder=settings.decoder or None
             )
         except FileNotFoundError as error:
             raise MissingInput(
@@ -100,8 +101,9 @@ class Samples:
         draws = draw(key, (count, *run.latents.shape), self._plan, 0.0)
         prompts = np.stack(embedded * count)[:count]
         place = sharding.named(mesh, ("batch",))
-        self._draws, self._text = jax.device_put((draws, prompts), place)
-        self._student = Student(model, None, mesh=mesh)
+        given = Condition({"text": prompts})
+        self._draws, self._condition = jax.device_put((draws, given), place)
+        self._student = Student(model, {}, mesh=mesh)
         self._averaged = bool(trainer.averaged)
 
     @property
@@ -140,7 +142,9 @@ class Samples:
     def _video(self, params: Any) -> np.ndarray | None:
         """Videos of all prompts, uint8 [prompts, f, y, x, 3]; all make them, the first process decodes."""
         decode, frames = self._codec.stream(), []
-        for block in self._student.of(params).stream(self._draws, self._text, self._plan):
+        student = self._student.of(params)
+        condition = student.prepare(self._condition)
+        for block in student.stream(self._draws, condition, self._plan):
             whole = multihost_utils.process_allgather(block, tiled=True)
             if processes.is_first():
                 frames.append(np.asarray(decode(jnp.asarray(whole[: self._prompts]))))

@@ -21,9 +21,7 @@ from jax.sharding import PartitionSpec as P
 from oneforcing_jax import sharding
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import AVERAGE, SHARED, Batch, Method, Metrics, Update
-from oneforcing_jax.models import params as parameters
 from oneforcing_jax.models import trees
-from oneforcing_jax.models.params import in_compute_dtype
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.ranges import Decay, Natural
 from oneforcing_jax.system.room import HOST
@@ -127,11 +125,9 @@ class Trainer:
     @functools.cached_property
     def _abstract(self) -> tuple[State, dict[str, Any]]:
         nets = self.method.nets
-        boxed = {name: parameters.shapes(net.module) for name, net in nets.items()}
+        boxed = {name: net.model.shapes for name, net in nets.items()}
         state = sharding.abstract(jax.eval_shape(lambda p: self._boxed(p), boxed), self.mesh)
-        frozen = {
-            name: parameters.in_use(nets[name].module, self.mesh) for name in self.method.frozen
-        }
+        frozen = {name: nets[name].model.in_use(self.mesh) for name in self.method.frozen}
         return state | {"opt": self._at_rest(state["opt"])}, frozen
 
     def _at_rest(self, opt: Any) -> Any:
@@ -152,7 +148,7 @@ class Trainer:
 
     def init_net(self, name: str) -> Any:
         """Random parameters of one network, born sharded."""
-        module = self.method.nets[name].module
+        model = self.method.nets[name].model
         key = randomness.key(self.seed, self.stage, name, "init")
         state, frozen = self.abstract()
         like = (state["params"] | frozen)[name]
@@ -160,7 +156,7 @@ class Trainer:
         def make() -> Any:
             return jax.tree.map(
                 lambda x, kept: x.astype(kept.dtype),
-                sharding.unbox(parameters.init(module, key)),
+                sharding.unbox(model.init(key)),
                 like,
             )
 
@@ -284,7 +280,7 @@ class Trainer:
         def cast(name: str, params: Any, trained: bool = False) -> Any:
             if name == AVERAGE and self.method.sampled:
                 name = self.method.sampled.net
-            return in_compute_dtype(params, self.method.nets[name].config, trained)
+            return self.method.nets[name].model.in_compute_dtype(params, trained)
 
         others = {name: cast(name, other) for name, other in nets.items()}
 

@@ -16,6 +16,7 @@ from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.generation.student import Student
+from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.setup.ranges import Natural
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, leaves, results
@@ -72,10 +73,10 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     if fields.teacher:
         videos["teacher"] = gallery.teacher(fields.teacher)
         score("teacher", gallery.captions)
-    config = sources.network(run, _plain(fields.students[-1][1])).config
-    student = Student(config, None)
+    model = sources.network(run, _plain(fields.students[-1][1])).model
+    student = Student(model, {})
     # What it sees of a longer video is no longer than what it was trained on.
-    long = Student(config, None, Window(run.latents.frames))
+    long = Student(model, {}, Window(run.latents.frames))
     for row, source in tqdm(fields.students, desc=name, unit="student", disable=not mine):
         average = source.startswith(AVERAGE)
         student = student.of(load(run, workdir, source.removeprefix(AVERAGE), average))
@@ -120,7 +121,9 @@ def _stream(
         with VideoWriter(
             path, worlds.FPS, crf=worlds.CRF, full_chroma=True, origin=origin
         ) as writer:
-            for block in student.stream(draws, jnp.asarray(gallery.text[i : i + 1]), gallery.plan):
+            text = jnp.asarray(gallery.text[i : i + 1])
+            condition = student.prepare(Condition({"text": text}))
+            for block in student.stream(draws, condition, gallery.plan):
                 writer.write(gallery.decode(block)[0])
 
 
