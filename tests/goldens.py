@@ -16,7 +16,8 @@ import pytest
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.models import critic, wan
-from oneforcing_jax.models import params as parameters
+from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.sharding import unbox
 
 FOLDER = Path(__file__).parent / "golden"
@@ -44,13 +45,13 @@ class Golden:
         tensors = {k: v for k, v in self.weights(prefix).items() if k.startswith("model.")}
         key_map = keys_wan.transformer(config.num_layers, "model.")
         return config, jax.tree.map(
-            jnp.asarray, keys.load(key_map, tensors, abstract(wan.WanDiT(config)))
+            jnp.asarray, keys.load(key_map, tensors, abstract(wan.model(config)))
         )
 
-    def critic(self, name: str, prefix: str) -> tuple[critic.Critic, Any]:
+    def critic(self, name: str, prefix: str) -> tuple[Model, Any]:
         """The critic and its parameters."""
         head = critic.HeadConfig(tuple(self.config["gan"]["layers"]), self.config["gan"]["ffn"])
-        net = critic.Critic(wan_config(self.config[name]), head)
+        net = critic.model(wan_config(self.config[name]), head)
         key_map = keys_wan.critic(net.config.num_layers, len(head.layers))
         return net, jax.tree.map(
             jnp.asarray, keys.load(key_map, self.weights(prefix), abstract(net))
@@ -82,10 +83,15 @@ def wan_config(config: dict[str, Any]) -> wan.WanConfig:
     return wan.WanConfig(**{name: config[name] for name in names})
 
 
+def prompted(text: Any) -> Condition:
+    """The condition of embeddings [b, s, d]."""
+    return Condition({"text": text})
+
+
 @functools.lru_cache(maxsize=64)
-def abstract(net: Any) -> Any:
+def abstract(net: Model) -> Any:
     """Shapes of a network's parameters."""
-    return unbox(parameters.shapes(net))
+    return unbox(net.shapes)
 
 
 def error(found: Any, expected: Any) -> float:
@@ -135,4 +141,4 @@ def transformer_of_diffusers(config, noise):
     state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     key_map = keys_wan.diffusers(config.num_layers)
     assert set(key_map) == set(state)
-    return theirs, keys.load(key_map, state, abstract(wan.WanDiT(config)))
+    return theirs, keys.load(key_map, state, abstract(wan.model(config)))

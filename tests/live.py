@@ -33,7 +33,7 @@ OPTIONS = ["--dtype=float32", "--frames=6", "--size=24x32", "--fps=16", "--windo
 
 def make_weights(folder, random_params):
     """A converted model with its encoders in one folder."""
-    params = jax.tree.map(np.asarray, random_params(wan.WanDiT(CONFIG)))
+    params = jax.tree.map(np.asarray, random_params(wan.model(CONFIG)))
     to_orbax.save_item(folder / "0" / "params_generator", params)
     (folder / "model.json").write_text(
         json.dumps({"nets": {"params_generator": sizes.describe(CONFIG)}})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_steps
-from goldens import error
+from goldens import error, prompted
 from jax.flatten_util import ravel_pytree
 from test_steps import make_trainer, needs_eight
 
@@ -28,8 +28,10 @@ from oneforcing_jax.methods import (
     own_rollout,
 )
 from oneforcing_jax.methods.distillation import Distillation, Settings
-from oneforcing_jax.models.critic import Critic, HeadConfig
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models import critic as critics
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.critic import HeadConfig
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
 
@@ -61,9 +63,9 @@ def test_consistency_is_equation_1():
 def toy(sigmas_of_rows=(), **settings):
     """A tiny distillation of two blocks, a batch for it, and parameters of its networks."""
     made = Distillation(
-        WanDiT(CONFIG),
-        WanDiT(CONFIG),
-        Critic(CONFIG, HeadConfig((0,), 16)),
+        wan.model(CONFIG),
+        wan.model(CONFIG),
+        critics.model(CONFIG, HeadConfig((0,), 16)),
         make_plan(2, 1, [1000], SHIFT),
         Settings(context_sigma=0.1, **settings),
         SHIFT,
@@ -85,7 +87,9 @@ def test_self_distillation_takes_longer_clips_for_real(random_params):
     assert draws.real.start is draws.rollout.start
 
     def clip(noise, plan):
-        return sequential(m.student(generator), noise, batch["text"], plan, 0, "stop")
+        return sequential(
+            m.student(generator), noise, m.generator.condition(batch), plan, 0, "stop"
+        )
 
     def written(critic):
         fake, real = clip(draws.rollout, m.plan), clip(draws.real, m.longer)
@@ -94,7 +98,7 @@ def test_self_distillation_takes_longer_clips_for_real(random_params):
         level, noise = sigmas[:, None, None, None, None], jnp.concatenate(noises)
         noisy = (1 - level) * jnp.concatenate([fake, fake, real]) + level * noise
         text = jnp.tile(batch["text"], (3, 1, 1))
-        out = m.critic.apply({"params": critic}, noisy, sigmas, text)
+        out = m.critic.apply(critic, noisy, sigmas, prompted(text))
         gap = out.logit[2:4] - out.logit[4:]
         denoising = jnp.square(out.flow[:2] - (draws.denoise_noise - fake)).mean()
         return denoising + 2 * jnp.log1p(jnp.exp(gap)).mean()
@@ -124,7 +128,7 @@ def test_forward_kl_is_equation_10(random_params):
     def written(params):
         x, level = batch["trajectory"][:, 1], jnp.ones((2, 2))
         v = flow_matching.teacher_forced(
-            m.generator, params, batch["latents"], x, level, batch["text"], (1, 1)
+            m.generator, params, batch["latents"], x, level, m.generator.condition(batch), (1, 1)
         )
         return 3 * jnp.square(x - v - batch["trajectory"][:, -1]).mean()
 
@@ -196,8 +200,8 @@ METHODS = {
 def method(name):
     """A method at the tiniest size."""
     if name == "consistency":
-        net = Network(WanDiT(CONFIG))
-        update = causal_consistency.distillation(net.module, (1, 1), flow.grid(4, SHIFT), 2.0)
+        net = Network(wan.model(CONFIG))
+        update = causal_consistency.distillation(net.model, (1, 1), flow.grid(4, SHIFT), 2.0)
         sampled = Sampled("model", make_plan(2, 1, [1000], SHIFT))
         return Method({"model": net, "teacher": net}, (update,), sampled)
     m, _ = toy((0.5, 1.0), generator_every=1, **METHODS[name])

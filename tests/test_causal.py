@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import ROUNDED, Golden, allowed, error, in_bfloat16
+from goldens import ROUNDED, Golden, allowed, error, in_bfloat16, prompted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
@@ -31,17 +31,16 @@ from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
 from oneforcing_jax.generation import student as students
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import attention, rope, wan
-from oneforcing_jax.models import params as parameters
+from oneforcing_jax.models.model import unstacked
 
 CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
-NET = wan.WanDiT(CONFIG)
+NET = wan.model(CONFIG)
 ROWS, COLUMNS = 4, 2
 TOKENS = CONFIG.frame_tokens(ROWS, COLUMNS)
 
 
 def student(params, window=Window(), context_sigma=0.0, config=CONFIG):
-    apply = functools.partial(wan.WanDiT(config).apply, {"params": params})
-    return Generator(apply, config, window, context_sigma)
+    return Generator(wan.model(config), params, window, context_sigma)
 
 
 def normal(seed, *shape):
@@ -49,7 +48,7 @@ def normal(seed, *shape):
 
 
 def prompt(batch):
-    return normal(1, batch, CONFIG.text_len, CONFIG.text_dim)
+    return prompted(normal(1, batch, CONFIG.text_len, CONFIG.text_dim))
 
 
 def draws(batch, plan, context=False):
@@ -69,7 +68,7 @@ def draws(batch, plan, context=False):
 def block_forward(params, cache, text, x, sigma, start, window):
     size, limit = x.shape[1], cache.k.shape[2]
     out = NET.apply(
-        {"params": params},
+        params,
         x,
         jnp.broadcast_to(sigma, x.shape[:2]),
         text,
@@ -84,7 +83,7 @@ def block_forward(params, cache, text, x, sigma, start, window):
 def clip_forward(params, text, x, sigma, layout, window):
     groups = structures.block_causal(layout, window.size, window.sink)
     attend = structures.structured(groups)
-    return NET.apply({"params": params}, x, sigma, text, attend=attend).flow
+    return NET.apply(params, x, sigma, text, attend=attend).flow
 
 
 def assert_cached_is_block_causal(params, layout, window, batch=1):
@@ -299,7 +298,8 @@ def test_rollout_and_stream_are_block_by_block(name, random_params):
         # At level 0 the context is what a stream sees, which has no noise for it.
         found = generated(params, noise, text, plan, window, 0.0)
     noise = noise._replace(context=None)
-    parts = list(Student(CONFIG, params, window).stream(noise, text, plan))
+    streamed = Student(NET, params, window)
+    parts = list(streamed.stream(noise, streamed.prepare(text), plan))
     assert [part.shape[1] for part in parts] == [block.frames for block in plan]
     assert error(np.concatenate(parts, 1), found.latents) < 1e-5
 
@@ -318,7 +318,8 @@ def test_a_window_that_rolls_in_place_is_block_by_block(plan, window, random_par
     """As it is served, with layers and caches apart, far past the window."""
     params, text, noise = random_params(NET), prompt(1), draws(1, plan)
     expected = plain(params, noise, text, plan, window, 0.0)
-    served = Student(CONFIG, parameters.unstacked(params), window)
+    served = Student(NET, unstacked(params), window)
+    text = served.prepare(text)
     found = served.clip(noise, text, plan)
     assert error(found, expected) < 1e-5
     # The first frame counts while it is seen, and no longer.
@@ -466,7 +467,7 @@ def test_recorded_generation(name):
     golden = Golden(name)
     config, params = golden.model()
     plan, given = recorded_plan(golden), golden.inputs.get("initial_latent")
-    noise, text = recorded_draws(golden, plan), golden.inputs["prompt_embeds"]
+    noise, text = recorded_draws(golden, plan), prompted(golden.inputs["prompt_embeds"])
     found = clip(params, config, noise, text, plan, given).latents
     if given is not None:
         found = jnp.concatenate([given, found], 1)
@@ -503,7 +504,7 @@ def test_recorded_rollout(name, rounded):
     tolerance = ROUNDED if rounded else allowed(2e-4)
     size, rolling = c["num_frame_per_block"], c["local_attn_size"] > 0
     window = Window(c["local_attn_size"], c["sink_size"]) if rolling else Window()
-    noise, text = golden.inputs["noise"], golden.inputs["prompt_embeds"]
+    noise, text = golden.inputs["noise"], prompted(golden.inputs["prompt_embeds"])
     total = noise.shape[1]
     plan = make_plan(total, size, [1000], c["timestep_shift"])
     found = clip(params, config, ClipDraws(noise), text, plan, window=window)
@@ -605,7 +606,7 @@ def test_layers_apart_stream_the_same(window, kernel, random_params, monkeypatch
     monkeypatch.setattr(students, "_empty", kv.init)
     params, text = random_params(NET), prompt(1)
     plan = make_plan(8, 1, [1000], 5.0, first_block_steps=[1000, 500])
-    stacked = Student(CONFIG, params, window).clip(draws(1, plan), text, plan)
-    apart = Student(CONFIG, parameters.unstacked(params), window).clip(draws(1, plan), text, plan)
+    both = Student(NET, params, window), Student(NET, unstacked(params), window)
+    stacked, apart = (s.clip(draws(1, plan), s.prepare(text), plan) for s in both)
     assert error(apart, stacked) < 1e-6
     assert error(stacked[:, 7:], stacked[:, 6:7]) > 1e-2

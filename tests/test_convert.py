@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from goldens import FOLDER, dump, error
+from goldens import FOLDER, dump, error, prompted
 from safetensors.numpy import load_file, save_file
 
 from oneforcing_jax.convert import keys, sizes, to_torch, torch_io
@@ -26,10 +26,11 @@ from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.data import converted
+from oneforcing_jax.models import wan
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.models.wan import SIZES, TINY, WanDiT
+from oneforcing_jax.models.wan import SIZES, TINY
 from oneforcing_jax.system import checkpoint
 
 torch = pytest.importorskip("torch")
@@ -365,7 +366,7 @@ def test_export_equals_diffusers(tmp_path: Path) -> None:
         ).sample.movedim(2, 1)
     params = load(tmp_path / "out/transformer", "model", sizes.abstract(TINY), "float32")
     with jax.default_matmul_precision("highest"):
-        output: Any = WanDiT(TINY).apply({"params": params}, latents, jnp.array([0.5]), text)
+        output: Any = wan.model(TINY).apply(params, latents, jnp.array([0.5]), prompted(text))
     assert error(output.flow, expected.numpy()) < 2e-5
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens import prompted
 
 from oneforcing_jax import flow, methods
 from oneforcing_jax.evaluation import curvature
@@ -59,10 +60,10 @@ def test_shares_ratios_and_intervals():
 
 def test_states_of_a_sampler_end_where_it_ends(random_params):
     config = wan.WanConfig(16, 16, 2, 1, in_dim=2, out_dim=2, text_dim=8, text_len=8, freq_dim=8)
-    net = wan.WanDiT(config)
+    net = wan.model(config)
     noise, text = jnp.asarray(normal(0, 1, 2, 2, 4, 4)), jnp.asarray(normal(1, 1, 8, 8))
     table = samplers.unipc(samplers.wan_grid(4, 3.0))
-    given = (net, random_params(net), noise, text, jnp.zeros((8, 8)), table)
+    given = (net, random_params(net), noise, prompted(text), prompted(jnp.zeros((8, 8))), table)
     end, way = (samplers.sample(*given, guidance=2.0, states=s) for s in (False, True))
     assert way.shape == (1, 5, 2, 2, 4, 4)
     np.testing.assert_array_equal(way[:, 0], given[2])
@@ -75,7 +76,7 @@ def trained(folder, random_params, causal):
     run = Run.of(config)
     method = methods.make("teacher", run)
     tiny.write_noise(folder / "noise", method.fields, 4)
-    net = method.nets["model"].module
+    net = method.nets["model"].model
     with checkpoint.manager(folder / "teacher" / checkpoint.FOLDER) as manager:
         checkpoint.save(manager, 1, {"params": {"model": random_params(net)}})
     (folder / "teacher" / checkpoint.CONFIG).write_text(run.text)

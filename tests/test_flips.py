@@ -31,7 +31,7 @@ def stage(tmp_path_factory, random_params):
     """The folder of a stage as training leaves it, with two checkpoints of its student."""
     run = Run.of(configs.load(NOISE))
     folder = tmp_path_factory.mktemp("run") / STAGE
-    params = random_params(methods.make(STAGE, run).nets["generator"].module)
+    params = random_params(methods.make(STAGE, run).nets["generator"].model)
     with checkpoint.manager(folder / checkpoint.FOLDER) as manager:
         checkpoint.claim(manager, {"seed": run.seed})
         for step in (1, 2):

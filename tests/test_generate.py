@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import Golden, error
+from goldens import Golden, error, prompted
 from PIL import Image
 
 from oneforcing_jax import flow, generate, methods
@@ -50,14 +50,14 @@ def normal(seed, *shape):
 
 
 def prompt(seed=1, batch=1):
-    return jnp.asarray(normal(seed, batch, CONFIG.text_len, CONFIG.text_dim))
+    return prompted(jnp.asarray(normal(seed, batch, CONFIG.text_len, CONFIG.text_dim)))
 
 
 @pytest.fixture(scope="module")
 def student(random_params):
     """One with a window of four frames, one of them the first; its programs serve many tests."""
-    params = jax.tree.map(jnp.asarray, random_params(wan.WanDiT(CONFIG)))
-    return Student(CONFIG, params, Window(4, 1))
+    params = jax.tree.map(jnp.asarray, random_params(wan.model(CONFIG)))
+    return Student(wan.model(CONFIG), params, Window(4, 1))
 
 
 # Noise.
@@ -94,7 +94,7 @@ def live_bytes():
 
 def test_long_stream_in_constant_memory(student):
     """200 frames; the first 12 again in one pass with the window as an attention structure."""
-    noise, text = seeded(sample_keys([3], [0]), SHAPE), prompt()
+    noise, text = seeded(sample_keys([3], [0]), SHAPE), student.prepare(prompt())
     frames, held, programs = [], {}, student._step._cache_size()
     for number, x in enumerate(student.stream(noise, text, 200 * ONE_STEP)):
         frames.append(np.array(x))  # a copy: a view would keep the device's array alive
@@ -115,8 +115,8 @@ def test_long_stream_in_constant_memory(student):
     @jax.jit
     def again(params, pair, sigma, text):
         numbers, attend = jnp.tile(jnp.arange(count), 2), structures.structured(groups)
-        net = wan.WanDiT(CONFIG)
-        return net.apply({"params": params}, pair, sigma, text, frames=numbers, attend=attend).flow
+        net = wan.model(CONFIG)
+        return net.apply(params, pair, sigma, text, frames=numbers, attend=attend).flow
 
     v = again(student.params, pair, sigma, text)[:, count:]
     assert error(flow.x0_from_flow(start, v, 1.0), clip[:, :count]) < 1e-5
@@ -126,7 +126,7 @@ def test_long_stream_in_constant_memory(student):
 
 def test_continuation_is_the_rest(student):
     """A video that continues the first frames of another, of the same seed, is the rest of it."""
-    noise, text = seeded(sample_keys([3], [0]), SHAPE), prompt()
+    noise, text = seeded(sample_keys([3], [0]), SHAPE), student.prepare(prompt())
     whole = student.clip(noise, text, 9 * ONE_STEP)
     rest = list(student.stream(noise, text, 4 * ONE_STEP, given=whole[:, :5]))
     assert error(np.concatenate(rest, 1), whole[:, 5:]) < 1e-5
@@ -136,27 +136,30 @@ def test_continuation_is_the_rest(student):
 
 def test_a_batch_of_two_is_two_batches_of_one(student):
     """Samples do not see each other, past the window, too."""
-    text, plan = jnp.concatenate([prompt(1), prompt(2)]), 7 * ONE_STEP
-    both = student.clip(seeded(sample_keys([3, 5], [0, 1]), SHAPE), text, plan)
+    texts = prompt(1), prompt(2)
+    text, plan = jax.tree.map(lambda *x: jnp.concatenate(x), *texts), 7 * ONE_STEP
+    both = student.clip(seeded(sample_keys([3, 5], [0, 1]), SHAPE), student.prepare(text), plan)
     for i, (seed, number) in enumerate([(3, 0), (5, 1)]):
-        alone = student.clip(seeded(sample_keys([seed], [number]), SHAPE), text[i : i + 1], plan)
+        one = student.prepare(texts[i])
+        alone = student.clip(seeded(sample_keys([seed], [number]), SHAPE), one, plan)
         assert error(both[i : i + 1], alone) < 1e-5
     assert error(both[:1], both[1:]) > 1e-2
 
 
 def test_prompts_change_between_blocks(student):
     """Against plain passes: a block and the context that it leaves are made with one prompt."""
-    noise, (one, two) = seeded(sample_keys([3], [0]), SHAPE), (prompt(1), prompt(2))
+    noise, (one, two) = (
+        seeded(sample_keys([3], [0]), SHAPE),
+        (student.prepare(prompt(seed)) for seed in (1, 2)),
+    )
     text = lambda frame: one if frame < 3 else two  # noqa: E731
 
     @jax.jit
     def forward(params, cache, text, x, sigma, start):
         attend = kv.cached((1,), start, Window(4, 1), cache.k.shape[2])
         numbers, level = start + jnp.arange(1), jnp.full((1, 1), sigma)
-        net = wan.WanDiT(CONFIG)
-        out = net.apply(
-            {"params": params}, x, level, text, frames=numbers, attend=attend, memory=cache
-        )
+        net = wan.model(CONFIG)
+        out = net.apply(params, x, level, text, frames=numbers, attend=attend, memory=cache)
         return out.flow, kv.write(cache, out.new, start, Window(4, 1))
 
     cache, expected = kv.init(CONFIG, 1, 4, TOKENS), []
@@ -175,7 +178,10 @@ def test_prompts_change_between_blocks(student):
 @pytest.mark.parametrize(("window", "seen"), [(Window(4, 1), [0, 4, 5]), (Window(), range(6))])
 def test_context_passes_anew_under_a_new_prompt(window, seen, student):
     """After a switch the video is one that continues the frames that are seen, under the new prompt."""
-    noise, (one, two) = seeded(sample_keys([3], [0]), SHAPE), (prompt(1), prompt(2))
+    noise, (one, two) = (
+        seeded(sample_keys([3], [0]), SHAPE),
+        (student.prepare(prompt(seed)) for seed in (1, 2)),
+    )
     text = lambda frame: one if frame < 6 else two  # noqa: E731
     plan = 9 * ONE_STEP
     found = list(student.stream(noise, text, plan, recompute=True, window=window))
@@ -190,7 +196,10 @@ def test_context_passes_anew_under_a_new_prompt(window, seen, student):
 
 
 def test_a_block_that_sees_itself_alone_has_no_context(student):
-    noise, (one, two) = seeded(sample_keys([3], [0]), SHAPE), (prompt(1), prompt(2))
+    noise, (one, two) = (
+        seeded(sample_keys([3], [0]), SHAPE),
+        (student.prepare(prompt(seed)) for seed in (1, 2)),
+    )
     text = lambda frame: one if frame < 2 else two  # noqa: E731
     made = [
         np.concatenate(
@@ -202,7 +211,9 @@ def test_a_block_that_sees_itself_alone_has_no_context(student):
 
 
 def test_stream_stops_at_any_time(student):
-    blocks = student.stream(seeded(sample_keys([3], [0]), SHAPE), prompt(), 10**5 * ONE_STEP)
+    blocks = student.stream(
+        seeded(sample_keys([3], [0]), SHAPE), student.prepare(prompt()), 10**5 * ONE_STEP
+    )
     first = [next(blocks) for _ in range(2)]
     blocks.close()
     assert all(x.shape == (1, 1, *SHAPE) for x in first)
@@ -249,9 +260,9 @@ def test_latents_that_are_not_finite_do_not_leave():
 def test_refusals_of_a_stream(student):
     noise = ClipDraws(normal(0, 1, 2, *SHAPE), normal(0, 1, 2, *SHAPE))
     with pytest.raises(ValueError, match="without context noise, which training alone has"):
-        student.clip(noise, prompt(), 2 * ONE_STEP)
+        student.clip(noise, student.prepare(prompt()), 2 * ONE_STEP)
     with pytest.raises(ValueError, match="at most size - sink = 3 frames, found a block of 4"):
-        student.clip(noise._replace(context=None), prompt(), (Block(4, (1.0,)),))
+        student.clip(noise._replace(context=None), student.prepare(prompt()), (Block(4, (1.0,)),))
 
 
 # Weights and encoders on disk.
@@ -330,7 +341,7 @@ def test_recorded_videos(name, weights, encoders):
     noise, renoise = recorded_noise(golden, len(steps))
     more = jnp.asarray(renoise) if len(steps) > 1 else None
     draws = recorded(ClipDraws(jnp.asarray(noise), None, more), 0 if given is None else 1)
-    text, frames = golden.inputs["prompt_embeds"], []
+    text, frames = model.maker.prepare(prompted(golden.inputs["prompt_embeds"])), []
     latents = []
     for block, shown in model.videos(draws, text, settings, given):
         latents.append(block)
@@ -461,8 +472,10 @@ def test_teacher_by_the_command_line(command, encoders, tmp_path):
     text, negative = pad_embeddings(words, encoder.length)[:, None]
     noise = seeded(sample_keys([2], [0]), (4, 6, 8))(0, Block(6, (1.0,))).start
     sampler = samplers.unipc(samplers.wan_grid(3, 5.0))
-    net = wan.WanDiT(config)
-    expected = samplers.sample(net, params, noise, text, negative[0], sampler, guidance=2.0)
+    net = wan.model(config)
+    expected = samplers.sample(
+        net, params, noise, prompted(text), prompted(negative[0]), sampler, guidance=2.0
+    )
     assert error(np.load(out / "a red square-0.npy"), expected[0]) < 1e-5
     assert len(read_video(out / "a red square-0.mp4")[0]) == 6
 
@@ -786,7 +799,7 @@ def test_stages_of_a_run(tmp_path, random_params, encoders):
     sizes_of = [f"--config.generator.{f}={n}" for f, n in [("dim", 24), ("num_heads", 2)]]
     config = configs.load(ROOT / "configs" / "toy.py", sizes_of)
     (tmp_path / "config.json").write_text(config.to_json())
-    net = methods.make("one_forcing", Run.of(config)).nets["generator"].module
+    net = methods.make("one_forcing", Run.of(config)).nets["generator"].model
     params = random_params(net)
     for stage, nets in (("one_forcing", ("params", "ema")), ("ode", ("params",))):
         name = "generator" if stage == "one_forcing" else "model"

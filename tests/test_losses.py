@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from goldens import prompted
 
 from oneforcing_jax.losses import dmd, gan
-from oneforcing_jax.models.critic import Critic, HeadConfig
+from oneforcing_jax.models import critic as critics
+from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.training import alarms
 
@@ -47,13 +49,13 @@ def test_penalties_are_those_of_a_quadratic():
 def test_the_penalty_of_the_critic_is_its_slope(random_params):
     """By automatic differentiation: along the noise, half the squared slope of the head's logit."""
     config = WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
-    critic, rng = Critic(config, HeadConfig((1,), 16)), np.random.default_rng(0)
+    critic, rng = critics.model(config, HeadConfig((1,), 16)), np.random.default_rng(0)
     params = random_params(critic)
     x, noise = jnp.asarray(rng.normal(size=(2, 2, 3, 2, 4, 2)), jnp.float32)
     text = jnp.asarray(rng.normal(size=(2, 4, 8)), jnp.float32)
 
     def logit(x):
-        return critic.apply({"params": params}, x, jnp.full(2, 0.5), text, want_flow=False).logit
+        return critic.apply(params, x, jnp.full(2, 0.5), prompted(text), want_flow=False).logit
 
     def both(x, step):
         values, slopes = jax.jvp(logit, (x,), (noise,))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from oneforcing_jax.causal import flops, structures
 from oneforcing_jax.methods import Definition, Method, Network, Sampled, Update, Work, sample_fields
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Config:
 
 def make(config, run):
     """Clips from noise at one level, block-causally."""
-    model, level = WanDiT(config.student), config.regression.level
+    model, level = wan.model(config.student), config.regression.level
     attend = structures.structured(structures.block_causal(run.layout))
 
     def draw(key, batch):
@@ -46,7 +46,7 @@ def make(config, run):
 
     def loss(params, nets, batch, noise):
         sigma = jnp.full(noise.shape[:2], level)
-        out = model.apply({"params": params}, noise, sigma, batch["text"], attend=attend)
+        out = model.apply(params, noise, sigma, model.condition(batch), attend=attend)
         value = jnp.square(noise - level * out.flow - batch["latents"]).mean()
         return value, {"loss": value}
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import ROUNDED, Golden, error, in_bfloat16
+from goldens import ROUNDED, Golden, error, in_bfloat16, prompted
 
 from oneforcing_jax import flow
 from oneforcing_jax.causal import structures
@@ -42,16 +42,16 @@ def test_rotary_angles_of_a_stream_of_days():
 def test_bidirectional():
     golden = Golden("wan_bidirectional")
     net, params = golden.critic("model", "")
-    latents, text = golden.inputs["latent"], golden.inputs["prompt_embeds"]
+    latents, text = golden.inputs["latent"], prompted(golden.inputs["prompt_embeds"])
     sigma = golden.inputs["timestep"][:, 0] / 1000
-    scores = jax.jit(net.apply)({"params": params}, latents, sigma, text)
+    scores = jax.jit(net.apply)(params, latents, sigma, text)
     assert error(scores.flow, golden.outputs["flow"]) < TOLERANCE
     recorded = flow.x0_from_flow(latents, scores.flow, nearest_in_table(sigma))
     assert error(recorded, golden.outputs["x0"]) < TOLERANCE
     assert error(scores.logit, golden.outputs["logit"][:, 0]) < TOLERANCE
 
     def loss(latents):
-        logit = net.apply({"params": params}, latents, sigma, text, want_flow=False).logit
+        logit = net.apply(params, latents, sigma, text, want_flow=False).logit
         return jax.nn.softplus(-logit).mean()
 
     gradient = jax.jit(jax.grad(loss))(latents)
@@ -62,15 +62,15 @@ def test_bidirectional():
 def test_every_layer():
     golden = Golden("wan_bidirectional")
     config, params = golden.model()
-    latents, text = golden.inputs["latent"], golden.inputs["prompt_embeds"]
+    latents, text = golden.inputs["latent"], prompted(golden.inputs["prompt_embeds"])
     sigma = golden.inputs["timestep"][:, 0] / 1000
 
     def tap(index, tokens, state):
         return state.at[index].set(attention.flat(tokens))
 
     empty = jnp.zeros((config.num_layers, *golden.outputs["block0"].shape))
-    forward = functools.partial(wan.WanDiT(config).apply, tap=tap)
-    tapped = jax.jit(forward)({"params": params}, latents, sigma, text, tapped=empty).tapped
+    forward = functools.partial(wan.model(config).apply, tap=tap)
+    tapped = jax.jit(forward)(params, latents, sigma, text, tapped=empty).tapped
     for i in range(config.num_layers):
         assert error(tapped[i], golden.outputs[f"block{i}"]) < TOLERANCE
 
@@ -84,8 +84,9 @@ def test_causal_clip(name, rounded):
     golden = Golden(name)
     config, params = in_bfloat16(*golden.model()) if rounded else golden.model()
     tolerance = ROUNDED if rounded else TOLERANCE
-    apply = functools.partial(wan.WanDiT(config).apply, {"params": params})
+    apply = functools.partial(wan.model(config).apply, params)
     noisy, clean, text = (golden.inputs[k] for k in ("noise", "clean", "prompt_embeds"))
+    text = prompted(text)
     sigma = golden.inputs["timestep"] / 1000
     frames, size = noisy.shape[1], golden.config["num_frame_per_block"]
     layout = (size,) * (frames // size)

@@ -21,7 +21,7 @@ from oneforcing_jax.methods.distillation import (
     Penalty,
     Settings,
 )
-from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.models import wan
 
 TOLERANCE = 5e-3
 MULTISTEP = ("_multistep", "_multistep_chunkwise")
@@ -49,8 +49,8 @@ def method(golden, **changes):
         **penalties,
     )
     made = Distillation(
-        WanDiT(generator),
-        WanDiT(teacher),
+        wan.model(generator),
+        wan.model(teacher),
         critic,
         make_plan(
             c["num_frames"],
@@ -160,7 +160,7 @@ def test_generator_update(name, monkeypatch):
     def block_by_block(params, slope):
         def latents(params):
             g = m.student(params)
-            return sequential(g, noise, batch["text"], m.plan, m.first, mode)
+            return sequential(g, noise, m.generator.condition(batch), m.plan, m.first, mode)
 
         again, pull = jax.vjp(latents, params)
         return again, pull(slope)[0]

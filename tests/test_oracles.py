@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from goldens import FOLDER, abstract, dump, error, transformer_of_diffusers
+from goldens import FOLDER, abstract, dump, error, prompted, transformer_of_diffusers
 
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
@@ -20,14 +20,14 @@ CONFIG = wan.WanConfig(48, 80, 4, 3, in_dim=4, out_dim=6, text_dim=20, text_len=
 
 def test_transformer_of_diffusers():
     torch = pytest.importorskip("torch")
-    c, net = CONFIG, wan.WanDiT(CONFIG)
+    c, net = CONFIG, wan.model(CONFIG)
     theirs, params = transformer_of_diffusers(c, 0.1)
 
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(2, 3, c.in_dim, 6, 8)).astype(np.float32)
     text = rng.normal(size=(2, c.text_len, c.text_dim)).astype(np.float32)
     sigma = np.array([0.25, 0.96], np.float32)
-    found = jax.jit(net.apply)({"params": params}, latents, sigma, text).flow
+    found = jax.jit(net.apply)(params, latents, sigma, prompted(text)).flow
     with torch.no_grad():
         expected = theirs(
             torch.from_numpy(latents).transpose(1, 2),
@@ -96,9 +96,9 @@ def test_unknown_optimiser_is_refused():
 
 PUBLISHED = json.loads((FOLDER / "checkpoint_keys.json").read_text())
 NETS = {
-    "wan2.1_t2v_1.3b": wan.WanDiT(wan.WAN_1_3B),
-    "wan2.1_t2v_14b": wan.WanDiT(wan.WAN_14B),
-    "one_forcing_critic_framewise": critic.Critic(wan.WAN_1_3B, critic.HeadConfig()),
+    "wan2.1_t2v_1.3b": wan.model(wan.WAN_1_3B),
+    "wan2.1_t2v_14b": wan.model(wan.WAN_14B),
+    "one_forcing_critic_framewise": critic.model(wan.WAN_1_3B, critic.HeadConfig()),
 }
 COUNTS = PUBLISHED["params"]
 EXPECTED = (COUNTS["wan_1_3b"], COUNTS["wan_14b"], COUNTS["wan_1_3b"] + COUNTS["adversarial_head"])
@@ -134,7 +134,7 @@ def test_published_checkpoints_fit(name, count):
 
 
 def test_misfits_are_listed():
-    net = wan.WanDiT(CONFIG)
+    net = wan.model(CONFIG)
     key_map, tree = keys_wan.transformer(CONFIG.num_layers), abstract(net)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
     tensors = {}

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from goldens import error
+from goldens import error, prompted
 
 from oneforcing_jax import sharding
 from oneforcing_jax.methods import Method, Network, Sampled, Update
-from oneforcing_jax.models import layers, trees
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models import layers, trees, wan
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.training import randomness
 from oneforcing_jax.training.optim import Optimiser
 from oneforcing_jax.training.steps import Ema, Trainer
@@ -30,7 +30,7 @@ def trainer(*masks):
         return value, {"loss": value}
 
     updates = tuple(Update("model", 1, lambda key, batch: (), loss, trains=mask) for mask in masks)
-    method = Method({"model": Network(WanDiT(CONFIG))}, updates, Sampled("model", None))
+    method = Method({"model": Network(wan.model(CONFIG))}, updates, Sampled("model", None))
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     rule = Optimiser(learning_rate=0.1, clip=1e9)
     return Trainer(method, {"model": rule}, Ema(0.5), mesh, seed=0, stage="s", batch=8)
@@ -41,7 +41,7 @@ def test_an_update_trains_its_part_alone(random_params, microbatch):
     made = trainer(in_ffn)
     object.__setattr__(made, "microbatch", microbatch)
     with jax.set_mesh(made.mesh):
-        state = made.init_state({"model": random_params(WanDiT(CONFIG))})
+        state = made.init_state({"model": random_params(wan.model(CONFIG))})
         before = jax.tree.map(np.asarray, state["params"]["model"])
         batch = made.put({"latents": np.ones((8, 1), np.float32)})
         state, metrics = made.steps()[0](state, {}, batch, np.int32(0))
@@ -83,7 +83,8 @@ def eight_bits(x, leaves, axes):
 def inputs():
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(1, 2, 2, 4, 4)).astype(np.float32)
-    return latents, np.full((1, 2), 0.5, np.float32), rng.normal(size=(1, 4, 8)).astype(np.float32)
+    text = rng.normal(size=(1, 4, 8)).astype(np.float32)
+    return latents, np.full((1, 2), 0.5, np.float32), prompted(text)
 
 
 def with_query(params, **changes):
@@ -96,7 +97,7 @@ def with_query(params, **changes):
 @pytest.mark.parametrize("product", [low_rank, eight_bits])
 def test_products_are_handed_in(random_params, product):
     """Adapters beside a kernel add to it; a quantised kernel is multiplied as it lies."""
-    params = random_params(WanDiT(CONFIG))
+    params = random_params(wan.model(CONFIG))
     kernel = params["blocks"]["self_attn"]["q"]["kernel"]
     rng = np.random.default_rng(1)
     if product is low_rank:
@@ -106,8 +107,8 @@ def test_products_are_handed_in(random_params, product):
         scale = np.abs(kernel).max(1, keepdims=True) / 127
         whole = np.round(kernel / scale).astype(np.int8)
         changed, equal = with_query(params, kernel=whole, scale=scale), whole * scale
-    apply = jax.jit(lambda p, *x: WanDiT(CONFIG, product).apply({"params": p}, *x).flow)
-    plain = jax.jit(lambda p, *x: WanDiT(CONFIG).apply({"params": p}, *x).flow)
+    apply = jax.jit(lambda p, *x: wan.model(CONFIG, product).apply(p, *x).flow)
+    plain = jax.jit(lambda p, *x: wan.model(CONFIG).apply(p, *x).flow)
     expected = plain(with_query(params, kernel=equal), *inputs())
     assert error(apply(changed, *inputs()), expected) < 1e-5
     assert error(plain(params, *inputs()), expected) > 1e-4

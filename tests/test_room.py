@@ -9,7 +9,7 @@ from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models import params, wan
+from oneforcing_jax.models import wan
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import stages
 from oneforcing_jax.setup.run import Run
@@ -41,9 +41,9 @@ def test_a_cache_is_as_large_as_it_was_said_to_be():
     for stacked in (True, False):
         made = jax.eval_shape(lambda stacked=stacked: kv.init(CONFIG, 3, 5, 7, stacked))
         assert room.size(made) == kv.size(CONFIG, 3, 5, 7)
-    weights = params.shapes(wan.WanDiT(CONFIG))
+    weights = wan.model(CONFIG).shapes
     with pytest.raises(InputError, match="cache of 1000000000 latent frames: .* or give a window"):
-        Student(CONFIG, weights)._empty((1, 1, 2, 4, 2), 10**9)
+        Student(wan.model(CONFIG), weights)._empty((1, 1, 2, 4, 2), 10**9)
 
 
 def test_a_stage_that_memory_cannot_hold_is_refused_before_the_first_runs(tmp_path):

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from goldens import error, transformer_of_diffusers
+from goldens import error, prompted, transformer_of_diffusers
 
 from oneforcing_jax import flow
 from oneforcing_jax.generation import samplers
@@ -110,11 +110,14 @@ def test_sampling_is_the_pipeline_of_diffusers(pair):
         output_type="latent",
     ).frames
     sampler = samplers.unipc(scheduler.sigmas.numpy())
-    net = wan.WanDiT(CONFIG)
-    found = samplers.sample(net, params, noise, text, negative, sampler, guidance=2.0)
+    net = wan.model(CONFIG)
+    found = samplers.sample(
+        net, params, noise, prompted(text), prompted(negative), sampler, guidance=2.0
+    )
     assert error(found, expected.transpose(1, 2).numpy()) < 1e-4
     # Guidance counts, and the prompt.
-    other = samplers.sample(net, params, noise, negative[None], text[0], sampler, guidance=2.0)
+    swapped = prompted(negative[None]), prompted(text[0])
+    other = samplers.sample(net, params, noise, *swapped, sampler, guidance=2.0)
     assert error(other, found) > 1e-2
 
 

@@ -7,7 +7,9 @@ from goldens import abstract
 
 from oneforcing_jax import sharding
 from oneforcing_jax.causal import cache as kv
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.targets import kernels
 
 CONFIG = WanConfig(64, 96, 4, 3, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)
@@ -19,14 +21,14 @@ needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (vi
 
 def forward(mesh, attend=None, memory=None):
     """Kernels of a forward with text as keys and values, as it is generated with."""
-    net = WanDiT(CONFIG)
+    net = wan.model(CONFIG)
     text = jnp.zeros((CONFIG.num_layers, BATCH, CONFIG.text_len, 4, 16))
     more = {} if attend is None else {"attend": attend, "memory": memory}
 
     def run(params, latents, memory):
         if more:
             more["memory"] = memory
-        return net.apply({"params": params}, latents, jnp.ones(BATCH), (text, text), **more)
+        return net.apply(params, latents, jnp.ones(BATCH), Condition((text, text)), **more)
 
     latents = jax.ShapeDtypeStruct((BATCH, FRAMES, 4, ROWS, COLUMNS), jnp.float32)
     with jax.set_mesh(mesh):

@@ -11,7 +11,7 @@ from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.methods import AVERAGE, causal_consistency, causal_ode, teacher_forcing
 from oneforcing_jax.methods.flow_matching import FlowDraws
-from oneforcing_jax.models.wan import WanDiT
+from oneforcing_jax.models import wan
 
 
 def check(golden, update, params, key_map, batch, draws, nets=None, loss=1e-3, gradient=1e-3):
@@ -37,7 +37,7 @@ def test_causal_ode_regression():
     picked = golden.config["picked_step"]
     levels = [0.0] * (rows.shape[1] - 2)
     levels[picked] = float(sigma[0])
-    update = causal_ode.regression(WanDiT(config), (1,) * rows.shape[2], tuple(levels))
+    update = causal_ode.regression(wan.model(config), (1,) * rows.shape[2], tuple(levels))
     key_map = keys_wan.transformer(config.num_layers, "model.")
     check(golden, update, params, key_map, batch, jnp.array([picked]))
 
@@ -52,7 +52,7 @@ def test_causal_consistency():
     i, sigmas = golden.inputs, flow.grid(c["num_steps"], c["timestep_shift"])
     layout = (c["num_frame_per_block"],) * i["clean"].shape[1]
     update = causal_consistency.distillation(
-        WanDiT(config), layout, sigmas, c["guidance_scale"] - 1
+        wan.model(config), layout, sigmas, c["guidance_scale"] - 1
     )
     batch = {"latents": i["clean"], "text": i["prompt_embeds"]}
     batch["negative"] = i["negative_prompt_embeds"][0]
@@ -70,7 +70,7 @@ def test_teacher_forcing():
     grid = jnp.asarray(flow.grid(flow.TRAIN_STEPS, shift)[:-1])
     assert error(flow.bell_weight(grid, shift), golden.outputs["all_weights"]) < 1e-4
     layout = (1,) * i["clean"].shape[1]
-    update = teacher_forcing.causal(WanDiT(config), layout, shift, 0.0, bell=True)
+    update = teacher_forcing.causal(wan.model(config), layout, shift, 0.0, bell=True)
     text = i["prompt_embeds"]
     batch = {"latents": i["clean"], "text": text, "negative": jnp.zeros_like(text[0])}
     draws = FlowDraws(i["timestep"] / 1000, i["noise"], jnp.array([False]))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from goldens import abstract, error
+from goldens import abstract, error, prompted
 from jax.flatten_util import ravel_pytree
 
 from oneforcing_jax import flow, sharding
@@ -31,8 +31,10 @@ from oneforcing_jax.methods.distillation import (
     Distillation,
     Settings,
 )
-from oneforcing_jax.models.critic import Critic, HeadConfig
-from oneforcing_jax.models.wan import WanConfig, WanDiT
+from oneforcing_jax.models import critic as critics
+from oneforcing_jax.models import wan
+from oneforcing_jax.models.critic import HeadConfig
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.system import checkpoint
 from oneforcing_jax.training import steps
@@ -48,9 +50,9 @@ TENSOR = {"data": 2, "sequence": 2, "tensor": 2}
 
 def one_forcing_method(config=CONFIG):
     made = Distillation(
-        WanDiT(config),
-        WanDiT(config),
-        Critic(config, HeadConfig((0, 1), 32)),
+        wan.model(config),
+        wan.model(config),
+        critics.model(config, HeadConfig((0, 1), 32)),
         make_plan(2, 1, [1000], 5.0),
         Settings(generator_every=2, context_sigma=0.1),
     )
@@ -59,7 +61,7 @@ def one_forcing_method(config=CONFIG):
 
 
 def teacher_forcing_method(remat="none"):
-    net = WanDiT(dataclasses.replace(CONFIG, remat=remat))
+    net = wan.model(dataclasses.replace(CONFIG, remat=remat))
     update = teacher_forcing.causal(net, (1, 1), 3.0, 0.5)
     return Method(
         {"model": Network(net)}, (update,), Sampled("model", make_plan(2, 1, [1000], 3.0))
@@ -78,7 +80,7 @@ def make_trainer(method, sizes=None, **given):
 def begin(trainer, random_params):
     """State and frozen networks from the same parameters on every mesh."""
     nets = trainer.method.nets
-    params = {name: random_params(nets[name].module, seed) for seed, name in enumerate(nets)}
+    params = {name: random_params(nets[name].model, seed) for seed, name in enumerate(nets)}
     _, frozen = trainer.abstract()
     place = functools.partial(jax.tree.map, lambda x, like: jax.device_put(x, like.sharding))
     return trainer.init_state(params), {n: place(params[n], like) for n, like in frozen.items()}
@@ -247,7 +249,7 @@ def test_resumed_run_is_the_unbroken_one(tmp_path, random_params):
 
 def small_trainer(net=None, ema=False, start=0, sizes=None):
     """A trainer of a quadratic loss on a transformer's parameters: compiles in no time."""
-    net = net or WanDiT(CONFIG)
+    net = net or wan.model(CONFIG)
 
     def loss(params, nets, batch, draws):
         value = 0.5 * optax.tree.norm(params, squared=True) * batch["latents"].mean()
@@ -266,7 +268,7 @@ def test_ema_holds_every_key_and_starts_as_a_copy(random_params):
     data = {"latents": np.ones((1, 1), np.float32)}
     with jax.set_mesh(trainer.mesh):
         (step,) = trainer.steps()
-        state = trainer.init_state({"model": random_params(WanDiT(CONFIG))})
+        state = trainer.init_state({"model": random_params(wan.model(CONFIG))})
         expected = jax.tree.map(np.asarray, state["params"]["model"])
         for iteration in range(4):
             assert jax.tree.structure(state["ema"]) == jax.tree.structure(state["params"])
@@ -299,12 +301,14 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
         ):
             np.testing.assert_array_equal(a, b)
 
-    narrow = small_trainer(WanDiT(WanConfig(16, 48, 4, 2, 2, 2, 8, 8, 8)), ema=True).abstract()[0]
+    narrow = small_trainer(wan.model(WanConfig(16, 48, 4, 2, 2, 2, 8, 8, 8)), ema=True).abstract()[
+        0
+    ]
     with checkpoint.manager(tmp_path) as manager, pytest.raises(ValueError) as caught:
         checkpoint.restore(manager, narrow)
     assert "is of another model: blocks/" in str(caught.value)
     assert "use the config it was trained with, or another directory" in str(caught.value)
-    critic = abstract(Critic(CONFIG, HeadConfig((1,), 32)))
+    critic = abstract(critics.model(CONFIG, HeadConfig((1,), 32)))
     with pytest.raises(ValueError, match=r"another model: \d+ missing .*; \d+ unexpected"):
         checkpoint.load_net(tmp_path, "model", critic)
     with pytest.raises(
@@ -328,7 +332,7 @@ def test_meshes_that_do_not_fit_are_refused():
             sharding.make_mesh(sizes, jax.devices()[:8])
     with pytest.raises(ValueError, match=r"mesh: expected axes among .* found \['model'\]"):
         sharding.make_mesh({"model": 8}, jax.devices()[:8])
-    narrow = WanDiT(WanConfig(36, 48, 2, 1, 2, 2, 8, 8, 8))
+    narrow = wan.model(WanConfig(36, 48, 2, 1, 2, 2, 8, 8, 8))
     with pytest.raises(ValueError, match=r"/kernel \(.*36.*\) does not divide over 8 devices of"):
         small_trainer(narrow, sizes={"fsdp": 8}).abstract()
     with pytest.raises(ValueError, match="axis 'rows' of .* is not in the rules"):
@@ -383,11 +387,14 @@ def no_compilation_cache():
 
 
 def test_programs_do_not_grow_with_depth():
-    like = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 2, 2, 4, 4), (1,), (1, 8, 8))]
+    latents, sigma, text = (
+        jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 2, 2, 4, 4), (1,), (1, 8, 8))
+    )
+    like = latents, sigma, prompted(text)
 
     def program(num_layers):
-        net = WanDiT(WanConfig(32, 48, 2, num_layers, 2, 2, 8, 8, 8, remat="full"))
-        return abstract(net), lambda p, *x: net.apply({"params": p}, *x).flow.sum()
+        net = wan.model(WanConfig(32, 48, 2, num_layers, 2, 2, 8, 8, 8, remat="full"))
+        return abstract(net), lambda p, *x: net.apply(p, *x).flow.sum()
 
     def forward(num_layers):
         params, run = program(num_layers)
@@ -404,20 +411,20 @@ def test_programs_do_not_grow_with_depth():
 
 
 def causal_ode_method():
-    update = causal_ode.regression(WanDiT(CONFIG), (1, 1), (1.0, 0.5))
-    return Method({"model": Network(WanDiT(CONFIG))}, (update,))
+    update = causal_ode.regression(wan.model(CONFIG), (1, 1), (1.0, 0.5))
+    return Method({"model": Network(wan.model(CONFIG))}, (update,))
 
 
 def causal_consistency_method():
-    net = Network(WanDiT(CONFIG))
-    update = causal_consistency.distillation(WanDiT(CONFIG), (1, 1), flow.grid(4, 3.0), 2.0)
+    net = Network(wan.model(CONFIG))
+    update = causal_consistency.distillation(wan.model(CONFIG), (1, 1), flow.grid(4, 3.0), 2.0)
     sampled = Sampled("model", make_plan(2, 1, [1000], 3.0))
     return Method({"model": net, "teacher": net}, (update,), sampled)
 
 
 def teacher_method():
     return Method(
-        {"model": Network(WanDiT(CONFIG))}, (teacher.bidirectional(WanDiT(CONFIG), 3.0, 0.5),)
+        {"model": Network(wan.model(CONFIG))}, (teacher.bidirectional(wan.model(CONFIG), 3.0, 0.5),)
     )
 
 
