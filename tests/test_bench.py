@@ -238,6 +238,9 @@ def test_the_page_of_a_gpu(tmp_path):
     assert "Of critic update the profile holds none; no." in page
     assert "1 tests passed, 1 failed: `tests/test_vae.py::test_b`" in page
     assert gpu_page.page(made | {"parts": {}}).count("##") == 2
+    assert "Not run: ceilings, vectors." in gpu_page.page(
+        made | {"parts": {"streaming": {}, "vae": {}, "updates": {}}}
+    )
 
 
 @pytest.mark.parametrize(

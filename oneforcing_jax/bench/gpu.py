@@ -49,7 +49,7 @@ from oneforcing_jax.system.files import read_record, write_whole
 ROOT = Path(__file__).parents[2]
 FILE = "gpu.json"
 # Parts in the order of their worth, and the most seconds that each may take.
-PARTS = {"ceilings": 90, "streaming": 130, "vae": 90, "updates": 300, "vectors": 180}
+PARTS = dict(zip(gpu_page.PARTS, (90, 130, 90, 300, 180), strict=True))
 # Seconds of all, and how many must be left for a part to begin.
 WHOLE, LEAST = 470, 20
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13",

@@ -9,6 +9,8 @@ from typing import Any
 ORIGINAL = {"steady": 0.1178, "diffusion": 2.46, "decode": 1.62, "both": 4.13}
 # Of its training: a mean iteration of 8 clips on 8 GPUs.
 ITERATION = "24.0 s, 8 clips on 8"
+# In the order of their worth.
+PARTS = ("ceilings", "streaming", "vae", "updates", "vectors")
 COMMAND = "python tools/bench.py gpu"
 UPDATES = ("generator", "critic")
 
@@ -51,6 +53,8 @@ def _facts(made: dict[str, Any]) -> str:
 
 
 def _failed(parts: dict[str, Any]) -> Iterator[str]:
+    if missing := [name for name in PARTS if name not in parts]:
+        yield f"Not run: {', '.join(missing)}."
     for name, part in parts.items():
         if "error" in part:
             yield f"Part {name} did not come to its end: {part['error']}"
@@ -79,9 +83,9 @@ def _work(parts: dict[str, Any], predicted: dict[str, float]) -> str:
     rows = [
         ("first", "first block, ready to show", stream.get("first_block_s"), ""),
         ("steady", "a block that is waited for, mean", sum(steady) / len(steady) if steady else None, ""),
-        *(("", f"the {n}th", steady[n - 2], "") for n in (6, 11, 21) if len(steady) > n - 2),
+        *(("", f"block {n} of them", steady[n - 2], "") for n in (6, 11, 21) if len(steady) > n - 2),
         ("diffusion", "diffusion, blocks queued", stream.get("diffusion_s"), _rate(stream)),
-        ("", "of it the host queues", stream.get("host_s"), ""),
+        ("", "until the host has queued all of it", stream.get("host_s"), ""),
         ("decode", "decoding, queued", vae.get("decode_s"), ""),
         ("step", "decoding of a latent frame that is waited for", vae.get("steady_decode_s"), ""),
         ("", "first frames, decoded", vae.get("first_frame_s"), ""),

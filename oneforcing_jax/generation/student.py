@@ -236,13 +236,15 @@ class Student:
         seen: Clean | None = None
         if given is not None:
             # A function is asked for blocks alone, unless frames have conditions.
-            seen = given, _asked(conditions, 0, start).frame if self.model.takes_of(FRAME) else {}
+            said = self.model.takes_of(FRAME)
+            seen = given, self._asked(conditions, 0, start, len(given)).frame if said else {}
         past = _Past(window, seen) if recompute else None
         cache: Any = None
         before: Clean | None = None
         clip: Any = None
         for block in plan:
-            draws, asked = draw(start, block), _asked(conditions, start, block.frames)
+            draws = draw(start, block)
+            asked = self._asked(conditions, start, block.frames, len(draws.start))
             own = asked.frame
             if asked.clip is not clip:
                 if past is not None and clip is not None:
@@ -289,6 +291,28 @@ class Student:
         state = self.params, cache, Condition(clip, x[1]), x[0], jnp.int32(start)
         return self._run(self._context, *state, limit, window)
 
+    def _asked(self, conditions: Conditions, start: int, frames: int, batch: int) -> Condition:
+        """The conditions of frames from number `start` on. What is not said of frames is zero.
+
+        Raises:
+          InputError: something is said of fewer.
+        """
+        found = conditions(start) if callable(conditions) else conditions.cut(start)
+        own = found.cut(0, frames).frame
+        for name, x in own.items():
+            if x.shape[1] != frames:
+                raise InputError(
+                    f"conditions: expected {name!r} of {frames} frames from number {start} on, found "
+                    f"{x.shape[1]}"
+                )
+        shapes = self.model.fields(frames)
+        return found._replace(
+            frame={
+                name: own[name] if name in own else jnp.zeros((batch, *shapes[name]))
+                for name in self.model.takes_of(FRAME)
+            }
+        )
+
     def _limit(self, frames: int, slots: int) -> int:
         """Slots, of all, that a program reads when the video has so many frames. Where kernels skip what is
         not there yet, one program serves all blocks; elsewhere each part of the cache has a program."""
@@ -315,22 +339,6 @@ class Student:
 
     def _mesh(self) -> Any:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-
-def _asked(conditions: Conditions, start: int, frames: int) -> Condition:
-    """The conditions of frames from number `start` on.
-
-    Raises:
-      InputError: there are fewer.
-    """
-    found = conditions(start) if callable(conditions) else conditions.cut(start)
-    own = found.cut(0, frames)
-    for name, x in own.frame.items():
-        if x.shape[1] != frames:
-            raise InputError(
-                f"conditions: expected {name!r} of {frames} frames from number {start} on, found {x.shape[1]}"
-            )
-    return own
 
 
 def _after(frames: Any, later: Any) -> Any:
