@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from oneforcing_jax.causal import flops, structures
 from oneforcing_jax.methods import Definition, Method, Network, Sampled, Update, Work, sample_fields
+from oneforcing_jax.models import wan
 from oneforcing_jax.models.wan import WanConfig
 
 
@@ -56,7 +57,7 @@ def make(config, run):
         nets={"student": Network(model, "student")},
         updates=(Update("student", 1, draw, loss, Work(once.train, once.train)),),
         sampled=Sampled("student", run.plan),
-        fields=sample_fields(run, config.student),
+        fields=sample_fields(run, model),
     )
 
 

@@ -211,5 +211,5 @@ def test_critic_update(name, clips):
     for name, penalty, factor in (("r1", m.settings.r1, 1.0), ("r2", m.settings.r2, 2.0)):
         if penalty.weight:
             assert error(factor * metrics[name] * penalty.weight, out[f"{name}_loss"]) < TOLERANCE
-    key_map = keys_wan.critic(m.critic.config.num_layers, len(m.critic.head.layers))
+    key_map = keys_wan.critic(m.critic.config.num_layers, len(critic["registers"]))
     assert_gradients(gradients, recorded_gradients(golden, key_map, critic))

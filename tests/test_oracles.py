@@ -109,12 +109,8 @@ def test_published_checkpoints_fit(name, count):
     """Every published tensor is one slice of one leaf, and no part of a leaf is left over."""
     net, published = NETS[name], PUBLISHED["keys"][name]
     tree, layers = abstract(net), net.config.num_layers
-    transformer = isinstance(net, wan.WanDiT)
-    key_map = (
-        keys_wan.transformer(layers)
-        if transformer
-        else keys_wan.critic(layers, len(net.head.layers))
-    )
+    taps = len(tree.get("registers", ()))
+    key_map = keys_wan.critic(layers, taps) if taps else keys_wan.transformer(layers)
     assert key_map.keys() == published.keys()
     places = [(leaf.path, leaf.layer) for leaf in key_map.values()]
     assert len(set(places)) == len(places)
