@@ -28,7 +28,8 @@ from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import NotFinite
 from oneforcing_jax.generation import jobs, origins, pretrained, samplers, streaming
-from oneforcing_jax.generation.student import Student, recorded, sample_keys, seeded
+from oneforcing_jax.generation.noise import recorded, sample_keys, seeded
+from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import wan
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run

@@ -25,14 +25,9 @@ from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.data.encoders import DECODERS, WanCodec
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.generation.noise import Noise, sample_keys, seeded
 from oneforcing_jax.generation.streaming import decoded
-from oneforcing_jax.generation.student import (
-    FIRST_STEPS,
-    Noise,
-    Student,
-    sample_keys,
-    seeded,
-)
+from oneforcing_jax.generation.student import FIRST_STEPS, Student
 from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.models.model import Model, unstacked
 from oneforcing_jax.models.vae_layers import VAEConfig

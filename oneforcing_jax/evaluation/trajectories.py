@@ -22,8 +22,8 @@ from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import curvature
 from oneforcing_jax.generation import jobs, pretrained, samplers
+from oneforcing_jax.generation.noise import sample_keys
 from oneforcing_jax.generation.pretrained import Source
-from oneforcing_jax.generation.student import sample_keys
 from oneforcing_jax.methods import causal_ode
 from oneforcing_jax.models.condition import NEGATIVE, Condition
 from oneforcing_jax.setup.ranges import Amount, Count, Positive, Seed, options

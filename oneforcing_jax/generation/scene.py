@@ -19,9 +19,10 @@ from oneforcing_jax.data.video import at_rate, read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation import recordings, streaming
 from oneforcing_jax.generation.jobs import Job
+from oneforcing_jax.generation.noise import Noise, recorded, sample_keys, seeded
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.streaming import VideoModel
-from oneforcing_jax.generation.student import Noise, Settings, recorded, sample_keys, seeded
+from oneforcing_jax.generation.student import Settings
 from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.published import BLOCK_FRAMES
 from oneforcing_jax.setup.ranges import Amount, Count, Quality, Rate

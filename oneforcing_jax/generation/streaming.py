@@ -11,8 +11,6 @@ for frames in model.stream(prompt, model.settings(frames=161)):
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import itertools
 import math
@@ -23,29 +21,22 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from oneforcing_jax import sharding
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.causal.plan import Block, Plan, num_frames
 from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encoders import Codec, Encoders
 from oneforcing_jax.data.images import fit
 from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.generation import pretrained, samplers
+from oneforcing_jax.generation.noise import Noise, sample_keys, seeded
 from oneforcing_jax.generation.pretrained import Source
-from oneforcing_jax.generation.student import (
-    Conditions,
-    Noise,
-    Settings,
-    Student,
-    sample_keys,
-    seeded,
-)
+from oneforcing_jax.generation.student import Conditions, Settings, Student
+from oneforcing_jax.generation.teacher import Teacher
 from oneforcing_jax.models.condition import NEGATIVE, Condition
-from oneforcing_jax.models.model import Model, unstacked
-from oneforcing_jax.models.trees import Params
+from oneforcing_jax.models.model import unstacked
 
 # Latents of real clips stay below 10 or so. What is beyond this, or no number, is no picture when decoded.
 BEYOND = 1e6
@@ -109,47 +100,6 @@ class Maker(Protocol):
 
     def prepare(self, condition: Condition) -> Condition:
         """See `Student.prepare`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A bidirectional model as a maker of videos, each of one block of many steps.
-
-    Attributes:
-      model, params: of the transformer.
-      null: the condition that guidance leads away from.
-      sampler, guidance: see `samplers.sample`.
-      mesh: devices over which a batch is split; None: the default device.
-    """
-
-    model: Model
-    params: Params
-    null: Condition
-    sampler: samplers.Sampler
-    guidance: float
-    mesh: Mesh | None
-
-    def prepare(self, condition: Condition) -> Condition:
-        """The condition itself."""
-        return condition
-
-    def stream(
-        self, noise: Noise, conditions: Conditions, plan: Plan, given: jax.Array | None = None
-    ) -> Iterator[jax.Array]:
-        """What `Student.stream` gives, frame by frame, so that decoding holds one at a time.
-
-        Raises:
-          InputError: given frames, or conditions that change.
-        """
-        if given is not None or callable(conditions):
-            raise InputError("teacher: it makes whole clips, from one prompt and no given frames")
-        start = noise(0, Block(num_frames(plan), (1.0,))).start
-        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            clip = samplers.sample(
-                self.model, self.params, start, conditions, self.null, self.sampler,
-                guidance=self.guidance,
-            )  # fmt: skip
-        yield from (clip[:, i : i + 1] for i in range(clip.shape[1]))
 
 
 class VideoModel:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from oneforcing_jax import sharding
 from oneforcing_jax.causal import cache as kv
@@ -29,18 +28,16 @@ from oneforcing_jax.causal.plan import (
     num_frames,
 )
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models.condition import FRAME, Condition
+from oneforcing_jax.generation.noise import Noise, recorded
+from oneforcing_jax.generation.past import Clean, Past
+from oneforcing_jax.models.condition import CLIP, FRAME, Condition, cut, joined
 from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.system import room
 
-# Noise of the block whose first frame has the given number.
-Noise = Callable[[int, Block], BlockDraws]
 # Conditions that `Student.prepare` prepared: of the whole video, or a function that gives them for the block
 # whose first frame has a number, and their frames from that one on.
 Conditions = Condition | Callable[[int], Condition]
-# Clean latents [b, f, c, y, x], and the conditions of these frames.
-Clean = tuple[jax.Array, Any]
 # The paper's first block (its section on generation): the others build on it.
 FIRST_STEPS = (1000.0, 750.0, 500.0, 250.0)
 # Graphs of kernels take longer to begin than the kernels, each by itself, while a block is waited for.
@@ -86,52 +83,18 @@ class Settings:
         return dataclasses.replace(self, first_frames=frames, first_steps=steps)
 
 
-def sample_keys(seeds: Sequence[int], numbers: Sequence[int]) -> jax.Array:
-    """[b] random keys, of sample `number` of a prompt whose seed is `seed`; InputError for a seed that is
-    negative or has more than 32 bits."""
-    wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
-    if wrong:
-        raise InputError(f"seed: expected a number from 0 to 2^32 - 1, found {wrong[0]}")
-    keys: jax.Array = jax.vmap(
-        lambda seed, number: jax.random.fold_in(jax.random.key(seed), number)
-    )(np.array(seeds, np.uint32), np.array(numbers, np.uint32))
-    return keys
+class Program(NamedTuple):
+    """A program as an abstract call.
 
-
-def seeded(keys: jax.Array, shape: tuple[int, int, int]) -> Noise:
-    """Noise that belongs to the number of a frame: neither blocks nor the video's length change it.
-
-    Args:
-      keys, shape: [b], one a sample, and (c, y, x) of a latent frame.
+    Attributes:
+      blocks: numbers of the blocks that it makes; (): it prepares a condition.
+      call: the jitted function.
+      arguments: shapes, dtypes and shardings of its arrays, and what is static.
     """
-    return lambda start, block: _drawn(keys, start, block.frames, len(block.sigmas), shape)
 
-
-@functools.partial(jax.jit, static_argnames=("frames", "steps", "shape"))
-def _drawn(
-    keys: jax.Array, start: Any, frames: int, steps: int, shape: tuple[int, ...]
-) -> BlockDraws:
-    def one(key: jax.Array, frame: jax.Array, step: int) -> jax.Array:
-        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, frame), step), shape)
-
-    samples = jax.vmap(jax.vmap(one, (None, 0, None)), (0, None, None))
-    draws = [samples(keys, start + jnp.arange(frames), step) for step in range(steps)]
-    return BlockDraws(draws[0], jnp.stack(draws[1:], 1) if steps > 1 else None, None)
-
-
-def recorded(draws: ClipDraws, first: int = 0) -> Noise:
-    """Noise of a clip that was drawn whole, the first of its frames being number `first`."""
-    if draws.context is not None:
-        raise InputError("stream: expected draws without context noise, which training alone has")
-
-    def noise(start: int, block: Block) -> BlockDraws:
-        frames = slice(start - first, start - first + block.frames)
-        more = draws.renoise if len(block.sigmas) > 1 else None
-        return BlockDraws(
-            draws.start[:, frames], None if more is None else more[:, :, frames], None
-        )
-
-    return noise
+    blocks: tuple[int, ...]
+    call: Any
+    arguments: tuple[Any, ...]
 
 
 class Student:
@@ -238,7 +201,7 @@ class Student:
             # A function is asked for blocks alone, unless frames have conditions.
             said = self.model.takes_of(FRAME)
             seen = given, self._asked(conditions, 0, start, len(given)).frame if said else {}
-        past = _Past(window, seen) if recompute else None
+        past = Past(window, seen) if recompute else None
         cache: Any = None
         before: Clean | None = None
         clip: Any = None
@@ -261,7 +224,7 @@ class Student:
                     size = plan[-1].frames
                     cache, before = self._prefill(cache, clip, seen, size, slots, window)
             limit = self._limit(position + block.frames, slots)
-            latents, frames = (None, own) if before is None else (before[0], _after(before[1], own))
+            latents, frames = (None, own) if before is None else (before[0], joined(before[1], own))
             state = self.params, cache, Condition(clip, frames), draws, latents
             made, cache = self._run(self._step, *state, jnp.int32(position), block, limit, window)
             before = made, own
@@ -274,15 +237,57 @@ class Student:
         """The whole clip [b, f, c, y, x]."""
         return jnp.concatenate(list(self.stream(noise, conditions, plan)), 1)
 
+    def programs(self, plan: Plan, shape: tuple[int, int, int]) -> Iterator[Program]:
+        """What `stream` runs for one video of latent frames (c, y, x), as abstract calls: first what prepares
+        its condition, then its blocks. The parameters, too, may be abstract."""
+        place = self._abstract
+        takes = {n: place((1, *self.model.takes[n].shape)) for n in self.model.takes_of(CLIP)}
+        yield Program((), self._prepare, (self.params, takes))
+        with self._mesh():
+            made = jax.eval_shape(self.model.prepare, self.params, takes)
+            slots = self.window.slots(num_frames(plan))
+            tokens = self.model.config.frame_tokens(*shape[1:])
+            cache = jax.eval_shape(
+                lambda: kv.init(self.model.config, 1, slots, tokens, self._stacked)
+            )
+        clip = jax.tree.map(lambda x: self._laid(x, (*[None] * (x.ndim - 2), "heads", None)), made)
+        cache = jax.tree.map(lambda x: self._laid(x, sharding.STORED[x.ndim]), cache)
+        ends = list(itertools.accumulate(block.frames for block in plan))
+
+        def kind(i: int) -> Any:
+            return plan[i], plan[i - 1].frames if i else 0, self._limit(ends[i], slots)
+
+        for (block, before, limit), group in itertools.groupby(range(len(plan)), kind):
+            fields = self.model.fields(before + block.frames)
+            frame = {n: place((1, *fields[n])) for n in self.model.takes_of(FRAME)}
+            more = len(block.sigmas) - 1
+            draws = BlockDraws(
+                place((1, block.frames, *shape)),
+                place((1, more, block.frames, *shape)) if more else None,
+                None,
+            )
+            clean = place((1, before, *shape)) if before else None
+            start = place(()).update(dtype=jnp.int32)
+            state = self.params, cache, Condition(clip, frame), draws, clean, start
+            yield Program(tuple(group), self._step, (*state, block, limit, self.window))
+
+    def _abstract(self, shape: Sequence[int], axes: tuple[str | None, ...] = ()) -> Any:
+        return self._laid(jax.ShapeDtypeStruct(tuple(shape), jnp.float32), axes)
+
+    def _laid(self, leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> Any:
+        if self.mesh is None:
+            return leaf
+        return leaf.update(sharding=NamedSharding(self.mesh, sharding.spec(axes)))
+
     def _prefill(
         self, cache: Caches, clip: Any, given: Clean, size: int, slots: int, window: Window
     ) -> tuple[Caches, Clean]:
         """Clean passes of all given blocks but the last, which shares one with the first noisy block."""
         last = (given[0].shape[1] - 1) // size * size
         for start in range(0, last, size):
-            part = _cut(given, start, start + size)
+            part = cut(given, start, start + size)
             cache = self._clean(cache, clip, part, start, slots, window)
-        return cache, _cut(given, last)
+        return cache, cut(given, last)
 
     def _clean(
         self, cache: Caches, clip: Any, x: Clean, start: int, slots: int, window: Window
@@ -322,7 +327,6 @@ class Student:
 
     def _empty(self, shape: tuple[int, ...], slots: int) -> Caches:
         tokens = self.model.config.frame_tokens(*shape[-2:])
-        stacked = not isinstance(self.params["blocks"], tuple)
         devices = jax.local_devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
         needed = kv.size(self.model.config, shape[0], slots, tokens)
         room.check_memory(
@@ -331,7 +335,11 @@ class Student:
             "make a shorter video or a smaller batch, or give a window",
             devices,
         )
-        return self._run(_empty, self.model.config, shape[0], slots, tokens, stacked)
+        return self._run(_empty, self.model.config, shape[0], slots, tokens, self._stacked)
+
+    @property
+    def _stacked(self) -> bool:
+        return not isinstance(self.params["blocks"], tuple)
 
     def _run(self, program: Callable[..., Any], *arguments: Any) -> Any:
         with self._mesh():
@@ -339,46 +347,6 @@ class Student:
 
     def _mesh(self) -> Any:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-
-def _after(frames: Any, later: Any) -> Any:
-    return jax.tree.map(lambda *x: jnp.concatenate(x, 1), frames, later)
-
-
-def _cut(tree: Any, start: int, stop: int | None = None) -> Any:
-    return jax.tree.map(lambda x: x[:, start:stop], tree)
-
-
-class _Past:
-    """The clean frames that later blocks may see.
-
-    Args:
-      window: how far back they see.
-      given: frames that the video begins with, or None.
-    """
-
-    def __init__(self, window: Window, given: Clean | None) -> None:
-        self._window = window
-        self._sink: list[Clean] = []
-        self._recent: collections.deque[Clean] = collections.deque(
-            maxlen=None if window.size is None else window.size - window.sink
-        )
-        if given is not None:
-            self.add(given)
-
-    def add(self, frames: Clean) -> None:
-        """Takes in the next frames."""
-        for number in range(frames[0].shape[1]):
-            kept = self._sink if len(self._sink) < self._window.sink else self._recent
-            kept.append(_cut(frames, number, number + 1))
-
-    def seen(self, frames: int) -> Clean | None:
-        """What the next block, of so many frames, sees of them; None: nothing."""
-        size, recent = self._window.size, list(self._recent)
-        if size is not None:
-            recent = recent[max(0, len(recent) - (size - self._window.sink - frames)) :]
-        seen = [*self._sink, *recent]
-        return functools.reduce(_after, seen) if seen else None
 
 
 _empty = jax.jit(kv.init, static_argnums=(0, 1, 2, 3, 4))

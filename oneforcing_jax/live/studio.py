@@ -18,9 +18,10 @@ from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.data.origin import Origin, digest
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
+from oneforcing_jax.generation.noise import sample_keys, seeded
 from oneforcing_jax.generation.origins import blocks as layout
 from oneforcing_jax.generation.streaming import VideoModel, decoded
-from oneforcing_jax.generation.student import Settings, sample_keys, seeded
+from oneforcing_jax.generation.student import Settings
 from oneforcing_jax.system import textfiles
 
 # The model says which of these its text encoder reads; the toy knows few words.

@@ -17,6 +17,16 @@ CLIP, FRAME = "clip", "frame"
 NEGATIVE = "negative"
 
 
+def cut(tree: Any, start: int, stop: int | None = None) -> Any:
+    """Frames [start, stop) of a tree of arrays [b, f, ...]."""
+    return jax.tree.map(lambda x: x[:, start:stop], tree)
+
+
+def joined(*trees: Any) -> Any:
+    """Trees of arrays [b, f, ...], one after the other."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *trees)
+
+
 class Field(NamedTuple):
     """A condition that a model takes.
 
@@ -44,7 +54,7 @@ class Condition(NamedTuple):
 
     def cut(self, start: int, stop: int | None = None) -> Condition:
         """With frames [start, stop) alone; None: all from `start` on."""
-        return self._replace(frame=jax.tree.map(lambda x: x[:, start:stop], self.frame))
+        return self._replace(frame=cut(self.frame, start, stop))
 
     def blocks(self, start: int, count: int, size: int, before: int = 0) -> Mapping[str, jax.Array]:
         """Frames' parts of `count` blocks of `size` frames, stacked on a leading axis for a scan. Each has
@@ -58,8 +68,7 @@ class Condition(NamedTuple):
 
     def then(self, later: Condition) -> Condition:
         """With the frames of another condition after its own."""
-        both = jax.tree.map(lambda *x: jnp.concatenate(x, 1), self.frame, later.frame)
-        return self._replace(frame=both)
+        return self._replace(frame=joined(self.frame, later.frame))
 
     def with_prepared(self, clip: Any) -> Condition:
         """With another form of what belongs to the clip."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from oneforcing_jax import sharding
 from oneforcing_jax.models import condition
@@ -89,12 +90,21 @@ class Model:
         cast: Params = jax.tree_util.tree_map_with_path(one, params)
         return cast
 
-    def in_use(self, mesh: Mesh) -> Any:
-        """Shapes, dtypes and shardings of parameters that are only read."""
-        return jax.tree_util.tree_map_with_path(
+    def in_use(self, mesh: Mesh, apart: bool = False) -> Any:
+        """Shapes, dtypes and shardings of parameters that are only read; `apart`: with layers that lie so."""
+        found = jax.tree_util.tree_map_with_path(
             lambda path, like: like.update(dtype=self.compute_dtype(_names(path))),
             sharding.abstract(self.shapes, mesh),
         )
+        if not apart:
+            return found
+
+        def layer(leaf: Any) -> Any:
+            place = NamedSharding(mesh, P(*leaf.sharding.spec[1:]))
+            return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
+
+        count = self.config.num_layers
+        return found | {"blocks": (jax.tree.map(layer, found["blocks"]),) * count}
 
 
 def _names(path: Any) -> Path:

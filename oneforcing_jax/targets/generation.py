@@ -7,18 +7,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from oneforcing_jax import sharding
-from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal import flops
-from oneforcing_jax.causal.plan import Block, BlockDraws, num_frames
+from oneforcing_jax.causal.plan import Block, Plan, num_frames
 from oneforcing_jax.generation.student import Settings, Student
-from oneforcing_jax.models.condition import Condition
-from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.run import Latents, Run
 from oneforcing_jax.targets import programs
@@ -27,49 +20,6 @@ from oneforcing_jax.training.train import student
 
 # Steady blocks are reported in so many groups of neighbours, by the number of frames that they see.
 GROUPS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shapes:
-    """Abstract arrays of one video's stream, on a mesh."""
-
-    model: Model
-    latents: Latents
-    mesh: Mesh
-
-    def array(self, shape: Sequence[int], axes: tuple[str | None, ...] = ()) -> Any:
-        """An abstract float32 array."""
-        place = NamedSharding(self.mesh, sharding.spec(axes))
-        return jax.ShapeDtypeStruct(tuple(shape), jnp.float32, sharding=place)
-
-    def frames(self, *more: int) -> Any:
-        """Latents [1, *more, c, y, x]."""
-        size = self.latents
-        return self.array((1, *more, size.channels, size.rows, size.columns))
-
-    def params(self) -> Any:
-        """Parameters as they are used, layers apart."""
-        placed = self.model.in_use(self.mesh)
-        layers = range(self.model.config.num_layers)
-
-        def one(leaf: Any) -> Any:
-            place = NamedSharding(self.mesh, P(*leaf.sharding.spec[1:]))
-            return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
-
-        return placed | {"blocks": tuple(jax.tree.map(one, placed["blocks"]) for _ in layers)}
-
-    def stored(self, tree: Any) -> Any:
-        """A cache with its heads laid over the mesh."""
-        return jax.tree.map(lambda leaf: self._laid(leaf, sharding.STORED[leaf.ndim]), tree)
-
-    def prompt(self, tree: Any) -> Any:
-        """Keys and values of a prompt, [..., h, k], with their heads laid over the mesh."""
-        return jax.tree.map(
-            lambda leaf: self._laid(leaf, (*[None] * (leaf.ndim - 2), "heads", None)), tree
-        )
-
-    def _laid(self, leaf: Any, axes: tuple[str | None, ...]) -> Any:
-        return leaf.update(sharding=NamedSharding(self.mesh, sharding.spec(axes)))
 
 
 def generate(run: Run, devices: Sequence[Any], decoder: str | None = None) -> list[Program]:
@@ -82,14 +32,13 @@ def generate(run: Run, devices: Sequence[Any], decoder: str | None = None) -> li
     Raises:
       InputError: a mesh that does not fit, latents that are not those of Wan's VAE.
     """
-    shapes = _Shapes(student(run).model, run.latents, programs.video_mesh(run, devices))
+    model, mesh = student(run).model, programs.video_mesh(run, devices)
     settings = Settings(
         run.latents.shape, run.blocks.frames, first_frames=run.blocks.first_frames or None
     )
-    plan = settings.plan(run.shift)
-    with jax.set_mesh(shapes.mesh):
-        found = _diffusion(shapes, plan)
-    decoded = programs.decode(run, shapes.mesh, decoder)
+    streamed = Student(model, model.in_use(mesh, apart=True), mesh=mesh)
+    found = _diffusion(streamed, mesh, run.latents, settings.plan(run.shift))
+    decoded = programs.decode(run, mesh, decoder)
     # Both lie in memory all the time.
     student_state, decoder_state = found[-1].state, decoded[-1].state
     return [
@@ -98,44 +47,21 @@ def generate(run: Run, devices: Sequence[Any], decoder: str | None = None) -> li
     ]
 
 
-def _diffusion(shapes: _Shapes, plan: Sequence[Block]) -> list[Program]:
-    c, params = shapes.model.config, shapes.params()
-    size = shapes.latents
-    tokens, slots = c.frame_tokens(size.rows, size.columns), num_frames(tuple(plan))
-    streamed = Student(shapes.model, params, mesh=shapes.mesh)
-    text = shapes.array((1, c.text_len, c.text_dim))
-    clip = {"text": text}
-    condition = Condition(shapes.prompt(jax.eval_shape(streamed._prepare, params, clip)))
-    cache = jax.eval_shape(lambda: kv.init(c, 1, slots, tokens, stacked=False))
-    cache = shapes.stored(cache)
-    state, start = (params, cache, condition), shapes.array(()).update(dtype=jnp.int32)
-
-    def block(number: int, readings: tuple[Reading, ...]) -> Program:
-        one = plan[number]
-        more = len(one.sigmas) - 1
-        draws = BlockDraws(
-            shapes.frames(one.frames), shapes.frames(more, one.frames) if more else None, None
-        )
-        before = shapes.frames(plan[number - 1].frames) if number else None
-        arguments = (params, cache, condition, draws, before, start, one, slots, streamed.window)
-        return Program(readings, streamed._step, arguments, shapes.mesh, state)
-
-    first = flops.generation(c, tokens, tuple(plan[:1])).forward
-    keys = plan[0].frames / slots
-    found = [
-        Program(
-            (Reading("generate/text", 1),), streamed._prepare, (params, clip), shapes.mesh, params
-        ),
-        block(0, (Reading("generate/first block", 1, first, first, keys),)),
-    ]
-    # The second follows a first block that may have another size; the third stands for all others.
-    kinds = ([1], list(range(2, len(plan)))) if len(plan) > 1 and plan[0].frames != plan[1].frames else (
-        [], list(range(1, len(plan))))  # fmt: skip
-    return found + [
-        block(numbers[0], tuple(_readings(c, tokens, plan, numbers, slots)))
-        for numbers in kinds
-        if numbers
-    ]
+def _diffusion(streamed: Student, mesh: Mesh, size: Latents, plan: Plan) -> list[Program]:
+    c, slots = streamed.model.config, num_frames(plan)
+    tokens = c.frame_tokens(size.rows, size.columns)
+    first = flops.generation(c, tokens, plan[:1]).forward
+    found = []
+    for numbers, call, arguments in streamed.programs(plan, size.shape[1:]):
+        if not numbers:
+            readings, state = [Reading("generate/text", 1)], arguments[:1]
+        else:
+            state = arguments[:3]
+            begins = [Reading("generate/first block", 1, first, first, plan[0].frames / slots)]
+            steady = [i for i in numbers if i]
+            readings = begins * (0 in numbers) + _readings(c, tokens, plan, steady, slots)
+        found.append(Program(tuple(readings), call, arguments, mesh, state))
+    return found
 
 
 def _readings(
@@ -143,7 +69,7 @@ def _readings(
 ) -> list[Reading]:
     """Blocks of one program in groups; each makes a noisy pass, and a clean one of the block before it."""
     ends = list(itertools.accumulate(block.frames for block in plan))
-    size, found = -(-len(numbers) // GROUPS), []
+    size, found = max(1, -(-len(numbers) // GROUPS)), []
     for begin in range(0, len(numbers), size):
         group = numbers[begin : begin + size]
         seen = [(ends[i - 1], ends[i]) for i in group]
