@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneforcing_jax.causal import structures
-from oneforcing_jax.models import layers
+from oneforcing_jax.causal.plan import bucket
+from oneforcing_jax.models import kernels, layers
 from oneforcing_jax.models.kernels import cudnn, levels, splash, xla
 from oneforcing_jax.models.kernels.groups import Stretch, stretches
 from oneforcing_jax.shapes import flat
@@ -311,9 +312,8 @@ def check_levels(size, blocks, first, asked, kind):
     kinds = ("block_causal", "noisy_after_clean", "teacher_forcing")
     options = {"first": first} if kind == "noisy_after_clean" else {}
     made = stretches(getattr(structures, kind)((size,) * blocks, **options))
-    assert [levels.even_blocks(run) for run in made] == [blocks - options.get("first", 0)] * len(
-        made
-    )
+    left = blocks - options.get("first", 0)
+    assert all(levels.even_blocks(run) == left for run in made)
     mask = masks((size,) * blocks, None, 0, first)[kinds.index(kind)]
     mask = mask.repeat(asked, 0).repeat(2, 1)
     passes = levels.Passes(kernel_forward, kernel_backward)
@@ -375,3 +375,27 @@ def test_levels_keep_one_answer(capsys):
     for way in ("fwd", "bwd"):
         made = program.count(f"= dot_product_attention_{way}_wrapper[")
         assert made == len(levels.calls(6, shared=False)) == 4
+
+
+@pytest.mark.parametrize(
+    ("platform", "scope", "rows"), [("tpu", "splash", True), ("gpu", "cudnn", False)]
+)
+def test_the_devices_of_the_mesh_choose(platform, scope, rows):
+    """Structures, caches and plans follow, whatever machine this is."""
+    device = jax.sharding.AbstractDevice(device_kind="", num_cores=None, platform=platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    attend = structures.structured(structures.block_causal((1,) * 5))
+
+    def program(x):
+        return jax.make_jaxpr(attend)(x, x, x, None).pretty_print(name_stack=True)
+
+    half = jax.ShapeDtypeStruct((1, 5, 6, 2, 8), jnp.bfloat16)
+    exact = half.update(dtype=jnp.float32)
+    with jax.sharding.use_abstract_mesh(mesh):
+        kernel = kernels.chosen()
+        assert kernel.skips and bool(kernel.rows) == rows and bucket(21) == 22
+        assert f"attention_{scope}" in program(half)
+        # cuDNN takes half precision alone; XLA's stands in for it.
+        assert kernel.sums(half) == ("attention_xla" in program(exact)) == (scope == "cudnn")
+        assert not kernel.sums(exact)
+    assert "attention_xla" in program(half) and not kernels.chosen().skips
