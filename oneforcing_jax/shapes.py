@@ -36,6 +36,11 @@ def check(name: str, array: Any, axes: str, **known: int) -> dict[str, int]:
     return sizes
 
 
+def flat(x: jax.Array) -> jax.Array:
+    """[b, f, n, ...] -> [b, t, ...], t = f n."""
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
 def trailing(leaf: jax.Array, x: jax.Array) -> jax.Array:
     """A leaf over the last axes of `x`, with axes of size 1 before them; broadcasting adds these unsaid."""
     return leaf.reshape((1,) * (x.ndim - leaf.ndim) + leaf.shape)

@@ -4,6 +4,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import kernel_of_rows
+import kernel_of_sums
 import numpy as np
 import pytest
 from goldens import error
@@ -11,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneforcing_jax.causal import structures
-from oneforcing_jax.models import attention, cudnn, levels, splash
+from oneforcing_jax.causal.plan import bucket
+from oneforcing_jax.models import kernels, layers
+from oneforcing_jax.models.kernels import cudnn, levels, splash, xla
+from oneforcing_jax.models.kernels.groups import Stretch, stretches
+from oneforcing_jax.shapes import flat
 
 
 def dense(q, k, v, mask):
@@ -102,13 +108,14 @@ def test_attend_groups_is_masked_softmax(layout, window, sink):
         mask = mask.repeat(tokens, 0).repeat(tokens, 1)
         q, k, v = inputs(*mask.shape)
         frames = (x.reshape(len(x), -1, tokens, *x.shape[2:]) for x in (q, k, v))
-        found = jax.jit(structures.attend_groups, static_argnums=3)(*frames, groups)
-        assert error(attention.flat(found), dense(q, k, v, mask)) < 1e-5
+        attend = jax.jit(structures.structured(groups))
+        found, _ = attend(*frames, None)
+        assert error(flat(found), dense(q, k, v, mask)) < 1e-5
 
 
 def test_length_hides_the_rest():
     q, k, v = inputs(5, 9)
-    run = jax.jit(attention.softmax_attention)
+    run = jax.jit(xla.attend)
     for length in (1, 4, 9):
         expected = dense(q, k, v, np.broadcast_to(np.arange(9) < length, (5, 9)))
         assert error(run(q, k, v, length), expected) < 1e-5
@@ -116,7 +123,7 @@ def test_length_hides_the_rest():
         np.where(np.arange(9)[:, None, None] < 4, x, 1e4).astype(np.float32) for x in (k, v)
     )
     assert error(run(q, *poisoned, 4), run(q, k, v, 4)) < 1e-5
-    assert error(attention.softmax_attention(q, k, v), run(q, k, v, 9)) < 1e-6
+    assert error(xla.attend(q, k, v), run(q, k, v, 9)) < 1e-6
 
 
 @pytest.mark.parametrize("length", [None, 4])
@@ -126,12 +133,12 @@ def test_chunks_change_nothing(t, length, monkeypatch):
 
     def both(q, k, v):
         def total(*args):
-            return jnp.sin(attention.softmax_attention(*args, length)).sum()
+            return jnp.sin(xla.attend(*args, length)).sum()
 
-        return attention.softmax_attention(q, k, v, length), *jax.grad(total, (0, 1, 2))(q, k, v)
+        return xla.attend(q, k, v, length), *jax.grad(total, (0, 1, 2))(q, k, v)
 
     whole = jax.jit(both)(q, k, v)
-    monkeypatch.setattr(attention, "_XLA_LOGITS", 20)
+    monkeypatch.setattr(xla, "_LOGITS", 20)
     chunked = functools.partial(both)  # another function, so that it is traced again
     assert "while" in jax.jit(chunked).lower(q, k, v).as_text()
     for found, expected in zip(jax.jit(chunked)(q, k, v), whole, strict=True):
@@ -144,21 +151,20 @@ def test_keys_in_parts_are_the_same_keys(length):
     rng = np.random.default_rng(length)
     q = 3 * jnp.asarray(rng.normal(size=(2, 5, 2, 4)), jnp.float32)
     k, v = jnp.asarray(rng.normal(size=(2, 2, 24, 2, 4)), jnp.float32)
-    whole = attention._summed(q, k, v, length)
-    parts = functools.partial(attention._by_parts, 3, attention._summed)
+    whole = kernel_of_sums.plain(q, k, v, length)
+    parts = functools.partial(cudnn.by_parts, 3, kernel_of_sums.plain)
     found = jax.jit(parts)(q, k, v, length)
     assert error(found.out, whole.out) < 1e-6 and error(found.total, whole.total) < 1e-6
 
 
 def test_half_precision_keeps_its_type():
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in inputs(6, 6))
-    found = jax.jit(attention.softmax_attention)(q, k, v)
+    found = jax.jit(xla.attend)(q, k, v)
     assert found.dtype == jnp.bfloat16
     assert error(found.astype(jnp.float32), dense(q, k, v, np.ones((6, 6), bool))) < 2e-2
 
 
-def splash_of(q, k, v, length=None):
-    return splash.softmax_attention(q, k, v, length, splash.tiles_of("TPU v5"), interpret=True)
+SPLASH = splash.made(splash.tiles_of("TPU v5"), interpret=True)
 
 
 @pytest.mark.parametrize(
@@ -169,19 +175,17 @@ def test_splash_is_the_same(t, s, length, size):
     q, k, v = inputs(t, s, size=size)
     expected = dense(q, k, v, np.broadcast_to(np.arange(s) < (length or s), (t, s)))
     traced = None if length is None else jnp.int32(length)
-    assert error(jax.jit(splash_of)(q, k, v, traced), expected) < 1e-4
+    assert error(jax.jit(SPLASH.attend)(q, k, v, traced), expected) < 1e-4
 
 
 def test_splash_reads_rows_where_they_are():
-    """Stored rows, of which each query sees its own number; so does the form for other devices."""
+    """Stored rows, of which each query sees its own number; so does the plain form."""
     q, k, v = inputs(260, 1400, size=128)
     length = np.repeat([700, 1029], [100, 160]).astype(np.int32)
     expected = dense(q, k, v, np.arange(1400) < length[:, None])
-    tiles = splash.tiles_of("TPU v5")
-    fill = ((0, 0), (0, 0), (0, splash.padded_keys(1400, tiles) - 1400), (0, 0))
+    fill = ((0, 0), (0, 0), (0, SPLASH.rows(1400) - 1400), (0, 0))
     k, v = (np.pad(np.moveaxis(x, 1, 2), fill) for x in (k, v))
-    rows = functools.partial(splash.attention_over_rows, tiles=tiles, interpret=True)
-    for attend in (rows, attention.attention_over_rows):
+    for attend in (SPLASH.prefixes, kernel_of_rows.prefixes):
         assert error(jax.jit(attend)(q, k, v, length), expected) < 1e-4
 
 
@@ -196,9 +200,7 @@ def test_gradients_of_splash(length):
         traced = None if length is None else jnp.int32(length)
         return jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v, traced)
 
-    for found, expected in zip(
-        gradients(splash_of), gradients(attention.softmax_attention), strict=True
-    ):
+    for found, expected in zip(gradients(SPLASH.attend), gradients(xla.attend), strict=True):
         assert error(found, expected) < 1e-4
 
 
@@ -220,7 +222,7 @@ def test_tiles_cover_and_waste_little(t, s):
 def test_one_query():
     q, k, v = inputs(1, 12, size=8)
     frames = (x.reshape(len(x), 4, 3, *x.shape[2:]) for x in (k, v))
-    found = jax.jit(attention.one_query)(q[:, 0], *frames)
+    found = jax.jit(layers.one_query)(q[:, 0], *frames)
     assert error(found[:, None], dense(q, k, v, np.ones((1, 12), bool))) < 1e-5
 
 
@@ -233,6 +235,11 @@ def masked(mask):
         return jnp.einsum("bhts,bshk->bthk", weights, v)
 
     return attend
+
+
+def in_frames(x, tokens):
+    """[b, t, ...] -> [b, f, n, ...]."""
+    return x.reshape(len(x), -1, tokens, *x.shape[2:])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -251,23 +258,12 @@ def test_runs_of_groups_are_masked_softmax(layout, first):
         structures.teacher_forcing(layout),
     )
     for groups, mask in zip(every, masks(layout, None, 0, first), strict=True):
-        made = structures.stretches(groups)
         q, k, v = inputs(mask.shape[0] * asked, mask.shape[1] * tokens, batch=1, size=8)
         mask = mask.repeat(asked, 0).repeat(tokens, 1)
 
-        def by_runs(q, k, v, made=made):
-            parts = [
-                splash.structured_attention(
-                    q[:, run.queries[0] * asked : run.queries[1] * asked],
-                    k,
-                    v,
-                    splash.Structure(*run[1:], asked, tokens),
-                    splash.tiles_of("TPU v5"),
-                    interpret=True,
-                )
-                for run in made
-            ]
-            return jnp.concatenate(parts, 1)
+        def by_runs(q, k, v, groups=groups):
+            frames = (in_frames(x, n) for x, n in ((q, asked), (k, tokens), (v, tokens)))
+            return flat(SPLASH.structured(*frames, groups))
 
         found, expected = (with_gradients(f, q, k, v) for f in (by_runs, masked(mask)))
         for one, other in zip(found, expected, strict=True):
@@ -275,9 +271,9 @@ def test_runs_of_groups_are_masked_softmax(layout, first):
 
 
 def test_rolling_windows_are_no_runs():
-    assert structures.stretches(structures.block_causal((1,) * 6, 3, 1)) is None
-    assert len(structures.stretches(structures.noisy_after_clean((1,) * 21, first=4))) == 1
-    assert len(structures.stretches(structures.teacher_forcing((3,) * 7))) == 2
+    assert stretches(structures.block_causal((1,) * 6, 3, 1)) is None
+    assert len(stretches(structures.noisy_after_clean((1,) * 21, first=4))) == 1
+    assert len(stretches(structures.teacher_forcing((3,) * 7))) == 2
 
 
 def test_operations_of_cudnn_are_known():
@@ -286,27 +282,27 @@ def test_operations_of_cudnn_are_known():
     q = jax.ShapeDtypeStruct((2, 6, 3, 8), jnp.bfloat16)
     lengths = jax.ShapeDtypeStruct((2,), jnp.int32)
     out, total = jax.eval_shape(cudnn.forward, q, q, q, lengths)
-    assert (out.shape, total.shape, total.dtype) == (q.shape, (2, 3, 6), jnp.float32)
+    assert (out.shape, total.shape, total.dtype) == (q.shape, (2, 6, 3), jnp.float32)
     assert [x.shape for x in jax.eval_shape(cudnn.backward, q, q, q, q, total, q)] == [q.shape] * 3
 
 
 def kernel_forward(q, k, v):
     """As cuDNN's two passes: answers and log-sum-exp, and gradients from no more than these."""
-    logits = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+    logits = jnp.einsum("bthk,bshk->bths", q, k) / q.shape[-1] ** 0.5
     total = jax.nn.logsumexp(logits, -1)
-    return jnp.einsum("bhts,bshk->bthk", jnp.exp(logits - total[..., None]), v), total
+    return jnp.einsum("bths,bshk->bthk", jnp.exp(logits - total[..., None]), v), total
 
 
 def kernel_backward(q, k, v, out, total, given):
-    logits = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+    logits = jnp.einsum("bthk,bshk->bths", q, k) / q.shape[-1] ** 0.5
     weights = jnp.exp(logits - total[..., None])
-    mean = jnp.einsum("bthk,bthk->bht", out, given)
-    change = jnp.einsum("bthk,bshk->bhts", given, v) - mean[..., None]
+    mean = jnp.einsum("bthk,bthk->bth", out, given)
+    change = jnp.einsum("bthk,bshk->bths", given, v) - mean[..., None]
     change = weights * change / q.shape[-1] ** 0.5
     return (
-        jnp.einsum("bhts,bshk->bthk", change, k),
-        jnp.einsum("bhts,bthk->bshk", change, q),
-        jnp.einsum("bhts,bthk->bshk", weights, given),
+        jnp.einsum("bths,bshk->bthk", change, k),
+        jnp.einsum("bths,bthk->bshk", change, q),
+        jnp.einsum("bths,bthk->bshk", weights, given),
     )
 
 
@@ -315,17 +311,16 @@ def check_levels(size, blocks, first, asked, kind):
     asks for so many of the two tokens of a frame."""
     kinds = ("block_causal", "noisy_after_clean", "teacher_forcing")
     options = {"first": first} if kind == "noisy_after_clean" else {}
-    made = structures.stretches(getattr(structures, kind)((size,) * blocks, **options))
-    assert [structures.even_blocks(run) for run in made] == [
-        blocks - options.get("first", 0)
-    ] * len(made)
+    made = stretches(getattr(structures, kind)((size,) * blocks, **options))
+    left = blocks - options.get("first", 0)
+    assert all(levels.even_blocks(run) == left for run in made)
     mask = masks((size,) * blocks, None, 0, first)[kinds.index(kind)]
     mask = mask.repeat(asked, 0).repeat(2, 1)
-    kernel = cudnn.Kernel(kernel_forward, kernel_backward)
+    passes = levels.Passes(kernel_forward, kernel_backward)
 
     def by_levels(q, k, v):
-        q, k, v = (x.reshape(len(x), -1, n, *x.shape[2:]) for x, n in ((q, asked), (k, 2), (v, 2)))
-        parts = [structures.by_levels(kernel, q[:, slice(*run.queries)], k, v, run) for run in made]
+        q, k, v = (in_frames(x, n) for x, n in ((q, asked), (k, 2), (v, 2)))
+        parts = [levels.of_stretch(passes, q[:, slice(*run.queries)], k, v, run) for run in made]
         return jnp.concatenate(parts, 1)
 
     with jax.enable_x64():
@@ -358,20 +353,20 @@ def test_all_levels_are_masked_softmax(size, blocks, first, asked, kind):
 
 def test_uneven_blocks_have_no_levels():
     for layout, blocks in (((3, 1, 1), [1, 2]), ((2, 1, 2), [1, 1, 1])):
-        made = structures.stretches(structures.block_causal(layout))
-        assert [structures.even_blocks(run) for run in made] == blocks
-    uneven = structures.Stretch((0, 3), (0, 2, 2), 0, 1)
-    assert structures.even_blocks(uneven) == 0
+        made = stretches(structures.block_causal(layout))
+        assert [levels.even_blocks(run) for run in made] == blocks
+    uneven = Stretch((0, 3), (0, 2, 2), 0, 1)
+    assert levels.even_blocks(uneven) == 0
 
 
 def test_levels_keep_one_answer(capsys):
     """Of all calls, rematerialisation keeps the joint answer and its log-sum-exp, and makes none again."""
-    (run,) = structures.stretches(structures.block_causal((1,) * 6))
+    (run,) = stretches(structures.block_causal((1,) * 6))
 
     def layer(x, k, v):
-        return jnp.sin(structures.by_levels(cudnn.KERNEL, jnp.sin(x), k, v, run))
+        return jnp.sin(levels.of_stretch(cudnn.PASSES, jnp.sin(x), k, v, run))
 
-    layer = jax.checkpoint(layer, policy=attention.is_answer)
+    layer = jax.checkpoint(layer, policy=cudnn.keeps)
     arrays = [jax.ShapeDtypeStruct((1, 6, 2, 3, 8), jnp.bfloat16)] * 3
     jax.ad_checkpoint.print_saved_residuals(layer, *arrays)
     kept = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "named" in line]
@@ -380,3 +375,27 @@ def test_levels_keep_one_answer(capsys):
     for way in ("fwd", "bwd"):
         made = program.count(f"= dot_product_attention_{way}_wrapper[")
         assert made == len(levels.calls(6, shared=False)) == 4
+
+
+@pytest.mark.parametrize(
+    ("platform", "scope", "rows"), [("tpu", "splash", True), ("gpu", "cudnn", False)]
+)
+def test_the_devices_of_the_mesh_choose(platform, scope, rows):
+    """Structures, caches and plans follow, whatever machine this is."""
+    device = jax.sharding.AbstractDevice(device_kind="", num_cores=None, platform=platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    attend = structures.structured(structures.block_causal((1,) * 5))
+
+    def program(x):
+        return jax.make_jaxpr(attend)(x, x, x, None).pretty_print(name_stack=True)
+
+    half = jax.ShapeDtypeStruct((1, 5, 6, 2, 8), jnp.bfloat16)
+    exact = half.update(dtype=jnp.float32)
+    with jax.sharding.use_abstract_mesh(mesh):
+        kernel = kernels.chosen()
+        assert kernel.skips and bool(kernel.rows) == rows and bucket(21) == 22
+        assert f"attention_{scope}" in program(half)
+        # cuDNN takes half precision alone; XLA's stands in for it.
+        assert kernel.sums(half) == ("attention_xla" in program(exact)) == (scope == "cudnn")
+        assert not kernel.sums(exact)
+    assert "attention_xla" in program(half) and not kernels.chosen().skips

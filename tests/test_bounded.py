@@ -24,6 +24,7 @@ from oneforcing_jax.evaluation.raters import prompts as study
 from oneforcing_jax.evaluation.vbench import results, suite
 from oneforcing_jax.generation import jobs, recordings
 from oneforcing_jax.models.critic import HeadConfig
+from oneforcing_jax.models.kernels.groups import stretches
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.setup import config as configs
@@ -158,7 +159,7 @@ def test_blocks_begin_where_the_ones_before_them_end(layout):
     assert [group.queries for group in causal] == [
         (e - n, e) for n, e in zip(layout, ends, strict=True)
     ]
-    together = structures.stretches(structures.teacher_forcing(layout))
+    together = stretches(structures.teacher_forcing(layout))
     prefixes = list(itertools.chain.from_iterable(stretch.prefixes for stretch in together))
     starts = [e - n for n, e in zip(layout, ends, strict=True) for _ in range(n)]
     assert prefixes[: len(starts)] == prefixes[len(starts) :] == starts

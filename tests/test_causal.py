@@ -6,6 +6,7 @@ import unittest.mock
 
 import jax
 import jax.numpy as jnp
+import kernel_of_sums
 import numpy as np
 import pytest
 from goldens import ROUNDED, Golden, allowed, error, in_bfloat16, prompted
@@ -30,13 +31,21 @@ from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
 from oneforcing_jax.generation import student as students
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models import attention, rope, wan
+from oneforcing_jax.models import kernels, rope, wan
 from oneforcing_jax.models.model import unstacked
+from oneforcing_jax.shapes import flat
 
 CONFIG = wan.WanConfig(24, 32, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
 NET = wan.model(CONFIG)
 ROWS, COLUMNS = 4, 2
+# Kernels of one file each, which is all that a kernel needs.
+OF_ROWS, OF_SUMS = "kernel_of_rows", "kernel_of_sums"
 TOKENS = CONFIG.frame_tokens(ROWS, COLUMNS)
+
+
+def on_cpu(kernel):
+    """A context in which CPUs have the kernel of a module."""
+    return unittest.mock.patch.dict(kernels.MODULES, {"cpu": kernel})
 
 
 def student(params, window=Window(), context_sigma=0.0, config=CONFIG):
@@ -139,7 +148,7 @@ def test_any_layout_and_window(case):
     frames, heads = sum(layout), (CONFIG.num_heads, CONFIG.head_dim)
     q, k, v = normal(8, 3, 1, frames, TOKENS, *heads)
     groups = structures.block_causal(layout, window.size, window.sink)
-    whole = jax.jit(structures.attend_groups, static_argnums=3)(q, k, v, groups)
+    whole, _ = jax.jit(structures.structured(groups))(q, k, v, None)
     one_layer = dataclasses.replace(CONFIG, num_layers=1)
 
     @functools.partial(jax.jit, static_argnames="in_place")
@@ -153,14 +162,14 @@ def test_any_layout_and_window(case):
 
     # Stacked, apart, and apart as rows, as kernels of TPUs read them.
     for in_place, rows in ((False, False), (True, False), (True, True)):
-        with unittest.mock.patch.object(attention, "stores_rows", lambda rows=rows: rows):
-            cache = kv.init(one_layer, 1, window.slots(frames), TOKENS, stacked=not in_place)
         start, parts = 0, []
-        for size in layout:
-            part = (x[:, start : start + size] for x in (q, k, v))
-            out, cache = block(cache, *part, np.int32(start), in_place)
-            parts.append(out)
-            start += size
+        with on_cpu(OF_ROWS if rows else kernels.XLA):
+            cache = kv.init(one_layer, 1, window.slots(frames), TOKENS, stacked=not in_place)
+            for size in layout:
+                part = (x[:, start : start + size] for x in (q, k, v))
+                out, cache = block(cache, *part, np.int32(start), in_place)
+                parts.append(out)
+                start += size
         assert error(np.concatenate(parts, 1), whole) < 1e-5
 
 
@@ -184,18 +193,14 @@ def test_keys_that_both_parts_see_are_read_once(parts, window, dtype):
             return kv.cached(parts, start, window, slots, in_place=True)(q, k, v, memory)
 
         memory = kv.Cache(*jnp.zeros((2, 2, slots, TOKENS, *heads), dtype))
-        with (
-            unittest.mock.patch.object(attention, "gives_sums", lambda q, yes=together: yes),
-            unittest.mock.patch.object(
-                attention, "summed_attention", wraps=attention.summed_attention
-            ) as summed,
-        ):
+        kernel_of_sums.asked.clear()
+        with on_cpu(OF_SUMS if together else kernels.XLA):
             for start in range(0, 12 - sum(parts) + 1, stride):
                 shape = (3, 2, sum(parts), TOKENS, *heads)
                 q, k, v = jnp.asarray(3 * normal(start, *shape), dtype)
                 out, memory = block(q, k, v, memory, np.int32(start))
                 calls.append(np.asarray(out, np.float32))
-        assert summed.called == together
+        assert bool(kernel_of_sums.asked) == together
     plain, found = np.split(np.stack(calls), 2)
     assert error(found, plain) < (1e-6 if dtype == jnp.float32 else 1e-2)
 
@@ -208,7 +213,7 @@ def test_a_cache_that_stays_as_it_is_is_not_written(parts, start):
     q, k, v = jnp.asarray(3 * normal(2, 3, 2, sum(parts), TOKENS, *heads))
     found = []
     for together in (False, True):
-        with unittest.mock.patch.object(attention, "gives_sums", lambda q, yes=together: yes):
+        with on_cpu(OF_SUMS if together else kernels.XLA):
             attend = kv.cached(parts, np.int32(start), Window(), slots, frozen=True)
             found.append(jax.jit(attend)(q, k, v, memory)[0])
             written = str(jax.make_jaxpr(attend)(q, k, v, memory))
@@ -231,15 +236,13 @@ def test_a_relative_sink_lies_before_the_ring():
         recent = numbers[max(window.sink, end - 4) : end]
         places, seen = [recent[0] - 1, *recent], [0, *recent]
         asked = at(q[:, end - size : end], range(end - size, end))
-        flat = map(attention.flat, (asked, at(k[:, seen], places), v[:, seen]))
-        expected.append(attention.softmax_attention(*flat).reshape(asked.shape))
+        own = map(flat, (asked, at(k[:, seen], places), v[:, seen]))
+        expected.append(kernels.chosen().attend(*own).reshape(asked.shape))
     expected, (q, k) = np.concatenate(expected, 1), (at(x, numbers) for x in (q, k))
 
-    def found(window, in_place, rows):
-        with unittest.mock.patch.object(attention, "stores_rows", lambda: rows):
-            one = dataclasses.replace(CONFIG, num_layers=1)
-            cache = kv.init(one, 1, window.slots(frames), TOKENS, stacked=not in_place)
-        parts = []
+    def found(window, in_place):
+        one, parts = dataclasses.replace(CONFIG, num_layers=1), []
+        cache = kv.init(one, 1, window.slots(frames), TOKENS, stacked=not in_place)
         for start in range(0, frames, size):
             part = [x[:, start : start + size] for x in (q, k, v)]
             own = cache[0] if in_place else jax.tree.map(lambda x: x[0], cache)
@@ -251,8 +254,9 @@ def test_a_relative_sink_lies_before_the_ring():
         return np.concatenate(parts, 1)
 
     for in_place, rows in ((False, False), (True, False), (True, True)):
-        assert error(found(window, in_place, rows), expected) < 1e-5
-    assert error(found(Window(5, 1), False, False), expected) > 1e-2
+        with on_cpu(OF_ROWS if rows else kernels.XLA):
+            assert error(found(window, in_place), expected) < 1e-5
+    assert error(found(Window(5, 1), False), expected) > 1e-2
 
 
 # The rollout and its plain form.
@@ -594,14 +598,13 @@ def test_replay_refuses_a_rolling_cache(random_params):
 
 @pytest.mark.parametrize(
     ("kernel", "window"),
-    [("xla", Window()), ("xla", Window(4, 1)), ("tpu", Window()), ("tpu", Window(4, 1))]
-    + [("gpu", Window(4, 1))],
+    [(kernels.XLA, Window()), (kernels.XLA, Window(4, 1)), (OF_ROWS, Window())]
+    + [(OF_ROWS, Window(4, 1)), (OF_SUMS, Window(4, 1))],
 )
 def test_layers_apart_stream_the_same(window, kernel, random_params, monkeypatch):
     """Caches that are updated in place hold what stacked ones do, those too that lie as kernels of TPUs read
     them, and those of which both passes of a block read once what both see, as kernels of GPUs can."""
-    monkeypatch.setattr(attention, "stores_rows", lambda: kernel == "tpu")
-    monkeypatch.setattr(attention, "gives_sums", lambda q: kernel == "gpu")
+    monkeypatch.setitem(kernels.MODULES, "cpu", kernel)
     # Not `_empty`, which may have been traced for the other form.
     monkeypatch.setattr(students, "_empty", kv.init)
     params, text = random_params(NET), prompt(1)

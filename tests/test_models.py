@@ -10,7 +10,8 @@ from goldens import ROUNDED, Golden, error, in_bfloat16, prompted
 
 from oneforcing_jax import flow
 from oneforcing_jax.causal import structures
-from oneforcing_jax.models import attention, rope, wan
+from oneforcing_jax.models import rope, wan
+from oneforcing_jax.shapes import flat
 
 TOLERANCE = 2e-4
 
@@ -66,7 +67,7 @@ def test_every_layer():
     sigma = golden.inputs["timestep"][:, 0] / 1000
 
     def tap(index, tokens, state):
-        return state.at[index].set(attention.flat(tokens))
+        return state.at[index].set(flat(tokens))
 
     empty = jnp.zeros((config.num_layers, *golden.outputs["block0"].shape))
     forward = functools.partial(wan.model(config).apply, tap=tap)

@@ -20,7 +20,7 @@ from oneforcing_jax import sharding
 from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models import attention
+from oneforcing_jax.models.kernels import cudnn
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
@@ -161,7 +161,7 @@ def test_generation(target, window, reads, monkeypatch):
     if target.platform == "cuda":
         layers, stored = len(program.arguments[1]), math.prod(cache.shape[1:3])
         calls = re.findall(rf"{re.escape(KERNELS['cuda'])}.*?operand_layout_constraints=(.*)", text)
-        parts = attention.KEY_PARTS
+        parts = cudnn.KEY_PARTS
         whole, cut = f"bf16[1,{stored},", f"bf16[{parts},{stored // parts},"
         assert sum(whole in found or cut in found for found in calls) == reads * layers
 

@@ -4,8 +4,8 @@
 
 Large tiles read keys less often and take fewer steps of the grid; vector memory bounds them. Each kernel
 starts from a tile known to compile and grows, queries and keys in turn, until neither can. The row that is
-printed last belongs into `oneforcing_jax/models/splash.py`. Only a measurement can say which of the tiles
-that compile is the fastest.
+printed last belongs into `oneforcing_jax/models/kernels/splash.py`. Only a measurement can say which of the
+tiles that compile is the fastest.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def search(device: Any) -> None:
     """Searches for every kernel, and prints each tile that was tried."""
-    from oneforcing_jax.models import splash
+    from oneforcing_jax.models.kernels import splash
 
     found: dict[str, tuple[int, ...]] = {}
     for kernel, computes in COMPUTE.items():
@@ -79,17 +79,18 @@ def _compiles(device: Any, kernel: str, tile: tuple[int, ...]) -> bool:
     import jax
     import jax.numpy as jnp
 
-    from oneforcing_jax.models import splash
+    from oneforcing_jax.models.kernels import splash
 
     sizes = splash.tiles_of("")._replace(**{kernel: tile})  # type: ignore[arg-type]
+    attend = splash.made(sizes).attend
     place = jax.sharding.SingleDeviceSharding(device)
     like = jax.ShapeDtypeStruct((BATCH, TOKENS, HEADS, HEAD), jnp.bfloat16, sharding=place)
 
     def forward(q: Any, k: Any, v: Any) -> Any:
-        return splash.softmax_attention(q, k, v, None, sizes)
+        return attend(q, k, v)
 
     def prefix(q: Any, k: Any, v: Any, length: Any) -> Any:
-        return splash.softmax_attention(q, k, v, length, sizes)
+        return attend(q, k, v, length)
 
     def both(q: Any, k: Any, v: Any) -> Any:
         out, back = jax.vjp(forward, q, k, v)

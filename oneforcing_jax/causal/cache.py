@@ -6,7 +6,7 @@ not depend on the order of keys, so nothing is ever shifted, and the slots in us
 
 It has two forms, as the layers of the model lie. Where it is stacked, a forward gives the new frames back and
 they are written afterwards. In a tuple of one cache a layer, each layer updates and reads its own in place.
-Where the target's kernel reads the keys of a head as rows, the caches of the second form lie so, filled up to
+Where the kernel reads the keys of a head as rows, the caches of the second form lie so, filled up to
 the kernel's tiles: to turn and fill them for every call took longer than attention.
 """
 
@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models import attention, rope
-from oneforcing_jax.models.attention import Answer
+from oneforcing_jax.models import kernels, rope
+from oneforcing_jax.models.kernels.answers import NOTHING, Answer, after, joined
 from oneforcing_jax.models.wan import Attend, KeyValue, WanConfig
+from oneforcing_jax.shapes import flat
 from oneforcing_jax.sharding import STORED, constrain
 
 
@@ -83,8 +84,9 @@ def init(
     """An empty cache in the model's compute dtype, laid out by heads over the mesh in use."""
     heads, size = config.num_heads, config.head_dim
     shape: tuple[int, ...] = (batch, slots, frame_tokens, heads, size)
-    if not stacked and attention.stores_rows():
-        shape = (batch, heads, attention.stored_rows(slots * frame_tokens), size)
+    rows = kernels.chosen().rows
+    if not stacked and rows:
+        shape = (batch, heads, rows(slots * frame_tokens), size)
 
     def empty(*layers: int) -> jax.Array:
         x = jnp.zeros((*layers, *shape), config.dtype)
@@ -193,10 +195,10 @@ def cached(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, memory: Cache) -> tuple[jax.Array, Cache]:
         if memory.k.ndim == 4:
             return _attend_rows(parts, start, window, theta, q, k, v, memory)
-        new, all_slots = Cache(k, v), memory.k.shape[1]
-        if in_place and attention.gives_sums(q) and _share(parts, window, all_slots):
+        kernel, new, all_slots = kernels.chosen(), Cache(k, v), memory.k.shape[1]
+        if in_place and kernel.sums(q) and _share(parts, window, all_slots):
             return _attend_once(parts[0], start, window, limit, q, new, memory)
-        if frozen and not in_place and attention.gives_sums(q) and not window.rolls(all_slots):
+        if frozen and not in_place and kernel.sums(q) and not window.rolls(all_slots):
             return _attend_beside(parts, start, limit, q, new, memory), new
         stored = (
             memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
@@ -216,8 +218,8 @@ def cached(
             asked, done = q[:, frames], done + size
             stored, sink = _near(1, stored, start + done, window, theta)
             length = jnp.minimum(start + done, all_slots) * frame_tokens
-            keys, values = (attention.flat(x[:, :limit]) for x in stored)
-            out.append(attention.softmax_attention(attention.flat(asked), keys, values, length))
+            keys, values = (flat(x[:, :limit]) for x in stored)
+            out.append(kernel.attend(flat(asked), keys, values, length))
             if in_place:
                 # The read must come before the next part is written, or XLA would copy what is read.
                 out[-1], stored = jax.lax.optimization_barrier((out[-1], stored))
@@ -242,7 +244,8 @@ def _attend_once(
     see are read once for the queries of both, and those that one sees besides in another call: the second's
     own, and of a ring the frame that the first still sees. The second is not written.
     """
-    tokens, slots, count = new.k.shape[2], stored.k.shape[1], start + size
+    summed, tokens = kernels.chosen().summed, new.k.shape[2]
+    slots, count = stored.k.shape[1], start + size
     stored = _put_both(stored, Cache(*(x[:, :size] for x in new)), start, window)
     second = Cache(*(x[:, size:] for x in new))
     if window.rolls(slots):
@@ -250,11 +253,11 @@ def _attend_once(
         own = _paired(q, seen, count >= slots)
         count = jnp.minimum(count, slots - 1)
     else:
-        own = attention.summed_attention(*(attention.flat(x) for x in (q[:, size:], *second)))
-        own = attention.after(own, size * q.shape[2])
-    keys, values = (attention.flat(x[:, :limit]) for x in stored)
-    shared = attention.summed_attention(attention.flat(q), keys, values, count * tokens)
-    out = attention.joined([shared, own]).out.astype(q.dtype)
+        own = summed(*(flat(x) for x in (q[:, size:], *second)))
+        own = after(own, size * q.shape[2])
+    keys, values = (flat(x[:, :limit]) for x in stored)
+    shared = summed(flat(q), keys, values, count * tokens)
+    out = joined([shared, own]).out.astype(q.dtype)
     # What is read here is read before the next block is written, or it would be copied.
     out, stored = jax.lax.optimization_barrier((out, stored))
     return out.reshape(q.shape), stored
@@ -266,12 +269,13 @@ def _attend_beside(
     """What `cached` answers where a cache grows and stays as it is: a call over what all blocks see of it,
     and one for the keys of each block, which it sees and the blocks after it. To write these into a layer's
     cache first is to copy that."""
-    keys, values = (attention.flat(x[:, :limit]) for x in stored)
-    answers = [attention.summed_attention(attention.flat(q), keys, values, start * new.k.shape[2])]
+    summed = kernels.chosen().summed
+    keys, values = (flat(x[:, :limit]) for x in stored)
+    answers = [summed(flat(q), keys, values, start * new.k.shape[2])]
     for done, size in zip(itertools.accumulate(parts, initial=0), parts, strict=False):
-        own = (attention.flat(x) for x in (q[:, done:], *(x[:, done : done + size] for x in new)))
-        answers.append(attention.after(attention.summed_attention(*own), done * q.shape[2]))
-    return attention.joined(answers).out.astype(q.dtype).reshape(q.shape)
+        own = (flat(x) for x in (q[:, done:], *(x[:, done : done + size] for x in new)))
+        answers.append(after(summed(*own), done * q.shape[2]))
+    return joined(answers).out.astype(q.dtype).reshape(q.shape)
 
 
 def _paired(q: jax.Array, seen: Cache, first: jax.Array) -> Answer:
@@ -279,10 +283,10 @@ def _paired(q: jax.Array, seen: Cache, first: jax.Array) -> Answer:
     `first` sees any is traced."""
     batch = len(q)
     pairs = (x.reshape(2 * batch, -1, *x.shape[3:]) for x in (q, *seen))
-    out, total = attention.summed_attention(*pairs)
-    total = jnp.moveaxis(total.reshape(batch, 2, *total.shape[1:]), 1, 2)
-    total = jnp.where(jnp.array([[False], [True]]) | first, total, attention.NOTHING)
-    return Answer(out.reshape(batch, -1, *out.shape[2:]), total.reshape(*total.shape[:2], -1))
+    out, total = (x.reshape(batch, 2, *x.shape[1:]) for x in kernels.chosen().summed(*pairs))
+    shown = jnp.array([False, True]) | first
+    total = jnp.where(shown[:, None, None], total, NOTHING)
+    return Answer(out.reshape(batch, -1, *out.shape[3:]), total.reshape(batch, -1, total.shape[-1]))
 
 
 def _set_aside(
@@ -327,7 +331,7 @@ def _attend_rows(
         stored, sink = _near(2, stored, start + frames.stop, window, theta, tokens)
         ends = start + done + np.repeat(np.cumsum(group), np.array(group) * asked)
         length = jnp.minimum(ends, slots) * tokens
-        answer = attention.attention_over_rows(attention.flat(q[:, frames]), *stored, length)
+        answer = kernels.chosen().prefixes(flat(q[:, frames]), *stored, length)
         if window.rolls(slots):
             # What is read here is read before the next part is written, or it would be copied.
             answer, stored = jax.lax.optimization_barrier((answer, stored))
@@ -338,7 +342,7 @@ def _attend_rows(
 
 def _rows(x: jax.Array) -> jax.Array:
     """[b, f, n, h, k] -> [b, h, f n, k]."""
-    return jnp.moveaxis(attention.flat(x), 1, 2)
+    return jnp.moveaxis(flat(x), 1, 2)
 
 
 def frames(key_value: KeyValue | Any, start: int, stop: int) -> Cache:

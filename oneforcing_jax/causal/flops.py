@@ -11,7 +11,8 @@ import functools
 from typing import NamedTuple
 
 from oneforcing_jax.causal.plan import Plan, mean_steps
-from oneforcing_jax.causal.structures import KEPT, Group
+from oneforcing_jax.causal.structures import KEPT
+from oneforcing_jax.models.kernels.groups import Group
 from oneforcing_jax.models.wan import WanConfig
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from oneforcing_jax import flow
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models import attention
+from oneforcing_jax.models import kernels
 
 # Where hidden keys cost time, a growing cache is read in this many static lengths, so that short prefixes
 # cost less. Each length costs a compilation of the layer, so short clips have fewer.
@@ -179,7 +179,7 @@ def first_of_window(plan: Plan, blocks: int | None) -> int:
 
 def bucket(frames: int) -> int:
     """Frames by which the static length of a growing cache grows, in a clip of so many."""
-    if attention.skips_hidden_keys():
+    if kernels.chosen().skips:
         return frames + 1
     return max(-(-frames // BUCKETS), BUCKET_FRAMES)
 

@@ -15,9 +15,10 @@ from oneforcing_jax.causal.cache import Cache
 from oneforcing_jax.causal.generate import Generator, Rollout, generate
 from oneforcing_jax.causal.plan import ClipDraws, Plan
 from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
-from oneforcing_jax.causal.structures import Group, attend_groups
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.models import kernels
 from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.kernels.groups import Group
 from oneforcing_jax.models.wan import Attend
 
 
@@ -37,7 +38,8 @@ def context(straight_through: bool, groups: tuple[Group, ...], first: int) -> At
                 clean = jnp.concatenate([before, noisy + jax.lax.stop_gradient(inside - noisy)], 1)
             return jnp.concatenate([clean, noisy], 1)
 
-        return attend_groups(q, keys(memory.k, k), keys(memory.v, v), groups), None
+        k, v = keys(memory.k, k), keys(memory.v, v)
+        return kernels.chosen().structured(q, k, v, groups), None
 
     return attend
 

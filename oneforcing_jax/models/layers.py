@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from oneforcing_jax.models import attention
-from oneforcing_jax.shapes import trailing
+from oneforcing_jax.models import kernels
+from oneforcing_jax.shapes import flat, trailing
 from oneforcing_jax.sharding import by_tokens, constrain, gathered, sharded_tokens, target
 
 EPS = 1e-6
@@ -157,13 +157,24 @@ class Attention(nn.Module):
         """Attention of tokens `x` [b, f, n, d] over keys and values [b, s, h, k] of a prompt."""
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention.softmax_attention(attention.flat(q), k, v).reshape(q.shape)
+            return kernels.chosen().attend(flat(q), k, v).reshape(q.shape)
 
         return self.out(by_tokens(attend, self.query(x), *key_value))
 
     def read(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
         """Attention of one vector `x` [b, d] over tokens [b, f, n, d]."""
-        return self.out(attention.one_query(self.query(x), *self.key_value(tokens)))
+        return self.out(one_query(self.query(x), *self.key_value(tokens)))
+
+
+def one_query(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention of one query over the tokens of a clip: q [b, h, k], k and v [b, f, n, h, k] -> [b, h, k].
+
+    It is two products of a matrix and a vector, for which no kernel is made. Tokens may lie on several
+    devices, which then exchange a maximum, a sum and a vector for each head.
+    """
+    logits = jnp.einsum("bhk,bfnhk->bhfn", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=(-2, -1)).astype(v.dtype)
+    return jnp.einsum("bhfn,bfnhk->bhk", weights, v)
 
 
 class FeedForward(nn.Module):

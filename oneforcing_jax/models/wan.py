@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from oneforcing_jax import shapes, sharding
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
-from oneforcing_jax.models import attention, rope
+from oneforcing_jax.models import kernels, rope
 from oneforcing_jax.models.condition import NEGATIVE, Condition, Field
 from oneforcing_jax.models.layers import (
     Attention,
@@ -44,7 +44,7 @@ from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.dtypes import DTYPES, Dtype
 from oneforcing_jax.setup.ranges import Count, Positive
-from oneforcing_jax.shapes import trailing
+from oneforcing_jax.shapes import flat, trailing
 from oneforcing_jax.sharding import by_heads, constrain
 
 KeyValue = tuple[jax.Array, jax.Array]
@@ -62,7 +62,7 @@ LAYER_INPUT = "layer_input"
 def _policy(remat: str) -> Any:
     policies = jax.checkpoint_policies
     if remat == "attention":
-        return attention.is_answer
+        return kernels.chosen().keeps
     if remat == "dots":
         return policies.dots_with_no_batch_dims_saveable
     if remat == "offload":
@@ -153,8 +153,7 @@ class Output(NamedTuple):
 
 def full(q: jax.Array, k: jax.Array, v: jax.Array, memory: Memory) -> tuple[jax.Array, None]:
     """The bidirectional `attend`."""
-    flat = attention.flat
-    return attention.softmax_attention(flat(q), flat(k), flat(v)).reshape(q.shape), None
+    return kernels.chosen().attend(flat(q), flat(k), flat(v)).reshape(q.shape), None
 
 
 def _over_layers(layer: Callable[..., Any], carry: Any, count: int, *per_layer: Any) -> Any:

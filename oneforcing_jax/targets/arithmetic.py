@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from oneforcing_jax.models import splash
+from oneforcing_jax.models.kernels import splash
 from oneforcing_jax.targets.hlo import Array, Computation, Instruction
 
 # Products of tokens x keys x head size in a kernel of splash attention, by the kernel's name.

@@ -1,4 +1,4 @@
-"""Pallas splash attention: tiles by chip and shape, and masks that are computed.
+"""Pallas splash attention, the kernel of TPUs: tiles by chip and shape, and masks that are computed.
 
 The library walks a mask block by block on the host, and reads what it finds from memory. This module walks
 no mask. It hides the keys that only fill a tile by comparing their number. Where a length is known on the
@@ -18,10 +18,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
 
+from oneforcing_jax.models.kernels import ANSWERS, Kernel
+from oneforcing_jax.models.kernels.groups import Group, Stretch, by_groups, stretches, whole
+from oneforcing_jax.shapes import flat
+
 LANES = 128
-# The name by which rematerialisation keeps the answers of attention over at least as many keys as queries.
-# To compute them again takes longer than the memory that they lie in is worth.
-ANSWERS = "attention_answers"
 # In the name of a kernel that is told at run time how many keys count.
 RUN_TIME = "seen_at_run_time"
 # A step of a kernel's grid costs as much as so many rows, beside its own.
@@ -111,21 +112,6 @@ def _prefix_and_own(distance: int, size: int) -> Callable[[Any, Any], Any]:
     return shown
 
 
-class Structure(NamedTuple):
-    """Which keys each query sees: `attention.Run` for frames of `asked` queries and `stored` keys."""
-
-    prefixes: tuple[int, ...]
-    distance: int
-    size: int
-    asked: int
-    stored: int
-
-    def ends(self, padded: int) -> np.ndarray:
-        """[padded] number of keys in the prefix of each query; queries that fill a tile have the last's."""
-        ends = np.repeat(np.array(self.prefixes, np.int32) * self.stored, self.asked)
-        return np.pad(ends, (0, padded - len(ends)), mode="edge")
-
-
 class _Masks(NamedTuple):
     """What the two kernels are told, and a name for profiles: how many blocks the forward computes, or
     that this is known at run time."""
@@ -165,9 +151,15 @@ def _first_keys(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, length: jax.A
     )
 
 
-def _structured(sizes: kernels.BlockSizes, t_pad: int, s_pad: int, run: Structure) -> _Masks:
-    """The table of blocks in which some query sees some key, from the bounds of the blocks."""
-    ends, own = run.ends(t_pad), (run.distance * run.stored, run.size * run.stored)
+def _stretched(
+    sizes: kernels.BlockSizes, t_pad: int, s_pad: int, stretch: Stretch, asked: int, stored: int
+) -> _Masks:
+    """The table of blocks in which some query sees some key, from the bounds of the blocks; for frames of
+    `asked` queries and `stored` keys."""
+    ends = np.repeat(np.array(stretch.prefixes, np.int32) * stored, asked)
+    # Queries that fill a tile have the last's.
+    ends = np.pad(ends, (0, t_pad - len(ends)), mode="edge")
+    own = (stretch.distance * stored, stretch.size * stored)
 
     def seen(q: Any, kv: Any) -> np.ndarray:
         rows = ends.reshape(-1, q)
@@ -204,54 +196,68 @@ def _next_seen(seen: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(found, 1, axis)
 
 
-def softmax_attention(
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, length: Any = None, *, tiles: Tiles, interpret: bool
+) -> jax.Array:
+    """See `Kernel`; `length` may also be one for each query, [t]."""
+    masked = (
+        functools.partial(_all_keys, s=k.shape[1])
+        if length is None
+        else functools.partial(_first_keys, length=length)
+    )
+    with jax.named_scope("attention_splash"):
+        return _run(q, k, v, masked, tiles, interpret)
+
+
+def prefixes(
+    q: jax.Array, k: jax.Array, v: jax.Array, ends: jax.Array, *, tiles: Tiles, interpret: bool
+) -> jax.Array:
+    """See `Kernel`."""
+    masked = functools.partial(_first_keys, length=ends)
+    with jax.named_scope("attention_splash"):
+        k, v = (_rows(x, x.shape[2]) for x in (k, v))
+        if not interpret:
+            # Without this, XLA brings the whole into vector memory, updates it there and writes it all back.
+            k, v = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k, v))
+        return _run_rows(q, k, v, masked, tiles, interpret)
+
+
+def structured(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    length: Any,
+    groups: tuple[Group, ...],
+    *,
     tiles: Tiles,
-    interpret: bool = False,
+    interpret: bool,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(k)) v over the first `length` keys: see `attention.softmax_attention`.
-
-    Args:
-      q, k, v: [b, t, h, k] and [b, s, h, k].
-      length: number of keys that count, traced, one or [t]; None: all.
-      tiles: of the chip that the program is for.
-      interpret: run it without a TPU.
-    """
-    if length is None:
-        return _run(q, k, v, functools.partial(_all_keys, s=k.shape[1]), tiles, interpret)
-    return _run(q, k, v, functools.partial(_first_keys, length=length), tiles, interpret)
-
-
-def attention_over_rows(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    length: jax.Array,
-    tiles: Tiles,
-    interpret: bool = False,
-) -> jax.Array:
-    """The same for keys and values [b, h, s, k], s of `padded_keys`, read where they are."""
-    masked = functools.partial(_first_keys, length=length)
-    k, v = (_rows(x, x.shape[2]) for x in (k, v))
-    if not interpret:
-        # Without this, XLA brings the whole into vector memory, updates it there and writes it all back.
-        k, v = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k, v))
-    return _run_rows(q, k, v, masked, tiles, interpret)
+    """See `Kernel`: a call for each stretch, or a group where there are none."""
+    together = stretches(groups)
+    if not together:
+        one = functools.partial(attend, tiles=tiles, interpret=interpret)
+        return by_groups(one, q, k, v, groups)
+    out, asked, stored = [], q.shape[2], k.shape[2]
+    with jax.named_scope("attention_splash"):
+        for stretch in together:
+            masked = functools.partial(_stretched, stretch=stretch, asked=asked, stored=stored)
+            own = flat(q[:, slice(*stretch.queries)])
+            out.append(_run(own, flat(k), flat(v), masked, tiles, interpret))
+    return whole(out, q)
 
 
-def structured_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    run: Structure,
-    tiles: Tiles,
-    interpret: bool = False,
-) -> jax.Array:
-    """The same where each query sees what `run` says."""
-    return _run(q, k, v, functools.partial(_structured, run=run), tiles, interpret)
+def made(tiles: Tiles, interpret: bool = False) -> Kernel:
+    """The kernel with such tiles; `interpret`: it runs without a TPU."""
+
+    def told(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return functools.partial(function, tiles=tiles, interpret=interpret)
+
+    rows = functools.partial(padded_keys, tiles=tiles)
+    return Kernel(told(attend), told(structured), rows=rows, prefixes=told(prefixes), skips=True)
+
+
+def kernel(device_kind: str) -> Kernel:
+    """The kernel of a TPU."""
+    return made(tiles_of(device_kind))
 
 
 def _run(

@@ -13,17 +13,32 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from oneforcing_jax.models.cudnn import Kernel
-from oneforcing_jax.models.splash import ANSWERS
+from oneforcing_jax.models.kernels import ANSWERS
+from oneforcing_jax.models.kernels.answers import NOTHING, Answer, joined
+from oneforcing_jax.models.kernels.groups import Stretch
+from oneforcing_jax.shapes import flat
 
 KeyValue = tuple[jax.Array, jax.Array]
+
+
+class Passes(NamedTuple):
+    """A kernel's two passes.
+
+    Attributes:
+      forward: forward(q, k, v), of q [b, t, h, k] and k, v [b, s, h, k].
+      backward: backward(q, k, v, out, total, given) gives the gradients of q, k and v, from what `forward`
+        gave and the gradient of its answer.
+    """
+
+    forward: Callable[[jax.Array, jax.Array, jax.Array], Answer]
+    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
 class Seen(NamedTuple):
@@ -108,40 +123,81 @@ def calls(blocks: int, shared: bool) -> list[Call]:
     return found
 
 
+def even_blocks(stretch: Stretch) -> int:
+    """The number of a stretch's blocks, where each has as many frames of queries as of keys, and sees what
+    those before it end at. Otherwise 0."""
+    (start, stop), size, first = stretch.queries, stretch.size, stretch.prefixes[0]
+    blocks = (stop - start) // size
+    steps = tuple(first + i * size for i in range(blocks) for _ in range(size))
+    return blocks if stretch.prefixes == steps and stretch.distance >= 0 else 0
+
+
+def pays(stretch: Stretch) -> bool:
+    """Whether a stretch takes fewer calls than it has blocks."""
+    blocks = even_blocks(stretch)
+    return len(calls(blocks, stretch.prefixes[0] > 0)) < blocks
+
+
+def of_stretch(
+    passes: Passes, q: jax.Array, k: jax.Array, v: jax.Array, stretch: Stretch
+) -> jax.Array:
+    """Attention of a stretch of even blocks, all of them in each call.
+
+    Args:
+      q: [b, f, n, h, k], the frames of the stretch.
+      k, v: [b, F, m, h, k], all frames.
+
+    Returns:
+      [b, f n, h, k].
+    """
+    blocks, first = even_blocks(stretch), stretch.prefixes[0]
+
+    def cut(x: jax.Array, start: int, count: int, frames: int) -> jax.Array:
+        x = x[:, start : start + count * frames]
+        return x.reshape(x.shape[0], count, -1, *x.shape[3:])
+
+    def pair(start: int, count: int, frames: int) -> KeyValue:
+        return cut(k, start, count, frames), cut(v, start, count, frames)
+
+    seen = Seen(
+        own=pair(first + stretch.distance, blocks, stretch.size),
+        before=pair(first, blocks, stretch.size) if blocks > 1 else None,
+        all=pair(0, 1, first) if first else None,
+    )
+    return flat(attention(passes, cut(q, 0, blocks, stretch.size), seen))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attention(kernel: Kernel, q: jax.Array, seen: Seen) -> jax.Array:
+def attention(passes: Passes, q: jax.Array, seen: Seen) -> jax.Array:
     """softmax(q k^T / sqrt(k)) v of each block over what it sees, [b, blocks, t, h, k] as `q` is.
 
-    Rematerialisation can keep it, and what its gradient needs besides, by the name `splash.ANSWERS`.
+    Rematerialisation can keep it, and what its gradient needs besides, by the name `ANSWERS`.
     """
-    return _forward(kernel, q, seen)[0]
+    return _forward(passes, q, seen)[0]
 
 
-def _forward(kernel: Kernel, q: jax.Array, seen: Seen) -> Any:
-    outs, totals = [], []
+def _forward(passes: Passes, q: jax.Array, seen: Seen) -> Any:
+    answers = []
     for call in calls(q.shape[1], seen.all is not None):
         k, v = getattr(seen, call.seen)
-        out, total = kernel.forward(call.queries.of(q), call.keys.of(k), call.keys.of(v))
-        outs.append(call.queries.back(out, q))
-        totals.append(call.queries.back(jnp.moveaxis(total, 1, 2), q, -jnp.inf))
-    joint = functools.reduce(jnp.logaddexp, totals)  # [b, blocks, t, h]
-    shares = (jnp.exp(total - joint)[..., None] for total in totals)
-    out = _sum([share * out for share, out in zip(shares, outs, strict=True)], q.dtype)
-    out, joint = (checkpoint_name(x, ANSWERS) for x in (out, joint))
+        out, total = passes.forward(call.queries.of(q), call.keys.of(k), call.keys.of(v))
+        answers.append(Answer(call.queries.back(out, q), call.queries.back(total, q, NOTHING)))
+    out, joint = joined(answers)
+    out, joint = (checkpoint_name(x, ANSWERS) for x in (out.astype(q.dtype), joint))
     return out, (q, seen, out, joint)
 
 
-def _backward(kernel: Kernel, kept: Any, given: jax.Array) -> Any:
+def _backward(passes: Passes, kept: Any, given: jax.Array) -> Any:
     q, seen, out, joint = kept
     q_bars: list[jax.Array] = []
     bars: dict[str, list[list[jax.Array]]] = {}
     for call in calls(q.shape[1], seen.all is not None):
         asked, keys = call.queries.of, getattr(seen, call.seen)
-        found = kernel.backward(
+        found = passes.backward(
             asked(q),
             *(call.keys.of(x) for x in keys),
             asked(out),
-            jnp.moveaxis(asked(joint), 2, 1),
+            asked(joint),
             asked(given),
         )
         q_bars.append(call.queries.back(found[0], q))
