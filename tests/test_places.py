@@ -22,7 +22,10 @@ from oneforcing_jax.system.files import read_record, staged, write_whole
 from oneforcing_jax.training.metrics import Log, Work, read_rows
 
 # A command whose lock is lost sooner.
-HASTY = "from oneforcing_jax import lock, main; lock.RENEW, lock.LEASE = 1, 15; main.main()"
+HASTY = (
+    "from oneforcing_jax.main import main; from oneforcing_jax.system import lock; "
+    "lock.RENEW, lock.LEASE = 1, 15; main()"
+)
 
 
 def test_names_of_places(tmp_path, monkeypatch):

@@ -50,7 +50,11 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 LOST_AFTER, PATIENCE, HANG, LOOK = 10.0, 300.0, 900.0, 0.02
 # The command, and with a lock of a bucket that is lost sooner.
 COMMAND = ("-m", "oneforcing_jax.main")
-HASTY = ("-c", "from oneforcing_jax import lock, main; lock.RENEW, lock.LEASE = 1, 8; main.main()")
+HASTY = (
+    "-c",
+    "from oneforcing_jax.main import main; from oneforcing_jax.system import lock; "
+    "lock.RENEW, lock.LEASE = 1, 8; main()",
+)
 # Numbers of one process and of several: their sums have other orders.
 CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 2e-5}
 
