@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import hashlib
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import parts, presets, stages
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.setup.stages import Stage
-from oneforcing_jax.system import checkpoint, lock, places, processes
+from oneforcing_jax.system import checkpoint, lock, places, processes, room
 from oneforcing_jax.system.command import Help, any_path
 from oneforcing_jax.system.files import write_whole
 from oneforcing_jax.targets import forecast, topology
@@ -169,7 +167,7 @@ def _start(workdir: Path, config: bytes, prepared: Sequence[Stage]) -> None:
     """What lies in a work directory before the first stage."""
     for stage in prepared:
         places.make(workdir / stage.name)
-    keep_freed_memory()
+    room.keep_freed_memory()
     # Orbax and TensorBoard log through absl; what matters of it is raised.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
@@ -178,19 +176,6 @@ def _start(workdir: Path, config: bytes, prepared: Sequence[Stage]) -> None:
             jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if processes.is_first():
         write_whole(workdir / checkpoint.CONFIG, config)
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed, on CPU. Otherwise each step faults the same pages in again, which
-    takes about a quarter of a small model's step."""
-    if jax.default_backend() == "cpu" and sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
-            libc.mallopt(m_mmap_max, 0)
-            libc.mallopt(m_trim_threshold, 2**31 - 1)
-            libc.mallopt(m_top_pad, 2**28)
-            libc.mallopt(m_arena_max, 1)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from oneforcing_jax.causal.plan import ClipDraws, draw
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
-from oneforcing_jax.main import keep_freed_memory
 from oneforcing_jax.methods import distillation, one_forcing
 from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.setup.run import Run
+from oneforcing_jax.system.room import keep_freed_memory
 from oneforcing_jax.training.train import trained, trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
