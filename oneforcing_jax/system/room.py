@@ -1,4 +1,4 @@
-"""Room for what a command will make, in memory and on disk, asked before it starts; and memory that is kept."""
+"""Room for what a command will make, in memory and on disk, asked before it starts; memory that is kept."""
 
 from __future__ import annotations
 
