@@ -15,4 +15,6 @@ def test_a_walk_counts_first_calls_and_knows_who_stands_above():
     assert list(walk.steps) == [("causal.plan", "make_plan"), ("flow", "warp_steps")]
     assert walk.line == "2 functions in 2 modules, 0 climbs, 0 returns"
     assert {"setup.config", "causal.plan"} < WALKS["below"]("main")
-    assert "main" not in WALKS["below"]("setup.config") and "causal.plan" not in WALKS["below"]("flow")
+    assert "main" not in WALKS["below"]("setup.config") and "causal.plan" not in WALKS["below"](
+        "flow"
+    )

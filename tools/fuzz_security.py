@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from fuzz_fixture import NOISE, STAGE, TEXT, Case, generation
 
-from oneforcing_jax.convert.sizes import MODEL
-from oneforcing_jax.data.encoders import ENCODERS
+from oneforcing_jax.families.encoders import ENCODERS
+from oneforcing_jax.families.records import MODEL
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.system import checkpoint, files, integrity
 

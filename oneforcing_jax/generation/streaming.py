@@ -27,11 +27,11 @@ from jax.sharding import NamedSharding
 from oneforcing_jax import sharding
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Block, Plan, num_frames
-from oneforcing_jax.data import encoders as encoding
-from oneforcing_jax.data.encoders import Codec, Encoders
 from oneforcing_jax.data.images import fit
-from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.errors import InputError, NotFinite
+from oneforcing_jax.families import Family
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.codec import Codec, Encoders, pad_embeddings
 from oneforcing_jax.generation import pretrained, samplers
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.student import Noise, Settings, Student, Text, sample_keys, seeded
@@ -208,7 +208,7 @@ class VideoModel:
         return (frames[0] for _, frames in self.videos(noise, text, settings, given, **more))
 
 
-def _fits(codec: encoding.Codec, sizes: Sequence[int]) -> bool:
+def _fits(codec: Codec, sizes: Sequence[int]) -> bool:
     try:
         codec.latent_shape(*sizes)
     except InputError:
@@ -307,7 +307,7 @@ def load_teacher(
     *,
     decoder: str | None = None,
     sampler: Callable[[float], samplers.Sampler],
-    guidance: float,
+    guidance: Callable[[Family], float],
     ema: bool = False,
     dtype: str | None = None,
     shift: float | None = None,
@@ -318,13 +318,14 @@ def load_teacher(
     Args:
       sampler: makes one for the shift of the noise schedule, such as `lambda shift:
         samplers.unipc(samplers.wan_grid(50, shift))`.
-      guidance: see `samplers.sample`.
+      guidance: for the family of the model, see `samplers.sample`.
       checkpoint, encoders, decoder, ema, dtype, shift, batch: see `load`.
     """
     source, loaded, mesh, params = _read(
         checkpoint, encoders, decoder, ema, dtype, shift, batch, teacher=True
     )
     net, table = WanDiT(source.config), sampler(source.shift)
+    scale = guidance(source.family)
     negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
 
     def blocks(noise: Noise, text: Text, plan: Plan, given: Any) -> Iterator[jax.Array]:
@@ -332,7 +333,7 @@ def load_teacher(
             raise InputError("teacher: it makes whole clips, from one prompt and no given frames")
         start = noise(0, Block(num_frames(plan), (1.0,))).start
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            clip = samplers.sample(net, params, start, text, negative, table, guidance=guidance)
+            clip = samplers.sample(net, params, start, text, negative, table, guidance=scale)
         # They are handed out frame by frame, so that decoding holds one at a time.
         yield from (clip[:, i : i + 1] for i in range(clip.shape[1]))
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from oneforcing_jax import sharding
+from oneforcing_jax import families, sharding
 from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.plan import Block, BlockDraws, num_frames
@@ -72,19 +72,18 @@ class _Shapes:
 
 
 def generate(run: Run, devices: Sequence[Any], decoder: str | None = None) -> list[Program]:
-    """One video of the config's size by a one-step student with the paper's first block, and its decoding.
+    """One video of the config's size by a student in the steps of its family, and its decoding.
 
     Args:
       run, devices: the config, and where the video is made.
       decoder: see `programs.decode`.
 
     Raises:
-      InputError: a mesh that does not fit, latents that are not those of Wan's VAE.
+      InputError: a mesh that does not fit, latents that are not those of the family's codec.
     """
     shapes = _Shapes(student(run).config, run.latents, programs.video_mesh(run, devices))
-    settings = Settings(
-        run.latents.shape, run.blocks.frames, first_frames=run.blocks.first_frames or None
-    )
+    video, first = families.of_run(run).video, run.blocks.first_frames or None
+    settings = Settings(run.latents.shape, run.blocks.frames, video.steps, first, video.first_steps)
     plan = settings.plan(run.shift)
     with jax.set_mesh(shapes.mesh):
         found = _diffusion(shapes, plan)
