@@ -17,12 +17,12 @@ from oneforcing_jax import main, sharding
 from oneforcing_jax.causal import structures
 from oneforcing_jax.convert import source
 from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors
-from oneforcing_jax.data import captions, encoders, store_meta
+from oneforcing_jax.data import captions, store_meta
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.raters import prompts as study
 from oneforcing_jax.evaluation.vbench import results, suite
-from oneforcing_jax.families import records
+from oneforcing_jax.families import encoders, records
 from oneforcing_jax.generation import jobs, recordings
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config

@@ -31,7 +31,7 @@ NAMES = (
     "payload", "given.payload", "given.run.payload", ".payload", "..given.payload", "given/payload",
     "oneforcing_jax..payload", "oneforcing_jax.given.payload", "oneforcing_jaxx.payload", "given.payload\n",
     "oneforcing_jax/../given.payload", "given:payload", "os", "os.path", "antigravity.fly", "", ".", " ",
-    "oneforcing_jax.setup.config", "oneforcing_jax.data.encoders", "oneforcing_jax.training.sources",
+    "oneforcing_jax.setup.config", "oneforcing_jax.families.encoders", "oneforcing_jax.training.sources",
     "encoders",
     "oneforcing_jax.toy.codec", "oneforcing_jax.__main__", "given.payload.load", "g\u0131ven.payload",
     3, None, ["given.payload"], {"given.payload": 1}, "x" * 9999, "a." * 5000 + "a",

@@ -66,7 +66,7 @@ class Network(NamedTuple):
     """
 
     config: type
-    init: Callable[[Any, Any], Any]
+    init: Callable[..., Any]
     read: Callable[..., tuple[Any, Any]]
     unread: tuple[str, ...] = ()
 

@@ -116,13 +116,12 @@ def _encoders(run: Run, decoder: str | None = None) -> tuple[Codec, TextEncoder]
     """
     family = families.of_run(run)
     family.check_decoder(decoder)
-    codec, text = family.outline(student(run).config.dtype, decoder)
-    if run.latents.channels != codec.channels:
+    if run.latents.channels != family.channels:
         raise InputError(
-            f"config: field 'latents.channels': expected the {codec.channels} of its family's codec, found "
-            f"{run.latents.channels}; plan it with configs/framewise.py"
+            f"config: field 'latents.channels': expected the {family.channels} of its family's codec, found "
+            f"{run.latents.channels}; say the config's own family, or plan configs/framewise.py"
         )
-    return codec, text
+    return family.outline(student(run).config.dtype, decoder)
 
 
 def _program(name: str, call: Call) -> Program:
