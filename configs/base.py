@@ -5,7 +5,7 @@ Other configs begin with `get_config()` of this file and change what differs.
 
 from ml_collections import ConfigDict
 
-from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+from oneforcing_jax.families.wan21 import WAN_1_3B, WAN_14B
 from oneforcing_jax.setup.config import section
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.training.optim import Optimiser

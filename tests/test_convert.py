@@ -30,7 +30,7 @@ from oneforcing_jax.families.wan21 import FAMILY
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.models.wan import SIZES, TINY, WanDiT
+from oneforcing_jax.models.wan import TINY, WanDiT
 from oneforcing_jax.system import checkpoint
 
 torch = pytest.importorskip("torch")
@@ -165,7 +165,7 @@ def load(folder: Path, net: str, abstract: Any, dtype: str, ema: bool = False) -
 
 @pytest.mark.parametrize(("size", "name"), [("1.3b", "wan2.1_t2v_1.3b"), ("14b", "wan2.1_t2v_14b")])
 def test_key_maps_are_bijections_at_full_size(size: str, name: str) -> None:
-    config, abstract = SIZES[size], FAMILY.abstract(SIZES[size])
+    config, abstract = FAMILY.models[size], FAMILY.abstract(FAMILY.models[size])
     with torch.device("meta"):
         model = diffusers.WanTransformer3DModel(
             num_attention_heads=config.num_heads,
@@ -242,7 +242,7 @@ def test_diffusers_layout_round_trip(tmp_path: Path, dtype: str) -> None:
     written = json.loads((tmp_path / "back/config.json").read_text())
     assert written["num_attention_heads"] == 2 and written["attention_head_dim"] == 16
     (said,) = json.loads((tmp_path / "out/transformer/model.json").read_text())["nets"].values()
-    assert said["more"] == {"family": "Wan2.1", "causal": False} and "causal" not in written
+    assert said["more"] == {"family": "wan21", "causal": False} and "causal" not in written
     for name, config, key_map, expected in (
         ("vae", VAE, vae_keys.diffusers(VAE), vae),
         ("text", TEXT, umt5_keys.transformers(TEXT), text),

@@ -41,10 +41,11 @@ def payload(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def run_with(folder, method):
-    """The folder of a stage whose config names a method."""
+def run_with(folder, method, **fields):
+    """The folder of a stage whose config names a method, and other fields."""
     config = json.loads(configs.load(ROOT / "configs" / "toy.py").to_json())
     config["stages"]["one_forcing"]["method"] = method
+    config |= fields
     stage = folder / "run" / "one_forcing"
     (stage / "checkpoints").mkdir(parents=True, exist_ok=True)
     (stage / "config.json").write_text(json.dumps(config))
@@ -59,6 +60,20 @@ def test_a_folder_names_nothing_from_elsewhere(name, payload, tmp_path):
     (tmp_path / "encoders.json").write_text(json.dumps({"kind": name}))
     with pytest.raises(ValueError, match="encoders.json: expected (one|a part) of") as found:
         encoding.load(tmp_path)
+    assert len(str(found.value)) < 1000 and not payload()
+
+
+@pytest.mark.parametrize(
+    "name", ["payload.inner", "methods", "..payload.inner", "os.path", "x" * 9999]
+)
+def test_a_run_or_network_names_no_family_from_elsewhere(name, payload, tmp_path):
+    stage = run_with(tmp_path, "one_forcing", family=name)
+    with pytest.raises(ValueError, match="family: .*config.json: expected (one|a part) of"):
+        pretrained.find(stage)
+    net = {"kind": "WanConfig", "config": {}, "dtype": "float32", "more": {"family": name}}
+    (tmp_path / "model.json").write_text(json.dumps({"nets": {"params_generator": net}}))
+    with pytest.raises(ValueError, match="family: .*model.json: expected (one|a part) of") as found:
+        pretrained.find(tmp_path)
     assert len(str(found.value)) < 1000 and not payload()
 
 

@@ -59,6 +59,8 @@ def parts(rng: random.Random, given: Path) -> Case:
     said = files.read_record(file)
     if file == encoders:
         said["kind"] = name
+    elif rng.random() < 0.3:
+        said["family"] = name
     else:
         said["stages"][STAGE][rng.choice(("method", "method", "kind"))] = name
     unread = file == config and said["stages"][STAGE]["method"] == STAGE

@@ -22,8 +22,10 @@ from oneforcing_jax.models.critic import Critic, HeadConfig
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B, WanConfig, WanDiT
+from oneforcing_jax.models.wan import WanConfig, WanDiT
 
+WAN_1_3B = WanConfig()
+WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 VIDEO = Video(
     frames=81,
     rows=480,
