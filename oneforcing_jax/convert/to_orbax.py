@@ -121,7 +121,8 @@ def _convert_part(
     tensors, network = part.open(), families.find(families.FIRST).networks[part.name]
     shapes = tensors.shapes
     refused.check_tensors(shapes, str(part))
-    config, key_map = network.read(shapes, str(part), part.settings, num_heads)
+    told = {"num_heads": num_heads} if part.name == "transformer" else {}
+    config, key_map = network.read(shapes, str(part), part.settings, **told)
     tensors.shapes = {
         name: shape
         for name, shape in shapes.items()
@@ -167,7 +168,9 @@ def _convert_file(
         for net in nets:
             tensors, where = files.pop(net), f"{path}: {net}"
             prefix = "model." if any(k.startswith("model.") for k in tensors) else ""
-            config, key_map = network.read(tensors.shapes, where, None, num_heads, prefix)
+            config, key_map = network.read(
+                tensors.shapes, where, None, num_heads=num_heads, prefix=prefix
+            )
             head = sizes.head(tensors.shapes, where) if net == "critic" else None
             if head:
                 key_map = wan_keys.critic(config.num_layers, len(head.layers))

@@ -61,7 +61,8 @@ class Network(NamedTuple):
       config: the frozen dataclass of its sizes; records name it by the name of this class.
       init: (config, key) to its parameters, boxed with their axes; a transformer's may take a critic's head.
       read: its config and key map, from the shapes of its tensors in any published layout; called as
-        read(shapes, source, settings, num_heads): errors name the source, settings are its config.json.
+        read(shapes, source, settings), where errors name the source and settings are its config.json. A
+        transformer's takes `num_heads`, which shapes may not tell, and a `prefix` of all names, too.
       unread: beginnings of names of tensors that published files may hold beside it.
     """
 

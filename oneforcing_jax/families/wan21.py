@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,10 +97,6 @@ def _transformer(
     return config, sizes.wan_key_map(shapes, prefix)
 
 
-def _other(read: Any, shapes: sizes.Shapes, source: str, settings: Any, _: Any) -> Any:
-    return read(shapes, source, settings)
-
-
 FAMILY = Family(
     video=VIDEO,
     channels=16,
@@ -112,14 +107,12 @@ FAMILY = Family(
     models={"1.3b": WAN_1_3B, "14b": WAN_14B},
     networks={
         "transformer": Network(WanConfig, _init, _transformer),
-        "vae": Network(VAEConfig, vae.init_params, functools.partial(_other, sizes.vae_config)),
-        "text": Network(
-            UMT5Config, umt5.init_params, functools.partial(_other, sizes.text_config), sizes.TIED
-        ),
+        "vae": Network(VAEConfig, vae.init_params, sizes.vae_config),
+        "text": Network(UMT5Config, umt5.init_params, sizes.text_config, sizes.TIED),
         TINY: Network(
             TinyDecoderConfig,
             tiny_decoder.init_params,
-            functools.partial(_other, sizes.tiny_config),
+            sizes.tiny_config,
             (ENCODER,),
         ),
     },
