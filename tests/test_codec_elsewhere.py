@@ -136,7 +136,7 @@ from oneforcing_jax.training.optim import Optimiser
 def get_config():
     base = runpy.run_path({base!r})
     c = base["get_config"]()
-    c.family = "elsewhere.pairs"
+    c.family = "another.pairs"
     c.mesh.update({{"data": -1, "fsdp": 1}})
     c.latents = {{"frames": 3, "channels": 6, "rows": 4, "columns": 6}}
     c.fps = 8.0
@@ -149,15 +149,15 @@ def get_config():
     c.stages, c.run = {{"train": train}}, ("train",)
     return c
 """
-NAME = "elsewhere.pairs"
+NAME = "another.pairs"
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of two updates on encoded videos; all that is the family's lies in one file."""
+    """Encoded videos, and a config of two updates on them; all that is the family's lies in one file."""
     folder = tmp_path_factory.mktemp("pairs")
-    (folder / "elsewhere").mkdir()
-    (folder / "elsewhere" / "pairs.py").write_text(FAMILY)
+    (folder / "another").mkdir()
+    (folder / "another" / "pairs.py").write_text(FAMILY)
     base = str(configs.Path(__file__).parents[1] / "configs" / "base.py")
     (folder / "config.py").write_text(CONFIG.format(base=base))
     (folder / "v").mkdir()
@@ -176,7 +176,6 @@ def workdir(tmp_path_factory):
             f"--videos={folder / 'v'}", f"--captions={folder / 'c.jsonl'}", f"--checkpoint={folder}",
             f"--out={folder / 'store'}", f"--config={folder / 'config.py'}", f"--trust_parts={NAME}",
         ])  # fmt: skip
-        main.main([f"--config={folder / 'config.py'}", f"--workdir={folder}"])
         yield folder
 
 
@@ -196,7 +195,9 @@ def test_a_store_holds_its_latents(workdir):
     assert shown.shape == video.shape and np.abs(shown.astype(int) - video).mean() < 12
 
 
+@pytest.mark.long
 def test_what_it_trained_makes_videos(workdir, monkeypatch):
+    main.main([f"--config={workdir / 'config.py'}", f"--workdir={workdir}"])
     lines = (workdir / "train" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2 and np.isfinite(json.loads(lines[-1])["model/loss"])
     command = ["--prompt=a b", f"--checkpoint={workdir / 'train'}", "--frames=7", "--programs="]
