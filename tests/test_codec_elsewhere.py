@@ -230,6 +230,19 @@ def test_plans_compile_its_programs(workdir):
         programs.encode(other, device)
 
 
+@pytest.mark.parametrize("name", ["wan21", "oneforcing_jax.toy.encoders", NAME])
+def test_what_a_family_says_of_latents_is_what_its_codec_makes(name, workdir):
+    family = families.find(name)
+    codec, words = family.outline(np.dtype(np.float32), None)
+    video, (frames, rows, columns) = family.video, family.latents
+    made = codec.latent_shape(video.frames, video.rows, video.columns)
+    assert made == (frames, family.channels, rows, columns)
+    assert codec.video_shape(frames, rows, columns) == (video.frames, video.rows, video.columns)
+    for config in family.models.values():
+        assert (config.in_dim, config.text_len) == (family.channels, words.length)
+        assert config.text_dim == words.dim
+
+
 def test_a_network_says_its_family(workdir, tmp_path):
     """What nobody chose is the family's, and a record of before is of the first."""
     size = WanConfig(16, 16, 2, 1, 6, 6, text_dim=8, text_len=8, freq_dim=8)
