@@ -5,7 +5,7 @@ Other configs begin with `get_config()` of this file and change what differs.
 
 from ml_collections import ConfigDict
 
-from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+from oneforcing_jax.families.wan21 import WAN_1_3B, WAN_14B
 from oneforcing_jax.setup.config import section
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.training.optim import Optimiser
@@ -55,6 +55,8 @@ def get_config():
     c.seed = 0
     # A project of Weights & Biases ("": none), iterations to trace (0: none), and the process that is traced.
     c.wandb, c.profile, c.profile_process = "", 0, 0
+    # Of the models: what their codec is, and what a video is where nothing is said. See families/.
+    c.family = "wan21"
     # Devices along each axis; -1 takes what the others leave. See docs/scaling.md.
     c.mesh = {"data": 1, "fsdp": -1, "context": 1, "sequence": 1, "tensor": 1}
     c.latents = {"frames": 21, "channels": 16, "rows": 60, "columns": 104}

@@ -33,6 +33,7 @@ def spread(world):
 
 def get_config():
     c, train = BASE["get_config"](), BASE["train_stage"]
+    c.family = "oneforcing_jax.toy.encoders"
     c.mesh.update({"data": -1, "fsdp": 1})
     c.world = dataclasses.asdict(OPEN)
     c.latents = {"frames": 8, "channels": 12, "rows": 6, "columns": 6}

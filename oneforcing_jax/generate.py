@@ -24,7 +24,6 @@ import numpy as np
 from tqdm import tqdm
 
 from oneforcing_jax.data import mark
-from oneforcing_jax.data.encoders import DECODERS
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.errors import InputError
@@ -36,7 +35,6 @@ from oneforcing_jax.generation.scene import Given, Look, Scene
 from oneforcing_jax.live import display as displays
 from oneforcing_jax.live import watching
 from oneforcing_jax.live.display import Display
-from oneforcing_jax.published import BLOCK_FRAMES
 from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.setup.ranges import Amount, Quality, options
@@ -145,7 +143,7 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     add("--teacher", action="store_true", help="sample a bidirectional checkpoint in many steps")
     add("--sampler", choices=sorted(SAMPLERS), default="unipc", help="of --teacher")
     add("--sampling_steps", type=int, default=50, help="of --teacher")
-    add("--guidance", type=float, default=5.0, help="of --teacher, g in uncond + g (cond - uncond)")
+    add("--guidance", type=float, help="of --teacher, g in uncond + g (cond - uncond); default the family's")
 
     add("--batch", type=int, default=1, help="videos side by side, split over the devices")
     shown = "shows them while they are made, in a terminal that draws pictures, in characters, or in a window"
@@ -162,18 +160,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
     add("--checkpoint", required=True, type=any_path, help=found)
     add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
-    add("--decoder", choices=DECODERS, help="in place of the VAE's, for previews; docs/generate.md")
+    add("--decoder", help="tiny, in place of the VAE's, for previews; docs/generate.md")
     add("--ema", action="store_true", help="the moving average of the weights")
     add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
 
-    add("--frames", type=int, help="pixel frames, given ones included; default as trained, Wan 81")
-    add("--size", type=size, help="rows x columns in pixels; default as trained, Wan 480x832")
-    add("--fps", type=float, help="frames per second; default as trained, Wan 16")
+    add("--frames", type=int, help="pixel frames, given ones included; default as trained, or its family's")
+    add("--size", type=size, help="rows x columns in pixels; default as trained, or its family's")
+    add("--fps", type=float, help="frames per second; default as trained, or its family's")
 
-    add("--method", choices=sorted(BLOCK_FRAMES), help="1 or 3 latent frames a block; default as trained")
-    add("--steps", type=numbers, help="timesteps of a block; default as trained, of converted weights 1000")
+    add("--method", help="framewise or chunkwise: 1 or 3 latent frames a block; default as trained")
+    add("--steps", type=numbers, help="timesteps of a block; default as trained, or its family's")
     add("--first_frames", type=int, help="latent frames of the first block; default as trained")
-    add("--shift", type=float, help="of the noise schedule; default as trained, Wan 5")
+    add("--shift", type=float, help="of the noise schedule; default as trained, or its family's")
     add("--window", type=int, help="latent frames that a block sees, its own too; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible, counted in --window")
     add("--relative", action="store_true", help="rotary positions of the sink follow the window")

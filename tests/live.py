@@ -14,7 +14,8 @@ import numpy as np
 from waits import HANG
 from websockets.sync.client import connect
 
-from oneforcing_jax.convert import sizes, to_orbax
+from oneforcing_jax.convert import to_orbax
+from oneforcing_jax.families import records
 from oneforcing_jax.live.journal import Journal
 from oneforcing_jax.live.queue import Queue
 from oneforcing_jax.live.server import Server, process
@@ -36,7 +37,7 @@ def make_weights(folder, random_params):
     params = jax.tree.map(np.asarray, random_params(wan.model(CONFIG)))
     to_orbax.save_item(folder / "0" / "params_generator", params)
     (folder / "model.json").write_text(
-        json.dumps({"nets": {"params_generator": sizes.describe(CONFIG)}})
+        json.dumps({"nets": {"params_generator": records.describe(CONFIG)}})
     )
     noise = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
     words = texts.TextEncoder.train([WORDS], dim=16, length=8)

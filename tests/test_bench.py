@@ -10,7 +10,7 @@ from oneforcing_jax import methods
 from oneforcing_jax.bench import gpu_page, trace
 from oneforcing_jax.bench.trace import Event
 from oneforcing_jax.causal import flops
-from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
+from oneforcing_jax.families.wan21 import WAN_1_3B, WAN_14B
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
 

@@ -15,13 +15,14 @@ import torch
 
 from oneforcing_jax import main, sharding
 from oneforcing_jax.causal import structures
-from oneforcing_jax.convert import sizes, source
+from oneforcing_jax.convert import source
 from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors
-from oneforcing_jax.data import captions, encoders, store_meta
+from oneforcing_jax.data import captions, store_meta
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.raters import prompts as study
 from oneforcing_jax.evaluation.vbench import results, suite
+from oneforcing_jax.families import encoders, records
 from oneforcing_jax.generation import jobs, recordings
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.kernels.groups import stretches
@@ -283,7 +284,7 @@ def test_headers_of_weights_are_bounded(tmp_path):
 def test_records_in_each_others_place_are_named(tmp_path):
     for place, config in (("vae", UMT5Config()), ("text", VAEConfig())):
         (tmp_path / place).mkdir()
-        net = sizes.describe(config) | {"dtype": "float32"}
+        net = records.describe(config) | {"dtype": "float32"}
         (tmp_path / place / "model.json").write_text(json.dumps({"nets": {"params_model": net}}))
     for weights in (True, False):
         with pytest.raises(
@@ -304,10 +305,10 @@ def test_records_in_each_others_place_are_named(tmp_path):
     ],
 )
 def test_sizes_of_a_record_are_those_of_networks(change):
-    record = sizes.describe(UMT5Config())
-    assert sizes.config_of(record) == UMT5Config(dtype=np.float32)
+    record = records.describe(UMT5Config())
+    assert records.config_of(record) == UMT5Config(dtype=np.float32)
     with pytest.raises(InputError, match="sizes that are not known here"):
-        sizes.config_of(record | {"config": record["config"] | change})
+        records.config_of(record | {"config": record["config"] | change})
 
 
 def test_words_of_a_tokenizer_have_vectors(tmp_path):

@@ -13,8 +13,8 @@ from oneforcing_jax.bench import ours
 from oneforcing_jax.bench.setting import Record, Setting, random_batch
 from oneforcing_jax.causal.plan import ClipDraws
 from oneforcing_jax.convert import keys, to_torch
+from oneforcing_jax.families.wan21 import WAN_1_3B, WAN_14B
 from oneforcing_jax.methods import distillation
-from oneforcing_jax.models.wan import WAN_1_3B, WAN_14B
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.training import train
 

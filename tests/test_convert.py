@@ -25,12 +25,13 @@ from oneforcing_jax.convert import keys, sizes, to_torch, torch_io
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
-from oneforcing_jax.data import converted
+from oneforcing_jax.families import records
+from oneforcing_jax.families.wan21 import FAMILY
 from oneforcing_jax.models import wan
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.models.wan import SIZES, TINY
+from oneforcing_jax.models.wan import TINY
 from oneforcing_jax.system import checkpoint
 
 torch = pytest.importorskip("torch")
@@ -85,11 +86,11 @@ def tensors(key_map: keys.KeyMap, abstract: Any, dtype: str = "float32", seed: i
 
 
 def wan_state(dtype: str = "float32", seed: int = 0, prefix: str = "") -> State:
-    return tensors(wan_keys.transformer(2, prefix), sizes.abstract(TINY), dtype, seed)
+    return tensors(wan_keys.transformer(2, prefix), FAMILY.abstract(TINY), dtype, seed)
 
 
 def critic_state(dtype: str = "float32") -> State:
-    return tensors(wan_keys.critic(2, 2), sizes.abstract(TINY, HEAD), dtype, 5)
+    return tensors(wan_keys.critic(2, 2), FAMILY.abstract(TINY, HEAD), dtype, 5)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -165,7 +166,7 @@ def load(folder: Path, net: str, abstract: Any, dtype: str, ema: bool = False) -
 
 @pytest.mark.parametrize(("size", "name"), [("1.3b", "wan2.1_t2v_1.3b"), ("14b", "wan2.1_t2v_14b")])
 def test_key_maps_are_bijections_at_full_size(size: str, name: str) -> None:
-    config, abstract = SIZES[size], sizes.abstract(SIZES[size])
+    config, abstract = FAMILY.models[size], FAMILY.abstract(FAMILY.models[size])
     with torch.device("meta"):
         model = diffusers.WanTransformer3DModel(
             num_attention_heads=config.num_heads,
@@ -196,7 +197,7 @@ def test_architectures_are_read_from_published_shapes() -> None:
     critic = shapes("one_forcing_critic_framewise")
     head = sizes.head(critic)
     assert head == HeadConfig((0, 1), 2048)
-    abstract = sizes.abstract(sizes.wan(critic, "model."), head)
+    abstract = FAMILY.abstract(sizes.wan(critic, "model."), head)
     key_map = wan_keys.critic(30, 2)
     keys.check(key_map, critic, abstract)
     for key, leaf in key_map.items():
@@ -218,7 +219,7 @@ def test_original_layout_round_trip(tmp_path: Path, dtype: str, sharded: str) ->
     assert list(back) == ["generator"]
     assert all(value.is_contiguous() for value in back["generator"].values())
     assert_same(back["generator"], {f"model.{name}": value for name, value in state.items()})
-    params = load(tmp_path / "out/transformer", "model", sizes.abstract(TINY), dtype)
+    params = load(tmp_path / "out/transformer", "model", FAMILY.abstract(TINY), dtype)
     assert_same(
         dump(wan_keys.transformer(2), params, {k: v.shape for k, v in state.items()}), state
     )
@@ -226,9 +227,9 @@ def test_original_layout_round_trip(tmp_path: Path, dtype: str, sharded: str) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_diffusers_layout_round_trip(tmp_path: Path, dtype: str) -> None:
-    state = tensors(wan_keys.diffusers(2), sizes.abstract(TINY), dtype)
-    vae = tensors(vae_keys.diffusers(VAE), sizes.abstract(VAE), dtype)
-    text = tensors(umt5_keys.transformers(TEXT), sizes.abstract(TEXT), dtype)
+    state = tensors(wan_keys.diffusers(2), FAMILY.abstract(TINY), dtype)
+    vae = tensors(vae_keys.diffusers(VAE), FAMILY.abstract(VAE), dtype)
+    text = tensors(umt5_keys.transformers(TEXT), FAMILY.abstract(TEXT), dtype)
     write_sharded(tmp_path / "wan/transformer", state, STEM)
     write_json(tmp_path / "wan/transformer/config.json", DIFFUSERS_CONFIG)
     write_json(tmp_path / "wan/vae/config.json", VAE_CONFIG)
@@ -242,18 +243,18 @@ def test_diffusers_layout_round_trip(tmp_path: Path, dtype: str) -> None:
     written = json.loads((tmp_path / "back/config.json").read_text())
     assert written["num_attention_heads"] == 2 and written["attention_head_dim"] == 16
     (said,) = json.loads((tmp_path / "out/transformer/model.json").read_text())["nets"].values()
-    assert said["more"] == {"family": "Wan2.1", "causal": False} and "causal" not in written
+    assert said["more"] == {"family": "wan21", "causal": False} and "causal" not in written
     for name, config, key_map, expected in (
         ("vae", VAE, vae_keys.diffusers(VAE), vae),
         ("text", TEXT, umt5_keys.transformers(TEXT), text),
     ):
-        params = load(tmp_path / "out" / name, "model", sizes.abstract(config), dtype)
+        params = load(tmp_path / "out" / name, "model", FAMILY.abstract(config), dtype)
         shapes = {key: value.shape for key, value in expected.items()}
         assert_same(dump(key_map, params, shapes), expected)
         record = json.loads((tmp_path / f"out/{name}/model.json").read_text())["nets"][
             "params_model"
         ]
-        assert sizes.config_of(record, config.dtype) == config
+        assert records.config_of(record, config.dtype) == config
         assert record["layout"] == "diffusers"
 
 
@@ -261,8 +262,8 @@ def test_diffusers_layout_round_trip(tmp_path: Path, dtype: str) -> None:
 def test_original_vae_and_text_round_trip(tmp_path: Path, dtype: str, monkeypatch: Any) -> None:
     # A .pth has no config.json, so this VAE has the stages of Wan2.1; only the width differs.
     vae_config = VAEConfig(width=2)
-    vae = tensors(vae_keys.original(vae_config), sizes.abstract(vae_config), dtype)
-    text = tensors(umt5_keys.original(TEXT), sizes.abstract(TEXT), dtype)
+    vae = tensors(vae_keys.original(vae_config), FAMILY.abstract(vae_config), dtype)
+    text = tensors(umt5_keys.original(TEXT), FAMILY.abstract(TEXT), dtype)
     folder = tmp_path / "wan"
     folder.mkdir()
     write_torch(folder / "Wan2.1_VAE.pth", vae)
@@ -275,7 +276,7 @@ def test_original_vae_and_text_round_trip(tmp_path: Path, dtype: str, monkeypatc
         ("vae", vae_config, vae_keys.original(vae_config), vae),
         ("text", TEXT, umt5_keys.original(TEXT), text),
     ):
-        params = load(tmp_path / "out" / name, "model", sizes.abstract(config), dtype)
+        params = load(tmp_path / "out" / name, "model", FAMILY.abstract(config), dtype)
         assert_same(dump(key_map, params, {k: v.shape for k, v in state.items()}), state)
 
 
@@ -313,7 +314,7 @@ def test_pt_round_trip(tmp_path: Path, dtype: str, wrapper: str) -> None:
     record = json.loads((out / "model.json").read_text())["nets"]
     assert {net["more"]["causal"] for item, net in record.items() if "generator" in item} <= {True}
     assert record["params_critic"]["head"] == {"taps": 2, "ffn_dim": 24}
-    load(out, "critic", sizes.abstract(TINY, HEAD), dtype)
+    load(out, "critic", FAMILY.abstract(TINY, HEAD), dtype)
     for options, name, state in (
         ({}, "generator", generator),
         ({"ema": True}, "generator_ema", ema),
@@ -330,7 +331,7 @@ def test_critic_without_head_is_a_plain_transformer(tmp_path: Path) -> None:
     state = wan_state(prefix="model.")
     write_torch(tmp_path / "dmd.pt", {"critic": state})
     run(CONVERT, source=tmp_path / "dmd.pt", out=tmp_path / "out", num_heads=2)
-    load(tmp_path / "out", "fake_score", sizes.abstract(TINY), "float32")
+    load(tmp_path / "out", "fake_score", FAMILY.abstract(TINY), "float32")
     run(EXPORT, checkpoint=tmp_path / "out", net="fake_score", out=tmp_path / "back.pt")
     assert_same(torch.load(tmp_path / "back.pt", weights_only=True)["critic"], state)
 
@@ -364,14 +365,14 @@ def test_export_equals_diffusers(tmp_path: Path) -> None:
         expected = theirs(
             torch.tensor(latents).movedim(1, 2), torch.tensor([500.0]), torch.tensor(text)
         ).sample.movedim(2, 1)
-    params = load(tmp_path / "out/transformer", "model", sizes.abstract(TINY), "float32")
+    params = load(tmp_path / "out/transformer", "model", FAMILY.abstract(TINY), "float32")
     with jax.default_matmul_precision("highest"):
         output: Any = wan.model(TINY).apply(params, latents, jnp.array([0.5]), prompted(text))
     assert error(output.flow, expected.numpy()) < 2e-5
 
 
 def test_export_of_a_training_checkpoint_takes_the_latest(tmp_path: Path) -> None:
-    key_map, abstract = wan_keys.transformer(2, "model."), sizes.abstract(TINY)
+    key_map, abstract = wan_keys.transformer(2, "model."), FAMILY.abstract(TINY)
     states = {step: wan_state(seed=step, prefix="model.") for step in (9, 10)}
     with checkpoint.manager(tmp_path / "checkpoints") as manager:
         for step, state in states.items():
@@ -681,7 +682,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     original(folder / "wan")
     write_json(folder / "wan/vae/config.json", VAE_CONFIG)
-    vae = tensors(vae_keys.diffusers(VAE), sizes.abstract(VAE))
+    vae = tensors(vae_keys.diffusers(VAE), FAMILY.abstract(VAE))
     save_file(vae, folder / f"wan/vae/{STEM}.safetensors")
     run(CONVERT, source=folder / "wan", out=folder / "out")
     (folder / "taken.pt").write_text("taken")
@@ -698,21 +699,21 @@ def test_a_records_version_and_room_change_no_fingerprint(tmp_path: Path) -> Non
     old: Any = {"source": "wan", "dtype": "as stored", "nets": {"params_model": net}}
     file = tmp_path / "model.json"
     file.write_text(json.dumps(old, indent=1))
-    before = converted.fingerprint(tmp_path)
+    before = records.fingerprint(tmp_path)
     assert before == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     more = {"params_model": net | {"more": {"family": "Wan2.1"}}}
     file.write_text(json.dumps({"version": 1} | old | {"nets": more, "more": {"new": 1}}, indent=1))
-    assert converted.fingerprint(tmp_path) == before
+    assert records.fingerprint(tmp_path) == before
     other = {"version": 1} | old | {"source": "another"}
     file.write_text(json.dumps(other, indent=1))
-    assert converted.fingerprint(tmp_path) != before
+    assert records.fingerprint(tmp_path) != before
     file.write_text(json.dumps({"version": 2} | old))
     with pytest.raises(ValueError, match="expected a record of version 1, found 2; read it with"):
-        converted.fingerprint(tmp_path)
+        records.fingerprint(tmp_path)
     with pytest.raises(ValueError, match="expected a network of WanConfig, .* found another"):
-        sizes.config_of({"kind": "Wan3", "config": {}})
+        records.config_of({"kind": "Wan3", "config": {}})
     with pytest.raises(ValueError, match="sizes that are not known here .*'experts'"):
-        sizes.config_of({"kind": "WanConfig", "config": {"experts": 2}})
+        records.config_of({"kind": "WanConfig", "config": {"experts": 2}})
 
 
 def test_a_student_that_goes_out_as_a_folder_comes_back_as_one() -> None:

@@ -20,13 +20,14 @@ from oneforcing_jax.causal import cache as kv
 from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Block, ClipDraws
-from oneforcing_jax.convert import sizes, to_orbax
-from oneforcing_jax.data import encoders as encoding
+from oneforcing_jax.convert import to_orbax
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import read_origin
-from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import NotFinite
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families import records
+from oneforcing_jax.families.codec import pad_embeddings
 from oneforcing_jax.generation import jobs, origins, pretrained, samplers, streaming
 from oneforcing_jax.generation.noise import recorded, sample_keys, seeded
 from oneforcing_jax.generation.student import Student
@@ -272,7 +273,7 @@ def test_refusals_of_a_stream(student):
 def save_weights(folder, config, params, item="params_generator"):
     """What tools/convert_wan.py writes of a student, or by another item's name of a teacher."""
     to_orbax.save_item(folder / "0" / item, jax.tree.map(np.asarray, params))
-    record = {"nets": {item: sizes.describe(config)}}
+    record = {"nets": {item: records.describe(config)}}
     (folder / "model.json").write_text(json.dumps(record))
     return folder
 
@@ -701,7 +702,7 @@ def test_a_checkpoint_says_which_sampler_it_needs(tmp_path, command):
         (["--prompt=a green square"], "green"),
         (
             ["--prompt=a", "--decoder=tiny"],
-            "expected Wan's latents, which tiny is for, found encoders of oneforcing_jax.toy.encoders",
+            "decoder: expected none, as the family of these has, found 'tiny'",
         ),
     ],
 )

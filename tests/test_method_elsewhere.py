@@ -171,7 +171,7 @@ def test_it_is_counted_and_planned(workdir):
         ),
         (
             "stages.train.samples.decoder=tiny",
-            "expected Wan's latents, .* found encoders of oneforcing_jax.toy.encoders",
+            "encoders .*: decoder: expected none, .* found 'tiny'; leave it out",
         ),
         ("regression.level=x", "field 'regression.level': expected float such as 0.5"),
     ],

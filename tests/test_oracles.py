@@ -12,6 +12,7 @@ from goldens import FOLDER, abstract, dump, error, prompted, transformer_of_diff
 
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
+from oneforcing_jax.families import wan21
 from oneforcing_jax.models import critic, wan
 from oneforcing_jax.training.optim import Optimiser
 
@@ -96,9 +97,9 @@ def test_unknown_optimiser_is_refused():
 
 PUBLISHED = json.loads((FOLDER / "checkpoint_keys.json").read_text())
 NETS = {
-    "wan2.1_t2v_1.3b": wan.model(wan.WAN_1_3B),
-    "wan2.1_t2v_14b": wan.model(wan.WAN_14B),
-    "one_forcing_critic_framewise": critic.model(wan.WAN_1_3B, critic.HeadConfig()),
+    "wan2.1_t2v_1.3b": wan.model(wan21.WAN_1_3B),
+    "wan2.1_t2v_14b": wan.model(wan21.WAN_14B),
+    "one_forcing_critic_framewise": critic.model(wan21.WAN_1_3B, critic.HeadConfig()),
 }
 COUNTS = PUBLISHED["params"]
 EXPECTED = (COUNTS["wan_1_3b"], COUNTS["wan_14b"], COUNTS["wan_1_3b"] + COUNTS["adversarial_head"])

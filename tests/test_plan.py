@@ -95,8 +95,8 @@ def test_a_plan_of_training_here(capsys):
     [
         (["train", "--stage=world"], "stage: expected one of .*'one_forcing'.*found 'world'"),
         (["train", "--config.sed=3"], "no field 'sed'; did you mean 'seed'"),
-        (["vae"], "expected the 16 of Wan's VAE, found 2"),
-        (["generate"], "expected the 16 of Wan's VAE, found 2"),
+        (["vae"], "expected the 16 of its family's codec, found 2"),
+        (["generate"], "expected the 16 of its family's codec, found 2"),
     ],
 )
 def test_odd_arguments_are_one_line(arguments, message):

@@ -19,6 +19,7 @@ import pytest
 from oneforcing_jax import sharding
 from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Window
+from oneforcing_jax.families import wan21
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.kernels import cudnn
 from oneforcing_jax.models.vae_layers import VAEConfig
@@ -173,7 +174,7 @@ def test_vae(target, monkeypatch):
     narrow = functools.partial(
         VAEConfig, width=8, blocks=1, multipliers=(1, 2), time_downsample=(True,)
     )
-    monkeypatch.setattr(programs, "VAEConfig", narrow)
+    monkeypatch.setattr(wan21, "VAEConfig", narrow)
     run = small_video("latents.columns=16")
     mesh = programs.video_mesh(run, target.devices)
     steps = [*programs.decode(run, mesh), *programs.decode(run, mesh, "tiny")]

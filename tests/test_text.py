@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oneforcing_jax.data import text
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families import codec
+from oneforcing_jax.families import wan_text as text
+from oneforcing_jax.families.wan21 import VIDEO
 from oneforcing_jax.models import umt5
 
 pytest.importorskip("ftfy")
@@ -59,10 +61,10 @@ def test_cleaning(typed: str, read: str) -> None:
 
 
 def test_negative_prompt() -> None:
-    assert text.NEGATIVE_PROMPT.startswith("色调艳丽，过曝，静态")
-    assert text.NEGATIVE_PROMPT.endswith("背景人很多，倒着走")
-    assert text.NEGATIVE_PROMPT.count("，") == text.clean_prompt(text.NEGATIVE_PROMPT).count(",")
-    assert "，" not in text.clean_prompt(text.NEGATIVE_PROMPT)
+    assert VIDEO.negative.startswith("色调艳丽，过曝，静态")
+    assert VIDEO.negative.endswith("背景人很多，倒着走")
+    assert VIDEO.negative.count("，") == text.clean_prompt(VIDEO.negative).count(",")
+    assert "，" not in text.clean_prompt(VIDEO.negative)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[" * 10**5, b'{"model": 3}', b"\xff\xfe"])
@@ -77,16 +79,16 @@ def test_tokens_end_and_are_padded(tokenizer: Any) -> None:
     ids, mask = text.tokenize(tokenizer, ["a cat  sleeps", ""], length=6)
     np.testing.assert_array_equal(ids, [[3, 4, 5, 1, 0, 0], [1, 0, 0, 0, 0, 0]])
     np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]])
-    ids, mask = text.tokenize(tokenizer, ["the mat"])
+    ids, mask = text.tokenize(tokenizer, ["the mat"], 512)
     assert ids.shape == mask.shape == (1, 512)
 
 
 def test_long_prompts_are_refused(tokenizer: Any) -> None:
-    assert text.tokenize(tokenizer, ["cat " * 511])[1].sum() == 512
+    assert text.tokenize(tokenizer, ["cat " * 511], 512)[1].sum() == 512
     with pytest.raises(ValueError, match=r"has 521 tokens, more than the 512.*shorten it by 9"):
-        text.tokenize(tokenizer, ["a cat", "cat " * 520])
+        text.tokenize(tokenizer, ["a cat", "cat " * 520], 512)
     with pytest.raises(TypeError, match="list of prompts"):
-        text.tokenize(tokenizer, "a cat")
+        text.tokenize(tokenizer, "a cat", 512)
 
 
 def test_embeddings_have_no_padding(tokenizer: Any) -> None:
@@ -99,19 +101,19 @@ def test_embeddings_have_no_padding(tokenizer: Any) -> None:
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), nn.meta.unbox(shapes)
     )
     prompts = ["a cat", "the cat sleeps on the mat", "on a mat"]
-    embeddings, lengths = text.embed_prompts(config, params, tokenizer, prompts, batch=2)
+    embeddings, lengths = text.embed_prompts(config, params, tokenizer, prompts, 512, batch=2)
     np.testing.assert_array_equal(lengths, [3, 7, 4])
     assert [row.shape for row in embeddings] == [(3, 8), (7, 8), (4, 8)]
 
-    context = text.pad_embeddings(embeddings, length=16)
+    context = codec.pad_embeddings(embeddings, length=16)
     ids, mask = text.tokenize(tokenizer, prompts, length=16)
     encode = jax.jit(functools.partial(umt5.UMT5Encoder(config).apply, method="encode"))
     expected = encode({"params": params}, ids, mask)
     np.testing.assert_allclose(context, expected, rtol=1e-5, atol=1e-5)
-    assert text.pad_embeddings(embeddings).shape == (3, 512, 8)
-    assert text.embed_prompts(config, params, tokenizer, [])[0] == []
+    assert codec.pad_embeddings(embeddings, 512).shape == (3, 512, 8)
+    assert text.embed_prompts(config, params, tokenizer, [], 512)[0] == []
     with pytest.raises(ValueError, match="the longest of 7 tokens"):
-        text.pad_embeddings(embeddings, length=5)
+        codec.pad_embeddings(embeddings, length=5)
 
 
 def test_missing_things_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from test_convert import CONVERT, run, write_torch
 from oneforcing_jax import sharding
 from oneforcing_jax.convert import keys, sizes
 from oneforcing_jax.convert import tiny_decoder as tiny_keys
-from oneforcing_jax.data import converted
-from oneforcing_jax.data.encoders import WanCodec
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.families.wan21 import FAMILY
+from oneforcing_jax.families.wan_codec import WanCodec, tiny
 from oneforcing_jax.models import vae_stream
 from oneforcing_jax.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from oneforcing_jax.models.vae_layers import VAEConfig
@@ -36,7 +36,7 @@ LATENTS, PIXELS = GOLDEN.inputs["latents"], GOLDEN.outputs["decode_pixels"]
 def params() -> Any:
     weights = GOLDEN.weights()
     decoder = {name: weights[name] for name in weights if not name.startswith("encoder.")}
-    return keys.load(tiny_keys.published(CONFIG), decoder, sizes.abstract(CONFIG))
+    return keys.load(tiny_keys.published(CONFIG), decoder, FAMILY.abstract(CONFIG))
 
 
 def shown(pixels: Any) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_key_map_is_a_bijection_at_full_size() -> None:
     config = TinyDecoderConfig()
     published = {name: tuple(shape) for name, shape in GOLDEN.config["published"].items()}
     decoder = {name: published[name] for name in published if name.startswith("decoder.")}
-    key_map, shapes = tiny_keys.published(config), sizes.abstract(config)
+    key_map, shapes = tiny_keys.published(config), FAMILY.abstract(config)
     keys.check(key_map, decoder, shapes)
     assert len({leaf.path for leaf in key_map.values()}) == len(jax.tree.leaves(shapes)) == 64
     found, _ = sizes.tiny_config(published)
@@ -85,7 +85,7 @@ def test_published_files_become_a_codec(tmp_path: Path, capsys: Any) -> None:
             run(CONVERT, source=tmp_path / f"renamed.{suffix}", out=tmp_path / suffix)
         printed = capsys.readouterr().out
         assert "tiny: 64 tensors" in printed and "tiny: finished before" in printed
-        found.append(converted.tiny(tmp_path / suffix / "tiny", mesh, jnp.bfloat16, VAEConfig()))
+        found.append(tiny(tmp_path / suffix / "tiny", mesh, jnp.bfloat16, VAEConfig()))
     (_, one), decoder = found
     jax.tree.map(np.testing.assert_array_equal, one, decoder[1])
     frames = WanCodec(VAEConfig(), None, decoder=decoder).stream()(LATENTS)
@@ -116,7 +116,7 @@ def test_unfit_files_are_one_line(tmp_path: Path, case: str) -> None:
 
 def test_decoders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match=r"found none; run it with --source taew2_1.pth --out"):
-        converted.tiny(tmp_path / "tiny", None, None, VAEConfig())
+        tiny(tmp_path / "tiny", None, None, VAEConfig())
     grow = np.concatenate([GOLDEN.weights()["decoder.7.conv.weight"]] * 2)
     save_file(GOLDEN.weights() | {"decoder.7.conv.weight": grow}, tmp_path / "a.safetensors")
     run(CONVERT, source=tmp_path / "a.safetensors", out=tmp_path)
@@ -124,4 +124,4 @@ def test_decoders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"16 channels with strides \(4, 8\).* found 16 and \(8, 8\)"
     ):
-        converted.tiny(tmp_path / "tiny", mesh, None, VAEConfig())
+        tiny(tmp_path / "tiny", mesh, None, VAEConfig())

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.data.video import read_video
+from oneforcing_jax.families.codec import pad_embeddings
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import judge, readings, scores, text, world
 from oneforcing_jax.toy.world import TINY, WORLD, World

@@ -7,7 +7,7 @@ import pytest
 from test_generate import ROOT
 
 from oneforcing_jax import generate
-from oneforcing_jax.data import encoders as encoding
+from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import parts
@@ -20,8 +20,8 @@ TRICKS = (
     "oneforcing_jax.payload", "oneforcing_jaxx.inner", "payload:inner", "os.path", "", ".",
     "oneforcing_jax.", None, 3, ["payload.inner"], "x" * 9999, "a." * 5000 + "a",
 )  # fmt: skip
-# Of this package, and no encoders: a loader of something else, and this module itself.
-NO_ENCODERS = ("oneforcing_jax.setup.config", "oneforcing_jax.data.encoders",
+# Of this package, and no family: loaders of something else, and the module that asks families.
+NO_ENCODERS = ("oneforcing_jax.setup.config", "oneforcing_jax.families.encoders",
                "oneforcing_jax.training.sources", "oneforcing_jax.toy.codec", "encoders")  # fmt: skip
 
 
@@ -41,10 +41,11 @@ def payload(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def run_with(folder, method):
-    """The folder of a stage whose config names a method."""
+def run_with(folder, method, **fields):
+    """The folder of a stage whose config names a method, and other fields."""
     config = json.loads(configs.load(ROOT / "configs" / "toy.py").to_json())
     config["stages"]["one_forcing"]["method"] = method
+    config |= fields
     stage = folder / "run" / "one_forcing"
     (stage / "checkpoints").mkdir(parents=True, exist_ok=True)
     (stage / "config.json").write_text(json.dumps(config))
@@ -62,10 +63,24 @@ def test_a_folder_names_nothing_from_elsewhere(name, payload, tmp_path):
     assert len(str(found.value)) < 1000 and not payload()
 
 
+@pytest.mark.parametrize(
+    "name", ["payload.inner", "methods", "..payload.inner", "os.path", "x" * 9999]
+)
+def test_a_run_or_network_names_no_family_from_elsewhere(name, payload, tmp_path):
+    stage = run_with(tmp_path, "one_forcing", family=name)
+    with pytest.raises(ValueError, match="family: .*config.json: expected (one|a part) of"):
+        pretrained.find(stage)
+    net = {"kind": "WanConfig", "config": {}, "dtype": "float32", "more": {"family": name}}
+    (tmp_path / "model.json").write_text(json.dumps({"nets": {"params_generator": net}}))
+    with pytest.raises(ValueError, match="family: .*model.json: expected (one|a part) of") as found:
+        pretrained.find(tmp_path)
+    assert len(str(found.value)) < 1000 and not payload()
+
+
 @pytest.mark.parametrize("name", NO_ENCODERS)
 def test_what_is_ours_and_no_encoders_is_refused(name, tmp_path):
     (tmp_path / "encoders.json").write_text(json.dumps({"kind": name}))
-    with pytest.raises(ValueError, match="encoders.json: expected (one of|a kind of encoders)"):
+    with pytest.raises(ValueError, match="encoders.json: expected one of"):
         encoding.load(tmp_path)
 
 
@@ -85,7 +100,7 @@ def test_the_users_word_lets_a_folder_name_a_module(payload, tmp_path):
 def test_what_a_config_of_the_users_names_is_trusted(payload, tmp_path):
     (tmp_path / "encoders.json").write_text('{"kind": "payload.inner"}')
     parts.find("payload.inner", "oneforcing_jax.methods", "__name__", str)
-    with pytest.raises(ValueError, match="a module that has load, found 'payload.inner'"):
+    with pytest.raises(ValueError, match="a module that has FAMILY, found 'payload.inner'"):
         encoding.load(tmp_path)
 
 

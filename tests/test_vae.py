@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from oneforcing_jax import sharding
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import vae as keys_vae
-from oneforcing_jax.data.encoders import WanCodec
+from oneforcing_jax.families.wan_codec import WanCodec
 from oneforcing_jax.models import vae, vae_layers, vae_stream
 
 SMALL = vae.VAEConfig(

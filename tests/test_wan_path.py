@@ -15,14 +15,15 @@ from test_convert import CONVERT, EXPORT, run, tensors, write_json, write_torch
 from test_encode import MAIN as ENCODE
 from waits import HANG
 
-from oneforcing_jax.convert import sizes
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
-from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.errors import MissingInput
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.wan21 import FAMILY
+from oneforcing_jax.families.wan_codec import WanCodec
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig
@@ -54,14 +55,14 @@ def save_tokenizer(folder: Path) -> None:
 
 def published(folder: Path) -> None:
     """Random weights in the layout of Wan2.1, scaled as a network's at its beginning."""
-    state = tensors(wan_keys.transformer(WAN.num_layers), sizes.abstract(WAN))
+    state = tensors(wan_keys.transformer(WAN.num_layers), FAMILY.abstract(WAN))
     folder.mkdir()
     settings = {"dim": WAN.dim, "num_heads": WAN.num_heads, "text_len": WAN.text_len}
     write_json(folder / "config.json", settings)
     save_file(state, folder / "diffusion_pytorch_model.safetensors")
-    vae = tensors(vae_keys.original(VAE), sizes.abstract(VAE))
+    vae = tensors(vae_keys.original(VAE), FAMILY.abstract(VAE))
     write_torch(folder / "Wan2.1_VAE.pth", vae)
-    text = tensors(umt5_keys.original(TEXT), sizes.abstract(TEXT), "bfloat16")
+    text = tensors(umt5_keys.original(TEXT), FAMILY.abstract(TEXT), "bfloat16")
     write_torch(folder / "models_t5_umt5-xxl-enc-bf16.pth", text)
     save_tokenizer(folder / "google/umt5-xxl")
 
@@ -109,7 +110,7 @@ def test_from_published_files_to_a_trained_student_in_torch(
     write_torch(tmp_path / "taew2_1.pth", golden.weights())
     run(CONVERT, source=tmp_path / "taew2_1.pth", out=tmp_path / "weights")
     codec = encoding.load(tmp_path / "store", 12, decoder="tiny").codec
-    assert isinstance(codec, encoding.WanCodec)
+    assert isinstance(codec, WanCodec)
     expected = 255 * np.moveaxis(golden.outputs["decode_pixels"], 2, -1)
     frames = codec.stream()(golden.inputs["latents"])
     np.testing.assert_allclose(frames, expected, atol=0.51)
@@ -146,7 +147,7 @@ def test_from_published_files_to_a_trained_student_in_torch(
     moved = [
         (student[f"model.{name}"] != torch.tensor(value)).any().item()
         for name, value in tensors(
-            wan_keys.transformer(WAN.num_layers), sizes.abstract(WAN)
+            wan_keys.transformer(WAN.num_layers), FAMILY.abstract(WAN)
         ).items()
     ]
     assert all(moved)

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from oneforcing_jax.convert.sizes import MODEL, STEP
 from oneforcing_jax.data.pipeline import check_finite
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.families.records import MODEL, STEP
 from oneforcing_jax.system import checkpoint, integrity, places
 from oneforcing_jax.system.command import Help, any_path, ending
 from oneforcing_jax.system.files import has_checksum, read_record

@@ -27,9 +27,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax.bench.setting import WORKS, Setting
+from oneforcing_jax.bench.setting import BLOCK_FRAMES, WORKS, Setting
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.published import BLOCK_FRAMES
 from oneforcing_jax.system.command import Help, any_path, ending
 from oneforcing_jax.system.files import write_whole
 

@@ -24,11 +24,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from oneforcing_jax.convert import sizes, to_torch, torch_io
+from oneforcing_jax.convert import to_torch, torch_io
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import get
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models.wan import SIZES, WanConfig
+from oneforcing_jax.families.wan21 import FAMILY
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.system.command import Help, any_path, ending
 
 GIGABYTE = 10**9
@@ -38,7 +39,7 @@ DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float
 
 def shapes_of(config: WanConfig) -> dict[str, tuple[int, ...]]:
     """The tensors of the original layout."""
-    tree = sizes.abstract(config)
+    tree = FAMILY.abstract(config)
     return {
         key: to_torch.torch_shape(key, leaf, tuple(get(tree, leaf.path).shape))
         for key, leaf in wan_keys.transformer(config.num_layers).items()
@@ -49,12 +50,14 @@ def fitting(size: str, target: float, itemsize: int) -> WanConfig:
     """Wan2.1 with as many layers as make `target` bytes."""
 
     def total(layers: int) -> int:
-        shapes = shapes_of(dataclasses.replace(SIZES[size], num_layers=layers))
+        shapes = shapes_of(dataclasses.replace(FAMILY.models[size], num_layers=layers))
         return itemsize * sum(math.prod(shape) for shape in shapes.values())
 
     one = total(1)
     layer = total(2) - one
-    return dataclasses.replace(SIZES[size], num_layers=max(1, round(1 + (target - one) / layer)))
+    return dataclasses.replace(
+        FAMILY.models[size], num_layers=max(1, round(1 + (target - one) / layer))
+    )
 
 
 def write(path: Path, config: WanConfig, dtype: np.dtype) -> None:
@@ -96,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--dtype", choices=sorted(DTYPES), default="bfloat16", help="of its tensors"
     )
-    parser.add_argument("--size", choices=("1.3b", "14b"), default="1.3b", help="width of layers")
+    parser.add_argument(
+        "--size", choices=sorted(FAMILY.models), default="1.3b", help="width of layers"
+    )
     parser.add_argument("--margin", type=float, default=1.0, help="allowed above the size, in GB")
     parser.add_argument("--folder", type=any_path, help="for temporary files, twice the size")
     given = parser.parse_args(arguments)

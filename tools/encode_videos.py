@@ -18,9 +18,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode, summary
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.run import Run

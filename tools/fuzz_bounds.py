@@ -20,6 +20,7 @@ from fuzz_fixture import LATENTS, NOISE, ROOT, STAGE, TEXT, Case, generation
 
 from oneforcing_jax.convert import sizes
 from oneforcing_jax.data.store import NEGATIVE_TEXT
+from oneforcing_jax.families import records
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 
@@ -119,7 +120,9 @@ def record(rng: random.Random, given: Path) -> Case:
         ]
         for place, config in zip(("vae", "text"), configs[rng.randrange(2) :], strict=False):
             (given / "wan" / place).mkdir(parents=True)
-            net = sizes.describe(config) | {"dtype": rng.choice(("float32", "float32", "int8", 3))}
+            net = records.describe(config) | {
+                "dtype": rng.choice(("float32", "float32", "int8", 3))
+            }
             (given / "wan" / place / "model.json").write_text(
                 json.dumps({"nets": {"params_model": net}})
             )

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from fuzz_fixture import NOISE, STAGE, TEXT, Case, generation
 
-from oneforcing_jax.convert.sizes import MODEL
-from oneforcing_jax.data.encoders import ENCODERS
+from oneforcing_jax.families.encoders import ENCODERS
+from oneforcing_jax.families.records import MODEL
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.system import checkpoint, files, integrity
 
@@ -31,7 +31,7 @@ NAMES = (
     "payload", "given.payload", "given.run.payload", ".payload", "..given.payload", "given/payload",
     "oneforcing_jax..payload", "oneforcing_jax.given.payload", "oneforcing_jaxx.payload", "given.payload\n",
     "oneforcing_jax/../given.payload", "given:payload", "os", "os.path", "antigravity.fly", "", ".", " ",
-    "oneforcing_jax.setup.config", "oneforcing_jax.data.encoders", "oneforcing_jax.training.sources",
+    "oneforcing_jax.setup.config", "oneforcing_jax.families.encoders", "oneforcing_jax.training.sources",
     "encoders",
     "oneforcing_jax.toy.codec", "oneforcing_jax.__main__", "given.payload.load", "g\u0131ven.payload",
     3, None, ["given.payload"], {"given.payload": 1}, "x" * 9999, "a." * 5000 + "a",
@@ -59,6 +59,8 @@ def parts(rng: random.Random, given: Path) -> Case:
     said = files.read_record(file)
     if file == encoders:
         said["kind"] = name
+    elif rng.random() < 0.3:
+        said["family"] = name
     else:
         said["stages"][STAGE][rng.choice(("method", "method", "kind"))] = name
     unread = file == config and said["stages"][STAGE]["method"] == STAGE

@@ -12,10 +12,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import summary
 from oneforcing_jax.data.lmdb_rows import import_lmdb
-from oneforcing_jax.data.text import MAX_TOKENS
+from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.setup import parts
 from oneforcing_jax.system.command import Help, any_path, count, ending, share
 
@@ -28,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", required=True, type=any_path, help="folder of the encoders")
     parser.add_argument("--out", required=True, type=any_path, help="folder of the store")
-    parser.add_argument("--text_len", default=MAX_TOKENS, type=count, help="rows of an embedding")
+    parser.add_argument("--text_len", type=count, help="rows of an embedding; default as published")
     parser.add_argument("--shard", default="0/1", help="I/N, of N processes the I-th")
     parts.add_option(parser)
     given = parser.parse_args(arguments)

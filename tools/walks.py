@@ -28,7 +28,8 @@ from flax.linen import meta
 
 import oneforcing_jax
 from oneforcing_jax import generate, methods
-from oneforcing_jax.convert import sizes, to_orbax
+from oneforcing_jax.convert import to_orbax
+from oneforcing_jax.families import records
 from oneforcing_jax.main import main as run_config
 from oneforcing_jax.models import wan
 from oneforcing_jax.models.wan import WanConfig
@@ -145,7 +146,7 @@ def of_generate(folder: Path) -> Walk:
     """From a prompt to a video of a student with random weights."""
     weights = meta.unbox(wan.model(SMALL).init(jax.random.key(0)))
     to_orbax.save_item(folder / "0" / "params_generator", jax.tree.map(np.asarray, weights))
-    nets = {"nets": {"params_generator": sizes.describe(SMALL)}}
+    nets = {"nets": {"params_generator": records.describe(SMALL)}}
     (folder / "model.json").write_text(json.dumps(nets))
     noise = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
     encoders.save(folder, codec.fit(noise, channels=4), text.TextEncoder.train([PROMPT], 16, 8))

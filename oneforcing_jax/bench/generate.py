@@ -23,11 +23,12 @@ from oneforcing_jax.bench.timing import peak_memory, waited
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
-from oneforcing_jax.data.encoders import DECODERS, WanCodec
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families.wan21 import FAMILY
+from oneforcing_jax.families.wan_codec import WanCodec
 from oneforcing_jax.generation.noise import Noise, sample_keys, seeded
 from oneforcing_jax.generation.streaming import decoded
-from oneforcing_jax.generation.student import FIRST_STEPS, Student
+from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.models.model import Model, unstacked
 from oneforcing_jax.models.vae_layers import VAEConfig
@@ -196,9 +197,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Options of `run`."""
     add = parser.add_argument
     add("--config", required=True, help="a Python file with get_config()")
-    add("--steps", type=numbers, default=(1000.0,), help="timesteps of every block")
-    add("--first_steps", type=numbers, default=FIRST_STEPS, help="timesteps of the first block")
-    add("--decoder", choices=DECODERS, help="in place of the VAE's")
+    add("--steps", type=numbers, default=FAMILY.video.steps, help="timesteps of every block")
+    add(
+        "--first_steps",
+        type=numbers,
+        default=FAMILY.video.first_steps,
+        help="timesteps of the first block",
+    )
+    add("--decoder", choices=FAMILY.decoders, help="in place of the VAE's")
     add("--batch", type=int, default=1, help="videos side by side")
     add("--window", type=int, help="latent frames that a block sees; default all")
     add("--sink", type=int, default=0, help="first frames that stay visible")

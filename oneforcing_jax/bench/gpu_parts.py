@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from oneforcing_jax import families
 from oneforcing_jax.bench import ceilings, generate, trace, train
 from oneforcing_jax.bench.ceilings import Note, said
 from oneforcing_jax.bench.timing import clocked, peak_memory, queued, waited
@@ -28,7 +29,6 @@ from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.generation.streaming import decoded
-from oneforcing_jax.generation.student import FIRST_STEPS
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import presets
 from oneforcing_jax.setup.config import PREFIX
@@ -75,9 +75,9 @@ def streaming(run: Run, note: Note) -> None:
 def _stream(run: Run) -> tuple[Any, Callable[[], Iterator[jax.Array]], Plan]:
     """The student's config, a function that streams one video of random weights, and its blocks."""
     size, blocks, network = run.latents, run.blocks, student(run)
-    made = network.config
-    first = blocks.first_frames or None, FIRST_STEPS
-    plan = make_plan(size.frames, blocks.frames, (1000.0,), run.shift, *first)
+    made, video = network.config, families.of_run(run).video
+    first = blocks.first_frames or None, video.first_steps
+    plan = make_plan(size.frames, blocks.frames, video.steps, run.shift, *first)
     streamed = generate.random_student(network.model, Window())
     noise, given = generate.random_inputs(streamed, size, 1)
     return made, lambda: streamed.stream(noise, streamed.prepare(given), plan), plan

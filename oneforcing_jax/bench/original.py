@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from oneforcing_jax.bench.setting import WORKS, Record, Setting, random_batch
-from oneforcing_jax.published import HEAD_DIM
+from oneforcing_jax.bench.setting import HEAD_DIM, WORKS, Record, Setting, random_batch
 
 CONFIGS = {"framewise": "config.yaml", "chunkwise": "chunkwise_config.yaml"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.published import BLOCK_FRAMES, HEAD_DIM
 
 # Latent frames of a clip: the original's rollout has no fewer.
 FRAMES = 21
 CHANNELS = 16
+# Width of a head of every published model, and latent frames of a block of the two published students.
+HEAD_DIM = 128
+BLOCK_FRAMES = {"framewise": 1, "chunkwise": 3}
 WORKS = ("generator", "critic", "rollout")
 
 

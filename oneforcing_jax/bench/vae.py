@@ -12,8 +12,9 @@ from flax.linen import meta
 
 from oneforcing_jax.bench import trace
 from oneforcing_jax.bench.timing import timed
-from oneforcing_jax.data.encoders import DECODERS, WanCodec
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families.wan21 import FAMILY
+from oneforcing_jax.families.wan_codec import WanCodec
 from oneforcing_jax.models import tiny_decoder, vae, vae_stream
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.vae import WanVAE
@@ -116,11 +117,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Options of `run`."""
-    parser.add_argument("--frames", type=int, default=81, help="of the video")
-    parser.add_argument("--rows", type=int, default=480, help="of a frame")
-    parser.add_argument("--columns", type=int, default=832, help="of a frame")
+    parser.add_argument("--frames", type=int, default=FAMILY.video.frames, help="of the video")
+    parser.add_argument("--rows", type=int, default=FAMILY.video.rows, help="of a frame")
+    parser.add_argument("--columns", type=int, default=FAMILY.video.columns, help="of a frame")
     parser.add_argument("--width", type=int, default=VAEConfig().width, help="of the first stage")
-    parser.add_argument("--decoder", choices=DECODERS, help="in place of the VAE's")
+    parser.add_argument("--decoder", choices=FAMILY.decoders, help="in place of the VAE's")
     parser.add_argument(
         "--dtype", choices=sorted(DTYPES), default="bfloat16", help="of the computation"
     )

@@ -1,17 +1,11 @@
-"""Architectures read from the shapes of tensors, so that no config has to be given by hand."""
+"""Wan2.1's architectures read from the shapes of tensors, so that no config has to be given by hand."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
-import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from oneforcing_jax.convert import tiny_decoder as tiny_keys
 from oneforcing_jax.convert import umt5 as umt5_keys
@@ -19,35 +13,22 @@ from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models import critic, tiny_decoder, umt5, vae
-from oneforcing_jax.models import wan as transformer
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig
-from oneforcing_jax.published import HEAD_DIM
-from oneforcing_jax.setup import ranges
-from oneforcing_jax.sharding import unbox
-from oneforcing_jax.system import integrity
-from oneforcing_jax.system.files import has_checksum, read_versioned
-
-# A converted model has the first beside it, which says what it is, and the text encoder also its tokenizer.
-MODEL, TOKENIZER = "model.json", "tokenizer"
-# The only checkpoint of a converted model.
-STEP = "0"
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = WanConfig | VAEConfig | UMT5Config | TinyDecoderConfig
-# What is made one by one is never as many as a record may claim.
-_MOST = {"blocks": 100, "layers": 1000, "num_layers": 1000}
+# Every published Wan model has heads of this size.
+HEAD_DIM = WanConfig().head_dim
 # What the config.json of an exported student says.
 CAUSAL = "causal"
 # Names of the token embedding in transformers' files, which may hold it under both.
 TIED = ("shared.weight", "encoder.embed_tokens.weight")
 # Beginnings of names that the original files do not have.
 _DIFFUSERS = ("condition_embedder.", "encoder.conv_in.", "encoder.block.")
-_ARITHMETIC = {"dtype", "remat"}
 # Our names of the fields of config.json, original and diffusers'.
 _WAN_FIELDS = {
     **{field.name: field.name for field in dataclasses.fields(WanConfig)},
@@ -55,37 +36,6 @@ _WAN_FIELDS = {
     "in_channels": "in_dim",
     "out_channels": "out_dim",
 }
-
-
-def read(folder: Path, *keys: str) -> dict[str, Any]:
-    """What the record of a converted folder says below some keys, compared with what was written.
-
-    Raises:
-      InputError: it is damaged, of a newer form, or lacks the checksums that were written with it.
-    """
-    file = folder / MODEL
-    found = read_versioned(file, *keys)
-    known = has_checksum(file)
-    if known and not any(integrity.is_sealed(place) for place in (folder, folder / STEP)):
-        raise InputError(
-            f"{folder}: expected the {integrity.SUMS} of its conversion, found none; restore it from a copy, "
-            "or convert again"
-        )
-    verify(folder, MODEL)
-    if not known and not integrity.is_sealed(folder):
-        integrity.say(file, integrity.OLD)
-    return found
-
-
-def verify(folder: Path, name: str) -> None:
-    """Compares a file or folder in a converted one with its checksums, unless it came later: a tokenizer may.
-
-    Raises:
-      InputError: it is damaged.
-    """
-    known = integrity.known(folder) if integrity.is_sealed(folder) else ()
-    if any(file == name or file.startswith(f"{name}/") for file in known):
-        integrity.verify(folder, name)
 
 
 def _unlike(source: str, kind: str, shapes: Shapes) -> ValueError:
@@ -253,7 +203,9 @@ def text_config(
     return config, umt5_keys.original(config)
 
 
-def tiny_config(shapes: Shapes, source: str = "checkpoint") -> tuple[TinyDecoderConfig, KeyMap]:
+def tiny_config(
+    shapes: Shapes, source: str = "checkpoint", settings: Mapping[str, Any] | None = None
+) -> tuple[TinyDecoderConfig, KeyMap]:
     """The sizes of Wan2.1's tiny decoder and its key map."""
     like = TinyDecoderConfig()
     table = tiny_keys.published(like)
@@ -272,62 +224,6 @@ def tiny_config(shapes: Shapes, source: str = "checkpoint") -> tuple[TinyDecoder
         time_upsample=tuple(out > width for out, width, *_ in grown),
     )
     return config, table
-
-
-@functools.lru_cache(maxsize=32)
-def abstract(config: Config, head: HeadConfig | None = None) -> Any:
-    """Shapes of the parameters of the network with this config."""
-    if isinstance(config, VAEConfig):
-        make = lambda: vae.init_params(config, jax.random.key(0))  # noqa: E731
-    elif isinstance(config, TinyDecoderConfig):
-        make = lambda: tiny_decoder.init_params(config, jax.random.key(0))  # noqa: E731
-    elif isinstance(config, UMT5Config):
-        make = lambda: umt5.init_params(config, jax.random.key(0))  # noqa: E731
-    else:
-        net = critic.model(config, head) if head else transformer.model(config)
-        make = lambda: net.init(jax.random.key(0))  # noqa: E731
-    return unbox(jax.eval_shape(make))
-
-
-def describe(config: Config, head: HeadConfig | None = None) -> dict[str, Any]:
-    """The architecture as JSON: the fields of the config, without those of its arithmetic."""
-    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _ARITHMETIC}
-    record = {"kind": type(config).__name__, "config": fields}
-    if head:
-        record["head"] = {"taps": len(head.layers), "ffn_dim": head.ffn_dim}
-    return record
-
-
-def config_of(record: Mapping[str, Any], dtype: Any = jnp.float32) -> Config:
-    """The inverse of `describe`, with a compute dtype.
-
-    Raises:
-      InputError: a kind or sizes that this release does not know.
-    """
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in typing.get_args(Config)}
-    try:
-        like, fields = kinds[record["kind"]](), dict(record["config"])
-        for name, value in fields.items():
-            if not _fits(getattr(like, name), value, _MOST.get(name, 2**31)):
-                raise ValueError(f"{name} {str(value)[:60]}")
-        return _replace(like, fields | {"dtype": dtype})
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{MODEL}: expected a network of {', '.join(kinds)}, found another, or sizes that are not known "
-            f"here ({error}); use the release that wrote it, or convert it again"
-        ) from None
-
-
-def _fits(like: Any, value: Any, most: int) -> bool:
-    """Whether a field of a record can stand for one like another: a count, a number, a switch, or several."""
-    if isinstance(like, tuple):
-        few = isinstance(value, list | tuple) and len(value) < 1000
-        return few and all(_fits(like[0], inner, most) for inner in value)
-    if type(like) is int:
-        return type(value) is int and 0 < value < most
-    if type(like) is float:
-        return type(value) in (int, float) and abs(value) < ranges.MOST
-    return type(value) is type(like)
 
 
 def is_causal(settings: Mapping[str, Any]) -> bool:

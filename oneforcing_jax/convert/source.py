@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax.convert import families
+from oneforcing_jax.convert import refused
 from oneforcing_jax.convert.keys import Tensors
 from oneforcing_jax.convert.tiny_decoder import TELLING
 from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors, load_torch
@@ -76,7 +76,7 @@ class Part:
         shapes = {
             key: shape for file in self.files for key, (shape, _) in SafeTensors.specs(file).items()
         }
-        return SafeTensors(self.files, families.prefix(shapes))
+        return SafeTensors(self.files, refused.prefix(shapes))
 
     def __str__(self) -> str:
         return str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
@@ -144,7 +144,7 @@ def _commit(snapshot: str) -> str | None:
 
 def _check_one(path: Path, only: Sequence[str]) -> None:
     if "transformer" in only:
-        families.check_experts(path)
+        refused.check_experts(path)
 
 
 def _patterns(name: str) -> list[str]:
@@ -205,8 +205,8 @@ def single(path: Path) -> Part | None:
 def _told(files: tuple[Path, ...]) -> Part:
     """The model that files of safetensors hold, as their names of tensors tell."""
     shapes = {key: shape for file in files for key, (shape, _) in SafeTensors.specs(file).items()}
-    families.check_tensors(shapes, str(files[0]))
-    name, folder = families.kind(shapes), files[0].parent
+    refused.check_tensors(shapes, str(files[0]))
+    name, folder = refused.kind(shapes), files[0].parent
     if not name:
         raise InputError(
             f"{files[0]}: expected the tensors of a Wan2.1 model, found {', '.join(list(shapes)[:3])}; "
@@ -223,7 +223,7 @@ def _loose(folder: Path) -> dict[str, Part]:
     """
     found: dict[str, Part] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        known = _NUMBERED.fullmatch(path.name) or families.kind(SafeTensors.specs(path))
+        known = _NUMBERED.fullmatch(path.name) or refused.kind(SafeTensors.specs(path))
         if not known or any(path in part.files for part in found.values()):
             continue  # another's, or a shard of one that is found
         part = single(path)

@@ -23,13 +23,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from oneforcing_jax.convert import families, keys, sizes, source
+from oneforcing_jax import families
+from oneforcing_jax.convert import keys, refused, sizes, source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap, Tensors
-from oneforcing_jax.convert.sizes import MODEL, STEP, TOKENIZER
-from oneforcing_jax.convert.tiny_decoder import ENCODER
 from oneforcing_jax.convert.torch_io import TorchTensors, load_torch
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families.records import MODEL, STEP, TOKENIZER, describe
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.system import files, integrity, places, room
@@ -41,7 +41,6 @@ ITEMS = {
     "generator_ema": "ema_generator",
     "critic": "params_critic",
 }
-FAMILY = "Wan2.1"
 # In model.json, below `MORE`: the commit of the repository that was downloaded.
 REVISION = "revision"
 # A critic without an adversarial head is a plain transformer, and is read as one.
@@ -119,26 +118,20 @@ def _convert_part(
     if _finished(target, target / MODEL, order):
         report(f"{part.name}: finished before in {target}, skipped")
         return
-    tensors, head = part.open(), None
+    tensors, network = part.open(), families.find(families.FIRST).networks[part.name]
     shapes = tensors.shapes
-    families.check_tensors(shapes, str(part))
-    config: sizes.Config
-    if part.name == "transformer":
-        config = sizes.wan(shapes, "", str(part), part.settings, num_heads)
-        families.check_config(config, str(part))
-        key_map = sizes.wan_key_map(shapes)
-    elif part.name == "vae":
-        config, key_map = sizes.vae_config(shapes, str(part), part.settings)
-    elif part.name == source.TINY:
-        config, key_map = sizes.tiny_config(shapes, str(part))
-        tensors.shapes = {k: shapes[k] for k in shapes if not k.startswith(ENCODER)}
-    else:
-        config, key_map = sizes.text_config(shapes, str(part), part.settings)
-        tensors.shapes = {k: shapes[k] for k in shapes if k in key_map or k not in sizes.TIED}
+    refused.check_tensors(shapes, str(part))
+    told = {"num_heads": num_heads} if part.name == "transformer" else {}
+    config, key_map = network.read(shapes, str(part), part.settings, **told)
+    tensors.shapes = {
+        name: shape
+        for name, shape in shapes.items()
+        if name in key_map or not name.startswith(network.unread)
+    }
     with staged(target) as temporary:
-        net = _write(temporary / STEP / "params_model", tensors, key_map, config, head, order, part)
+        net = _write(temporary / STEP / "params_model", tensors, key_map, config, None, order, part)
         if part.name == "transformer":
-            net[MORE] = {"family": FAMILY, "causal": sizes.is_causal(part.settings)}
+            net[MORE]["causal"] = sizes.is_causal(part.settings)
         (temporary / MODEL).write_bytes(_record({**order, **more}, {"params_model": net}))
         if part.tokenizer:
             shutil.copytree(part.tokenizer, temporary / TOKENIZER)
@@ -170,21 +163,21 @@ def _convert_file(
         )
     files = {net: TorchTensors(path, net, content) for net in nets}
     del content
-    records = {}
+    records, network = {}, families.find(families.FIRST).networks["transformer"]
     with staged(out / STEP) as temporary:
         for net in nets:
             tensors, where = files.pop(net), f"{path}: {net}"
             prefix = "model." if any(k.startswith("model.") for k in tensors) else ""
-            config = sizes.wan(tensors.shapes, prefix, where, None, num_heads)
-            families.check_config(config, where)
+            config, key_map = network.read(
+                tensors.shapes, where, None, num_heads=num_heads, prefix=prefix
+            )
             head = sizes.head(tensors.shapes, where) if net == "critic" else None
-            key_map: KeyMap = wan_keys.transformer(config.num_layers, prefix)
             if head:
                 key_map = wan_keys.critic(config.num_layers, len(head.layers))
             item = BARE_CRITIC if net == "critic" and not head else ITEMS[net]
             folder = temporary / item
             records[item] = _write(folder, tensors, key_map, config, head, order, where)
-            records[item][MORE] = {"family": FAMILY, "causal": net != "critic"}
+            records[item][MORE]["causal"] = net != "critic"
             report(f"{net}: {len(tensors)} tensors of {path} -> {out / STEP / item}")
         integrity.seal(temporary)
         write_whole(out / MODEL, _record({**order, **more}, records))
@@ -212,13 +205,13 @@ def _write(
     folder: Path,
     tensors: Tensors,
     key_map: KeyMap,
-    config: sizes.Config,
+    config: Any,
     head: HeadConfig | None,
     order: Mapping[str, Any],
     where: Any,
 ) -> dict[str, Any]:
     """Writes one network; its part of model.json."""
-    shapes = sizes.abstract(config, head)
+    shapes = families.find(families.FIRST).abstract(config, head)
     keys.check(key_map, tensors.shapes, shapes, str(where))
     typed = keys.stored_dtypes(key_map, tensors, shapes)
     if order["dtype"] in DTYPES:
@@ -232,8 +225,8 @@ def _write(
     tree = keys.load(key_map, tensors, typed, str(where))
     tensors.close()
     save_item(folder, tree)
-    described = sizes.describe(config, head)
-    return {**described, "layout": sizes.layout(tensors.shapes), "dtype": _main_dtype(tree)}
+    said = {"layout": sizes.layout(tensors.shapes), "dtype": _main_dtype(tree)}
+    return {**describe(config, head), **said, MORE: {families.FIELD: families.FIRST}}
 
 
 def _main_dtype(tree: Any) -> str:

@@ -17,7 +17,7 @@ from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.convert.torch_io import import_torch, write_safetensors, write_torch
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.published import HEAD_DIM
+from oneforcing_jax.families import records
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.system import checkpoint, items, room
 from oneforcing_jax.system.files import staged
@@ -105,7 +105,11 @@ class Stored:
         """
         tree = self.backbone
         patches, dim = tree["patch_embedding"]["kernel"].shape
-        heads = num_heads or self._heads() or (dim // HEAD_DIM if dim % HEAD_DIM == 0 else 0)
+        heads = (
+            num_heads
+            or self._heads()
+            or (dim // sizes.HEAD_DIM if dim % sizes.HEAD_DIM == 0 else 0)
+        )
         if not heads:
             raise InputError(f"{self.path}: width {dim} tells no number of heads; pass --num_heads")
         return {
@@ -131,9 +135,9 @@ class Stored:
     def _heads(self) -> int | None:
         """The number of heads that a conversion wrote down."""
         step = self.path.parent
-        if not (step.parent / sizes.MODEL).is_file():
+        if not (step.parent / records.MODEL).is_file():
             return None
-        net = sizes.read(step.parent, "nets").get(self.path.name, {})
+        net = records.read(step.parent, "nets").get(self.path.name, {})
         heads: int | None = net.get("config", {}).get("num_heads")
         return heads
 

@@ -16,13 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from oneforcing_jax.data import colour
-from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.captions import Pair, pair
-from oneforcing_jax.data.encoders import Encoders, TextEncoder
 from oneforcing_jax.data.store import LEFT_OUT, META, NEGATIVE_TEXT, Store
-from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import Clip, read_clip
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.codec import Encoders, TextEncoder, pad
 from oneforcing_jax.system import places, processes, textfiles
 from oneforcing_jax.system.files import write_whole
 

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import embed_padded, leave_out
-from oneforcing_jax.data.encoders import Encoders
 from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.errors import InputError, MissingPackage
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.codec import Encoders
 from oneforcing_jax.system import textfiles
 
 FILE = "data.mdb"

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from oneforcing_jax import flow
 from oneforcing_jax.causal.plan import make_plan
-from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
-from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation import curvature
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.codec import pad_embeddings
 from oneforcing_jax.generation import jobs, pretrained, samplers
 from oneforcing_jax.generation.noise import sample_keys
 from oneforcing_jax.generation.pretrained import Source

@@ -10,6 +10,7 @@ import numpy as np
 
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families import Family
 from oneforcing_jax.generation import samplers, streaming
 from oneforcing_jax.generation.streaming import VideoModel
 from oneforcing_jax.setup.ranges import Amount, Count, Natural, Positive
@@ -38,7 +39,7 @@ class Loading:
     teacher: bool
     sampler: str
     sampling_steps: Count
-    guidance: float
+    guidance: float | None
 
     def __post_init__(self) -> None:
         if self.sink and self.window is None:
@@ -51,6 +52,10 @@ class Loading:
     def sight(self) -> Window:
         """How far back a block sees."""
         return Window(self.window, self.sink, self.relative)
+
+    def guidance_of(self, family: Family) -> float:
+        """g in uncond + g (cond - uncond): as chosen, or the family's."""
+        return family.video.guidance if self.guidance is None else self.guidance
 
     def model(self) -> VideoModel:
         """The student, or with `teacher` the bidirectional model in many steps."""
@@ -65,6 +70,7 @@ class Loading:
 
         # Wan counts guidance from the unconditional prediction, the paper and we from the conditional.
         return streaming.load_teacher(
-            self.checkpoint, self.encoders, sampler=sampler, guidance=self.guidance - 1,
+            self.checkpoint, self.encoders, sampler=sampler,
+            guidance=lambda family: self.guidance_of(family) - 1,
             decoder=self.decoder, ema=self.ema, dtype=self.dtype, shift=self.shift, batch=self.batch,
         )  # fmt: skip

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from oneforcing_jax.convert import sizes
-from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.origin import Origin, digest
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.records import describe
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.jobs import Job
 from oneforcing_jax.generation.loading import Loading
@@ -53,14 +53,14 @@ class Origins:
         if look.teacher:
             said |= {
                 "sampler": loading.sampler, "sampling_steps": loading.sampling_steps,
-                "guidance": loading.guidance, "negative": digest(found.negative),
+                "guidance": loading.guidance_of(source.family), "negative": digest(found.negative),
             }  # fmt: skip
         else:
             said |= blocks(settings.taken(given.continued is not None))
         said |= {
             "shift": source.shift, "window": loading.window, "sink": loading.sink,
             "relative": loading.relative, "ema": loading.ema, "dtype": config.dtype.name,
-            "network": digest(json.dumps(sizes.describe(config), default=str)),
+            "network": digest(json.dumps(describe(config), default=str)),
             "encoders": digest(f"{found.codec.digest()} {found.text.digest()}"),
             "decoder": loading.decoder, **given.digests(), "crf": crf,
             "mark": None if mark is None else digest(f"mark {mark}"),

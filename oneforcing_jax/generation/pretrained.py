@@ -10,13 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from oneforcing_jax import methods, sharding
-from oneforcing_jax.convert import sizes
-from oneforcing_jax.convert.sizes import MODEL
-from oneforcing_jax.data import encoders as encoding
+from oneforcing_jax import families, methods, sharding
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.generation.student import FIRST_STEPS
-from oneforcing_jax.models import wan
+from oneforcing_jax.families import Family, records
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.records import MODEL
 from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.dtypes import DTYPES
@@ -41,6 +39,7 @@ class Source:
       net: name of the network in them.
       ema: whether to read its moving average.
       model: the transformer.
+      family: that it is of.
       shift: of the noise schedule.
       frames, rows, columns: of the latents.
       fps: frames per second of the videos.
@@ -53,15 +52,16 @@ class Source:
     net: str
     ema: bool
     model: Model
-    shift: float = 5.0
-    frames: int = 21
-    rows: int = 60
-    columns: int = 104
-    fps: float = 16.0
-    block_frames: int = 1
-    first_frames: int | None = None
-    steps: tuple[float, ...] = (1000.0,)
-    first_steps: tuple[float, ...] | None = FIRST_STEPS
+    family: Family
+    shift: float
+    frames: int
+    rows: int
+    columns: int
+    fps: float
+    block_frames: int
+    first_frames: int | None
+    steps: tuple[float, ...]
+    first_steps: tuple[float, ...] | None
     causal: bool | None = None
 
     @property
@@ -113,7 +113,7 @@ def find(
       folder: see `EXPECTED`; for a converted model also the folder around its transformer/.
       ema: its moving average.
       dtype: compute dtype, "float32" or "bfloat16"; None: of the run, bfloat16 for a converted one.
-      shift: of the noise schedule; None: of the run, 5 for a converted one.
+      shift: of the noise schedule; None: of the run, or of its family for a converted one.
 
     Raises:
       MissingInput: there is no such folder.
@@ -144,7 +144,7 @@ def _stage(folder: Path) -> Path:
 
 
 def _converted(folder: Path, ema: bool, dtype: str) -> Source:
-    nets = sizes.read(folder, "nets")
+    nets = records.read(folder, "nets")
     wanted = ("ema_generator",) if ema else ("params_generator", "params_model")
     name = next((name for name in wanted if name in nets), None)
     if name is None or nets[name].get("kind") != WanConfig.__name__:
@@ -153,10 +153,16 @@ def _converted(folder: Path, ema: bool, dtype: str) -> Source:
             f"checkpoint {folder}: expected a transformer among {', '.join(wanted)}, found {kinds}; "
             "add or leave out --ema, or give another folder"
         )
-    config: Any = sizes.config_of(nets[name], DTYPES[dtype])
+    config: Any = records.config_of(nets[name], DTYPES[dtype], folder / MODEL)
+    family = families.of(nets[name], folder / MODEL)
+    video, (frames, rows, columns) = family.video, family.latents
     # Records of before say it by their items alone: a folder of Wan's is a teacher, a file has a generator.
     causal = nets[name].get(MORE, {}).get("causal", name != "params_model")
-    return Source(folder, name.split("_", 1)[1], ema, wan.model(config), causal=causal)
+    return Source(
+        folder, name.split("_", 1)[1], ema, family.model(config), family, video.shift,
+        frames=frames, rows=rows, columns=columns, fps=video.fps, block_frames=1, first_frames=None,
+        steps=video.steps, first_steps=video.first_steps, causal=causal,
+    )  # fmt: skip
 
 
 def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
@@ -170,10 +176,11 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
     size, blocks, said = run.latents, run.blocks, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
     if said.is_file():
         read_versioned(said)  # refuses what a newer release trained
-    # One step is too few for a first block, which sees nothing: the paper's has four.
-    alone = FIRST_STEPS if len(blocks.steps) == 1 else None
+    # One step is too few for a first block, which sees nothing.
+    family = families.of_run(run)
+    alone = family.video.first_steps if len(blocks.steps) == 1 else None
     return Source(
-        folder / checkpoint.FOLDER, method.sampled.net, ema, made, run.shift,
+        folder / checkpoint.FOLDER, method.sampled.net, ema, made, family, run.shift,
         frames=size.frames, rows=size.rows, columns=size.columns, fps=run.fps,
         block_frames=blocks.frames, first_frames=blocks.first_frames or None,
         steps=blocks.steps, first_steps=blocks.first_steps or alone,

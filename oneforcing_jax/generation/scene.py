@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax.causal.plan import ClipDraws
-from oneforcing_jax.data.encoders import Codec
 from oneforcing_jax.data.images import read_image
 from oneforcing_jax.data.origin import digest
 from oneforcing_jax.data.video import at_rate, read_video
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families.codec import Codec
 from oneforcing_jax.generation import recordings, streaming
 from oneforcing_jax.generation.jobs import Job
 from oneforcing_jax.generation.noise import Noise, recorded, sample_keys, seeded
@@ -24,7 +24,6 @@ from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.streaming import VideoModel
 from oneforcing_jax.generation.student import Settings
 from oneforcing_jax.models.condition import Condition
-from oneforcing_jax.published import BLOCK_FRAMES
 from oneforcing_jax.setup.ranges import Amount, Count, Quality, Rate
 from oneforcing_jax.system import places
 
@@ -52,7 +51,8 @@ class Look:
         chosen = {"steps": self.steps, "first_steps": self.first_steps}
         changes: dict[str, Any] = {name: value for name, value in chosen.items() if value}
         if self.method:
-            changes |= {"block_frames": BLOCK_FRAMES[self.method], "first_frames": None}
+            changes |= {"block_frames": source.family.block_frames(self.method)}
+            changes["first_frames"] = None
         if self.first_frames:
             changes["first_frames"] = self.first_frames
         settings = streaming.settings_of(source, codec, self.frames, self.size, **changes)

@@ -25,11 +25,11 @@ from jax.sharding import NamedSharding
 
 from oneforcing_jax import sharding
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.data import encoders as encoding
-from oneforcing_jax.data.encoders import Codec, Encoders
 from oneforcing_jax.data.images import fit
-from oneforcing_jax.data.text import pad_embeddings
 from oneforcing_jax.errors import InputError, NotFinite
+from oneforcing_jax.families import Family
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.codec import Codec, Encoders, pad_embeddings
 from oneforcing_jax.generation import pretrained, samplers
 from oneforcing_jax.generation.noise import Noise, sample_keys, seeded
 from oneforcing_jax.generation.pretrained import Source
@@ -221,7 +221,7 @@ class VideoModel:
         return (frames[0] for _, frames in self.videos(noise, asked, settings, given, **more))
 
 
-def _fits(codec: encoding.Codec, sizes: Sequence[int]) -> bool:
+def _fits(codec: Codec, sizes: Sequence[int]) -> bool:
     try:
         codec.latent_shape(*sizes)
     except InputError:
@@ -320,7 +320,7 @@ def load_teacher(
     *,
     decoder: str | None = None,
     sampler: Callable[[float], samplers.Sampler],
-    guidance: float,
+    guidance: Callable[[Family], float],
     ema: bool = False,
     dtype: str | None = None,
     shift: float | None = None,
@@ -331,7 +331,7 @@ def load_teacher(
     Args:
       sampler: makes one for the shift of the noise schedule, such as `lambda shift:
         samplers.unipc(samplers.wan_grid(50, shift))`.
-      guidance: see `samplers.sample`.
+      guidance: for the family of the model, see `samplers.sample`.
       checkpoint, encoders, decoder, ema, dtype, shift, batch: see `load`.
     """
     source, loaded, mesh, params = _read(
@@ -339,5 +339,6 @@ def load_teacher(
     )
     negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
     null = source.model.null({NEGATIVE: jnp.asarray(negative)})
-    teacher = Teacher(source.model, params, null, sampler(source.shift), guidance, mesh)
+    scale = guidance(source.family)
+    teacher = Teacher(source.model, params, null, sampler(source.shift), scale, mesh)
     return VideoModel(teacher, source, loaded, mesh)

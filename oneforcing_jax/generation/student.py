@@ -38,8 +38,6 @@ from oneforcing_jax.system import room
 # Conditions that `Student.prepare` prepared: of the whole video, or a function that gives them for the block
 # whose first frame has a number, and their frames from that one on.
 Conditions = Condition | Callable[[int], Condition]
-# The paper's first block (its section on generation): the others build on it.
-FIRST_STEPS = (1000.0, 750.0, 500.0, 250.0)
 # Graphs of kernels take longer to begin than the kernels, each by itself, while a block is waited for.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
 
@@ -56,10 +54,10 @@ class Settings:
     """
 
     shape: tuple[int, int, int, int]
-    block_frames: int = 1
-    steps: tuple[float, ...] = (1000.0,)
+    block_frames: int
+    steps: tuple[float, ...]
     first_frames: int | None = None
-    first_steps: tuple[float, ...] | None = FIRST_STEPS
+    first_steps: tuple[float, ...] | None = None
 
     def plan(self, shift: float, given: int = 0) -> Plan:
         """The blocks after `given` latent frames.

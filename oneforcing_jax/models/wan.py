@@ -129,12 +129,9 @@ class WanConfig:
         return (rows // self.patch) * (columns // self.patch)
 
 
-WAN_1_3B = WanConfig()
-WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 TINY = WanConfig(32, 48, 2, 2, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)
 # Beginnings of names in the tree of parameters, of what computes in float32.
 WIDE = ("time_", "norm")
-SIZES = {"1.3b": WAN_1_3B, "14b": WAN_14B, "tiny": TINY}
 
 
 class Output(NamedTuple):

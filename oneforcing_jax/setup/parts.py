@@ -1,4 +1,4 @@
-"""Parts that a config names and a module holds: training methods, kinds of stages, encoders.
+"""Parts that a config names and a module holds: training methods, kinds of stages, families of models.
 
 A part is a module. Its short name is that of a file in the room where such parts lie. The part of somebody
 else is named by the dotted path of its module.
@@ -37,7 +37,9 @@ def trust(modules: Sequence[str]) -> None:
 
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Adds the option by which a user trusts parts of somebody else, to a command that reads folders."""
-    words = "a module that folders may name as their method or encoders; its code runs (docs/security.md)"
+    words = (
+        "a module that folders may name as their method or family; its code runs (docs/security.md)"
+    )
     parser.add_argument(OPTION, action=_Trust, metavar="MODULE", help=words)
 
 
@@ -57,7 +59,7 @@ def find(name: str, room: str, attribute: str, form: type, folders: Path | None 
     Args:
       name: of a module in `room`, or the dotted path of one anywhere.
       room: dotted path of our package of such parts.
-      attribute: "METHOD", "KIND", "load": what makes a module such a part.
+      attribute: "METHOD", "KIND", "FAMILY": what makes a module such a part.
       form: the type that it has there.
       folders: the file that names it, of a folder that is read; None: a config of the user's.
 

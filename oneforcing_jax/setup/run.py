@@ -80,6 +80,7 @@ class Run:
       sections: all other sections, as methods and kinds will read them.
       text: the whole config as JSON, for whoever goes on from what the run leaves.
       profile_process: the one of several processes whose iterations are traced.
+      family: of its models (`families`); "": the first, as in runs of before.
       read_from: the file of a folder that says this, which may name none but trusted parts (`parts`); None:
         a config of the user's.
     """
@@ -97,6 +98,7 @@ class Run:
     sections: Mapping[str, Any]
     text: str
     profile_process: Natural = 0
+    family: str = ""
     read_from: Path | None = None
 
     @classmethod

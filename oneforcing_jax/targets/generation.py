@@ -9,6 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from oneforcing_jax import families
 from oneforcing_jax.causal import flops
 from oneforcing_jax.causal.plan import Block, Plan, num_frames
 from oneforcing_jax.generation.student import Settings, Student
@@ -23,19 +24,18 @@ GROUPS = 4
 
 
 def generate(run: Run, devices: Sequence[Any], decoder: str | None = None) -> list[Program]:
-    """One video of the config's size by a one-step student with the paper's first block, and its decoding.
+    """One video of the config's size by a student in the steps of its family, and its decoding.
 
     Args:
       run, devices: the config, and where the video is made.
       decoder: see `programs.decode`.
 
     Raises:
-      InputError: a mesh that does not fit, latents that are not those of Wan's VAE.
+      InputError: a mesh that does not fit, latents that are not those of the family's codec.
     """
     model, mesh = student(run).model, programs.video_mesh(run, devices)
-    settings = Settings(
-        run.latents.shape, run.blocks.frames, first_frames=run.blocks.first_frames or None
-    )
+    video, first = families.of_run(run).video, run.blocks.first_frames or None
+    settings = Settings(run.latents.shape, run.blocks.frames, video.steps, first, video.first_steps)
     streamed = Student(model, model.in_use(mesh, apart=True), mesh=mesh)
     found = _diffusion(streamed, mesh, run.latents, settings.plan(run.shift))
     decoded = programs.decode(run, mesh, decoder)

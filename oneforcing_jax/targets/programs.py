@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,17 +12,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from oneforcing_jax import sharding
-from oneforcing_jax.convert import sizes
-from oneforcing_jax.data.encoders import WanCodec
-from oneforcing_jax.data.text import MAX_TOKENS
+from oneforcing_jax import families, sharding
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families.codec import Call, Codec, TextEncoder
 from oneforcing_jax.methods import Update
-from oneforcing_jax.models import umt5, vae_stream
 from oneforcing_jax.models.condition import NEGATIVE
-from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
-from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
-from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.training.train import student, trained, trainer
 
@@ -116,30 +109,25 @@ def _update(name: str, update: Update, batch: int) -> Reading:
     )
 
 
-def _codec(run: Run) -> tuple[VAEConfig, WanCodec]:
-    """Wan's VAE at the size of a config's latents, without parameters.
+def _encoders(run: Run, decoder: str | None = None) -> tuple[Codec, TextEncoder]:
+    """Codec and text encoder of a config's family, without weights.
 
     Raises:
-      InputError: latents of another codec.
+      InputError: another decoder than the family has, or latents of another codec.
     """
-    made = VAEConfig(dtype=student(run).config.dtype)
-    if run.latents.channels != made.channels:
+    family = families.of_run(run)
+    family.check_decoder(decoder)
+    if run.latents.channels != family.channels:
         raise InputError(
-            f"config: field 'latents.channels': expected the {made.channels} of Wan's VAE, found "
-            f"{run.latents.channels}; plan it with configs/framewise.py"
+            f"config: field 'latents.channels': expected the {family.channels} of its family's codec, found "
+            f"{run.latents.channels}; say the config's own family, or plan configs/framewise.py"
         )
-    return made, WanCodec(made, None)
+    return family.outline(student(run).config.dtype, decoder)
 
 
-def _placed(tree: Any, place: Any, dtype: Any = None) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=place), tree
-    )
-
-
-def _alone(devices: Sequence[Any]) -> tuple[Mesh, NamedSharding]:
-    mesh = sharding.make_mesh({"data": 1}, devices[:1])
-    return mesh, NamedSharding(mesh, P())
+def _program(name: str, call: Call) -> Program:
+    reading = Reading(f"{name}/{call.name}", call.runs)
+    return Program((reading,), call.call, call.arguments, call.mesh, call.state)
 
 
 def video_mesh(run: Run, devices: Sequence[Any]) -> Mesh:
@@ -153,76 +141,33 @@ def video_mesh(run: Run, devices: Sequence[Any]) -> Mesh:
 
 
 def decode(run: Run, mesh: Mesh, decoder: str | None = None) -> list[Program]:
-    """Decoding of a clip as a stream over a mesh, a latent frame a step; the first step and the others.
+    """Decoding of a clip as a stream over a mesh.
 
     Args:
       run, mesh: the config, and where it is decoded.
-      decoder: "tiny" for the tiny decoder; None: the VAE's.
+      decoder: of its family's `decoders`; None: the codec's own.
 
     Raises:
-      InputError: the config's latents are not those of Wan's VAE.
+      InputError: the config's latents are not those of its family's codec.
     """
-    made, codec = _codec(run)
-    config = TinyDecoderConfig(dtype=made.dtype) if decoder else made
-    place, size = NamedSharding(mesh, P()), run.latents
-    params = _placed(sizes.abstract(config), place, made.dtype)
-    shape, axes = (
-        (1, 1, size.channels, size.rows, size.columns),
-        ("batch", None, None, None, "columns"),
-    )
-    laid = sharding.named(mesh, sharding.dividing(mesh, shape, axes))
-    latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=laid)
-    state: Any = vae_stream.init_stream(config, 1, size.rows, size.columns)
-    found = []
-    for name, runs in (("first step", 1), ("steady step", size.frames - 1)):
-        arguments = (params, state, latents)
-        with jax.set_mesh(mesh):
-            after = jax.eval_shape(codec._decode, *arguments)[1]
-        reading = Reading(f"{decoder or 'vae'}/{name}", runs)
-        found.append(Program((reading,), codec._decode, arguments, mesh, (params, state)))
-        state = jax.tree.map(functools.partial(_kept, mesh), after)
-    return found
-
-
-def _kept(mesh: Mesh, leaf: Any) -> Any:
-    """What the decoder keeps of a frame [b, y, x, c], laid out as the frame."""
-    axes = sharding.dividing(mesh, leaf.shape, ("batch", None, "columns", None))
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.named(mesh, axes))
+    codec, _ = _encoders(run, decoder)
+    calls = codec.programs("decode", run.latents.shape, mesh)
+    return [_program(decoder or "vae", call) for call in calls]
 
 
 def encode(run: Run, devices: Sequence[Any]) -> list[Program]:
-    """Encoding of one clip on one device, and of one prompt by UMT5-XXL over all devices.
+    """Encoding of one clip on one device, and of one prompt over all devices.
 
     Raises:
-      InputError: the config's latents are not those of Wan's VAE.
+      InputError: the config's latents are not those of its family's codec.
     """
-    made, codec = _codec(run)
-    mesh, place = _alone(devices)
-    size = run.latents
-    params = _placed(sizes.abstract(made), place, made.dtype)
-    shape = codec.video_shape(size.frames, size.rows, size.columns)
-    video = jax.ShapeDtypeStruct((1, *shape, 3), jnp.uint8, sharding=place)
-    clip = Program((Reading("encode/clip", 1),), codec._encode, (params, video), mesh, params)
-    prompt = text(devices)
-    # Both lie in memory all the time.
+    codec, text = _encoders(run)
+    alone = sharding.make_mesh({"data": 1}, devices[:1])
+    calls = [*codec.programs("encode", run.latents.shape, alone), *text.programs(devices)]
+    # All lie in memory all the time.
     return [
-        dataclasses.replace(clip, frozen=prompt.state),
-        dataclasses.replace(prompt, frozen=clip.state),
+        dataclasses.replace(
+            _program("encode", call), frozen=[other.state for other in calls if other is not call]
+        )
+        for call in calls
     ]
-
-
-def text(devices: Sequence[Any]) -> Program:
-    """Encoding of one prompt by UMT5-XXL, its weights over all devices that divide its width."""
-    c = UMT5Config()
-    count = math.gcd(len(devices), c.width)
-    mesh = sharding.make_mesh({"fsdp": count}, devices[:count])
-    boxed = jax.eval_shape(lambda: umt5.init_params(c, jax.random.key(0)))
-    params = jax.tree.map(lambda x: x.update(dtype=c.dtype), sharding.abstract(boxed, mesh))
-    place = NamedSharding(mesh, P())
-    ids = jax.ShapeDtypeStruct((1, MAX_TOKENS), jnp.int32, sharding=place)
-    call = jax.jit(functools.partial(_encode_text, c))
-    return Program((Reading("encode/prompt", 1),), call, (params, ids, ids), mesh, params)
-
-
-def _encode_text(config: UMT5Config, params: Any, ids: jax.Array, mask: jax.Array) -> Any:
-    return UMT5Encoder(config).apply({"params": params}, ids, mask, method="encode")

@@ -12,13 +12,16 @@ import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from oneforcing_jax import sharding
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.families.codec import Call
 from oneforcing_jax.system import bounded, places
 from oneforcing_jax.system.files import write_whole
 
@@ -104,6 +107,21 @@ class Codec:
     def stream(self) -> Callable[[jax.Array], jax.Array]:
         """`decode`, which keeps nothing from frame to frame."""
         return self.decode
+
+    def programs(
+        self, work: Literal["encode", "decode"], shape: tuple[int, int, int, int], mesh: Mesh
+    ) -> list[Call]:
+        """A whole clip, either way."""
+        place, (frames, _, rows, columns) = sharding.named(mesh), shape
+
+        def abstract(x: Any) -> Any:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+        pixels = jax.ShapeDtypeStruct((*self.video_shape(frames, rows, columns), 3), jnp.uint8)
+        latents = jax.ShapeDtypeStruct(shape, jnp.float32)
+        call, given = (Codec.encode, pixels) if work == "encode" else (Codec.decode, latents)
+        codec = jax.tree.map(abstract, self)
+        return [Call("clip", 1, jax.jit(call), (codec, abstract(given)), mesh, codec)]
 
     def digest(self) -> str:
         """A short fingerprint: codecs with equal digests give equal latents."""

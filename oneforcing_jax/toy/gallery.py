@@ -15,11 +15,11 @@ import numpy as np
 
 from oneforcing_jax import flow, sharding
 from oneforcing_jax.causal.plan import ClipDraws, Plan, draw, num_frames
-from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.store import Store
-from oneforcing_jax.data.text import pad
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.codec import pad
 from oneforcing_jax.generation.samplers import euler, sample
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.condition import NEGATIVE, Condition

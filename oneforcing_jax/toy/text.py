@@ -11,12 +11,13 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.families.codec import Call
 from oneforcing_jax.system import bounded, places
 from oneforcing_jax.system.files import write_whole
 
@@ -112,6 +113,10 @@ class TextEncoder:
     def check(self, prompt: str) -> None:
         """Refuses what `encode` would."""
         self.encode(prompt)
+
+    def programs(self, devices: Sequence[Any]) -> list[Call]:
+        """None: it runs on the host."""
+        return []
 
     def digest(self) -> str:
         """A short fingerprint: encoders with equal digests give equal embeddings."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from oneforcing_jax.data.encoders import Codec
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families.codec import Codec
 from oneforcing_jax.setup.run import Run
 
 

@@ -14,9 +14,9 @@ from jax.experimental import multihost_utils
 
 from oneforcing_jax import sharding
 from oneforcing_jax.causal.plan import draw
-from oneforcing_jax.data import encoders as encoding
-from oneforcing_jax.data.text import pad
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.families import encoders as encoding
+from oneforcing_jax.families.codec import pad
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.setup.ranges import Natural

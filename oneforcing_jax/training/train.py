@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oneforcing_jax import methods, sharding
+from oneforcing_jax import families, methods, sharding
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Method, Network
@@ -102,6 +102,7 @@ def student(run: Run) -> Network:
 
 def prepare(run: Run, name: str, stage: Train) -> Stage:
     """Checks a stage that trains, and the sources that its networks start from."""
+    families.of_run(run)  # whoever serves what is trained asks it
     made = trainer(run, name, stage)
     made.abstract()
     init = {net: at for net, at in stage.init.items() if net not in made.method.left_out}

@@ -25,13 +25,14 @@ from oneforcing_jax.evaluation.vbench import check, evaluate, make, record, resu
 from oneforcing_jax.evaluation.vbench import score as scores
 from oneforcing_jax.evaluation.vbench import suite as suites
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS, Score
+from oneforcing_jax.families.wan21 import VIDEO
 from oneforcing_jax.setup.ranges import Amount, Rate, options
 from oneforcing_jax.system import processes
 from oneforcing_jax.system.command import Help, any_path, count, size
 from oneforcing_jax.system.files import write_whole
 
 # What Wan makes, and the models of its family.
-WAN = Clip(81, 480, 832, 16.0)
+WAN = Clip(VIDEO.frames, VIDEO.rows, VIDEO.columns, VIDEO.fps)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
     added = verb("check", _check, "compares a folder with the list")
     added.add_argument("--videos", required=True, type=any_path, help="folder")
-    added.add_argument("--frames", type=count, help="of each video; default: as recorded, or Wan's 81")
-    added.add_argument("--size", type=size, help="rows x columns; default: as recorded, or Wan's 480x832")
+    added.add_argument("--frames", type=count, help="of each video; default: as recorded, or Wan's")
+    added.add_argument("--size", type=size, help="rows x columns; default: as recorded, or Wan's")
     added.add_argument("--fps", type=float, help="frames a second; default: as recorded, or Wan's 16")
 
     added = verb("run", _run, "runs VBench's evaluator, one dimension after the other")

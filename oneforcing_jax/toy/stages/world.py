@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from oneforcing_jax.data import encoders as encoding
 from oneforcing_jax.data.encode import encode
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.ranges import Count
 from oneforcing_jax.setup.run import Run

@@ -1,8 +1,7 @@
-"""Prompts to embeddings: cleaning, tokens, and the UMT5 encoder over batches.
+"""Prompts to embeddings as Wan reads them: cleaning, tokens, and the UMT5 encoder over batches.
 
     tokenizer = load_tokenizer("wan/google/umt5-xxl")
-    embeddings, lengths = embed_prompts(config, params, tokenizer, ["a cat", NEGATIVE_PROMPT])
-    context = pad_embeddings(embeddings)    # [2, 512, 4096], zero past each length
+    embeddings, lengths = embed_prompts(config, params, tokenizer, ["a cat", "a dog"], 512)
 
 `transformers` and `ftfy` are imported where they are used; the extra `wan` installs them.
 """
@@ -12,28 +11,23 @@ from __future__ import annotations
 import functools
 import html
 import importlib
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from oneforcing_jax import sharding
 from oneforcing_jax.errors import InputError, MissingPackage
+from oneforcing_jax.families.codec import Call
+from oneforcing_jax.models import umt5
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
 from oneforcing_jax.system import places
-
-MAX_TOKENS = 512
-"""Rows of context that the diffusion model attends to, the end token included."""
-
-# The negative prompt published with Wan2.1, before cleaning (which makes its commas half-width).
-NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
-    "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
-    "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
-)
 
 # Programs are compiled for lengths that are multiples of this. There are four of them, and short prompts do
 # not pay for 512 tokens. Padded keys are masked, so the embeddings do not depend on it.
@@ -115,9 +109,7 @@ def _pad_ids(rows: Sequence[Sequence[int]], count: int, length: int) -> tuple[An
     return ids, mask
 
 
-def tokenize(
-    tokenizer: Any, prompts: Sequence[str], length: int = MAX_TOKENS
-) -> tuple[np.ndarray, np.ndarray]:
+def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and mask of prompts, each [b, length] int32; the end token counts as valid.
 
     Raises:
@@ -139,7 +131,7 @@ def embed_prompts(
     params: Any,
     tokenizer: Any,
     prompts: Sequence[str],
-    length: int = MAX_TOKENS,
+    length: int,
     batch: int = 8,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Embeddings of prompts, without padding.
@@ -172,21 +164,57 @@ def embed_prompts(
     return embeddings, lengths
 
 
-def pad(embedding: np.ndarray, length: int) -> np.ndarray:
-    """An embedding [n, d] with zero rows up to `length`, as the networks read it."""
-    return np.pad(embedding, ((0, length - len(embedding)), (0, 0)))
+class WanText:
+    """The UMT5 encoder with its tokenizer and the original's cleaning of prompts."""
 
+    dtype: ClassVar[str] = "bfloat16"
 
-def pad_embeddings(embeddings: Sequence[np.ndarray], length: int = MAX_TOKENS) -> jax.Array:
-    """Context of the diffusion model, [b, length, d]: zero past each prompt's end.
+    def __init__(
+        self,
+        config: UMT5Config,
+        params: Any,
+        tokenizer: Any,
+        length: int,
+        fingerprint: str = "",
+    ) -> None:
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+        self.length, self._fingerprint = length, fingerprint
 
-    Raises:
-      InputError: there is no embedding, or one is longer than `length`.
-    """
-    longest = max((len(embedding) for embedding in embeddings), default=0)
-    if not embeddings or longest > length:
-        raise InputError(
-            f"{len(embeddings)} embeddings, the longest of {longest} tokens, cannot be padded to "
-            f"{length}; give at least one, and a length that holds the longest."
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self.config.width
+
+    def encode(self, prompt: str) -> np.ndarray:
+        """Embedding [n, dim] of a prompt, without padding.
+
+        Raises:
+          InputError: a prompt of more than `length` tokens.
+        """
+        embeddings, _ = embed_prompts(
+            self.config, self.params, self.tokenizer, [prompt], self.length
         )
-    return jnp.asarray(np.stack([pad(row, length) for row in embeddings]))
+        return embeddings[0]
+
+    def check(self, prompt: str) -> None:
+        """Refuses what `encode` would, without the transformer."""
+        tokenize(self.tokenizer, [prompt], self.length)
+
+    def programs(self, devices: Sequence[Any]) -> list[Call]:
+        """The encoder of one prompt of the greatest length, over all devices that divide its width."""
+        config, mesh = self.config, mesh_of(self.config, devices)
+        boxed = jax.eval_shape(lambda: umt5.init_params(config, jax.random.key(0)))
+        abstract = sharding.abstract(boxed, mesh)
+        params = jax.tree.map(lambda leaf: leaf.update(dtype=config.dtype), abstract)
+        ids = jax.ShapeDtypeStruct((1, self.length), jnp.int32, sharding=sharding.named(mesh))
+        return [Call("prompt", 1, _encoder(config), (params, ids, ids), mesh, params)]
+
+    def digest(self) -> str:
+        """A short fingerprint of the weights' source."""
+        return self._fingerprint
+
+
+def mesh_of(config: UMT5Config, devices: Sequence[Any]) -> Mesh:
+    """All of the devices, as far as they divide the width of the text encoder."""
+    count = math.gcd(len(devices), config.width)
+    return sharding.make_mesh({"fsdp": count}, devices[:count])
