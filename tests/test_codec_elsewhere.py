@@ -32,6 +32,7 @@ from oneforcing_jax import sharding
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import Family, Network, Video
 from oneforcing_jax.families.codec import Call
+from oneforcing_jax.models import wan
 from oneforcing_jax.models.wan import WanConfig
 
 TIME, SPACE = 2, 4
