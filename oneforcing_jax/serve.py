@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from oneforcing_jax.errors import MissingPackage
-from oneforcing_jax.generate import add_model
 from oneforcing_jax.generation import origins, pretrained
 from oneforcing_jax.generation.loading import Loading
+from oneforcing_jax.generation.making import add_model
 from oneforcing_jax.generation.scene import Look
 from oneforcing_jax.live.studio import Studio
 from oneforcing_jax.setup.ranges import Amount, Positive, options

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from oneforcing_jax import generate
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench import check, evaluate, make, record, results, tables
@@ -26,6 +25,7 @@ from oneforcing_jax.evaluation.vbench import score as scores
 from oneforcing_jax.evaluation.vbench import suite as suites
 from oneforcing_jax.evaluation.vbench.score import DIMENSIONS, Score
 from oneforcing_jax.families.wan21 import VIDEO
+from oneforcing_jax.generation import making
 from oneforcing_jax.setup.ranges import Amount, Rate, options
 from oneforcing_jax.system import processes
 from oneforcing_jax.system.command import Help, any_path, count, size
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--rewritten", type=any_path, help=words)
     added.add_argument("--out", required=True, type=any_path, help="folder; OUT.record.json describes it")
     added.add_argument("--dry_run", action="store_true", help="name the missing videos, make nothing")
-    generate.add_making(added)
+    making.add_options(added)
 
     added = verb("check", _check, "compares a folder with the list")
     added.add_argument("--videos", required=True, type=any_path, help="folder")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oneforcing_jax import generate
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench import record
@@ -16,6 +15,7 @@ from oneforcing_jax.evaluation.vbench import suite as suites
 from oneforcing_jax.evaluation.vbench.suite import Suite
 from oneforcing_jax.generation import jobs as listing
 from oneforcing_jax.generation.jobs import Job, Prompt
+from oneforcing_jax.generation.making import Making, write
 from oneforcing_jax.generation.scene import Scene
 from oneforcing_jax.setup.ranges import Amount, Seed, options
 from oneforcing_jax.system import compiled, processes
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     """
     processes.join(args)
     given = vars(args) | WITHOUT
-    wanted, making = options(Wanted, given), generate.Making.of(given)
+    wanted, making = options(Wanted, given), Making.of(given)
     suite = suites.read(wanted.vbench)
     for line, first in suite.repeats():
         print(f"{suite.path.name}: line {line} repeats line {first}, which counts")
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         with compiled.kept(args.programs):
             scene = making.scene(jobs)
             record.keep(wanted.out, made, _clip(scene))
-            generate.write(scene, todo, making.writing, origins)
+            write(scene, todo, making.writing, origins)
     processes.say_rates("generation", len(todo), time.perf_counter() - begun, "video")
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.vbench.suite import Suite
-from oneforcing_jax.generate import Making
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.jobs import Job
+from oneforcing_jax.generation.making import Making
 from oneforcing_jax.system import checkpoint, integrity, places
 from oneforcing_jax.system.files import read_record, write_whole
 
