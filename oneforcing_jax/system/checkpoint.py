@@ -9,20 +9,23 @@ its checksums.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.system import integrity, items, places
+from oneforcing_jax.system import bases, integrity, items, places
+from oneforcing_jax.system.bases import BASES, Base
 from oneforcing_jax.system.files import (
     FORM,
     VERSION,
@@ -181,15 +184,24 @@ def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
     return True
 
 
-def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
+def claim(
+    of: ocp.CheckpointManager, run: Mapping[str, Any], stands_on: Mapping[str, Base] | None = None
+) -> None:
     """Records which run the checkpoints belong to, as `check_claim` checks it.
+
+    Args:
+      of: the checkpoints.
+      run: see `check_claim`.
+      stands_on: what holds the rest of each network of which they hold a part, by its name.
 
     Raises:
       InputError: there are checkpoints of another run; names the field.
     """
     folder = places.path(of.directory)
     if not check_claim(folder, run) and jax.process_index() == 0:
-        write_whole(folder / RUN_FILE, record({VERSION: FORM, SETTINGS: CONFIG, **run}))
+        rest = {net: base._asdict() for net, base in (stands_on or {}).items()}
+        said = {VERSION: FORM, SETTINGS: CONFIG, **run} | ({BASES: rest} if rest else {})
+        write_whole(folder / RUN_FILE, record(said))
 
 
 def numbered(folder: Path) -> list[Path]:
@@ -276,7 +288,7 @@ def restore(
     _check_whole(folder)
     _check_known(folder)
     state = {
-        part: {net: _read(folder, f"{part}_{net}", tree) for net, tree in nets.items()}
+        part: {net: _read(folder / f"{part}_{net}", tree) for net, tree in nets.items()}
         for part, nets in abstract.items()
     }
     return iteration, state, dict(source.metrics(iteration) or {})
@@ -342,7 +354,7 @@ def find(folder: str | Path) -> Path:
 
 
 def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> Any:
-    """Parameters of one network.
+    """Parameters of one network; where a checkpoint holds a part of it, with the rest from its base.
 
     Args:
       folder: of checkpoints, of which the last is read, or one of them.
@@ -351,25 +363,105 @@ def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> 
       ema: read the moving average.
 
     Raises:
-      MissingInput, InputError: nothing there, or a checkpoint of another model.
+      MissingInput, InputError: nothing there, a checkpoint of another model, or a base that is missing or
+        another one than it was.
     """
-    return _read(find(folder), f"{'ema' if ema else 'params'}_{net}", abstract)
+    shares = _shares(pieces(folder, net, ema), abstract)
+    if len(shares) == 1:
+        return _read(shares[0][0].path, abstract)
+    flat: dict[Any, Any] = {}
+    for piece, wanted in shares:
+        read = _read(piece.path, wanted)
+        flat |= {(*piece.under, *path): leaf for path, leaf in flatten_dict(read).items()}
+    return unflatten_dict(flat)
 
 
 def identity(folder: str | Path, net: str, ema: bool = False) -> str:
     """A SHA-256 that names the parameters that `load_net` reads; see `integrity.identity`."""
-    path = find(folder) / f"{'ema' if ema else 'params'}_{net}"
+    step = find(folder)
+    path = step / _item(net, ema)
     sealed = _sealed(path)
-    return integrity.identity(sealed, path.relative_to(sealed).as_posix())
+    own = integrity.identity(sealed, path.relative_to(sealed).as_posix())
+    base = bases.of(step.parent / RUN_FILE, net)
+    return hashlib.sha256("\n".join((own, *base)).encode()).hexdigest() if base else own
 
 
 def check_net(folder: str | Path, net: str, abstract: Any) -> None:
     """Checks that `load_net` would find a network of these shapes; reads no array.
 
     Raises:
-      MissingInput, InputError: nothing there, or a checkpoint of another model.
+      MissingInput, InputError: as `load_net`.
     """
-    items.check(find(folder) / f"params_{net}", abstract)
+    for piece, wanted in _shares(pieces(folder, net), abstract):
+        items.check(piece.path, wanted)
+
+
+class Piece(NamedTuple):
+    """An item that holds a network or a part of it.
+
+    Attributes:
+      path: of the item.
+      under: where in the network its leaves lie.
+    """
+
+    path: Path
+    under: tuple[str, ...] = ()
+
+
+def pieces(folder: str | Path, net: str, ema: bool = False) -> list[Piece]:
+    """The items that hold a network; a leaf of several of them is that of the last.
+
+    Raises:
+      MissingInput, InputError: nothing there, or a base that is missing or another one than it was.
+    """
+    step = find(folder)
+    own, base = Piece(step / _item(net, ema)), bases.of(step.parent / RUN_FILE, net)
+    if base is None:
+        return [own]
+    place = places.within(step.parents[2], base.checkpoint)
+    what = f"checkpoint {step}: expected the network on which {net!r} stands, {base.net!r}"
+    try:
+        found = identity(place, base.net)
+    except MissingInput:
+        raise MissingInput(
+            f"{what} of {place}, found none there; restore it from a copy, or train this stage again"
+        ) from None
+    if found != base.identity:
+        raise InputError(
+            f"{what} of {place} with the SHA-256 {base.identity[:12]}..., found {found[:12]}...; restore it "
+            "from a copy, or train this stage again"
+        )
+    under = (base.under,) if base.under else ()
+    below = pieces(place, base.net)
+    return [*(Piece(piece.path, (*under, *piece.under)) for piece in below), own]
+
+
+def paths(folder: str | Path, net: str, ema: bool = False) -> set[tuple[str, ...]]:
+    """The leaves that `load_net` finds, by their keys from the root. It raises as `load_net` does."""
+    return {path for piece in pieces(folder, net, ema) for path in _held(piece)}
+
+
+def _held(piece: Piece) -> set[tuple[str, ...]]:
+    return {(*piece.under, *path) for path in items.paths(piece.path)}
+
+
+def _shares(found: Sequence[Piece], abstract: Any) -> list[tuple[Piece, Any]]:
+    """Each item, and the leaves of `abstract` that it holds.
+
+    Raises:
+      InputError: there are leaves that none of them holds.
+    """
+    if len(found) == 1:
+        return [(found[0], abstract)]
+    flat = flatten_dict(abstract)
+    shares, lacking = [], set(flat)
+    for piece in found:
+        held = _held(piece)
+        own = {p[len(piece.under) :]: leaf for p, leaf in flat.items() if p in held}
+        shares.append((piece, unflatten_dict(own)))
+        lacking -= held
+    items.refuse(found[-1].path, missing={"/".join(path) for path in lacking})
+    return shares
 
 
 def verify(path: Path) -> None:
@@ -385,8 +477,11 @@ def verify(path: Path) -> None:
             integrity.verify(sealed, path.relative_to(sealed).as_posix())
 
 
-def _read(folder: Path, item: str, abstract: Any) -> Any:
-    path = folder / item
+def _item(net: str, ema: bool) -> str:
+    return f"{'ema' if ema else 'params'}_{net}"
+
+
+def _read(path: Path, abstract: Any) -> Any:
     verify(path)
     return items.read(path, abstract)
 
