@@ -36,7 +36,7 @@ class Model:
         matrices; None: as they are.
       product: of its matrices.
       trains: which leaves an update trains, by their paths; None: all. A method that wants another part than
-        the product's own puts it in place with `dataclasses.replace`.
+        the product's own puts it in place at last, with `dataclasses.replace`.
       wide: beginnings of names in the tree of parameters; what lies below them computes in float32.
     """
 

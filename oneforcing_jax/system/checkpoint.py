@@ -383,7 +383,7 @@ def identity(folder: str | Path, net: str, ema: bool = False) -> str:
     sealed = _sealed(path)
     own = integrity.identity(sealed, path.relative_to(sealed).as_posix())
     base = bases.of(step.parent / RUN_FILE, net)
-    return hashlib.sha256("\n".join((own, *base)).encode()).hexdigest() if base else own
+    return hashlib.sha256("\n".join((own, base.under, base.identity)).encode()).hexdigest() if base else own
 
 
 def check_net(folder: str | Path, net: str, abstract: Any) -> None:
