@@ -24,7 +24,7 @@ from oneforcing_jax.models.trees import Path as LeafPath
 from oneforcing_jax.published import HEAD_DIM
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.system import checkpoint, items, room
-from oneforcing_jax.system.checkpoint import Piece
+from oneforcing_jax.system.bases import Piece
 from oneforcing_jax.system.files import staged
 
 LAYOUTS = ("original", "diffusers")

@@ -91,15 +91,13 @@ class Model:
             for name, field in self.takes.items()
         }
 
-    def compute_dtype(self, path: Path) -> Any:
-        """The dtype that a parameter is used in, unless it has whole numbers: that of the config for kernels
-        and biases of linear layers that are not `wide`, and float32 for all others."""
+    def compute_dtype(self, path: Path, leaf: Any) -> Any:
+        """The dtype that a parameter is used in: that of the config for kernels and biases of linear layers
+        that are not `wide`, and float32 for all others. Whole numbers stay as they are."""
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf.dtype
         wide = path[-1] not in ("kernel", "bias") or any(n.startswith(self.wide) for n in path)
         return jnp.float32 if wide else self.config.dtype
-
-    def _dtype(self, path: Path, leaf: Any) -> Any:
-        fractions = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return self.compute_dtype(path) if fractions else leaf.dtype
 
     def in_compute_dtype(self, params: Params, trained: bool = False) -> Params:
         """Casts parameters once; otherwise each layer of each forward would cast them again. Biases that are
@@ -108,7 +106,7 @@ class Model:
         def one(path: Any, x: jax.Array) -> jax.Array:
             names = _names(path)
             kept = trained and names[-1] != "kernel"
-            return x if kept else x.astype(self._dtype(names, x))
+            return x if kept else x.astype(self.compute_dtype(names, x))
 
         cast: Params = jax.tree_util.tree_map_with_path(one, params)
         return cast
@@ -116,7 +114,7 @@ class Model:
     def in_use(self, mesh: Mesh) -> Any:
         """Shapes, dtypes and shardings of parameters that are only read."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, like: like.update(dtype=self._dtype(_names(path), like)),
+            lambda path, like: like.update(dtype=self.compute_dtype(_names(path), like)),
             sharding.abstract(self.shapes, mesh),
         )
 

@@ -14,18 +14,17 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.system import bases, integrity, items, places
-from oneforcing_jax.system.bases import BASES, Base
+from oneforcing_jax.system.bases import BASES, Base, Piece
 from oneforcing_jax.system.files import (
     FORM,
     VERSION,
@@ -366,14 +365,8 @@ def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> 
       MissingInput, InputError: nothing there, a checkpoint of another model, or a base that is missing or
         another one than it was.
     """
-    shares = _shares(pieces(folder, net, ema), abstract)
-    if len(shares) == 1:
-        return _read(shares[0][0].path, abstract)
-    flat: dict[Any, Any] = {}
-    for piece, wanted in shares:
-        read = _read(piece.path, wanted)
-        flat |= {(*piece.under, *path): leaf for path, leaf in flatten_dict(read).items()}
-    return unflatten_dict(flat)
+    shares = bases.shares(pieces(folder, net, ema), abstract)
+    return bases.joined([(piece, _read(piece.path, wanted)) for piece, wanted in shares])
 
 
 def identity(folder: str | Path, net: str, ema: bool = False) -> str:
@@ -382,8 +375,9 @@ def identity(folder: str | Path, net: str, ema: bool = False) -> str:
     path = step / _item(net, ema)
     sealed = _sealed(path)
     own = integrity.identity(sealed, path.relative_to(sealed).as_posix())
-    base = bases.of(step.parent / RUN_FILE, net)
-    return hashlib.sha256("\n".join((own, base.under, base.identity)).encode()).hexdigest() if base else own
+    if (base := bases.of(step.parent / RUN_FILE, net)) is None:
+        return own
+    return hashlib.sha256("\n".join((own, base.under, base.identity)).encode()).hexdigest()
 
 
 def check_net(folder: str | Path, net: str, abstract: Any) -> None:
@@ -392,20 +386,8 @@ def check_net(folder: str | Path, net: str, abstract: Any) -> None:
     Raises:
       MissingInput, InputError: as `load_net`.
     """
-    for piece, wanted in _shares(pieces(folder, net), abstract):
+    for piece, wanted in bases.shares(pieces(folder, net), abstract):
         items.check(piece.path, wanted)
-
-
-class Piece(NamedTuple):
-    """An item that holds a network or a part of it.
-
-    Attributes:
-      path: of the item.
-      under: where in the network its leaves lie.
-    """
-
-    path: Path
-    under: tuple[str, ...] = ()
 
 
 def pieces(folder: str | Path, net: str, ema: bool = False) -> list[Piece]:
@@ -436,32 +418,9 @@ def pieces(folder: str | Path, net: str, ema: bool = False) -> list[Piece]:
     return [*(Piece(piece.path, (*under, *piece.under)) for piece in below), own]
 
 
-def paths(folder: str | Path, net: str, ema: bool = False) -> set[tuple[str, ...]]:
+def paths(folder: str | Path, net: str) -> set[tuple[str, ...]]:
     """The leaves that `load_net` finds, by their keys from the root. It raises as `load_net` does."""
-    return {path for piece in pieces(folder, net, ema) for path in _held(piece)}
-
-
-def _held(piece: Piece) -> set[tuple[str, ...]]:
-    return {(*piece.under, *path) for path in items.paths(piece.path)}
-
-
-def _shares(found: Sequence[Piece], abstract: Any) -> list[tuple[Piece, Any]]:
-    """Each item, and the leaves of `abstract` that it holds.
-
-    Raises:
-      InputError: there are leaves that none of them holds.
-    """
-    if len(found) == 1:
-        return [(found[0], abstract)]
-    flat = flatten_dict(abstract)
-    shares, lacking = [], set(flat)
-    for piece in found:
-        held = _held(piece)
-        own = {p[len(piece.under) :]: leaf for p, leaf in flat.items() if p in held}
-        shares.append((piece, unflatten_dict(own)))
-        lacking -= held
-    items.refuse(found[-1].path, missing={"/".join(path) for path in lacking})
-    return shares
+    return {path for piece in pieces(folder, net) for path in piece.paths()}
 
 
 def verify(path: Path) -> None:

@@ -168,7 +168,7 @@ def _begin(
     if restored is None:
         params |= initial(method.trained)
         return 0, trainer.init_state(params), trainer.frozen(params), {}
-    for net in (net for net in method.trained if net in frozen):
+    for net in trainer.partial:
         params[net] = checkpoint.load_net(manager.directory, net, whole[net])
     start, state, latest = restored
     return start, state, trainer.frozen(params), latest
@@ -176,11 +176,9 @@ def _begin(
 
 def _bases(run: Run, stage: Train, trainer: Trainer, workdir: Path) -> dict[str, Base]:
     """What the networks stand on of which the stage trains a part."""
-    frozen, method = trainer.abstract()[1], trainer.method
+    nets = trainer.method.nets
     return {
-        net: sources.base(run, workdir, method.nets[net], net, stage.init[net])
-        for net in method.trained
-        if net in frozen
+        net: sources.base(run, workdir, nets[net], net, stage.init[net]) for net in trainer.partial
     }
 
 

@@ -93,6 +93,12 @@ class Trainer:
             sharding.check(f"heads of {name}", net.config.num_heads, "whole_heads", self.mesh)
 
     @property
+    def partial(self) -> tuple[str, ...]:
+        """Names of the networks of which a part is trained."""
+        nets = self.method.nets
+        return tuple(n for n in self.method.trained if nets[n].model.trains is not None)
+
+    @property
     def parts(self) -> int:
         """Microbatches of a batch."""
         return self.batch // (self.microbatch or self.batch)
@@ -120,7 +126,8 @@ class Trainer:
         nets = self.method.nets
         boxed = {name: net.model.shapes for name, net in nets.items()}
         state = sharding.abstract(jax.eval_shape(lambda p: self._boxed(p), boxed), self.mesh)
-        frozen = self.frozen({name: net.model.in_use(self.mesh) for name, net in nets.items()})
+        read = (*self.method.frozen, *self.partial)
+        frozen = self.frozen({name: nets[name].model.in_use(self.mesh) for name in read})
         return state | {"opt": self._at_rest(state["opt"])}, frozen
 
     def _at_rest(self, opt: Any) -> Any:
@@ -157,9 +164,8 @@ class Trainer:
     def frozen(self, params: Mapping[str, Any]) -> dict[str, Params]:
         """What is only read, of the parameters of networks: frozen networks, and of the others what no update
         trains."""
-        trained, nets = self.method.trained, self.method.nets
-        rest = {n: nets[n].model.base(p) if n in trained else p for n, p in params.items()}
-        return {name: params for name, params in rest.items() if params}
+        read = {n: params[n] for n in self.method.frozen if n in params}
+        return read | {n: self.method.nets[n].model.base(params[n]) for n in self.partial}
 
     def whole(self, state: State, frozen: Mapping[str, Params]) -> Params:
         """The parameters of all networks."""

@@ -103,13 +103,13 @@ def student(run: Run) -> Network:
 def prepare(run: Run, name: str, stage: Train) -> Stage:
     """Checks a stage that trains, and the sources that its networks start from."""
     made = trainer(run, name, stage)
-    _, frozen = made.abstract()
+    made.abstract()
     init = {net: at for net, at in stage.init.items() if net not in made.method.left_out}
     _same_names(f"stages.{name}.init", init, tuple(made.method.nets))
     for net, source in init.items():
         field = f"stages.{name}.init.{net}"
         sources.check(field, source, run)
-        if source == sources.RANDOM and net in made.method.trained and net in frozen:
+        if source == sources.RANDOM and net in made.partial:
             raise InputError(
                 f"config: field {field!r}: expected a trained network, for a part of it is trained, found "
                 f"{source!r}; name 'STAGE:NET' or 'DIRECTORY:NET'"
@@ -155,13 +155,12 @@ def _check_sources(
     run: Run, name: str, stage: Train, made: Trainer, workdir: Path, begun: bool
 ) -> None:
     """Checks what the networks of a stage start from; one that has begun reads what is frozen alone."""
-    state, frozen = made.abstract()
-    whole = made.whole(state, frozen)
+    whole = made.whole(*made.abstract())
     for net in made.method.frozen if begun else whole:
         source, network, abstract = stage.init[net], made.method.nets[net], whole[net]
         part, beside = sources.part(network, net, source), network.model.product.own or ()
         sources.check_made(run, name, workdir, source, abstract[part] if part else abstract, beside)
-    for net in (net for net in state["params"] if begun and net in frozen):
+    for net in made.partial if begun else ():
         checkpoint.check_net(workdir / name / checkpoint.FOLDER, net, whole[net])
 
 
