@@ -3,15 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from goldens import error
+from safetensors.numpy import load_file
 
 from oneforcing_jax import sharding
 from oneforcing_jax.causal.plan import draw, make_plan
+from oneforcing_jax.convert import to_torch
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import wan
 from oneforcing_jax.models.model import unstacked
 from oneforcing_jax.models.products import Leaf, Product, plain
 from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.system import checkpoint
 
 
 def leaves(init, shape, axes):
@@ -74,3 +78,17 @@ def test_it_multiplies_as_its_merged_kernel():
     whole = quantised({"kernel": kernel, "bias": kernel[0]})
     assert error(multiply(jnp.asarray(x), whole, (None, None)), x @ merged(whole)) < 1e-6
     assert error(merged(whole), kernel) < 0.01
+
+
+def test_it_is_exported_with_plain_kernels(random_params, tmp_path):
+    whole = quantised(random_params(wan.model(wan.TINY)))
+    with checkpoint.manager(tmp_path / "checkpoints") as manager:
+        checkpoint.save(manager, 1, {"params": {"generator": jax.tree.map(jnp.asarray, whole)}})
+    with pytest.raises(ValueError, match="found leaves beside kernels"):
+        to_torch.export(tmp_path / "checkpoints", tmp_path / "no.safetensors", "diffusers")
+    out = tmp_path / "out.safetensors"
+    to_torch.export(tmp_path / "checkpoints", out, "diffusers", product=lambda: EIGHT_BITS)
+    leaves = {n: x[1] for n, x in whole["blocks"]["self_attn"]["q"].items()}
+    found = load_file(out)
+    assert np.array_equal(found["blocks.1.attn1.to_q.weight"].T, merged(leaves))
+    assert {x.dtype.name for x in found.values()} == {"float32"}

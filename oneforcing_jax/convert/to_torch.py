@@ -72,6 +72,11 @@ class Stored:
             if path[-1] == "kernel"
         }
         self._product = product() if any(self._beside.values()) else PLAIN
+        if any(self._beside.values()) and self._product is PLAIN:
+            raise InputError(
+                f"{self.path}: expected kernels alone, or the stage's config, whose method says what others do, "
+                "found leaves beside kernels; restore config.json from a copy"
+            )
         self.tree: Any = unflatten_dict(flat)
         self.critic = "registers" in self.tree
         self.backbone: Any = self.tree["model"] if self.critic else self.tree
@@ -96,7 +101,7 @@ class Stored:
         """One kernel of the leaves of a linear layer, or of each of stacked ones."""
         kernel, merged = leaves["kernel"], self._product.merged
         if kernel.ndim == 2:
-            return np.asarray(merged(leaves)).astype(kernel.dtype)
+            return np.asarray(merged(leaves)).astype(_plain(kernel.dtype))
         layers = [{name: x[i] for name, x in leaves.items()} for i in range(len(kernel))]
         return np.stack([self._merged(layer) for layer in layers])
 
@@ -157,6 +162,11 @@ class Stored:
         net = sizes.read(step.parent, "nets").get(self.path.name, {})
         heads: int | None = net.get("config", {}).get("num_heads")
         return heads
+
+
+def _plain(dtype: np.dtype) -> np.dtype:
+    """The dtype of a plain kernel, where a kernel lies as one dtype."""
+    return np.dtype(np.float32) if np.issubdtype(dtype, np.integer) else dtype
 
 
 def _metadata(piece: Piece) -> dict[LeafPath, Any]:
@@ -285,7 +295,7 @@ def _diffusers(stored: Stored, out: Path, dtype: str | None, num_heads: int | No
     for name, leaf in key_map.items():
         metadata = keys.get(stored.tree, leaf.path)
         shapes[name] = torch_shape(name, leaf, tuple(metadata.shape))
-        dtypes[name] = DTYPES[dtype] if dtype else np.dtype(metadata.dtype)
+        dtypes[name] = DTYPES[dtype] if dtype else _plain(np.dtype(metadata.dtype))
     with staged(out) as temporary:
         weights = temporary
         if config is not None:
