@@ -74,8 +74,8 @@ class Stored:
         self._product = product() if any(self._beside.values()) else PLAIN
         if any(self._beside.values()) and self._product is PLAIN:
             raise InputError(
-                f"{self.path}: expected kernels alone, or the stage's config, whose method says what others do, "
-                "found leaves beside kernels; restore config.json from a copy"
+                f"{self.path}: expected kernels alone, or the stage's config, whose method says what else "
+                "there is, found leaves beside kernels; restore config.json from a copy"
             )
         self.tree: Any = unflatten_dict(flat)
         self.critic = "registers" in self.tree
