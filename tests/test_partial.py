@@ -1,16 +1,22 @@
-"""Training a part of a network, other matrix products, and random keys that share nothing."""
+"""Training a part of a network, and random keys that share nothing."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from goldens import error, prompted
+from goldens import error
 
 from oneforcing_jax import sharding
 from oneforcing_jax.methods import Method, Network, Sampled, Update
-from oneforcing_jax.models import layers, trees, wan
+from oneforcing_jax.models import critic, trees, wan
+from oneforcing_jax.models.critic import HeadConfig
+from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.system import checkpoint, files, places
+from oneforcing_jax.system.bases import Base
 from oneforcing_jax.training import randomness
 from oneforcing_jax.training.optim import Optimiser
 from oneforcing_jax.training.steps import Ema, Trainer
@@ -22,15 +28,16 @@ def in_ffn(path):
     return "ffn" in path
 
 
-def trainer(*masks):
-    """A quadratic loss, one update for each mask."""
+def trainer(mask):
+    """A quadratic loss over a network of which a part is trained."""
 
     def loss(params, nets, batch, draws):
         value = 0.5 * optax.tree.norm(params, squared=True) * batch["latents"].mean()
         return value, {"loss": value}
 
-    updates = tuple(Update("model", 1, lambda key, batch: (), loss, trains=mask) for mask in masks)
-    method = Method({"model": Network(wan.model(CONFIG))}, updates, Sampled("model", None))
+    update = Update("model", 1, lambda key, batch: (), loss)
+    net = dataclasses.replace(wan.model(CONFIG), trains=mask)
+    method = Method({"model": Network(net)}, (update,), Sampled("model", None))
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     rule = Optimiser(learning_rate=0.1, clip=1e9)
     return Trainer(method, {"model": rule}, Ema(0.5), mesh, seed=0, stage="s", batch=8)
@@ -38,80 +45,75 @@ def trainer(*masks):
 
 @pytest.mark.parametrize("microbatch", [0, 4])
 def test_an_update_trains_its_part_alone(random_params, microbatch):
+    """State, optimiser and average hold the part; the rest is frozen, as it is used."""
     made = trainer(in_ffn)
     object.__setattr__(made, "microbatch", microbatch)
+    params = random_params(wan.model(CONFIG))
     with jax.set_mesh(made.mesh):
-        state = made.init_state({"model": random_params(wan.model(CONFIG))})
+        state, frozen = made.init_state({"model": params}), made.frozen({"model": params})
         before = jax.tree.map(np.asarray, state["params"]["model"])
         batch = made.put({"latents": np.ones((8, 1), np.float32)})
-        state, metrics = made.steps()[0](state, {}, batch, np.int32(0))
-    after = state["params"]["model"]
-    for (path, old), new in zip(
-        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
-    ):
-        moved = not np.array_equal(old, new)
-        assert moved == in_ffn([entry.key for entry in path]), path
-    chosen = trees.select(before, in_ffn)
+        state, metrics = made.steps()[0](state, frozen, batch, np.int32(0))
+    after, chosen = state["params"]["model"], trees.select(params, in_ffn)
+    assert jax.tree.structure(after) == jax.tree.structure(chosen)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert not np.array_equal(old, new)
     size = sum(leaf.size for leaf in jax.tree.leaves(chosen))
     moments = [leaf.size for leaf in jax.tree.leaves(state["opt"]["model"]) if leaf.ndim]
-    assert sum(moments) == size < sum(leaf.size for leaf in jax.tree.leaves(before))
+    assert sum(moments) == size < sum(leaf.size for leaf in jax.tree.leaves(params))
     norm = np.sqrt(sum(float(jnp.vdot(x, x)) for x in jax.tree.leaves(chosen)))
     assert error(metrics["gradient_norm"], norm) < 1e-5
-    assert jax.tree.structure(state["ema"]["model"]) == jax.tree.structure(after)
+    assert jax.tree.structure(state["ema"]["model"]) == jax.tree.structure(chosen)
+    for shown in made.sampled(state, frozen).values():
+        assert jax.tree.structure(shown) == jax.tree.structure(params)
+        assert shown["head"]["kernel"] is frozen["model"]["head"]["kernel"]
 
 
-def test_updates_of_one_network_train_one_part():
-    with pytest.raises(ValueError, match="updates of model train different parts"):
-        trainer(in_ffn, None)
+def test_the_head_of_a_critic_is_new_and_trained_with_its_products_own():
+    low_rank = dataclasses.replace(PLAIN, own=("down", "up"))
+    net = critic.model(CONFIG, HeadConfig((0,), 16), low_rank)
+    flat = net.part(jax.tree.map(np.shape, sharding.unbox(net.shapes)))
+    assert flat.keys() == {"registers", "register_norm", "readers", "classifier"}
+    assert net.with_product(PLAIN).trains is None
 
 
-def low_rank(x, leaves, axes):
-    """The plain product, and that of an adapter where there is one."""
-    y = layers.plain(x, leaves, axes)
-    if "down" in leaves:
-        y += layers.matmul(layers.matmul(x, leaves["down"]), leaves["up"])
-    return y
+def saved(folder, number, net, params, stands_on=None):
+    """A checkpoint of a stage in a work directory, and what names it for those that stand on it."""
+    with checkpoint.manager(folder / "checkpoints") as manager:
+        checkpoint.claim(manager, {}, {net: stands_on} if stands_on else None)
+        checkpoint.save(manager, number, {"params": {net: params}})
+    step = checkpoint.find(folder / "checkpoints")
+    at = places.relative(step, folder.parent)
+    return lambda under="": Base(at, net, under, checkpoint.identity(step, net))
 
 
-def eight_bits(x, leaves, axes):
-    """A kernel of whole numbers with a scale a column."""
-    if "scale" not in leaves:
-        return layers.plain(x, leaves, axes)
-    return layers.matmul(x, leaves["kernel"].astype(x.dtype)) * leaves["scale"]
-
-
-def inputs():
-    rng = np.random.default_rng(0)
-    latents = rng.normal(size=(1, 2, 2, 4, 4)).astype(np.float32)
-    text = rng.normal(size=(1, 4, 8)).astype(np.float32)
-    return latents, np.full((1, 2), 0.5, np.float32), prompted(text)
-
-
-def with_query(params, **changes):
-    """Parameters whose self-attention's queries have other leaves."""
-    attention = params["blocks"]["self_attn"]
-    query = attention | {"q": attention["q"] | changes}
-    return params | {"blocks": params["blocks"] | {"self_attn": query}}
-
-
-@pytest.mark.parametrize("product", [low_rank, eight_bits])
-def test_products_are_handed_in(random_params, product):
-    """Adapters beside a kernel add to it; a quantised kernel is multiplied as it lies."""
-    params = random_params(wan.model(CONFIG))
-    kernel = params["blocks"]["self_attn"]["q"]["kernel"]
-    rng = np.random.default_rng(1)
-    if product is low_rank:
-        down, up = (rng.normal(size=s).astype(np.float32) for s in ((2, 16, 3), (2, 3, 16)))
-        changed, equal = with_query(params, down=down, up=up), kernel + down @ up
-    else:
-        scale = np.abs(kernel).max(1, keepdims=True) / 127
-        whole = np.round(kernel / scale).astype(np.int8)
-        changed, equal = with_query(params, kernel=whole, scale=scale), whole * scale
-    apply = jax.jit(lambda p, *x: wan.model(CONFIG, product).apply(p, *x).flow)
-    plain = jax.jit(lambda p, *x: wan.model(CONFIG).apply(p, *x).flow)
-    expected = plain(with_query(params, kernel=equal), *inputs())
-    assert error(apply(changed, *inputs()), expected) < 1e-5
-    assert error(plain(params, *inputs()), expected) > 1e-4
+def test_a_network_may_stand_on_one_that_stands_on_another(tmp_path):
+    """What is nearer wins; a base may fill a part; each is named by all that it stands on."""
+    x = {name: np.full((2,), value, np.float32) for value, name in enumerate("abcdef")}
+    lowest = saved(tmp_path / "one", 1, "model", {"in": {"k": x["a"], "b": x["b"]}, "out": x["c"]})
+    middle = saved(tmp_path / "two", 1, "model", {"in": {"k": x["d"], "up": x["e"]}}, lowest())
+    saved(tmp_path / "three", 7, "critic", {"head": x["f"]}, middle("model"))
+    whole = {
+        "model": {"in": {"k": x["d"], "b": x["b"], "up": x["e"]}, "out": x["c"]},
+        "head": x["f"],
+    }
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), whole)
+    found = checkpoint.load_net(tmp_path / "three" / "checkpoints", "critic", like)
+    assert jax.tree.structure(found) == jax.tree.structure(whole)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, whole)))
+    checkpoint.check_net(tmp_path / "three" / "checkpoints", "critic", like)
+    with pytest.raises(ValueError, match="of another model: 1 missing .more.; use the config"):
+        checkpoint.check_net(tmp_path / "three" / "checkpoints", "critic", like | {"more": x["a"]})
+    record = tmp_path / "three" / "checkpoints" / checkpoint.RUN_FILE
+    for wrong in ([], {"critic": {"net": "model"}}, {"critic": dict.fromkeys(Base._fields, 1)}):
+        record.write_bytes(files.record({"bases": wrong}))
+        with pytest.raises(
+            ValueError, match="expected checkpoint and net and under and identity of"
+        ):
+            checkpoint.pieces(tmp_path / "three" / "checkpoints", "critic")
+    (tmp_path / "one").rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match="'model' stands, 'model' of .*one.*, found none there"):
+        checkpoint.load_net(tmp_path / "two" / "checkpoints", "model", like["model"])
 
 
 def test_random_keys_share_nothing():

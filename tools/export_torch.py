@@ -6,15 +6,18 @@
 
 The original layout is a .pt file for the inference script of One-Forcing: {"generator": ...}, or
 {"generator_ema": ...} with --ema. The diffusers layout is a .safetensors file, or a folder that
-WanTransformer3DModel.from_pretrained reads.
+WanTransformer3DModel.from_pretrained reads. What lies beside kernels, such as adapters, is merged with them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 
 from oneforcing_jax.convert import to_torch
+from oneforcing_jax.generation import pretrained
+from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.system.command import Help, any_path, count, ending
 
@@ -31,9 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ema", action="store_true", help="the moving average of its parameters")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as stored")
     parser.add_argument("--num_heads", type=count, help="for config.json, if heads are not of 128")
+    parts.add_option(parser)
     given = parser.parse_args(arguments)
+    options = {name: value for name, value in vars(given).items() if name != "trust_parts"}
     with ending("nothing was written"):
-        to_torch.export(**vars(given))
+        product = functools.partial(pretrained.product, given.checkpoint, given.net)
+        to_torch.export(**options, product=product)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,7 @@ class Ours:
         config = self.described.view(one_forcing.Config)
         self.distillation = one_forcing.described(config, self.described)
         self.key_maps = key_maps(setting)
-        state, frozen = self.trainer.abstract()
-        abstract = state["params"] | frozen
+        abstract = self.trainer.whole(*self.trainer.abstract())
         with jax.set_mesh(self.trainer.mesh):
             params = {
                 name: jax.tree.map(
@@ -80,7 +79,7 @@ class Ours:
                 for name, tensors in weights.items()
             }
             self.state = self.trainer.init_state(params)
-            self.frozen = {"teacher": params["teacher"]}
+            self.frozen = self.trainer.frozen(params)
             self.batch = self.trainer.put(random_batch(setting))
         self.programs: dict[str, Any] = {}
 
@@ -131,7 +130,7 @@ class Ours:
         draws = self._draws(work, record)
         batch = {name: jnp.asarray(x) for name, x in record.batch.items()}
         update = {u.net: u for u in self.trainer.method.updates}[work]
-        nets = self.state["params"] | self.frozen
+        nets = self.trainer.whole(self.state, self.frozen)
 
         def loss(params: Any) -> Any:
             return update.loss(params, nets, batch, draws)[0]

@@ -55,7 +55,7 @@ def measure(
     with jax.set_mesh(made.mesh):
         data, batch = _data(made)
         state = made.init_state({net: made.init_net(net) for net in method.trained})
-        frozen = {net: made.init_net(net) for net in method.frozen}
+        frozen = made.frozen({net: made.init_net(net) for net in made.abstract()[1]})
         rows = []
         for update, step in zip(method.updates, made.steps(), strict=True):
             times, state, step = _time_step(step, state, frozen, batch, repeats)
@@ -67,7 +67,7 @@ def measure(
                 rows[-1]["kernels"], (state, _) = trace.profiled(again)
                 note(rows[-1])
         if parts and method.parts:
-            for part in method.parts(state["params"] | frozen, batch):
+            for part in method.parts(made.whole(state, frozen), batch):
                 times = timed(jax.jit(part.call), part.arguments, repeats)
                 rows.append(_row(f"  {part.name}", times, made.batch * part.work))
     return rows + data

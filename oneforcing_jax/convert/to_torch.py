@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from oneforcing_jax.convert import keys, sizes
 from oneforcing_jax.convert import wan as wan_keys
@@ -18,8 +19,12 @@ from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.convert.torch_io import import_torch, write_safetensors, write_torch
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import records
+from oneforcing_jax.models.products import Product
+from oneforcing_jax.models.products.plain import PLAIN
+from oneforcing_jax.models.trees import Path as LeafPath
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.system import checkpoint, items, room
+from oneforcing_jax.system.bases import Piece
 from oneforcing_jax.system.files import staged
 
 LAYOUTS = ("original", "diffusers")
@@ -29,18 +34,22 @@ _BATCH_BYTES = 256 * 2**20
 
 
 class Stored:
-    """One network in an Orbax checkpoint, of which some leaves are read at a time.
+    """One network in an Orbax checkpoint, of which some leaves are read at a time. What lies beside a kernel
+    is merged with it.
 
     Args:
       folder: of checkpoints, or the one around it, of which the last is taken; or one checkpoint.
       net: name of the network; "model", what a converted folder has, stands in for "generator".
       ema: its moving average.
+      product: gives the product of its matrices; it is asked where something lies beside kernels.
 
     Raises:
       MissingInput, InputError: there is none, or it is no transformer.
     """
 
-    def __init__(self, folder: Path, net: str, ema: bool) -> None:
+    def __init__(
+        self, folder: Path, net: str, ema: bool, product: Callable[[], Product] = lambda: PLAIN
+    ) -> None:
         for inner in ("checkpoints", "transformer"):
             folder = folder / inner if (folder / inner).is_dir() else folder
         step = checkpoint.find(folder)
@@ -54,13 +63,21 @@ class Stored:
                 "add or leave out --ema"
             )
         self.path = step / item
-        checkpoint.verify(self.path)
-        with (
-            items.readable(self.path),
-            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
-        ):
-            metadata = checkpointer.metadata(self.path).item_metadata
-            self.tree: Any = dict(getattr(metadata, "tree", metadata))
+        pieces = checkpoint.pieces(step, item.partition("_")[2], ema)
+        self._pieces = [(piece, _metadata(piece)) for piece in pieces]
+        flat = {path: leaf for _, held in self._pieces for path, leaf in held.items()}
+        self._beside = {
+            path: [p for p in flat if p[:-1] == path[:-1] and p[-1] not in ("kernel", "bias")]
+            for path in flat
+            if path[-1] == "kernel"
+        }
+        self._product = product() if any(self._beside.values()) else PLAIN
+        if any(self._beside.values()) and self._product is PLAIN:
+            raise InputError(
+                f"{self.path}: expected kernels alone, or the stage's config, whose method says what else "
+                "there is, found leaves beside kernels; restore config.json from a copy"
+            )
+        self.tree: Any = unflatten_dict(flat)
         self.critic = "registers" in self.tree
         self.backbone: Any = self.tree["model"] if self.critic else self.tree
         if "patch_embedding" not in self.backbone:
@@ -71,13 +88,22 @@ class Stored:
 
     def read(self, paths: Collection[tuple[str, ...]]) -> Any:
         """A tree with the leaves at some paths."""
-        wanted = jax.tree_util.tree_map_with_path(
-            lambda at, _: 0 if tuple(k.key for k in at) in paths else ocp.PLACEHOLDER, self.tree
-        )
-        types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self.tree)
-        args = ocp.args.PyTreeRestore(item=wanted, restore_args=types)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(self.path, args)
+        wanted = {*paths, *(other for path in paths for other in self._beside.get(path, ()))}
+        flat: dict[LeafPath, Any] = {}
+        for piece, held in self._pieces:
+            flat |= _read(piece, held, wanted & held.keys())
+        for path in paths:
+            if beside := self._beside.get(path):
+                flat[path] = self._merged({p[-1]: flat[p] for p in (path, *beside)})
+        return unflatten_dict({path: flat[path] for path in paths})
+
+    def _merged(self, leaves: dict[str, np.ndarray]) -> np.ndarray:
+        """One kernel of the leaves of a linear layer, or of each of stacked ones."""
+        kernel, merged = leaves["kernel"], self._product.merged
+        if kernel.ndim == 2:
+            return np.asarray(merged(leaves)).astype(_plain(kernel.dtype))
+        layers = [{name: x[i] for name, x in leaves.items()} for i in range(len(kernel))]
+        return np.stack([self._merged(layer) for layer in layers])
 
     def batches(self, paths: Collection[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
         """The paths, in runs of leaves to read at once: a large one, or several small ones."""
@@ -142,6 +168,38 @@ class Stored:
         return heads
 
 
+def _plain(dtype: np.dtype) -> np.dtype:
+    """The dtype of a plain kernel, where a kernel lies as one dtype."""
+    return np.dtype(np.float32) if np.issubdtype(dtype, np.integer) else dtype
+
+
+def _metadata(piece: Piece) -> dict[LeafPath, Any]:
+    """Shapes and dtypes of what an item holds, by paths in the network; compares its checksums."""
+    checkpoint.verify(piece.path)
+    with (
+        items.readable(piece.path),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+    ):
+        metadata = checkpointer.metadata(piece.path).item_metadata
+    flat = flatten_dict(dict(getattr(metadata, "tree", metadata)))
+    return {(*piece.under, *path): leaf for path, leaf in flat.items()}
+
+
+def _read(
+    piece: Piece, held: Collection[LeafPath], paths: Collection[LeafPath]
+) -> dict[LeafPath, Any]:
+    """Some of the arrays of an item that holds leaves at the paths `held`."""
+    if not paths:
+        return {}
+    depth = len(piece.under)
+    wanted = unflatten_dict({p[depth:]: 0 if p in paths else ocp.PLACEHOLDER for p in held})
+    types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=types)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        read = flatten_dict(checkpointer.restore(piece.path, args))
+    return {path: read[path[depth:]] for path in paths}
+
+
 def torch_shape(key: str, leaf: keys.Leaf, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The PyTorch shape of a tensor, from the shape of our whole leaf."""
     shape = shape if leaf.layer is None else shape[1:]
@@ -161,8 +219,9 @@ def export(
     dtype: str | None = None,
     num_heads: int | None = None,
     report: Callable[[str], None] = print,
+    product: Callable[[], Product] = lambda: PLAIN,
 ) -> None:
-    """Writes one network for PyTorch.
+    """Writes one network for PyTorch, with plain kernels.
 
     Args:
       checkpoint: folder of Orbax checkpoints: a stage's, or a converted one.
@@ -174,6 +233,7 @@ def export(
       dtype: "float32" or "bfloat16"; None: as stored.
       num_heads: for config.json, where the head size is not 128.
       report: called with a line at the end.
+      product: see `Stored`.
 
     Raises:
       InputError: no such network, or a target that exists or does not fit the layout.
@@ -187,7 +247,7 @@ def export(
         raise InputError(f"{out}: layout {layout!r} is written as {names}; choose another --out")
     if out.exists():
         raise InputError(f"{out}: exists already; choose another --out, or delete it")
-    stored = Stored(checkpoint, net, ema)
+    stored = Stored(checkpoint, net, ema, product)
     needed = room.size(stored.tree, DTYPES[dtype] if dtype else None)
     room.check_disk(f"export of {stored.path}", needed, out)
     if layout == "original":
@@ -239,7 +299,7 @@ def _diffusers(stored: Stored, out: Path, dtype: str | None, num_heads: int | No
     for name, leaf in key_map.items():
         metadata = keys.get(stored.tree, leaf.path)
         shapes[name] = torch_shape(name, leaf, tuple(metadata.shape))
-        dtypes[name] = DTYPES[dtype] if dtype else np.dtype(metadata.dtype)
+        dtypes[name] = DTYPES[dtype] if dtype else _plain(np.dtype(metadata.dtype))
     with staged(out) as temporary:
         weights = temporary
         if config is not None:

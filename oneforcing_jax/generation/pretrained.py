@@ -16,6 +16,8 @@ from oneforcing_jax.families import Family, records
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.families.records import MODEL
 from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.products import Product
+from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.setup.run import Run
@@ -209,6 +211,21 @@ def _record(folder: Path) -> Path:
             f"{own}: expected the config that the stage was trained with, found none; restore it from a copy"
         )
     return folder.parent / checkpoint.CONFIG
+
+
+def product(folder: str | Path, net: str) -> Product:
+    """How a network of a stage multiplies; that of any other folder does it plainly.
+
+    Raises:
+      InputError: as `find`.
+    """
+    folder = places.path(folder)
+    stage = folder.parent if folder.name == checkpoint.FOLDER else _stage(folder)
+    if not _record(stage).is_file():
+        return PLAIN
+    run = _run(stage)
+    nets = methods.make(str(run.stages[stage.name].get("method", "")), run).nets
+    return nets[net].model.product if net in nets else PLAIN
 
 
 def find_encoders(folder: str | Path) -> Path:

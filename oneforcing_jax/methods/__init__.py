@@ -17,7 +17,7 @@ from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.condition import NEGATIVE
 from oneforcing_jax.models.model import Model
-from oneforcing_jax.models.trees import Params, Path
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.run import Run
@@ -78,14 +78,12 @@ class Update(NamedTuple):
     """One optimiser update of an iteration.
 
     Attributes:
-      net: the network that it trains.
+      net: the network that it trains, or the part of it that its model says.
       every: iterations from one run of it to the next; it runs when this divides the iteration.
       draw: draws for the whole batch, so that the parts of a batch draw what the whole would.
       loss: a pure function; loss and metrics are means over the samples, so that those of a batch are
         the means of those of its equal parts.
       work: its operations.
-      trains: which parameters it trains, by their path in the tree; None: all. All others stay as they are
-        and have no optimiser state. Updates of one network train the same part.
     """
 
     net: str
@@ -93,7 +91,6 @@ class Update(NamedTuple):
     draw: Draw
     loss: Loss
     work: Work = Work()
-    trains: Callable[[Path], bool] | None = None
 
 
 class Sampled(NamedTuple):

@@ -23,14 +23,14 @@ from oneforcing_jax.models.layers import (
     Dense,
     FeedForward,
     LayerNorm,
-    Product,
     RMSNorm,
     layer_norm,
     logical,
-    plain,
     stacked,
 )
 from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.products import Product
+from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanConfig, WanDiT
 from oneforcing_jax.setup.ranges import Count, Natural
@@ -67,7 +67,7 @@ class Reader(nn.Module):
 
     config: WanConfig
     ffn_dim: int
-    product: Product = plain
+    product: Product = PLAIN
 
     @nn.compact
     def __call__(self, register: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -83,7 +83,7 @@ class Classifier(nn.Module):
     """LayerNorm, linear, SiLU, linear to one logit, in float32."""
 
     width: int
-    product: Product = plain
+    product: Product = PLAIN
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
@@ -97,7 +97,7 @@ class Critic(nn.Module):
 
     config: WanConfig
     head: HeadConfig
-    product: Product = plain
+    product: Product = PLAIN
 
     def setup(self) -> None:
         c, layers = self.config, self.head.layers
@@ -157,7 +157,7 @@ class Critic(nn.Module):
 
 
 @functools.cache
-def model(config: WanConfig, head: HeadConfig, product: Product = plain) -> Model:
+def model(config: WanConfig, head: HeadConfig, product: Product = PLAIN) -> Model:
     """The critic as a record. `apply` gives `Scores`, and takes the arguments of `Critic` with a `Condition`
     in place of the prompt, which is not prepared."""
     net = Critic(config, head, product)
@@ -178,5 +178,8 @@ def model(config: WanConfig, head: HeadConfig, product: Product = plain) -> Mode
     def again(other: WanConfig | None, others: Product | None) -> Model:
         return model(other or config, head, others or product)
 
+    # The head is new, so all of it is trained.
+    own = product.trains
+    trains = own and (lambda path: path[0] != "model" or own(path))
     wide = (*wan.WIDE, "classifier")
-    return Model(config, wan.takes(config), init, apply, prepare, again, wide)
+    return Model(config, wan.takes(config), init, apply, prepare, again, product, trains, wide)

@@ -6,7 +6,6 @@ Statistics of norms are float32; matrix products run in `dtype`; parameters stay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,35 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from oneforcing_jax.models import kernels
+from oneforcing_jax.models.products import Axes, Product
+from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.shapes import flat, trailing
-from oneforcing_jax.sharding import by_tokens, constrain, gathered, sharded_tokens, target
+from oneforcing_jax.sharding import by_tokens, constrain
 
 EPS = 1e-6
-Axes = tuple[str | None, str | None]
 Dtype = Any
 
 
 def logical(init: Any, axes: tuple[str | None, ...]) -> Any:
     """An initialiser whose parameter carries the logical names of its axes."""
     return nn.with_logical_partitioning(init, axes)
-
-
-# product(x [..., d], leaves, axes) -> [..., e]. `leaves` are the parameters of a linear layer without its
-# bias: "kernel" [d, e] with the logical axes (input, output), and whatever lies beside it in the tree, such
-# as low-rank adapters or the scales of a quantised kernel. Every product with a matrix goes through one.
-Product = Callable[[jax.Array, Mapping[str, Any], Axes], jax.Array]
-
-
-def plain(x: jax.Array, leaves: Mapping[str, Any], axes: Axes) -> jax.Array:
-    """x @ kernel in the dtype of x."""
-    return matmul(x, gathered(leaves["kernel"].astype(x.dtype), axes))
-
-
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., d] @ kernel [d, e]; on CPU with one batch axis, which is twice as fast there."""
-    if target().platform != "cpu" or sharded_tokens():
-        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Dense(nn.Module):
@@ -52,7 +34,7 @@ class Dense(nn.Module):
       features: of the result.
       axes: logical axes of the kernel, (input, output).
       dtype: of the product and the result.
-      product: multiplies.
+      product: says which parameters lie beside the kernel, and multiplies.
       bias: what the bias begins with.
       kernel_init: initialiser of the kernel.
     """
@@ -60,18 +42,20 @@ class Dense(nn.Module):
     features: int
     axes: Axes
     dtype: Dtype
-    product: Product = plain
+    product: Product = PLAIN
     bias: float = 0.0
     kernel_init: Any = nn.initializers.xavier_uniform()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", logical(self.kernel_init, self.axes), shape)
+        declared = self.product.leaves(self.kernel_init, (x.shape[-1], self.features), self.axes)
+        leaves = {
+            name: self.param(name, logical(leaf.init, leaf.axes), leaf.shape)
+            for name, leaf in declared.items()
+        }
         init = logical(nn.initializers.constant(self.bias), self.axes[1:])
         bias = self.param("bias", init, (self.features,))
-        beside = {k: v for k, v in self.variables["params"].items() if k != "bias"}
-        y = self.product(x.astype(self.dtype), beside | {"kernel": kernel}, self.axes)
+        y = self.product.multiply(x.astype(self.dtype), leaves, self.axes)
         return y + trailing(bias.astype(self.dtype), y)
 
 
@@ -128,7 +112,7 @@ class Attention(nn.Module):
     num_heads: int
     dtype: Dtype
     qk_bias: float = 0.0
-    product: Product = plain
+    product: Product = PLAIN
 
     def setup(self) -> None:
         into, out = ("embed", "heads"), ("heads", "embed")
@@ -183,7 +167,7 @@ class FeedForward(nn.Module):
     dim: int
     hidden: int
     dtype: Dtype
-    product: Product = plain
+    product: Product = PLAIN
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

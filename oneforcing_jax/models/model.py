@@ -13,8 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from oneforcing_jax import sharding
-from oneforcing_jax.models import condition
+from oneforcing_jax.models import condition, trees
 from oneforcing_jax.models.condition import FRAME, Condition, Field
+from oneforcing_jax.models.products import Product
+from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.trees import Params, Path
 
 
@@ -33,6 +35,9 @@ class Model:
         `apply` takes in its place.
       again: again(config, product) -> the same network of other sizes, or with another product for its
         matrices; None: as they are.
+      product: of its matrices.
+      trains: which leaves an update trains, by their paths; None: all. A method that wants another part than
+        the product's own puts it in place at last, with `dataclasses.replace`.
       wide: beginnings of names in the tree of parameters; what lies below them computes in float32.
     """
 
@@ -42,6 +47,8 @@ class Model:
     apply: Callable[..., Any]
     prepare: Callable[[Params, Any], Any]
     again: Callable[[Any, Any], Model]
+    product: Product = PLAIN
+    trains: Callable[[Path], bool] | None = None
     wide: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -52,6 +59,19 @@ class Model:
     def with_config(self, **changes: Any) -> Model:
         """The same network with other fields in its config."""
         return self.again(dataclasses.replace(self.config, **changes), None)
+
+    def with_product(self, product: Product) -> Model:
+        """The same network with another product for its matrices."""
+        return self.again(None, product)
+
+    def part(self, params: Params) -> Params:
+        """The leaves of a tree of parameters that an update trains."""
+        return trees.select(params, self.trains)
+
+    def base(self, params: Params) -> Params:
+        """All others; {}: an update trains the whole."""
+        trains = self.trains
+        return {} if trains is None else trees.select(params, lambda path: not trains(path))
 
     def condition(self, batch: Mapping[str, Any]) -> Condition:
         """The conditions of the samples of a batch."""
@@ -72,9 +92,11 @@ class Model:
             for name, field in self.takes.items()
         }
 
-    def compute_dtype(self, path: Path) -> Any:
-        """The dtype that a parameter is used in: that of the config for matrices and biases of linear layers
-        that are not `wide`, and float32 for all others."""
+    def compute_dtype(self, path: Path, leaf: Any) -> Any:
+        """The dtype that a parameter is used in: that of the config for kernels and biases of linear layers
+        that are not `wide`, and float32 for all others. Whole numbers stay as they are."""
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf.dtype
         wide = path[-1] not in ("kernel", "bias") or any(n.startswith(self.wide) for n in path)
         return jnp.float32 if wide else self.config.dtype
 
@@ -85,7 +107,7 @@ class Model:
         def one(path: Any, x: jax.Array) -> jax.Array:
             names = _names(path)
             kept = trained and names[-1] != "kernel"
-            return x if kept else x.astype(self.compute_dtype(names))
+            return x if kept else x.astype(self.compute_dtype(names, x))
 
         cast: Params = jax.tree_util.tree_map_with_path(one, params)
         return cast
@@ -93,7 +115,7 @@ class Model:
     def in_use(self, mesh: Mesh, apart: bool = False) -> Any:
         """Shapes, dtypes and shardings of parameters that are only read; `apart`: with layers that lie so."""
         found = jax.tree_util.tree_map_with_path(
-            lambda path, like: like.update(dtype=self.compute_dtype(_names(path))),
+            lambda path, like: like.update(dtype=self.compute_dtype(_names(path), like)),
             sharding.abstract(self.shapes, mesh),
         )
         if not apart:

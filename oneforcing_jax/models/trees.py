@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 # Nested dicts of arrays, as Linen makes them.
 Params = Mapping[str, Any]
@@ -13,23 +13,14 @@ Params = Mapping[str, Any]
 Path = tuple[str, ...]
 
 
-def select(tree: Any, wanted: Callable[[Path], bool] | None) -> Any:
-    """The tree with None in place of the leaves that are not wanted; None: the whole.
-
-    Optimisers, gradients and `jax.tree.map` see the other leaves alone.
-    """
+def select(tree: Params, wanted: Callable[[Path], bool] | None) -> Params:
+    """The tree without the leaves that are not wanted, and without what is then empty; None: the whole."""
     if wanted is None:
         return tree
-
-    def of(path: Any, leaf: Any) -> Any:
-        # An entry without a key leads into the box of a leaf, which names its axes.
-        return leaf if wanted(tuple(e.key for e in path if hasattr(e, "key"))) else None
-
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return dict(unflatten_dict({p: x for p, x in flatten_dict(tree).items() if wanted(p)}))
 
 
-def merge(part: Any, whole: Any) -> Any:
-    """`whole` with the leaves of `part` that are not None."""
-    return jax.tree.map(
-        lambda new, old: old if new is None else new, part, whole, is_leaf=lambda x: x is None
-    )
+def merge(part: Params, rest: Params) -> Params:
+    """The leaves of both trees; those of `part` where both have one."""
+    own, others = flatten_dict(part), flatten_dict(rest)
+    return dict(unflatten_dict(own | {p: x for p, x in others.items() if p not in own}))

@@ -32,15 +32,15 @@ from oneforcing_jax.models.layers import (
     Dense,
     FeedForward,
     LayerNorm,
-    Product,
     layer_norm,
     logical,
     on_tokens,
-    plain,
     sinusoid,
     stacked,
 )
 from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.products import Product
+from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.dtypes import DTYPES, Dtype
 from oneforcing_jax.setup.ranges import Count, Positive
@@ -168,7 +168,7 @@ class Layer(nn.Module):
     """One transformer layer."""
 
     config: WanConfig
-    product: Product = plain
+    product: Product = PLAIN
 
     def setup(self) -> None:
         c = self.config
@@ -219,11 +219,11 @@ class WanDiT(nn.Module):
 
     Attributes:
       config: its sizes.
-      product: multiplies with its matrices, see `layers.Product`.
+      product: of its matrices; the parameters that it trains are those that the model trains.
     """
 
     config: WanConfig
-    product: Product = plain
+    product: Product = PLAIN
 
     def setup(self) -> None:
         c, into, out = self.config, (None, "embed"), ("embed", None)
@@ -362,13 +362,13 @@ def text_of(condition: Condition) -> jax.Array | KeyValue:
 
 
 @functools.cache
-def model(config: WanConfig, product: Product = plain) -> Model:
+def model(config: WanConfig, product: Product = PLAIN) -> Model:
     """The transformer as a record. `apply` gives an `Output`, and takes the arguments of `WanDiT` with a
     `Condition` in place of the prompt.
 
     Args:
       config: its sizes.
-      product: multiplies with its matrices, see `layers.Product`.
+      product: of its matrices; the parameters that it trains are those that the model trains.
     """
     net = WanDiT(config, product)
 
@@ -390,4 +390,5 @@ def model(config: WanConfig, product: Product = plain) -> Model:
     def again(other: WanConfig | None, others: Product | None) -> Model:
         return model(other or config, others or product)
 
-    return Model(config, takes(config), init, apply, prepare, again, WIDE)
+    trains = product.trains
+    return Model(config, takes(config), init, apply, prepare, again, product, trains, WIDE)

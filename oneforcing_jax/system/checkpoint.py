@@ -9,6 +9,7 @@ its checksums.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import re
 import shutil
@@ -22,7 +23,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.system import integrity, items, places
+from oneforcing_jax.system import bases, integrity, items, places
+from oneforcing_jax.system.bases import BASES, Base, Piece
 from oneforcing_jax.system.files import (
     FORM,
     VERSION,
@@ -181,15 +183,24 @@ def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
     return True
 
 
-def claim(of: ocp.CheckpointManager, run: Mapping[str, Any]) -> None:
+def claim(
+    of: ocp.CheckpointManager, run: Mapping[str, Any], stands_on: Mapping[str, Base] | None = None
+) -> None:
     """Records which run the checkpoints belong to, as `check_claim` checks it.
+
+    Args:
+      of: the checkpoints.
+      run: see `check_claim`.
+      stands_on: what holds the rest of each network of which they hold a part, by its name.
 
     Raises:
       InputError: there are checkpoints of another run; names the field.
     """
     folder = places.path(of.directory)
     if not check_claim(folder, run) and jax.process_index() == 0:
-        write_whole(folder / RUN_FILE, record({VERSION: FORM, SETTINGS: CONFIG, **run}))
+        rest = {net: base._asdict() for net, base in (stands_on or {}).items()}
+        said = {VERSION: FORM, SETTINGS: CONFIG, **run} | ({BASES: rest} if rest else {})
+        write_whole(folder / RUN_FILE, record(said))
 
 
 def numbered(folder: Path) -> list[Path]:
@@ -276,7 +287,7 @@ def restore(
     _check_whole(folder)
     _check_known(folder)
     state = {
-        part: {net: _read(folder, f"{part}_{net}", tree) for net, tree in nets.items()}
+        part: {net: _read(folder / f"{part}_{net}", tree) for net, tree in nets.items()}
         for part, nets in abstract.items()
     }
     return iteration, state, dict(source.metrics(iteration) or {})
@@ -342,7 +353,7 @@ def find(folder: str | Path) -> Path:
 
 
 def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> Any:
-    """Parameters of one network.
+    """Parameters of one network; where a checkpoint holds a part of it, with the rest from its base.
 
     Args:
       folder: of checkpoints, of which the last is read, or one of them.
@@ -351,25 +362,65 @@ def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> 
       ema: read the moving average.
 
     Raises:
-      MissingInput, InputError: nothing there, or a checkpoint of another model.
+      MissingInput, InputError: nothing there, a checkpoint of another model, or a base that is missing or
+        another one than it was.
     """
-    return _read(find(folder), f"{'ema' if ema else 'params'}_{net}", abstract)
+    shares = bases.shares(pieces(folder, net, ema), abstract)
+    return bases.joined([(piece, _read(piece.path, wanted)) for piece, wanted in shares])
 
 
 def identity(folder: str | Path, net: str, ema: bool = False) -> str:
     """A SHA-256 that names the parameters that `load_net` reads; see `integrity.identity`."""
-    path = find(folder) / f"{'ema' if ema else 'params'}_{net}"
+    step = find(folder)
+    path = step / _item(net, ema)
     sealed = _sealed(path)
-    return integrity.identity(sealed, path.relative_to(sealed).as_posix())
+    own = integrity.identity(sealed, path.relative_to(sealed).as_posix())
+    if (base := bases.of(step.parent / RUN_FILE, net)) is None:
+        return own
+    return hashlib.sha256("\n".join((own, base.under, base.identity)).encode()).hexdigest()
 
 
 def check_net(folder: str | Path, net: str, abstract: Any) -> None:
     """Checks that `load_net` would find a network of these shapes; reads no array.
 
     Raises:
-      MissingInput, InputError: nothing there, or a checkpoint of another model.
+      MissingInput, InputError: as `load_net`.
     """
-    items.check(find(folder) / f"params_{net}", abstract)
+    for piece, wanted in bases.shares(pieces(folder, net), abstract):
+        items.check(piece.path, wanted)
+
+
+def pieces(folder: str | Path, net: str, ema: bool = False) -> list[Piece]:
+    """The items that hold a network; a leaf of several of them is that of the last.
+
+    Raises:
+      MissingInput, InputError: nothing there, or a base that is missing or another one than it was.
+    """
+    step = find(folder)
+    own, base = Piece(step / _item(net, ema)), bases.of(step.parent / RUN_FILE, net)
+    if base is None:
+        return [own]
+    place = places.within(step.parents[2], base.checkpoint)
+    what = f"checkpoint {step}: expected the network on which {net!r} stands, {base.net!r}"
+    try:
+        found = identity(place, base.net)
+    except MissingInput:
+        raise MissingInput(
+            f"{what} of {place}, found none there; restore it from a copy, or train this stage again"
+        ) from None
+    if found != base.identity:
+        raise InputError(
+            f"{what} of {place} with the SHA-256 {base.identity[:12]}..., found {found[:12]}...; restore it "
+            "from a copy, or train this stage again"
+        )
+    under = (base.under,) if base.under else ()
+    below = pieces(place, base.net)
+    return [*(Piece(piece.path, (*under, *piece.under)) for piece in below), own]
+
+
+def paths(folder: str | Path, net: str) -> set[tuple[str, ...]]:
+    """The leaves that `load_net` finds, by their keys from the root. It raises as `load_net` does."""
+    return {path for piece in pieces(folder, net) for path in piece.paths()}
 
 
 def verify(path: Path) -> None:
@@ -385,8 +436,11 @@ def verify(path: Path) -> None:
             integrity.verify(sealed, path.relative_to(sealed).as_posix())
 
 
-def _read(folder: Path, item: str, abstract: Any) -> Any:
-    path = folder / item
+def _item(net: str, ema: bool) -> str:
+    return f"{'ema' if ema else 'params'}_{net}"
+
+
+def _read(path: Path, abstract: Any) -> Any:
     verify(path)
     return items.read(path, abstract)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,16 @@ def check(path: Path, abstract: Any) -> None:
     """Refuses an item that `read` would; reads no array."""
     with _reader() as reader, readable(path):
         _compare(path, _shapes(_tree(reader, path)), _shapes(abstract))
+
+
+def paths(path: Path) -> set[tuple[str, ...]]:
+    """The leaves of an item, by their keys from its root.
+
+    Raises:
+      InputError: there is no item, or it is damaged.
+    """
+    with _reader() as reader, readable(path):
+        return {tuple(name.split("/")) for name in _shapes(_tree(reader, path))}
 
 
 def _tree(reader: Any, path: Path) -> Any:
@@ -72,9 +82,25 @@ def _name(path: Any) -> str:
 def _compare(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     missing, more = expected.keys() - found.keys(), found.keys() - expected.keys()
     wrong = [n for n in expected.keys() & found.keys() if tuple(expected[n]) != tuple(found[n])]
+    refuse(path, missing, more, [f"{n} is {found[n]}, not {expected[n]}" for n in sorted(wrong)])
+
+
+def refuse(
+    path: Path, missing: Set[str], more: Set[str] = frozenset(), wrong: Sequence[str] = ()
+) -> None:
+    """Refuses an item with other leaves than a model has.
+
+    Args:
+      path: of the item.
+      missing, more: names of leaves that it lacks, and of those that the model lacks.
+      wrong: what differs, in words.
+
+    Raises:
+      InputError: there are any.
+    """
     parts = [f"{len(missing)} missing ({min(missing)})"] if missing else []
     parts += [f"{len(more)} unexpected ({min(more)})"] if more else []
-    parts += [f"{min(wrong)} is {found[min(wrong)]}, not {expected[min(wrong)]}"] if wrong else []
+    parts += wrong[:1]
     if parts:
         raise InputError(
             f"checkpoint {path} is of another model: {'; '.join(parts)}; use the config it was trained "

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from tqdm import tqdm
 from oneforcing_jax.data.pipeline import batches
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, NotFinite
+from oneforcing_jax.models import trees
 from oneforcing_jax.models.condition import NEGATIVE
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.ranges import Count, Natural
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint, places, processes, room
+from oneforcing_jax.system.bases import Base
 from oneforcing_jax.system.command import Stopped
 from oneforcing_jax.system.files import write_whole
 from oneforcing_jax.training import randomness, sources
@@ -93,7 +95,8 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
         if done >= stage.iterations:
             return
         room.check_disk(f"a checkpoint of {name!r}", room.size(trainer.abstract()[0]), folder)
-        checkpoint.claim(manager, identity(run, stage, workdir))
+        stands_on = {} if done else _bases(run, stage, trainer, workdir)
+        checkpoint.claim(manager, identity(run, stage, workdir), stands_on)
         start, state, frozen, latest = _begin(run, stage, trainer, workdir, manager)
         if processes.is_first():
             # What was trained; the work directory's own says what was asked for last.
@@ -151,20 +154,32 @@ def _store(path: Path, fields: Mapping[str, tuple[int, ...]]) -> Store:
 def _begin(
     run: Run, stage: Train, trainer: Trainer, workdir: Path, manager: Any
 ) -> tuple[int, State, dict[str, Params], dict[str, float]]:
-    """The iteration to go on from, the state there, the frozen networks, and the last metrics."""
-    abstract, abstract_frozen = trainer.abstract()
+    """The iteration to go on from, the state there, what is frozen, and the last metrics."""
+    abstract, frozen = trainer.abstract()
+    whole, method = trainer.whole(abstract, frozen), trainer.method
 
-    def initial(nets: Mapping[str, Any]) -> dict[str, Params]:
+    def initial(nets: Iterable[str]) -> dict[str, Params]:
         return {
-            net: _initial(run, trainer, stage.init[net], net, nets[net], workdir) for net in nets
+            net: _initial(run, trainer, stage.init[net], net, whole[net], workdir) for net in nets
         }
 
-    frozen = initial(abstract_frozen)
+    params = initial(method.frozen)
     restored = checkpoint.restore(manager, abstract)
     if restored is None:
-        return 0, trainer.init_state(initial(abstract["params"])), frozen, {}
+        params |= initial(method.trained)
+        return 0, trainer.init_state(params), trainer.frozen(params), {}
+    for net in trainer.partial:
+        params[net] = checkpoint.load_net(manager.directory, net, whole[net])
     start, state, latest = restored
-    return start, state, frozen, latest
+    return start, state, trainer.frozen(params), latest
+
+
+def _bases(run: Run, stage: Train, trainer: Trainer, workdir: Path) -> dict[str, Base]:
+    """What the networks stand on of which the stage trains a part."""
+    nets = trainer.method.nets
+    return {
+        net: sources.base(run, workdir, nets[net], net, stage.init[net]) for net in trainer.partial
+    }
 
 
 def _initial(
@@ -173,9 +188,15 @@ def _initial(
     """Parameters that a network begins with."""
     if source == sources.RANDOM:
         return trainer.init_net(net)
-    if part := sources.part(trainer.method.nets[net], net, source):
-        return trainer.init_net(net) | {part: sources.load(run, workdir, source, abstract[part])}
-    return sources.load(run, workdir, source, abstract)
+    network = trainer.method.nets[net]
+    beside, part = network.model.product.own or (), sources.part(network, net, source)
+    if part:
+        found = {part: sources.load(run, workdir, source, abstract[part], beside=beside)}
+    else:
+        found = sources.load(run, workdir, source, abstract, beside=beside)
+    if len(jax.tree.leaves(found)) == len(jax.tree.leaves(abstract)):
+        return found
+    return trees.merge(found, trainer.init_net(net))
 
 
 def _work(run: Run, trainer: Trainer) -> Work:
@@ -235,7 +256,7 @@ def _loop(
             done = iteration + 1
             if samples and (done % stage.samples.every == 0 or done == stage.iterations):
                 with log.aside():
-                    metrics |= samples.make(done, trainer.sampled(state))
+                    metrics |= samples.make(done, trainer.sampled(state, frozen))
             log.step(done, metrics)
             trace(done - start)
             with log.on("waiting"):

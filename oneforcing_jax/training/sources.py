@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from oneforcing_jax import methods
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Network
+from oneforcing_jax.models import trees
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint, places
+from oneforcing_jax.system.bases import Base
 from oneforcing_jax.system.files import read_record
 
 RANDOM = "random"
@@ -38,8 +40,21 @@ def place(run: Run, workdir: Path, source: str) -> tuple[Path, str]:
     return places.path(where), net
 
 
-def load(run: Run, workdir: Path, source: str, abstract: Any, ema: bool = False) -> Any:
+def load(
+    run: Run,
+    workdir: Path,
+    source: str,
+    abstract: Any,
+    ema: bool = False,
+    beside: Collection[str] = (),
+) -> Any:
     """Parameters of a network, placed as `abstract` is.
+
+    Args:
+      run, workdir, source: what to read.
+      abstract: shapes and shardings.
+      ema: read the moving average.
+      beside: names of leaves beside kernels that are left out where the source has none of them.
 
     Raises:
       MissingInput, InputError: nothing there, or another model.
@@ -47,10 +62,36 @@ def load(run: Run, workdir: Path, source: str, abstract: Any, ema: bool = False)
     folder, net = place(run, workdir, source)
     with _maker_named(run, source):
         _check_schedule(run, folder, net)
-        return checkpoint.load_net(folder, net, abstract, ema)
+        return checkpoint.load_net(folder, net, _held(folder, net, abstract, beside), ema)
 
 
-def check_made(run: Run, stage: str, workdir: Path, source: str, abstract: Any) -> None:
+def _held(folder: Path, net: str, abstract: Any, beside: Collection[str]) -> Any:
+    """`abstract`, without the leaves beside kernels where a checkpoint has none of them."""
+    if not beside or any(path[-1] in beside for path in checkpoint.paths(folder, net)):
+        return abstract
+    return trees.select(abstract, lambda path: path[-1] not in beside)
+
+
+def base(run: Run, workdir: Path, network: Network, net: str, source: str) -> Base:
+    """What a network stands on of which a part is trained.
+
+    Raises:
+      MissingInput: nothing there.
+    """
+    folder, name = place(run, workdir, source)
+    step = checkpoint.find(folder)
+    at = places.relative(step, workdir)
+    return Base(at, name, part(network, net, source), checkpoint.identity(step, name))
+
+
+def check_made(
+    run: Run,
+    stage: str,
+    workdir: Path,
+    source: str,
+    abstract: Any,
+    beside: Collection[str] = (),
+) -> None:
     """Checks what `load` will read, before any stage runs, unless an earlier stage of the run makes it.
 
     Raises:
@@ -62,7 +103,7 @@ def check_made(run: Run, stage: str, workdir: Path, source: str, abstract: Any) 
     folder, net = place(run, workdir, source)
     with _maker_named(run, source):
         _check_schedule(run, folder, net)
-        checkpoint.check_net(folder, net, abstract)
+        checkpoint.check_net(folder, net, _held(folder, net, abstract, beside))
 
 
 def part(network: Network, net: str, source: str) -> str:

@@ -1,7 +1,8 @@
 """The train step: state in, state out, one jitted program for each update of a method.
 
-A step is a function of (state, frozen networks, batch, iteration): random keys are folded from the
-iteration, so that a resumed run draws what an unbroken one would have drawn.
+A step is a function of (state, what is frozen, batch, iteration): random keys are folded from the
+iteration, so that a resumed run draws what an unbroken one would have drawn. Of a network that is trained in
+part, the state holds that part, and the rest lies with the frozen networks.
 """
 
 from __future__ import annotations
@@ -88,12 +89,14 @@ class Trainer:
                 f"train: expected {'a microbatch' if self.microbatch else 'a batch'} that divides over "
                 f"{shares} devices of the mesh axes data and fsdp, found {size}; change it or the mesh"
             )
-        masks: dict[str, Any] = {}
-        for update in self.method.updates:
-            if masks.setdefault(update.net, update.trains) is not update.trains:
-                raise ValueError(f"updates of {update.net} train different parts of it")
         for name, net in self.method.nets.items():
             sharding.check(f"heads of {name}", net.config.num_heads, "whole_heads", self.mesh)
+
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """Names of the networks of which a part is trained."""
+        nets = self.method.nets
+        return tuple(n for n in self.method.trained if nets[n].model.trains is not None)
 
     @property
     def parts(self) -> int:
@@ -101,14 +104,10 @@ class Trainer:
         return self.batch // (self.microbatch or self.batch)
 
     def _boxed(self, params: Mapping[str, Any]) -> State:
-        trained = {name: params[name] for name in self.method.trained}
-        chosen = {
-            update.net: trees.select(trained[update.net], update.trains)
-            for update in self.method.updates
-        }
+        trained = {n: self.method.nets[n].model.part(params[n]) for n in self.method.trained}
         state = {
             "params": trained,
-            "opt": {name: self.optimisers[name].make().init(p) for name, p in chosen.items()},
+            "opt": {name: self.optimisers[name].make().init(p) for name, p in trained.items()},
         }
         return state | ({"ema": {self.averaged: trained[self.averaged]}} if self.averaged else {})
 
@@ -119,7 +118,7 @@ class Trainer:
         return sampled.net if self.ema.decay and sampled else ""
 
     def abstract(self) -> tuple[State, dict[str, Any]]:
-        """Shapes, dtypes and shardings of the state and of the frozen networks."""
+        """Shapes, dtypes and shardings of the state and of what is frozen."""
         return self._abstract
 
     @functools.cached_property
@@ -127,7 +126,8 @@ class Trainer:
         nets = self.method.nets
         boxed = {name: net.model.shapes for name, net in nets.items()}
         state = sharding.abstract(jax.eval_shape(lambda p: self._boxed(p), boxed), self.mesh)
-        frozen = {name: nets[name].model.in_use(self.mesh) for name in self.method.frozen}
+        read = (*self.method.frozen, *self.partial)
+        frozen = self.frozen({name: nets[name].model.in_use(self.mesh) for name in read})
         return state | {"opt": self._at_rest(state["opt"])}, frozen
 
     def _at_rest(self, opt: Any) -> Any:
@@ -150,8 +150,7 @@ class Trainer:
         """Random parameters of one network, born sharded."""
         model = self.method.nets[name].model
         key = randomness.key(self.seed, self.stage, name, "init")
-        state, frozen = self.abstract()
-        like = (state["params"] | frozen)[name]
+        like = self.whole(*self.abstract())[name]
 
         def make() -> Any:
             return jax.tree.map(
@@ -162,6 +161,16 @@ class Trainer:
 
         return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
 
+    def frozen(self, params: Mapping[str, Any]) -> dict[str, Params]:
+        """What is only read, of the parameters of networks: frozen networks, and of the others what no update
+        trains."""
+        read = {n: params[n] for n in self.method.frozen if n in params}
+        return read | {n: self.method.nets[n].model.base(params[n]) for n in self.partial}
+
+    def whole(self, state: State, frozen: Mapping[str, Params]) -> Params:
+        """The parameters of all networks."""
+        return trees.merge(state["params"], frozen)
+
     def init_state(self, params: Mapping[str, Any]) -> State:
         """The state before the first iteration, from the parameters of the trained networks."""
         abstract, _ = self.abstract()
@@ -171,14 +180,15 @@ class Trainer:
             {name: params[name] for name in self.method.trained}
         )
 
-    def sampled(self, state: State) -> dict[str, Params]:
+    def sampled(self, state: State, frozen: Mapping[str, Params]) -> dict[str, Params]:
         """Parameters of the network that makes videos: "" the raw ones, and if there is one "ema" their
         average."""
         if self.method.sampled is None:
             return {}
         net = self.method.sampled.net
-        nets = {"": state["params"][net]}
-        return nets | ({"ema": state["ema"][net]} if self.averaged else {})
+        parts = {"": state["params"].get(net, {})}
+        parts |= {"ema": state["ema"][net]} if self.averaged else {}
+        return {name: trees.merge(part, frozen.get(net, {})) for name, part in parts.items()}
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch on the devices, split over the batch axis (what is shared has none)."""
@@ -245,15 +255,15 @@ class Trainer:
             key = jax.random.fold_in(
                 randomness.key(self.seed, self.stage, net, "update"), iteration
             )
-            nets = state["params"] | frozen
-            if sampled := self.method.sampled:
-                nets |= {AVERAGE: state["ema" if self.averaged else "params"][sampled.net]}
-            whole = state["params"][net]
-            part = trees.select(whole, update.trains)
+            nets = dict(self.whole(state, frozen))
+            if self.method.sampled:
+                shown = self.sampled(state, frozen)
+                nets[AVERAGE] = shown.get("ema", shown[""])
+            part = state["params"][net]
             gradients, metrics = self._gradients(update, part, nets, batch, key)
             with jax.named_scope("optimiser"):
                 updates, opt = transform.update(gradients, fetch(state["opt"][net]), part)
-                params = trees.merge(optax.apply_updates(part, updates), whole)
+                params = optax.apply_updates(part, updates)
             new = dict(state)
             new["params"] = state["params"] | {net: params}
             new["opt"] = state["opt"] | {net: opt}
@@ -283,7 +293,6 @@ class Trainer:
             return self.method.nets[name].model.in_compute_dtype(params, trained)
 
         others = {name: cast(name, other) for name, other in nets.items()}
-
         whole = nets[update.net]
 
         def one(batch: Batch, draws: Any) -> tuple[Params, Metrics]:

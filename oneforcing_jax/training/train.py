@@ -108,7 +108,13 @@ def prepare(run: Run, name: str, stage: Train) -> Stage:
     init = {net: at for net, at in stage.init.items() if net not in made.method.left_out}
     _same_names(f"stages.{name}.init", init, tuple(made.method.nets))
     for net, source in init.items():
-        sources.check(f"stages.{name}.init.{net}", source, run)
+        field = f"stages.{name}.init.{net}"
+        sources.check(field, source, run)
+        if source == sources.RANDOM and net in made.partial:
+            raise InputError(
+                f"config: field {field!r}: expected a trained network, for a part of it is trained, found "
+                f"{source!r}; name 'STAGE:NET' or 'DIRECTORY:NET'"
+            )
 
     def check(workdir: Path) -> None:
         folder = workdir / name / checkpoint.FOLDER
@@ -149,12 +155,14 @@ def _made_from(
 def _check_sources(
     run: Run, name: str, stage: Train, made: Trainer, workdir: Path, begun: bool
 ) -> None:
-    """Checks what the networks of a stage start from; one that has begun reads the frozen ones alone."""
-    state, frozen = made.abstract()
-    for net, abstract in (frozen if begun else state["params"] | frozen).items():
-        source = stage.init[net]
-        part = sources.part(made.method.nets[net], net, source)
-        sources.check_made(run, name, workdir, source, abstract[part] if part else abstract)
+    """Checks what the networks of a stage start from; one that has begun reads what is frozen alone."""
+    whole = made.whole(*made.abstract())
+    for net in made.method.frozen if begun else whole:
+        source, network, abstract = stage.init[net], made.method.nets[net], whole[net]
+        part, beside = sources.part(network, net, source), network.model.product.own or ()
+        sources.check_made(run, name, workdir, source, abstract[part] if part else abstract, beside)
+    for net in made.partial if begun else ():
+        checkpoint.check_net(workdir / name / checkpoint.FOLDER, net, whole[net])
 
 
 def views(stage: Train) -> tuple[type, ...]:
