@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if known.target is not None:
             plan_on(known, overrides)
             return
+        room.keep_freed_memory()
         processes.join(known)
         redo = [name.strip() for given in known.redo for name in given.split(",")]
         run(known.config, known.workdir, overrides, known.dry_run, known.tiny, redo)
@@ -167,7 +168,6 @@ def _start(workdir: Path, config: bytes, prepared: Sequence[Stage]) -> None:
     """What lies in a work directory before the first stage."""
     for stage in prepared:
         places.make(workdir / stage.name)
-    room.keep_freed_memory()
     # Orbax and TensorBoard log through absl; what matters of it is raised.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import math
 import shutil
 import sys
@@ -100,9 +101,12 @@ def gigabytes(count: float) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed, on CPU. Otherwise each step faults the same pages in again, which
-    takes about a quarter of a small model's step."""
-    if jax.default_backend() == "cpu" and sys.platform == "linux":
+    """Tells glibc to keep what is freed, where JAX will compute on CPU. Otherwise each step of a small model
+    faults the same pages in again, tens of thousands of them. It must be told before JAX has a device, whose
+    threads stay with the pools of memory that they begin with."""
+    asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+    others = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    if sys.platform == "linux" and (asked == "cpu" or (not asked and not others)):
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
