@@ -25,12 +25,20 @@ MEASURES = [*PLOTS, "opencv-python-headless>=4.10", "scikit-image>=0.25"]
 setup(
     name="oneforcing_jax",
     version=VERSION,
-    description="One-step causal video generation in JAX: the One-Forcing method, from a many-step video diffusion "
-    "model to a student that streams",
+    description="One-Forcing in JAX: a many-step video diffusion model becomes one that streams in one step",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The maintainers of oneforcing_jax",
-    keywords=["video generation", "diffusion", "distillation", "autoregressive", "streaming", "JAX", "TPU"],
+    project_urls={"The method's original, in PyTorch": "https://github.com/Aurora-edu/One-Forcing"},
+    keywords=[
+        "video generation",
+        "diffusion",
+        "distillation",
+        "autoregressive",
+        "streaming",
+        "JAX",
+        "TPU",
+    ],
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Environment :: Console",
@@ -48,7 +56,10 @@ setup(
         "Typing :: Typed",
     ],
     # The configs lie beside the package, and inside it where it was installed from a wheel.
-    packages=[*find_packages(include=["oneforcing_jax", "oneforcing_jax.*"]), "oneforcing_jax.configs"],
+    packages=[
+        *find_packages(include=["oneforcing_jax", "oneforcing_jax.*"]),
+        "oneforcing_jax.configs",
+    ],
     package_dir={"oneforcing_jax.configs": "configs"},
     entry_points={"console_scripts": ["oneforcing=oneforcing_jax.cli:main"]},
     package_data={

@@ -47,9 +47,7 @@ _HELP = ("-h", "--help")
 
 def find(name: str) -> Callable[..., None]:
     """The `main(arguments, prog)` of a verb."""
-    found: Callable[..., None] = importlib.import_module(
-        f"{__package__}.{VERBS[name].module}"
-    ).main
+    found: Callable[..., None] = importlib.import_module(f"{__package__}.{VERBS[name].module}").main
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,6 @@ from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system.room import keep_freed_memory
 from oneforcing_jax.training.train import trained, trainer
-
 
 
 def configuration(setting: Setting) -> Any:

@@ -2,9 +2,10 @@
 
     oneforcing evaluate curvature --checkpoint=weights/wan_1.3b --encoders=weights/wan_1.3b \\
         --prompts=prompts.txt --shift=8 --out=curvature.json
-    oneforcing evaluate curvature --checkpoint=runs/toy/teacher --store=runs/toy/world/store --out=teacher.json
-    oneforcing evaluate curvature --checkpoint=runs/toy/teacher_forcing --store=runs/toy/world/store --causal \\
-        --out=causal.json --beside=teacher.json
+    oneforcing evaluate curvature --checkpoint=runs/toy/teacher --store=runs/toy/world/store \\
+        --out=teacher.json
+    oneforcing evaluate curvature --checkpoint=runs/toy/teacher_forcing --store=runs/toy/world/store \\
+        --causal --out=causal.json --beside=teacher.json
 
 Writes OUT, and beside it a plot, each curve over its own peak. The same command continues an interrupted one.
 """
@@ -20,7 +21,9 @@ from oneforcing_jax.setup import parts
 from oneforcing_jax.system.command import Help, any_path, count, ending
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing evaluate curvature") -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing evaluate curvature"
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=Help)
     add, texts = parser.add_argument, parser.add_mutually_exclusive_group(required=True)

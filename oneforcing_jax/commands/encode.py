@@ -31,9 +31,7 @@ from oneforcing_jax.training.train import student
 
 def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing encode") -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=Help
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=Help)
     parser.add_argument("--videos", required=True, type=any_path, help="folder of video files")
     parser.add_argument(
         "--captions", required=True, type=any_path, help="JSONL or CSV: video, caption"

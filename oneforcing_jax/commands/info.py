@@ -1,6 +1,6 @@
 """Says what is here: versions, devices, the kernel of attention, and extras.
 
-    oneforcing info
+oneforcing info
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import oneforcing_jax
 from oneforcing_jax.system.command import EXTRAS, PACKAGE, Help, ending
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-# Beside those that commands name when they miss a package: what lets JAX use or compile for accelerators.
+# Beside those that commands name when they miss a package: what lets JAX use or compile for accelerators. The
+# tests' own is nobody else's.
 DEVICES = {"jax_cuda13_plugin": "cuda", "libtpu": "tpu", "jax_cuda12_plugin": "plan-gpu"}
+NEEDED = {package: extra for package, extra in (EXTRAS | DEVICES).items() if extra != "test"}
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing info") -> None:
@@ -52,7 +54,7 @@ def devices() -> Iterator[tuple[str, str]]:
 def extras() -> Iterator[tuple[str, str]]:
     """Each extra: whether its packages are here, and how to get them."""
     needed: dict[str, list[str]] = {}
-    for package, extra in (EXTRAS | DEVICES).items():
+    for package, extra in NEEDED.items():
         needed.setdefault(extra, []).append(package)
     for extra, packages in needed.items():
         absent = [name for name in packages if not importlib.util.find_spec(name)]

@@ -38,7 +38,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing plan") 
         ("encode", "encoding a clip and its caption"),
     ):
         command = commands.add_parser(name, help=text, formatter_class=Help, allow_abbrev=False)
-        command.add_argument("--config", required=True, help="a Python file with get_config(), or the name of one of ours: toy")
+        command.add_argument(
+            "--config",
+            required=True,
+            help="a Python file with get_config(), or the name of one of ours: toy",
+        )
         command.add_argument("--preset", help=f"one of {', '.join(presets.PRESETS)}")
         command.add_argument("--target", help=f"{topology.FORMS}; default: the preset's")
         command.add_argument("--out", type=any_path, help="JSON file to write")

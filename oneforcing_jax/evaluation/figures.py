@@ -134,7 +134,9 @@ def strips(path: Path, folders: Mapping[str, Path]) -> None:
     save(made, path)
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.figures") -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.figures"
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=Help)
     add = parser.add_argument

@@ -215,7 +215,9 @@ def _plot(made: Any, folders: Mapping[str, Sequence[pixels.Series]]) -> None:
     made.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.measures") -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.measures"
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=prog,

@@ -52,7 +52,9 @@ def seen(path: Path, key: str, cropped: bool) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.provenance") -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.provenance"
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=prog,

@@ -106,7 +106,9 @@ def _line(answer: str) -> str:
     return " ".join(answer.encode(errors="replace").decode().split())
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.rewrite") -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.rewrite"
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=prog,

@@ -60,7 +60,9 @@ def run_analyse(args: argparse.Namespace) -> None:
     print(analysis.page(found))
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.raters") -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.raters"
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=Help)
     verbs = parser.add_subparsers(required=True, metavar="VERB")

@@ -85,7 +85,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.vbench") -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.vbench"
+) -> None:
     """The command line."""
     args = _parser(prog).parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax; what matters of it is raised.
