@@ -1,6 +1,12 @@
 """Package of oneforcing_jax; tool settings are in pyproject.toml."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search('__version__ = "(.*)"', (ROOT / "oneforcing_jax/__init__.py").read_text())[1]
 
 TORCH = ["torch>=2.6", "safetensors>=0.5", "huggingface_hub>=0.30"]
 WAN = ["transformers>=4.56", "ftfy>=6.2", "sentencepiece>=0.2"]
@@ -18,9 +24,44 @@ MEASURES = [*PLOTS, "opencv-python-headless>=4.10", "scikit-image>=0.25"]
 
 setup(
     name="oneforcing_jax",
-    version="0.2.0.dev0",
-    description="One-step causal video generation (One-Forcing) in JAX",
-    packages=find_packages(include=["oneforcing_jax", "oneforcing_jax.*"]),
+    version=VERSION,
+    description="One-Forcing in JAX: a many-step video diffusion model becomes one that streams in one step",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The maintainers of oneforcing_jax",
+    project_urls={"The method's original, in PyTorch": "https://github.com/Aurora-edu/One-Forcing"},
+    keywords=[
+        "video generation",
+        "diffusion",
+        "distillation",
+        "autoregressive",
+        "streaming",
+        "JAX",
+        "TPU",
+    ],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Multimedia :: Video",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    # The configs lie beside the package, and inside it where it was installed from a wheel.
+    packages=[
+        *find_packages(include=["oneforcing_jax", "oneforcing_jax.*"]),
+        "oneforcing_jax.configs",
+    ],
+    package_dir={"oneforcing_jax.configs": "configs"},
+    entry_points={"console_scripts": ["oneforcing=oneforcing_jax.cli:main"]},
     package_data={
         "oneforcing_jax": ["py.typed"],
         "oneforcing_jax.pages": ["*.css", "*.html", "*.js"],

@@ -25,9 +25,9 @@ from oneforcing_jax.system import compiled, processes
 from oneforcing_jax.system.command import Help, any_path
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="oneforcing_jax.generate",
+        prog=prog,
         description=__doc__,
         formatter_class=Help,
         allow_abbrev=False,
@@ -50,9 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.generate") -> None:
     """The command line."""
-    args = _parser().parse_args(arguments)
+    args = _parser(prog).parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax; what matters of it is raised.
     with processes.ending("the same command continues after the finished videos"):
         processes.join(args)

@@ -33,10 +33,10 @@ from oneforcing_jax.targets import forecast, topology
 from oneforcing_jax.training import lineage, tiny
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.main") -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="oneforcing_jax.main",
+        prog=prog,
         usage="%(prog)s --config=FILE --workdir=PLACE [--config.FIELD=VALUE ...] [options]",
         description=__doc__.split("\n")[0],
         epilog="--config.FIELD=VALUE overrides a field: --config.stages.teacher.iterations=100.\n"
@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=Help,
     )
     parser.add_argument(
-        "--config", required=True, help="a Python file with get_config(), see configs/"
+        "--config",
+        required=True,
+        help="a Python file with get_config(), or the name of one of ours: toy",
     )
     parser.add_argument(
         "--workdir", required=True, type=any_path, help="where checkpoints, logs and results go"

@@ -47,9 +47,9 @@ class Serving:
     seconds: Positive
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="oneforcing_jax.serve",
+        prog=prog,
         description=__doc__,
         formatter_class=Help,
         allow_abbrev=False,
@@ -67,9 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.serve") -> None:
     """The command line."""
-    args = _parser().parse_args(arguments)
+    args = _parser(prog).parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax; what matters of it is raised.
     with ending("viewers were told; the same command serves again"):
         run(args)

@@ -157,6 +157,19 @@ def test_overrides_apply():
         configs.load("configs/absent.py")
 
 
+def test_bare_names_are_ours_wherever_one_is(tmp_path, monkeypatch):
+    """Also beside a folder of that name, which is a run's."""
+    files = [path.absolute() for path in (*CONFIGS, Path("configs/base.py"))]
+    monkeypatch.chdir(tmp_path)
+    Path("toy").mkdir()
+    found = {name: configs.load(name).to_json() for name in configs.ours()}
+    assert found == {path.stem: configs.load(path).to_json() for path in files}
+    with pytest.raises(
+        FileNotFoundError, match="found nothing at configs/toy.py; ours are base, .*, toy,"
+    ):
+        configs.load("configs/toy.py")
+
+
 def test_the_base_install_suffices():
     """What extras bring is imported where it is used: training and generation begin without."""
     extras = (

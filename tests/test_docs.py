@@ -14,22 +14,29 @@ from pathlib import Path
 
 import pytest
 
+from oneforcing_jax import cli
 from oneforcing_jax.setup import config, presets
 from oneforcing_jax.system.command import Help
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A command of ours, as a page writes it.
-OURS = re.compile(r"python3? (?:-m (oneforcing_jax[\w.]*)|(tools/\w+\.py))")
+OURS = re.compile(
+    r"python3? (?:-m (oneforcing_jax[\w.]*)|(tools/\w+\.py))|\b(oneforcing (?:evaluate )?[a-z]+)"
+)
 # What stands in for programs, where a block of commands is run to see what it calls: Python notes what it is
 # given, and those that start commands start them. Bash itself knows loops, braces and quotes.
 PYTHON = """#!/bin/bash
 if [ "$1" = tests/servers.py ]; then shift 2; "$@"; exit; fi
 { printf '%s\\0' "$@"; printf '\\1\\0'; } >> "$CALLS"
 """
+SCRIPT = """#!/bin/bash
+{ printf '%s\\0' oneforcing "$@"; printf '\\1\\0'; } >> "$CALLS"
+"""
 LAUNCHER = 'while [[ "$1" == --* ]]; do shift; done; "$@"'
 PROGRAMS = {
     "bin/python": PYTHON, "bin/python3": PYTHON, ".venv/bin/python": PYTHON, ".venv/bin/pip": "#!/bin/bash",
+    "bin/oneforcing": SCRIPT, ".venv/bin/oneforcing": SCRIPT,
     ".venv/bin/activate": "", "bin/bash": '#!/bin/bash\nexec /bin/bash "$@"', "bin/sbatch": LAUNCHER,
     "bin/ssh": '/bin/bash -c "$2"', "tools/launch/again.sh": '"$@"',
     "tools/launch/slurm.sh": 'python -m oneforcing_jax.main "$@"',
@@ -82,10 +89,15 @@ def commands(block, sandbox):
     """(module or file, arguments) of every command of ours in a block; all that are written there are met."""
     found = []
     for words in calls(block, sandbox):
-        name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
-        if name.startswith(("oneforcing_jax", "tools/")):
+        count = (
+            3 if words[:2] == ["oneforcing", "evaluate"] else 2 if words[0] == "oneforcing" else 1
+        )
+        name, rest = " ".join(words[:count]), words[count:]
+        if name == "-m":
+            name, *rest = rest
+        if name.startswith(("oneforcing", "tools/")):
             found.append((name, rest))
-    written = [one or other for one, other in OURS.findall(re.sub(r"(^|\s)#.*", "", block))]
+    written = ["".join(names) for names in OURS.findall(re.sub(r"(^|\s)#.*", "", block))]
     assert not set(written) - {name for name, _ in found}, "a command was not reached"
     return found
 
@@ -101,6 +113,8 @@ def parser_of(name):
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(str(ROOT / "tools"))  # tools import each other
             main = runpy.run_path(str(ROOT / name))["main"]
+    elif name.startswith("oneforcing "):
+        main = cli.find(name.removeprefix("oneforcing "))
     else:
         package = importlib.util.find_spec(name).submodule_search_locations
         main = importlib.import_module(f"{name}.__main__" if package else name).main
@@ -133,13 +147,14 @@ def check(name, words, capsys):
             given, rest = parser.parse_known_args(words)
         except SystemExit:
             pytest.fail(f"{name} {words}: {capsys.readouterr().err}")
-    if name == "tools/soak_live.py" or (name == "tools/bench.py" and given.what == "serve"):
+    bench = name in ("tools/bench.py", "oneforcing bench")
+    if name == "tools/soak_live.py" or (bench and given.what == "serve"):
         check("oneforcing_jax.serve", rest, capsys)
         return
     assert open_ or not rest, (name, rest)
-    file = getattr(given, "config", None) or "configs/framewise.py"
+    file = str(getattr(given, "config", None) or "framewise")
     more = presets.overrides(given.preset) if getattr(given, "preset", None) else []
-    config.load(ROOT / file, [*more, *rest])
+    config.load(ROOT / file if "/" in file else file, [*more, *rest])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -165,6 +180,7 @@ def test_an_option_that_is_not_there_fails(sandbox, capsys):
         "python -m oneforcing_jax.main --config=configs/toy.py",
         "ssh host 'cd oneforcing_jax && python -m oneforcing_jax.main ... --config.sed={1,2}'",
         "python -m oneforcing_jax.main ... --preset=h1000",
+        "oneforcing evaluate report runs/toy --outt=toy.html",
     ):
         ((name, words), *_) = commands(wrong, sandbox)
         with pytest.raises((pytest.fail.Exception, AssertionError, ValueError)):
@@ -181,11 +197,10 @@ def options(parser):
 
 
 TOOLS = (file for file in sorted(ROOT.glob("tools/*.py")) if "ArgumentParser(" in file.read_text())
-EVALUATION = ("figures", "measures", "provenance", "raters", "report", "rewrite", "vbench")
 COMMANDS = [
     *(f"tools/{file.name}" for file in TOOLS),
-    *(f"oneforcing_jax.{name}" for name in ("main", "generate", "serve", "toy.encoders")),
-    *(f"oneforcing_jax.evaluation.{name}" for name in EVALUATION),
+    *(f"oneforcing {verb}" for verb in cli.VERBS),
+    "oneforcing_jax.toy.encoders",
 ]
 
 
@@ -252,6 +267,8 @@ RUN = {
 
 
 def run(words, folder, environment):
+    if words[0] == "oneforcing":
+        words = ["-m", "oneforcing_jax.cli", *words[1:]]
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,

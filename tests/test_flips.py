@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import runpy
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from test_convert import original
 
 from oneforcing_jax import main, methods
+from oneforcing_jax.commands import check
 from oneforcing_jax.convert import to_orbax, to_torch
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.setup import config as configs
@@ -21,7 +21,6 @@ from oneforcing_jax.training import tiny
 
 ROOT = Path(__file__).parents[1]
 NOISE, STAGE = ROOT / "configs" / "noise.py", "one_forcing"
-LOOK = runpy.run_path(str(ROOT / "tools" / "check.py"))
 # What nobody reads to make a video, and no checksum covers.
 LOGS = {"metrics.jsonl", "rates.jsonl", "tensorboard"}
 
@@ -101,7 +100,7 @@ def flipped(folder, to, count, every=1):
                 opened = file.suffix == ".json"
             except ValueError as error:
                 assert "expected" in str(error) and "\n" not in str(error)
-            seen = any(found.verdict != "whole" for found in LOOK["look"](copy))
+            seen = any(found.verdict != "whole" for found in check.look(copy))
             says_more = parsed(file.read_bytes()) != parsed(before) or parsed(before) is None
             assert seen or LOGS & {file.name, file.parent.name} or not says_more, file
             file.write_bytes(before)
@@ -141,7 +140,7 @@ def test_checksums_of_another_form_are_a_line(stage, tmp_path):
             ValueError, match="expected .* found that .*(checksums.json|was not there)"
         ):
             read(folder)
-        assert [found.verdict for found in LOOK["look"](folder)][:2] == ["whole", "damaged"], form
+        assert [found.verdict for found in check.look(folder)][:2] == ["whole", "damaged"], form
 
 
 def test_fewer_files_than_there_are(stage, converted, tmp_path):
@@ -159,7 +158,7 @@ def test_fewer_files_than_there_are(stage, converted, tmp_path):
             continue  # this version of Orbax writes none of them
         del said[name]
         sums.write_text(json.dumps(said))
-        (found,) = [found for found in LOOK["look"](copy) if found.wrong]
+        (found,) = [found for found in check.look(copy) if found.wrong]
         assert found.wrong == [f"{name} was not there"]
 
 
@@ -169,7 +168,7 @@ def test_removed_checksums(stage, converted, tmp_path, capsys):
     (steps[0] / integrity.SUMS).unlink()
     with pytest.raises(ValueError, match="1: expected checksums.json in it as in 2, found none"):
         read(steps[0])
-    verdicts = {found.folder: found for found in LOOK["look"](copy)}
+    verdicts = {found.folder: found for found in check.look(copy)}
     assert verdicts[steps[0]].unknown == "has no checksums.json"
     assert verdicts[steps[1]].verdict == "whole"
     # The newest may be of a command that was killed: it is read, and a line says so, once.
@@ -178,7 +177,7 @@ def test_removed_checksums(stage, converted, tmp_path, capsys):
     read(copy), read(copy)
     assert capsys.readouterr().err.count("cannot be checked, for it has no checksums.json") == 1
     with pytest.raises(SystemExit, match="1"):
-        LOOK["main"]([str(copy)])
+        check.main([str(copy)])
     assert f"unknown checkpoint {steps[1]}: has no" in capsys.readouterr().out
     # A conversion has had them from the beginning.
     shutil.copytree(converted, tmp_path / "c")
@@ -187,7 +186,7 @@ def test_removed_checksums(stage, converted, tmp_path, capsys):
         ValueError, match="expected the checksums.json of its conversion, found none"
     ):
         read(tmp_path / "c")
-    assert [found.verdict for found in LOOK["look"](tmp_path / "c")] == ["unknown", "whole"]
+    assert [found.verdict for found in check.look(tmp_path / "c")] == ["unknown", "whole"]
 
 
 def test_sums_are_not_made_anew_for_what_lost_them(stage, tmp_path):
@@ -208,7 +207,7 @@ def test_settings_of_older_releases_are_read_with_a_line(stage, converted, tmp_p
     assert same(read(copy), read(stage))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "config.json: its settings cannot be checked" in lines[0]
-    unknown = [found.folder.name for found in LOOK["look"](copy) if found.unknown]
+    unknown = [found.folder.name for found in check.look(copy) if found.unknown]
     assert unknown == ["run.json", "config.json"]
 
 
@@ -271,7 +270,7 @@ def test_files_named_like_ours(name, stage, tmp_path):
             assert "expected" in str(error) or "cannot write" in str(error)
     left_alone = name.startswith(("a number", "a raised", "a digit", "below"))
     assert len(taken) == 2 if left_alone else len(taken) < 2
-    list(LOOK["look"](copy))
+    list(check.look(copy))
 
 
 def test_a_file_named_like_a_checkpoint_among_weights(converted, tmp_path):
@@ -279,7 +278,7 @@ def test_a_file_named_like_a_checkpoint_among_weights(converted, tmp_path):
     (copy / "5").write_text("x")
     with pytest.raises(ValueError, match="a checkpoint, which is a folder, found something else"):
         read(copy)
-    assert "damaged" in {found.verdict for found in LOOK["look"](copy)}
+    assert "damaged" in {found.verdict for found in check.look(copy)}
 
 
 def continued(stage, like):

@@ -64,7 +64,9 @@ def weights(tmp_path_factory, random_params):
 
 @pytest.fixture(scope="module")
 def studio(weights):
-    args = serve._parser().parse_args([f"--checkpoint={weights}", *OPTIONS, "--most_frames=2000"])
+    args = serve._parser("serve").parse_args(
+        [f"--checkpoint={weights}", *OPTIONS, "--most_frames=2000"]
+    )
     given = serve._FIXED | vars(args)
     return serve.make_studio(options(Loading, given), options(Look, given), args.most_frames)
 

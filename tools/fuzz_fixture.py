@@ -9,18 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import check
-import convert_wan
-import encode_videos
-import export_torch
 import fuzz_evaluation
 import import_lmdb
 import jax
 import lmdb
 import numpy as np
-import plan
 
 from oneforcing_jax import generate, main, methods
+from oneforcing_jax.commands import check, convert, encode, export, plan
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
@@ -47,9 +43,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "main": main.main,
     "generate": generate.main,
     "check": check.main,
-    "convert_wan": convert_wan.main,
-    "encode_videos": encode_videos.main,
-    "export_torch": export_torch.main,
+    "convert_wan": convert.main,
+    "encode_videos": encode.main,
+    "export_torch": export.main,
     "import_lmdb": import_lmdb.main,
     "plan": plan.main,
     **fuzz_evaluation.COMMANDS,
@@ -88,9 +84,9 @@ def make(folder: Path) -> None:
             f"--out={folder / name}",
             "--num_heads=2",
         ]
-        export_torch.main([*given, f"--layout={layout}"])
-    convert = [f"--source={folder / 'student.pt'}", f"--out={folder / 'weights'}", "--num_heads=2"]
-    convert_wan.main(convert)
+        export.main([*given, f"--layout={layout}"])
+    options = [f"--source={folder / 'student.pt'}", f"--out={folder / 'weights'}", "--num_heads=2"]
+    convert.main(options)
     (folder / "videos").mkdir()
     for i in range(2):
         write_video(folder / "videos" / f"{i}.mp4", frames, 8.0)

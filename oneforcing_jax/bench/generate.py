@@ -196,7 +196,11 @@ def lines(made: dict[str, Any]) -> list[str]:
 def options(parser: argparse.ArgumentParser) -> None:
     """Options of `run`."""
     add = parser.add_argument
-    add("--config", required=True, help="a Python file with get_config()")
+    add(
+        "--config",
+        required=True,
+        help="a Python file with get_config(), or the name of one of ours: toy",
+    )
     add("--steps", type=numbers, default=FAMILY.video.steps, help="timesteps of every block")
     add(
         "--first_steps",

@@ -64,7 +64,11 @@ COMMIT_BY_GIT = ("git", "-C", str(ROOT), "describe", "--always", "--dirty")
 def options(parser: argparse.ArgumentParser) -> None:
     """Options of `run`."""
     add = parser.add_argument
-    add("--config", default="configs/framewise.py", help="a Python file with get_config()")
+    add(
+        "--config",
+        default="framewise",
+        help="a Python file with get_config(), or the name of one of ours: toy",
+    )
     add("--parts", type=_parts, default=tuple(PARTS), help="of these, in this order")
     add("--page", type=any_path, help="write the page of what the folder holds, and run nothing")
 

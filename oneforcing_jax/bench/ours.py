@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,12 +27,10 @@ from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system.room import keep_freed_memory
 from oneforcing_jax.training.train import trained, trainer
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-
 
 def configuration(setting: Setting) -> Any:
     """The published config of the layout, at the sizes of the comparison."""
-    config = configs.load(CONFIGS / f"{setting.layout}.py")
+    config = configs.load(setting.layout)
     student, teacher = (
         dataclasses.replace(WanConfig(dtype=DTYPES[setting.dtype]), **sizes)  # type: ignore[arg-type]
         for sizes in (setting.student_sizes(), setting.teacher_sizes())

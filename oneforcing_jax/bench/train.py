@@ -142,7 +142,11 @@ def report(run: Run, name: str, repeats: int, parts: bool, profile: bool = False
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Options of `run`."""
-    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="a Python file with get_config(), or the name of one of ours: toy",
+    )
     parser.add_argument("--stage", default="one_forcing", help="a training stage of the config")
     parser.add_argument("--repeats", type=int, default=5, help="steps of which the median counts")
     parser.add_argument("--no_parts", action="store_true", help="whole updates and data alone")

@@ -7,9 +7,7 @@ It is a line of JSON in the field "comment", which every container has, and whic
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import importlib.metadata
 import io
 import json
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from typing import Any
 
 import av
 
+from oneforcing_jax import __version__
 from oneforcing_jax.system import places
 
 PACKAGE, FIELD = __name__.split(".")[0], "comment"
@@ -106,13 +105,9 @@ def _short(value: Any) -> str:
     return "none" if value is None else words[:12] if len(words) == 64 else words[:40]
 
 
-@functools.cache
 def software() -> str:
     """This package and its version."""
-    try:
-        return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
-    except importlib.metadata.PackageNotFoundError:
-        return PACKAGE
+    return f"{PACKAGE} {__version__}"
 
 
 def read_origin(path: Path) -> dict[str, Any] | None:

@@ -134,9 +134,11 @@ def strips(path: Path, folders: Mapping[str, Path]) -> None:
     save(made, path)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.figures"
+) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="figures", description=__doc__, formatter_class=Help)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--out", required=True, type=any_path, help="folder")
     add("--curvature", type=named, nargs="+", default=(), metavar="NAME=FILE", help="reports")

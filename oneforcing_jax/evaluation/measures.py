@@ -215,10 +215,12 @@ def _plot(made: Any, folders: Mapping[str, Sequence[pixels.Series]]) -> None:
     made.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.measures"
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="oneforcing_jax.evaluation.measures",
+        prog=prog,
         description=__doc__,
         formatter_class=Help,
     )

@@ -52,10 +52,12 @@ def seen(path: Path, key: str, cropped: bool) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.provenance"
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="oneforcing_jax.evaluation.provenance",
+        prog=prog,
         description=__doc__,
         formatter_class=Help,
     )

@@ -106,10 +106,12 @@ def _line(answer: str) -> str:
     return " ".join(answer.encode(errors="replace").decode().split())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.rewrite"
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="oneforcing_jax.evaluation.rewrite",
+        prog=prog,
         description=__doc__,
         formatter_class=Help,
         allow_abbrev=False,

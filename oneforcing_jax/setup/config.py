@@ -39,7 +39,7 @@ def load(
     """The config of a file, with overrides applied, frozen.
 
     Args:
-      path: a Python file that defines `get_config()`.
+      path: a Python file that defines `get_config()`, or the bare name of one of ours: "toy".
       overrides: arguments of the form "--config.stages.teacher.batch=4".
       change: what is done to it before.
 
@@ -47,9 +47,12 @@ def load(
       MissingInput, InputError: one line that says what was expected and what was found; for an
         unknown field it names the nearest.
     """
-    path = Path(path)
+    known = ours()
+    path = known.get(str(path), Path(path))
     if not path.is_file():
-        raise MissingInput(f"config: expected a Python file, found nothing at {path}; see configs/")
+        raise MissingInput(
+            f"config: expected a Python file, found nothing at {path}; ours are {', '.join(known)}"
+        )
     config = _made(path)
     if change:
         change(config)
@@ -57,6 +60,15 @@ def load(
         _apply(config, override)
     config.lock()
     return config
+
+
+def ours() -> dict[str, Path]:
+    """The configs of this package by bare name. They lie in it where it was installed from a wheel, and
+    beside it in a clone."""
+    package = Path(__file__).parents[1]
+    folders = (package / "configs", package.parent / "configs")
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def _made(path: Path) -> ConfigDict:

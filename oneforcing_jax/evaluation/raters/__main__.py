@@ -60,9 +60,11 @@ def run_analyse(args: argparse.Namespace) -> None:
     print(analysis.page(found))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.raters"
+) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raters", description=__doc__, formatter_class=Help)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=Help)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser(
         "draw", help="fixes prompts, pairs and sides, and gathers the clips", formatter_class=Help

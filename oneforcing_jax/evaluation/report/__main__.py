@@ -17,9 +17,11 @@ from oneforcing_jax.system.command import Help, any_path, count, ending
 from oneforcing_jax.system.files import write_whole
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.report"
+) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="report", description=__doc__, formatter_class=Help)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add(
         "folders",

@@ -35,9 +35,9 @@ from oneforcing_jax.system.files import write_whole
 WAN = Clip(VIDEO.frames, VIDEO.rows, VIDEO.columns, VIDEO.fps)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="oneforcing_jax.evaluation.vbench",
+        prog=prog,
         description=__doc__,
         formatter_class=Help,
         allow_abbrev=False,
@@ -85,9 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.evaluation.vbench"
+) -> None:
     """The command line."""
-    args = _parser().parse_args(arguments)
+    args = _parser(prog).parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax; what matters of it is raised.
     with processes.ending("the same command continues after what is finished"):
         args.run(args)
