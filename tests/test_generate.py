@@ -28,7 +28,7 @@ from oneforcing_jax.errors import NotFinite
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.families import records
 from oneforcing_jax.families.codec import pad_embeddings
-from oneforcing_jax.generation import jobs, origins, pretrained, samplers, streaming
+from oneforcing_jax.generation import jobs, making, origins, pretrained, samplers, streaming
 from oneforcing_jax.generation.noise import recorded, sample_keys, seeded
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import wan
@@ -414,7 +414,7 @@ def test_interrupted_runs_leave_no_half_video(command, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(generate.VideoWriter, "write", stop)
+        patch.setattr(making.VideoWriter, "write", stop)
         command("--prompt=a red square")
     assert "interrupted; the same command continues after" in capsys.readouterr().err
     out = command("--prompt=a blue circle")

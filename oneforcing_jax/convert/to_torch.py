@@ -181,7 +181,7 @@ def _metadata(piece: Piece) -> dict[LeafPath, Any]:
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
     ):
         metadata = checkpointer.metadata(piece.path).item_metadata
-    flat = flatten_dict(dict(getattr(metadata, "tree", metadata)))
+        flat = flatten_dict(dict(getattr(metadata, "tree", metadata)))
     return {(*piece.under, *path): leaf for path, leaf in flat.items()}
 
 
