@@ -98,7 +98,7 @@ class Program(NamedTuple):
 class Student:
     """A causal generator, compiled once for each shape of block.
 
-    Its cache lies as the layers of the parameters do: stacked, or apart (`params.unstacked`), where every
+    Its cache lies as the layers of the parameters do: stacked, or apart (`model.unstacked`), where every
     layer reads and updates a buffer of its own in place.
 
     Args:
