@@ -66,7 +66,7 @@ class Cost(NamedTuple):
 
     @classmethod
     def of(cls, used: resource.struct_rusage) -> Cost:
-        """Of a process."""
+        """What is known of a process."""
         return cls(used.ru_utime + used.ru_stime, used.ru_maxrss << 10)
 
 

@@ -24,7 +24,7 @@ from oneforcing_jax.system import checkpoint, files, integrity
 
 # What the stranger's code does: it leaves a file, and ends the command as a wrong success.
 RAN, WRONG = "ran", 77
-# Of a video that the fixture's weights can make.
+# A video that the fixture's weights can make.
 SIZE = ("--size=16x16", "--frames=2")
 # Names by which a folder may try to reach that code, and names of ours that are no such part.
 NAMES = (

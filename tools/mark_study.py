@@ -27,7 +27,7 @@ from oneforcing_jax.toy import world as toy
 
 FPS = 16.0
 SIZE, FRAMES = (240, 416), 33
-# Of unmarked clips, of which there are many.
+# There are many unmarked clips.
 SMALL, FEW = (96, 160), 9
 PHOTOS = (
     "astronaut",

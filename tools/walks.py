@@ -3,7 +3,7 @@
     python tools/walks.py            # both, at the smallest size, a minute on a laptop
     python tools/walks.py update --list
 
-Of what runs in the main thread, each function of ours counts when it is first entered. A climb is a call into
+Each function of ours that runs in the main thread counts when it is first entered. A climb is a call into
 a module that stands above the caller's: that imports it, directly or through others. A return enters a module
 that was left before.
 """

@@ -14,7 +14,7 @@ from oneforcing_jax.bench.timing import clocked, queued
 from oneforcing_jax.generation.student import COMPILER_OPTIONS
 
 # Sizes of the published models: a student of 12 heads, a teacher of 40; 1560 tokens a frame, 32760 a clip.
-# Of products the rows, and the columns of the one matrix and of the next.
+# The rows of products, and the columns of the one matrix and of the next.
 PRODUCTS = (
     (8192, 8192, 8192),
     (3120, 1536, 1536),

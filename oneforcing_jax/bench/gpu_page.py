@@ -7,7 +7,7 @@ from typing import Any
 
 # What is published of the original on one H200: seconds.
 ORIGINAL = {"steady": 0.1178, "diffusion": 2.46, "decode": 1.62, "both": 4.13}
-# Of its training: a mean iteration of 8 clips on 8 GPUs.
+# Its training: a mean iteration of 8 clips on 8 GPUs.
 ITERATION = "24.0 s, 8 clips on 8"
 # In the order of their worth.
 PARTS = ("ceilings", "streaming", "vae", "updates", "vectors")

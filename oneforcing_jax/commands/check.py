@@ -59,7 +59,7 @@ def look(folder: Path) -> Iterator[Found]:
     strange, steps = _checkpoints(folder, files)
     sealed = {f.parent for f in files if f.name == integrity.SUMS}
     weights = {f.parent for f in files if f.name == MODEL}
-    # Of weights one of the two has the checksums: the folder, or the checkpoint in it.
+    # One of the two has the checksums of weights: the folder, or the checkpoint in it.
     weights = {path for path in weights if not integrity.is_sealed(path / STEP)}
     inner = {path / STEP for path in weights}
     for path in sorted((sealed | steps | weights) - (inner - sealed)):

@@ -12,7 +12,7 @@ from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.system.files import read_record
 
 Shapes = Mapping[str, tuple[int, ...]]
-# Of each model a tensor that the others lack, in the original's names and in those of other libraries.
+# A tensor of each model that the others lack, in the original's names and in those of other libraries.
 _PATCHES = "patch_embedding.weight"
 _VAE = ("encoder.conv1.weight", "encoder.conv_in.weight")
 _TEXT = ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight")

@@ -103,7 +103,7 @@ class Times(NamedTuple):
 
     @classmethod
     def of(cls, starts: Sequence[float], last: Shown) -> Times:
-        """Of the frames of a file, the last of which is given."""
+        """The times of a file's frames, the last of which is given."""
         end, span = ending(starts, last), starts[-1] - starts[0]
         if not span:
             return cls(np.array(starts), end, 1 / (end - starts[-1]))
@@ -204,7 +204,7 @@ class _Clock:
         self._number = -1
 
     def start(self, stamp: float | None) -> float:
-        """Of the next frame.
+        """The time at which the next frame begins.
 
         Raises:
           InputError: it is before the one before it, or long after.

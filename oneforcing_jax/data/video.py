@@ -32,7 +32,7 @@ from oneforcing_jax.system.files import unfinished
 _LOOK = 64
 # Seconds that a time stamp may be off: some files keep milliseconds alone.
 _ROUNDING = 6e-4
-# Of the files that are written, in H.273's numbers.
+# These are in the files that are written, in H.273's numbers.
 _LIMITED, _BT709 = 1, 1
 # With AVX-512 instructions libx264 gives other bytes for equal frames, in up to a tenth of all writes on a
 # busy machine. With those of 2008 it gives the same on all machines.

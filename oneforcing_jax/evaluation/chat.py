@@ -51,7 +51,7 @@ class Settings:
     batch: Amount
 
     def key(self, instruction: str) -> str:
-        """Of answers in the cache."""
+        """The name of an answer in the cache."""
         parts = [self.model, self.seed, self.tokens, instruction]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

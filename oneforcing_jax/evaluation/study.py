@@ -245,7 +245,7 @@ def conditions(results: Results) -> str:
 
 
 def _sign(found: Estimate | None) -> int:
-    """Of a difference whose interval does not hold 0; otherwise 0."""
+    """The sign of a difference whose interval does not hold 0; otherwise 0."""
     if found is None or math.isnan(found.half) or abs(found.mean) <= found.half:
         return 0
     return 1 if found.mean > 0 else -1

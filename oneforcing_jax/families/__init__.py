@@ -22,8 +22,8 @@ from oneforcing_jax.setup.run import Run
 from oneforcing_jax.sharding import unbox
 from oneforcing_jax.system.files import MORE
 
-# Of records and configs that name none: releases before families knew this one alone. Its weights are what
-# convert_wan converts.
+# Records and configs that name none are of it, for releases before families knew this one alone. Its weights
+# are what convert_wan converts.
 FIRST = "wan21"
 # What records of those releases call it.
 _OLD = "Wan2.1"

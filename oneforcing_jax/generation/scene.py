@@ -146,7 +146,7 @@ class Scene:
         return cls(model, settings, fps, first, draws, embeddings)
 
     def noise(self, group: Sequence[Job]) -> Noise:
-        """Of a batch: from the file, or from seeds."""
+        """The noise of a batch comes from the file, or from seeds."""
         if self.draws is None:
             keys = sample_keys([job.seed for job in group], [job.sample for job in group])
             return seeded(keys, self.settings.shape[1:])
@@ -156,7 +156,7 @@ class Scene:
         return recorded(ClipDraws(jnp.asarray(start[rows]), None, renoise), known)
 
     def condition(self, group: Sequence[Job]) -> Condition:
-        """Of a batch: embeddings from the file, or of the prompts."""
+        """The condition of a batch has embeddings from the file, or of the prompts."""
         if self.embeddings is None:
             return self.model.embed([job.prompt.embedded for job in group])
         return self.model.prepared(self.embeddings[[job.line for job in group]])

@@ -91,7 +91,7 @@ class Session:
         self._asked: str | None = None
         self._prompt, self._made, self._marks = wish.prompt, 0, [Mark(0, self._epoch, wish.prompt)]
         self._meters: Meters | None = None
-        # Of the clock of the video, which stands still in a pause: its zero, when it was stopped, and when
+        # The clock of the video stands still in a pause: its zero, when it was stopped, and when
         # the next frame is to be seen.
         self._zero = self._stopped = self._due = 0.0
         self._wished, self.ended_at = time.monotonic(), 0.0

@@ -25,7 +25,7 @@ def gradient(x: jax.Array, x0_fake: jax.Array, x0_real: jax.Array) -> tuple[jax.
     difference = (x0_fake - x0_real) / jnp.maximum(residual, FLOOR)
     finite = jnp.isfinite(difference)
     difference = jax.lax.stop_gradient(jnp.where(finite, difference, 0.0))
-    # Of what is not finite: one less the mean of many ones may be a little less than nothing.
+    # The mean counts what is not finite: one less the mean of many ones may be a little less than nothing.
     return difference, jnp.logical_not(finite).mean()
 
 

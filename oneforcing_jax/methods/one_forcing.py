@@ -188,7 +188,7 @@ def operations(
     adversarial = judged.train_input + again + settings.relativistic * judged.forward
     penalties = bool(settings.r1.weight) + bool(settings.r2.weight)
     clips = 3 + penalties if settings.gan_discriminator_weight else 1
-    # Of a block in the window, the last step and the clean pass take gradients.
+    # The last step and the clean pass of a block in the window take gradients.
     window = rolled(steps=last).less(rolled(d.first, last))
     sequential = window.train + recomputed * window.again(generator.remat)
     scored = judged.forward + 2 * flops.clip(teacher, tokens, frames).forward

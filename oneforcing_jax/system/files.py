@@ -71,7 +71,7 @@ def record(content: Mapping[str, Any]) -> bytes:
 
 
 def _crc(content: dict[str, Any]) -> int:
-    """Of what a record says, however it is spaced and in whatever order it says it."""
+    """A checksum of what a record says, however it is spaced and in whatever order it says it."""
     try:
         return zlib.crc32(json.dumps(content, sort_keys=True).encode())
     except RecursionError:

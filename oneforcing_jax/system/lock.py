@@ -84,7 +84,7 @@ def _lease(workdir: Path, name: str) -> Iterator[None]:
         mine = _Object(workdir, name)
         mine.take()
     with mine.kept():
-        # Of two that look at each other none must think the other lost.
+        # Two that look at each other must not think each other lost.
         with places.failures(workdir, "could not be locked"):
             for other in mine.others():
                 if name == LOCK or other.name == LOCK:

@@ -160,7 +160,7 @@ def asked(number: int, where: str) -> int:
 
 
 def names() -> list[str]:
-    """Of the processes, with their hosts."""
+    """Names of the processes, with their hosts."""
     return _group.names if _group else [f"process 0 ({socket.gethostname()})"]
 
 

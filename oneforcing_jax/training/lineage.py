@@ -277,7 +277,7 @@ def _network(run: Run, workdir: Path, name: str) -> str:
 
 
 def _store(folder: Path) -> str:
-    """Of the description of a store, and of the record of the stage that filled it."""
+    """A digest of the description of a store, and of the record of the stage that filled it."""
     files = [file for file in (folder / META, folder.parent / RECORD) if file.is_file()]
     if not files:
         return ""

@@ -75,7 +75,7 @@ def prepare(run: Run, name: str, fields: Fields) -> Stage:
             f"{run.latents.channels}; change it"
         )
     text.check_sizes(config.world.captions(), generator.text_dim, generator.text_len)
-    # Of the network that reads the prompts their size counts alone.
+    # Their size alone counts for the network that reads the prompts.
     unread = ("shift", "blocks", "generator")
     size = {"generator.text_dim": generator.text_dim, "generator.text_len": generator.text_len}
     made_from = results(run, (Config,), unread) | size | leaves({f"stages.{name}": fields})
