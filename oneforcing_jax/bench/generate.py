@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,6 +92,11 @@ def random_inputs(student: Student, latents: Latents, batch: int) -> tuple[Noise
     return seeded(sample_keys(range(batch), [0] * batch), shape), Condition({"text": text})
 
 
+def video(student: Student, noise: Noise, given: Condition, plan: Plan) -> Iterator[jax.Array]:
+    """What `Student.stream` gives; preparing the condition is a part of its first block."""
+    yield from student.stream(noise, student.prepare(given), plan)
+
+
 def measure(
     student: Student, decoder: Decoder, latents: Latents, plan: Plan, batch: int, repeats: int
 ) -> dict[str, Any]:
@@ -100,12 +105,11 @@ def measure(
     rows: list[dict[str, float]] = []
     pixel_frames = 0
     for _ in range(repeats + 1):
-        diffusion, blocks = waited(student.stream(noise, student.prepare(given), plan))
+        diffusion, blocks = waited(video(student, noise, given, plan))
         decode, frames = waited(blocks, decoder())
         pixel_frames = sum(part.shape[1] for part in frames)
         del blocks, frames
-        again = student.stream(noise, student.prepare(given), plan)
-        total, _ = waited(decoded(again, decoder()))
+        total, _ = waited(decoded(video(student, noise, given, plan), decoder()))
         steady = diffusion[STARTING:] or diffusion
         rows.append(
             {
@@ -152,8 +156,8 @@ def report(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     kernels = {}
     if args.profile:
         noise, given = random_inputs(streamed, size, args.batch)
-        stream = functools.partial(streamed.stream, noise, streamed.prepare(given), plan)
-        kernels = {"kernels": trace.profiled(lambda: list(stream()))[0]}
+        again = functools.partial(video, streamed, noise, given, plan)
+        kernels = {"kernels": trace.profiled(lambda: list(again()))[0]}
     return {
         "device": device.device_kind,
         "config": args.config,

@@ -80,7 +80,7 @@ def _stream(run: Run) -> tuple[Any, Callable[[], Iterator[jax.Array]], Plan]:
     plan = make_plan(size.frames, blocks.frames, video.steps, run.shift, *first)
     streamed = generate.random_student(network.model, Window())
     noise, given = generate.random_inputs(streamed, size, 1)
-    return made, lambda: streamed.stream(noise, streamed.prepare(given), plan), plan
+    return made, lambda: generate.video(streamed, noise, given, plan), plan
 
 
 def vae(run: Run, note: Note) -> None:
