@@ -54,7 +54,8 @@ class Model:
     @functools.cached_property
     def shapes(self) -> Any:
         """Shapes of the parameters, in their boxes."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        # The key is made abstractly too: the mesh in use may have devices that are not there.
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def with_config(self, **changes: Any) -> Model:
         """The same network with other fields in its config."""
