@@ -13,6 +13,7 @@ but need not divide over `context`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -148,6 +149,11 @@ def target() -> Any:
 def no_mesh() -> Any:
     """A context in which no mesh is in use, also within a function that is being traced."""
     return jax.sharding.use_abstract_mesh(AbstractMesh((), ()))
+
+
+def using(mesh: Mesh | None) -> Any:
+    """A context in which a mesh is in use; None: the one that is stays in use."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def _parallel_mesh() -> Any:

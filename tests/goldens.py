@@ -16,7 +16,6 @@ import pytest
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.models import critic, wan
-from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.models.model import Model
 from oneforcing_jax.sharding import unbox
 
@@ -81,11 +80,6 @@ def wan_config(config: dict[str, Any]) -> wan.WanConfig:
         "freq_dim",
     )
     return wan.WanConfig(**{name: config[name] for name in names})
-
-
-def prompted(text: Any) -> Condition:
-    """The condition of embeddings [b, s, d]."""
-    return Condition({"text": text})
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_steps
-from goldens import error, prompted
+from goldens import error
 from jax.flatten_util import ravel_pytree
 from test_steps import make_trainer, needs_eight
 
@@ -30,6 +30,7 @@ from oneforcing_jax.methods import (
 from oneforcing_jax.methods.distillation import Distillation, Settings
 from oneforcing_jax.models import critic as critics
 from oneforcing_jax.models import wan
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import kernel_of_sums
 import numpy as np
 import pytest
-from goldens import ROUNDED, Golden, allowed, error, in_bfloat16, prompted
+from goldens import ROUNDED, Golden, allowed, error, in_bfloat16
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
@@ -32,6 +32,7 @@ from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
 from oneforcing_jax.generation import student as students
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import kernels, rope, wan
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.models.model import unstacked
 from oneforcing_jax.shapes import flat
 

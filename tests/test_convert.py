@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from goldens import FOLDER, dump, error, prompted
+from goldens import FOLDER, dump, error
 from safetensors.numpy import load_file, save_file
 
 from oneforcing_jax.convert import keys, sizes, to_torch, torch_io
@@ -28,6 +28,7 @@ from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.families import records
 from oneforcing_jax.families.wan21 import FAMILY
 from oneforcing_jax.models import wan
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig

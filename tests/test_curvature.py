@@ -7,12 +7,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import prompted
 
 from oneforcing_jax import flow, methods
 from oneforcing_jax.evaluation import curvature
 from oneforcing_jax.generation import samplers
 from oneforcing_jax.models import wan
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint

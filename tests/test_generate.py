@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import Golden, error, prompted
+from goldens import Golden, error
 from PIL import Image
 
 from oneforcing_jax import flow, generate, methods
@@ -32,6 +32,7 @@ from oneforcing_jax.generation import jobs, making, origins, pretrained, sampler
 from oneforcing_jax.generation.noise import recorded, sample_keys, seeded
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import wan
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint

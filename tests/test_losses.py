@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from goldens import prompted
 
 from oneforcing_jax.losses import dmd, gan
 from oneforcing_jax.models import critic as critics
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.training import alarms

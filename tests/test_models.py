@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import ROUNDED, Golden, error, in_bfloat16, prompted
+from goldens import ROUNDED, Golden, error, in_bfloat16
 
 from oneforcing_jax import flow
 from oneforcing_jax.causal import structures
 from oneforcing_jax.models import rope, wan
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.shapes import flat
 
 TOLERANCE = 2e-4

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from goldens import FOLDER, abstract, dump, error, prompted, transformer_of_diffusers
+from goldens import FOLDER, abstract, dump, error, transformer_of_diffusers
 
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.families import wan21
 from oneforcing_jax.models import critic, wan
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.training.optim import Optimiser
 
 CONFIG = wan.WanConfig(48, 80, 4, 3, in_dim=4, out_dim=6, text_dim=20, text_len=7, freq_dim=16)

@@ -4,11 +4,12 @@ import functools
 
 import numpy as np
 import pytest
-from goldens import error, prompted, transformer_of_diffusers
+from goldens import error, transformer_of_diffusers
 
 from oneforcing_jax import flow
 from oneforcing_jax.generation import samplers
 from oneforcing_jax.models import wan
+from oneforcing_jax.models.condition import prompted
 
 CONFIG = wan.WanConfig(32, 48, 2, 2, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)
 SHAPE = (1, 2, 4, 4, 6)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from goldens import abstract, error, prompted
+from goldens import abstract, error
 from jax.flatten_util import ravel_pytree
 
 from oneforcing_jax import flow, sharding
@@ -33,6 +33,7 @@ from oneforcing_jax.methods.distillation import (
 )
 from oneforcing_jax.models import critic as critics
 from oneforcing_jax.models import wan
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint
 from oneforcing_jax.system.command import Help, any_path, count, ending
@@ -99,7 +99,7 @@ def _streamed(gallery: Gallery, student: Student, row: Row, times: int) -> list[
     captions, text = gallery.captions, jnp.asarray(gallery.text)
     others = [_other(gallery, caption) for caption in captions] if row.switch else captions
     later = jnp.asarray(gallery.embedded(others)) if row.switch else text
-    one, two = (student.prepare(Condition({"text": x})) for x in (text, later))
+    one, two = (student.prepare(prompted(x)) for x in (text, later))
     asked: Any = (lambda frame: one if frame < middle else two) if row.switch else one
     window = Window(frames, row.sink, row.relative)
     blocks = student.stream(

@@ -29,7 +29,7 @@ from oneforcing_jax.families.wan_codec import WanCodec
 from oneforcing_jax.generation.noise import Noise, sample_keys, seeded
 from oneforcing_jax.generation.streaming import decoded
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.condition import Condition, prompted
 from oneforcing_jax.models.model import Model, unstacked
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.setup import config as configs
@@ -89,7 +89,7 @@ def random_inputs(student: Student, latents: Latents, batch: int) -> tuple[Noise
     c = student.model.config
     text = jax.random.normal(jax.random.key(1), (batch, c.text_len, c.text_dim))
     shape = (c.in_dim, latents.rows, latents.columns)
-    return seeded(sample_keys(range(batch), [0] * batch), shape), Condition({"text": text})
+    return seeded(sample_keys(range(batch), [0] * batch), shape), prompted(text)
 
 
 def video(student: Student, noise: Noise, given: Condition, plan: Plan) -> Iterator[jax.Array]:

@@ -19,7 +19,7 @@ from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
 from oneforcing_jax.methods import distillation, one_forcing
-from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.dtypes import DTYPES
@@ -60,6 +60,7 @@ class Ours:
     """Generator update, critic update and rollout, with the original's weights."""
 
     def __init__(self, setting: Setting, weights: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        keep_freed_memory()  # before JAX has a device
         self.described = Run.of(configuration(setting))
         # One clip, one device.
         stage = trained(self.described)["one_forcing"]
@@ -81,7 +82,7 @@ class Ours:
         self.programs: dict[str, Any] = {}
 
     def _rollout(self, params: Any, text: jax.Array, iteration: jax.Array) -> jax.Array:
-        d, given = self.distillation, Condition({"text": text})
+        d, given = self.distillation, prompted(text)
         key = jax.random.fold_in(jax.random.key(0), iteration)
         shape = self.batch["latents"].shape
         draws = draw(key, shape, d.plan, d.settings.context_sigma)
@@ -94,7 +95,6 @@ class Ours:
 
     def prepare(self) -> dict[str, float]:
         """Compiles everything, in a process set up as for training; seconds of each."""
-        keep_freed_memory()
         updates: dict[str, Any] = dict(
             zip(("generator", "critic"), self.trainer.steps(), strict=True)
         )

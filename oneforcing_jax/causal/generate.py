@@ -95,7 +95,7 @@ class Generator:
         """With what belongs to the clip as every layer reads it, computed once."""
         if not isinstance(condition.clip, Mapping):
             return condition
-        return condition.with_prepared(self.model.prepare(self.params, condition.clip))
+        return condition._replace(clip=self.model.prepare(self.params, condition.clip))
 
 
 def forward(

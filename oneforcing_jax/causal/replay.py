@@ -14,7 +14,7 @@ from oneforcing_jax.causal import structures
 from oneforcing_jax.causal.cache import Cache
 from oneforcing_jax.causal.generate import Generator, Rollout, generate
 from oneforcing_jax.causal.plan import ClipDraws, Plan
-from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS, sequential
+from oneforcing_jax.causal.sequential import check_context_gradient, sequential
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import kernels
 from oneforcing_jax.models.condition import Condition
@@ -94,10 +94,7 @@ def differentiable(
     """
     if context_gradient == "full":
         return sequential(g, draws, condition, plan, first, context_gradient)
-    if context_gradient not in CONTEXT_GRADIENTS:
-        raise InputError(
-            f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}"
-        )
+    check_context_gradient(context_gradient)
     rollout = generate(g.stopped(), draws, condition, plan)
     again = replay(g, rollout, condition, plan, first, context_gradient == "straight_through")
     before = sum(block.frames for block in plan[:first])

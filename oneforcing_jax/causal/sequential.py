@@ -30,6 +30,12 @@ from oneforcing_jax.models.condition import Condition
 CONTEXT_GRADIENTS = ("straight_through", "stop", "full")
 
 
+def check_context_gradient(found: str) -> None:
+    """Raises InputError for what is none of `CONTEXT_GRADIENTS`."""
+    if found not in CONTEXT_GRADIENTS:
+        raise InputError(f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {found!r}")
+
+
 def _both_passes(
     g: Generator,
     cache: Cache,
@@ -82,10 +88,7 @@ def sequential(
     Returns:
       [b, f, c, y, x].
     """
-    if context_gradient not in CONTEXT_GRADIENTS:
-        raise InputError(
-            f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {context_gradient!r}"
-        )
+    check_context_gradient(context_gradient)
     total = num_frames(plan)
     condition, tokens = g.prepared(condition), g.frame_tokens(draws.start)
     cache = kv.init(g.config, draws.start.shape[0], g.window.slots(total), tokens)

@@ -25,7 +25,7 @@ from oneforcing_jax.generation import jobs, pretrained, samplers
 from oneforcing_jax.generation.noise import sample_keys
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.methods import causal_ode
-from oneforcing_jax.models.condition import NEGATIVE, Condition
+from oneforcing_jax.models.condition import NEGATIVE, prompted
 from oneforcing_jax.setup.ranges import Amount, Count, Positive, Seed, options
 from oneforcing_jax.system.files import read_record, write_whole
 
@@ -82,7 +82,7 @@ def solver(
     if not given.causal:
         table = samplers.unipc(at)
         return lambda noise, text, _: samplers.sample(
-            model, params, noise, Condition({"text": text}), null, table,
+            model, params, noise, prompted(text), null, table,
             guidance=given.guidance - 1, states=True,
         )  # fmt: skip
     plan = make_plan(
@@ -93,7 +93,7 @@ def solver(
     @jax.jit
     def causal(noise: jax.Array, text: jax.Array, clean: jax.Array) -> jax.Array:
         return causal_ode.trajectory(
-            model, params, clean, noise, Condition({"text": text}), null, layout, at,
+            model, params, clean, noise, prompted(text), null, layout, at,
             tuple(range(given.sampling_steps)), given.guidance - 1,
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.families import Family, records
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.families.records import MODEL
+from oneforcing_jax.methods import Method
 from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.products import Product
 from oneforcing_jax.models.products.plain import PLAIN
@@ -169,12 +170,11 @@ def _converted(folder: Path, ema: bool, dtype: str) -> Source:
 
 def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
     run = _run(folder)
-    method = methods.make(str(run.stages[folder.name].get("method", "")), run)
+    method = _method(run, folder)
     if method.sampled is None:
         raise InputError(f"checkpoint {folder}: expected a method that makes videos, found none")
-    made = method.nets[method.sampled.net].model.with_config(remat="none")
-    if dtype:
-        made = made.with_config(dtype=DTYPES[dtype])
+    changes = {"dtype": DTYPES[dtype]} if dtype else {}
+    made = method.nets[method.sampled.net].model.with_config(remat="none", **changes)
     size, blocks, said = run.latents, run.blocks, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
     if said.is_file():
         read_versioned(said)  # refuses what a newer release trained
@@ -201,6 +201,11 @@ def _run(folder: Path) -> Run:
     return run
 
 
+def _method(run: Run, folder: Path) -> Method:
+    """The method of the stage in a folder."""
+    return methods.make(str(run.stages[folder.name].get("method", "")), run)
+
+
 def _record(folder: Path) -> Path:
     """The config that a stage was run with: its own, or in runs of version 0.1 the work directory's."""
     own, said = folder / checkpoint.CONFIG, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
@@ -223,8 +228,7 @@ def product(folder: str | Path, net: str) -> Product:
     stage = folder.parent if folder.name == checkpoint.FOLDER else _stage(folder)
     if not _record(stage).is_file():
         return PLAIN
-    run = _run(stage)
-    nets = methods.make(str(run.stages[stage.name].get("method", "")), run).nets
+    nets = _method(_run(stage), stage).nets
     return nets[net].model.product if net in nets else PLAIN
 
 

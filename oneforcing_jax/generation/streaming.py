@@ -35,7 +35,7 @@ from oneforcing_jax.generation.noise import Noise, sample_keys, seeded
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.student import Conditions, Settings, Student
 from oneforcing_jax.generation.teacher import Teacher
-from oneforcing_jax.models.condition import NEGATIVE, Condition
+from oneforcing_jax.models.condition import NEGATIVE, Condition, prompted
 from oneforcing_jax.models.model import unstacked
 
 # Latents of real clips stay below 10 or so. What is beyond this, or no number, is no picture when decoded.
@@ -151,7 +151,7 @@ class VideoModel:
 
     def prepared(self, text: Any) -> Condition:
         """The condition of embeddings [b, s, d], zero beyond each prompt's end, prepared."""
-        return self.maker.prepare(Condition({"text": self.place(text)}))
+        return self.maker.prepare(prompted(self.place(text)))
 
     def first_frames(
         self, video: np.ndarray, settings: Settings, log: Callable[[str], None] = print

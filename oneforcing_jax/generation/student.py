@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -158,7 +157,7 @@ class Student:
     def prepare(self, condition: Condition) -> Condition:
         """With what belongs to the clip as every layer reads it. A video that is asked for with another
         prepared part than before changes there; with the same one it goes on."""
-        return condition.with_prepared(self._run(self._prepare, self.params, condition.clip))
+        return condition._replace(clip=self._run(self._prepare, self.params, condition.clip))
 
     def stream(
         self,
@@ -344,7 +343,7 @@ class Student:
             return program(*arguments)
 
     def _mesh(self) -> Any:
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+        return sharding.using(self.mesh)
 
 
 _empty = jax.jit(kv.init, static_argnums=(0, 1, 2, 3, 4))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 
 import jax
 from jax.sharding import Mesh
 
+from oneforcing_jax import sharding
 from oneforcing_jax.causal.plan import Block, Plan, num_frames
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation import samplers
@@ -52,7 +52,7 @@ class Teacher:
         if given is not None or callable(conditions):
             raise InputError("teacher: it makes whole clips, from one prompt and no given frames")
         start = noise(0, Block(num_frames(plan), (1.0,))).start
-        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+        with sharding.using(self.mesh):
             clip = samplers.sample(
                 self.model, self.params, start, conditions, self.null, self.sampler,
                 guidance=self.guidance,

@@ -17,7 +17,7 @@ from oneforcing_jax.causal.plan import (
     mean_steps,
     with_one_more_step,
 )
-from oneforcing_jax.causal.sequential import CONTEXT_GRADIENTS
+from oneforcing_jax.causal.sequential import check_context_gradient
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.losses import gan
 from oneforcing_jax.models.model import Model
@@ -95,10 +95,7 @@ class Settings:
     r2: Penalty = Penalty()
 
     def __post_init__(self) -> None:
-        if self.context_gradient not in CONTEXT_GRADIENTS:
-            raise InputError(
-                f"context gradient: expected one of {CONTEXT_GRADIENTS}, found {self.context_gradient!r}"
-            )
+        check_context_gradient(self.context_gradient)
         if self.critic_clips not in CRITIC_CLIPS:
             raise InputError(
                 f"critic clips: expected one of {CRITIC_CLIPS}, found {self.critic_clips!r}"

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 CLIP, FRAME = "clip", "frame"
-# What a batch calls the embeddings of the negative prompt.
-NEGATIVE = "negative"
+# What a batch calls the embeddings of the prompt, and of the negative one.
+TEXT, NEGATIVE = "text", "negative"
 
 
 def cut(tree: Any, start: int, stop: int | None = None) -> Any:
@@ -70,9 +70,10 @@ class Condition(NamedTuple):
         """With the frames of another condition after its own."""
         return self._replace(frame=joined(self.frame, later.frame))
 
-    def with_prepared(self, clip: Any) -> Condition:
-        """With another form of what belongs to the clip."""
-        return self._replace(clip=clip)
+
+def prompted(text: Any) -> Condition:
+    """The condition of prompts alone, by their embeddings [b, s, d], zero beyond each prompt's end."""
+    return Condition({TEXT: text})
 
 
 def of(takes: Mapping[str, Field], batch: Mapping[str, Any]) -> Condition:

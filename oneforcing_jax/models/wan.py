@@ -26,7 +26,7 @@ from oneforcing_jax import shapes, sharding
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
 from oneforcing_jax.models import kernels, rope
-from oneforcing_jax.models.condition import NEGATIVE, Condition, Field
+from oneforcing_jax.models.condition import NEGATIVE, TEXT, Condition, Field
 from oneforcing_jax.models.layers import (
     Attention,
     Dense,
@@ -352,13 +352,13 @@ def inputs(config: WanConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def takes(config: WanConfig) -> dict[str, Field]:
     """The conditions of the transformer: the prompt's embeddings, zero beyond its length."""
-    return {"text": Field((config.text_len, config.text_dim), null=NEGATIVE)}
+    return {TEXT: Field((config.text_len, config.text_dim), null=NEGATIVE)}
 
 
 def text_of(condition: Condition) -> jax.Array | KeyValue:
     """The prompt of a condition, embedded or prepared."""
     found: jax.Array | KeyValue = condition.clip
-    return found["text"] if isinstance(found, Mapping) else found
+    return found[TEXT] if isinstance(found, Mapping) else found
 
 
 @functools.cache
@@ -384,7 +384,7 @@ def model(config: WanConfig, product: Product = PLAIN) -> Model:
         return out
 
     def prepare(params: Params, clip: Any) -> KeyValue:
-        out: Any = net.apply({"params": params}, clip["text"], method="text_key_value")
+        out: Any = net.apply({"params": params}, clip[TEXT], method="text_key_value")
         return out
 
     def again(other: WanConfig | None, others: Product | None) -> Model:

@@ -22,7 +22,7 @@ from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.families.codec import pad
 from oneforcing_jax.generation.samplers import euler, sample
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models.condition import NEGATIVE, Condition
+from oneforcing_jax.models.condition import NEGATIVE, prompted
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.ranges import Amount, Count, Natural
 from oneforcing_jax.setup.run import Run
@@ -138,7 +138,7 @@ class Gallery:
     def clip(self, student: Student, plan: Plan) -> np.ndarray:
         """A student's videos of the captions."""
         draws, text = self._own((self.draws(plan), jnp.asarray(self.text)))
-        condition = student.prepare(Condition({"text": text}))
+        condition = student.prepare(prompted(text))
         return self._all(student.clip(draws, condition, plan))
 
     def _own(self, rows: Any) -> Any:
@@ -164,7 +164,7 @@ class Gallery:
             model,
             load(self.run, self.workdir, source),
             noise,
-            Condition({"text": text}),
+            prompted(text),
             model.null({NEGATIVE: jnp.asarray(self.negative)}),
             euler(flow.grid(self.settings.steps, self.run.shift)),
             guidance=self.settings.guidance,

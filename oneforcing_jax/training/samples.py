@@ -18,7 +18,7 @@ from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.families.codec import pad
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.setup.ranges import Natural
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import places, processes
@@ -101,7 +101,7 @@ class Samples:
         draws = draw(key, (count, *run.latents.shape), self._plan, 0.0)
         prompts = np.stack(embedded * count)[:count]
         place = sharding.named(mesh, ("batch",))
-        given = Condition({"text": prompts})
+        given = prompted(prompts)
         self._draws, self._condition = jax.device_put((draws, given), place)
         self._student = Student(model, {}, mesh=mesh)
         self._averaged = bool(trainer.averaged)

@@ -16,7 +16,7 @@ from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.generation.student import Student
-from oneforcing_jax.models.condition import Condition
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.setup.ranges import Natural
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, leaves, results
@@ -122,7 +122,7 @@ def _stream(
             path, worlds.FPS, crf=worlds.CRF, full_chroma=True, origin=origin
         ) as writer:
             text = jnp.asarray(gallery.text[i : i + 1])
-            condition = student.prepare(Condition({"text": text}))
+            condition = student.prepare(prompted(text))
             for block in student.stream(draws, condition, gallery.plan):
                 writer.write(gallery.decode(block)[0])
 
