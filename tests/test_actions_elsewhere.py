@@ -7,19 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens import error
+from noise_store import write_noise
 
 from oneforcing_jax import main
 from oneforcing_jax.causal.generate import Generator, generate
 from oneforcing_jax.causal.plan import draw, make_plan
 from oneforcing_jax.causal.replay import differentiable
 from oneforcing_jax.causal.sequential import sequential
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.models.model import unstacked
 from oneforcing_jax.setup import config as configs
-from oneforcing_jax.toy import codec, encoders, text
 
 ACTIONS = '''
 import dataclasses
@@ -109,17 +108,8 @@ def trained(tmp_path_factory):
     (folder / "played" / "actions.py").write_text(ACTIONS)
     base = str(configs.Path(__file__).parents[1] / "configs" / "base.py")
     (folder / "config.py").write_text(CONFIG.format(base=base))
-    rng = np.random.default_rng(0)
-    (folder / "data").mkdir()
-    fitted = codec.fit(rng.integers(0, 256, (8, 16, 16, 3), np.uint8), channels=3)
-    encoders.save(folder / "data", fitted, text.TextEncoder.train(["a red square"], 8, 8))
     shapes = {"latents": (3, 3, 4, 4), "text": (8, 8), "action": (3, 2)}
-    fields = {name: (shape, "float32") for name, shape in shapes.items()}
-    store = Store.create(folder / "data" / "store", 16, fields)
-    for i in range(16):
-        store.write(i, {k: rng.standard_normal(s, np.float32) for k, s in shapes.items()})
-    store.write_shared(NEGATIVE_TEXT, np.zeros((8, 8), np.float32))
-    encoders.encoders.record(store.path, folder / "data")
+    write_noise(folder / "data", shapes)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         main.main([f"--config={folder / 'config.py'}", f"--workdir={folder}"])

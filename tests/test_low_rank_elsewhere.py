@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from goldens import error
+from noise_store import write_noise
 
 from oneforcing_jax import main, sharding
 from oneforcing_jax.causal.plan import draw, make_plan
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models import trees, wan
@@ -19,7 +19,6 @@ from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.system import checkpoint
-from oneforcing_jax.toy import codec, encoders, text
 from tools import export_torch
 
 METHOD = '''
@@ -116,16 +115,7 @@ def trained(tmp_path_factory, random_params):
     base = str(configs.Path(__file__).parents[1] / "configs" / "base.py")
     (folder / "config.py").write_text(CONFIG.format(base=base))
     unbroken, resumed = folder / "unbroken", folder / "resumed"
-    rng = np.random.default_rng(0)
-    unbroken.mkdir()
-    fitted = codec.fit(rng.integers(0, 256, (8, 16, 16, 3), np.uint8), channels=3)
-    encoders.save(unbroken, fitted, text.TextEncoder.train(["a red square"], 8, 8))
-    shapes = {"latents": ((2, 3, 4, 4), "float32"), "text": ((8, 8), "float32")}
-    store = Store.create(unbroken / "store", 16, shapes)
-    for i in range(16):
-        store.write(i, {n: rng.standard_normal(s, np.float32) for n, (s, _) in shapes.items()})
-    store.write_shared(NEGATIVE_TEXT, np.zeros((8, 8), np.float32))
-    encoders.encoders.record(store.path, unbroken)
+    write_noise(unbroken, {"latents": (2, 3, 4, 4), "text": (8, 8)})
     model = wan.model(WanConfig(16, 16, 2, 1, 3, 3, text_dim=8, text_len=8, freq_dim=8))
     with checkpoint.manager(unbroken / "base" / "checkpoints") as manager:
         for step in (1, 2):

@@ -4,15 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from noise_store import write_noise
 
 from oneforcing_jax import main, methods
-from oneforcing_jax.data.store import NEGATIVE_TEXT, Store
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import stages
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.targets import forecast, topology
-from oneforcing_jax.toy import codec, encoders, text
 
 METHOD = '''
 import dataclasses
@@ -104,18 +103,7 @@ def workdir(tmp_path, monkeypatch):
     base = str(configs.Path(__file__).parents[1] / "configs" / "base.py")
     (tmp_path / "config.py").write_text(CONFIG.format(base=base))
     monkeypatch.syspath_prepend(str(tmp_path))
-    rng = np.random.default_rng(0)
-    fitted = codec.fit(rng.integers(0, 256, (8, 16, 16, 3), np.uint8), channels=3)
-    (tmp_path / "data").mkdir()
-    words = text.TextEncoder.train(["a red square"], 8, 8)
-    encoders.save(tmp_path / "data", fitted, words)
-    shapes = {"latents": ((2, 3, 4, 4), "float32"), "text": ((8, 8), "float32")}
-    store = Store.create(tmp_path / "data" / "store", 16, shapes)
-    for i in range(16):
-        sample = {name: rng.standard_normal(s, np.float32) for name, (s, _) in shapes.items()}
-        store.write(i, sample)
-    store.write_shared(NEGATIVE_TEXT, np.zeros((8, 8), np.float32))
-    encoders.encoders.record(store.path, tmp_path / "data")
+    write_noise(tmp_path / "data", {"latents": (2, 3, 4, 4), "text": (8, 8)})
     return tmp_path
 
 
