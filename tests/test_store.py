@@ -72,6 +72,20 @@ def test_who_makes_a_store_at_once_with_others_opens_theirs(tmp_path):
     assert all(made[0].done()[0] for made in stores_made)
 
 
+@pytest.mark.parametrize("file", ["arrays/latents/zarr.json", "arrays/text/zarr.json", "meta.json"])
+def test_a_store_that_was_killed_as_it_was_made_is_made_again(tmp_path, file):
+    """There is no store yet or one that opens: commands look at what is there before they begin."""
+    Store.create(tmp_path / "s", 5, FIELDS)
+    last = max((tmp_path / "s").rglob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert last.name == "meta.json"
+    last.unlink()
+    (tmp_path / "s" / file).unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match="no store at"):
+        Store.open(tmp_path / "s")
+    Store.create(tmp_path / "s", 5, FIELDS).write(0, sample(0))
+    assert_same(Store.open(tmp_path / "s").read(0), sample(0))
+
+
 def test_padding_takes_no_disk_space(tmp_path):
     fields = {"text": ((512, 256), "bfloat16")}
     store = Store.create(tmp_path / "s", 16, fields)

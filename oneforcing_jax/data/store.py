@@ -90,7 +90,11 @@ class Store:
         meta = store_meta.describe(count, fields, attributes or {})
         if not (path / META).exists():
             layout = {"version": store_meta.VERSION, "samples_per_shard": per_shard(count, fields)}
-            _begin(path, meta | layout, count * _least(fields))
+            _make_folder(path, count, _least(fields))
+            # A store is there once its description is, so its arrays come first.
+            cls(path, meta | layout, create=True)
+            if not (path / META).exists():  # no other process was faster
+                write_whole(path / META, json.dumps(meta | layout, indent=1).encode())
         old = store_meta.read(path / META)
         meta = {**old, **meta}  # a store keeps its layout
         if difference := store_meta.difference(old, meta):
@@ -299,24 +303,22 @@ class Store:
             raise InputError(f"{self.path}: expected 0 <= sample < {self._count}, found {index}")
 
 
-def _begin(path: Path, meta: Mapping[str, Any], least: int) -> None:
-    """Writes the description of a new store of `least` bytes, unless another process was faster."""
-    room.check_disk(f"{path}: a store of {meta['count']} samples", least, path)
+def _make_folder(path: Path, count: int, least: int) -> None:
+    """Makes the folder of a new store of `count` samples of `least` bytes."""
+    room.check_disk(f"{path}: a store of {count} samples", count * least, path)
     try:
         places.make(path)
         # A bucket has folders as far as they have files.
         names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     except OSError as error:
         raise InputError(f"cannot make a store at {path}: {error.strerror}") from error
-    if (path / META).exists():
-        return
-    # A hidden file may be the meta.json that another process is writing.
-    if foreign := [name for name in names if not name.startswith(".")]:
+    # Arrays, or a hidden file that becomes a meta.json, are of another process or of one that was killed.
+    foreign = [name for name in names if not name.startswith(".") and name not in (META, "arrays")]
+    if foreign:
         raise InputError(
             f"{path}: expected an empty folder or a store, found other files ({foreign[0]}); choose "
             "another folder"
         )
-    write_whole(path / META, json.dumps(meta, indent=1).encode())
 
 
 def _least(fields: store_meta.Fields) -> int:

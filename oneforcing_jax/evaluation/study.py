@@ -105,6 +105,7 @@ CONDITIONS = (
         STRONG | UNGUIDED,
         against="DMD alone, no guidance",
     ),
+    Row("One-Forcing, adversarial x100, no guidance", _adversarial(3.0) | UNGUIDED, 5),
     Row("DMD alone, more noise", DMD | NOISIER, base="noisier"),
     Row(
         "One-Forcing, adversarial x10, more noise",
