@@ -5,7 +5,7 @@ Other configs begin with `get_config()` of this file and change what differs.
 
 from ml_collections import ConfigDict
 
-from oneforcing_jax.families.wan21 import WAN_1_3B, WAN_14B
+from oneforcing_jax.families.wan21 import FAMILY, VIDEO, WAN_1_3B, WAN_14B
 from oneforcing_jax.setup.config import section
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.training.optim import Optimiser
@@ -59,11 +59,12 @@ def get_config():
     c.family = "wan21"
     # Devices along each axis; -1 takes what the others leave. See docs/scaling.md.
     c.mesh = {"data": 1, "fsdp": -1, "context": 1, "sequence": 1, "tensor": 1}
-    c.latents = {"frames": 21, "channels": 16, "rows": 60, "columns": 104}
+    frames, rows, columns = FAMILY.latents
+    c.latents = {"frames": frames, "channels": FAMILY.channels, "rows": rows, "columns": columns}
     # Frames of video a second.
-    c.fps = 16.0
+    c.fps = VIDEO.fps
     # Of the noise schedule.
-    c.shift = 5.0
+    c.shift = VIDEO.shift
     # Autoregressive blocks and their unwarped timesteps in training; first_*: 0 or () as the others.
     c.blocks = {"frames": 1, "steps": (1000,), "first_frames": 0, "first_steps": ()}
     c.generator = section(WAN_1_3B, dtype=half, remat="attention")

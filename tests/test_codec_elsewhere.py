@@ -116,7 +116,7 @@ def no_conversion(*_):
 FAMILY = Family(
     Video(
         frames=5, rows=16, columns=24, fps=8.0, shift=2.0, steps=(1000.0,), first_steps=(1000.0, 500.0),
-        guidance=3.0, negative="",
+        sampling_steps=8, guidance=3.0, negative="",
     ),
     channels=6,
     strides=(TIME, SPACE),

@@ -32,8 +32,8 @@ from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
-from oneforcing_jax.models.wan import TINY
-from oneforcing_jax.system import checkpoint
+from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.system import checkpoint, saved
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -41,6 +41,7 @@ diffusers = pytest.importorskip("diffusers")
 TOOLS = Path(__file__).parent.parent / "tools"
 PUBLISHED = json.loads((FOLDER / "checkpoint_keys.json").read_text())["keys"]
 HEAD = HeadConfig((0, 1), 24)
+TINY = WanConfig(32, 48, 2, 2, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)
 VAE = VAEConfig(
     width=4, multipliers=(1, 1), blocks=1, time_downsample=(True,), mean=(0.0, 1.0), std=(1.0, 2.0)
 )
@@ -162,7 +163,7 @@ def load(folder: Path, net: str, abstract: Any, dtype: str, ema: bool = False) -
     typed = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, DTYPES[dtype], sharding=device), abstract
     )
-    return checkpoint.load_net(folder, net, typed, ema)
+    return saved.load_net(folder, net, typed, ema)
 
 
 @pytest.mark.parametrize(("size", "name"), [("1.3b", "wan2.1_t2v_1.3b"), ("14b", "wan2.1_t2v_14b")])

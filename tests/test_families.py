@@ -18,7 +18,6 @@ from safetensors.torch import save_file as save_torch
 from oneforcing_jax.convert import source
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.families.wan21 import FAMILY
-from oneforcing_jax.models.wan import TINY
 
 torch = pytest.importorskip("torch")
 STEM = made.STEM
@@ -45,7 +44,7 @@ def test_halves_of_both_kinds_are_held_exactly(tmp_path: Path, first: int) -> No
     save_file(typed, tmp_path / f"in/{STEM}.safetensors")
     made.write_json(tmp_path / "in/config.json", made.ORIGINAL_CONFIG)
     found = made.load(
-        convert(tmp_path / "in") / "transformer", "model", FAMILY.abstract(TINY), "float32"
+        convert(tmp_path / "in") / "transformer", "model", FAMILY.abstract(made.TINY), "float32"
     )
     for layer in (0, 1):
         expected = typed[f"blocks.{layer}.ffn.0.weight"].T.astype(np.float32)
@@ -60,7 +59,7 @@ def test_one_file_of_any_name_and_prefix(tmp_path: Path, prefix: str) -> None:
     save_file(prefixed(state, prefix), file)
     # A file, or the folder that holds it.
     out = convert(file if prefix == COMFY else file.parent, num_heads=2)
-    found = made.load(out / "transformer", "model", FAMILY.abstract(TINY), "bfloat16")
+    found = made.load(out / "transformer", "model", FAMILY.abstract(made.TINY), "bfloat16")
     kernel = found["blocks"]["ffn"]["0"]["kernel"][1]
     assert made.bits(kernel) == made.bits(state["blocks.1.ffn.0.weight"].T)
     record = json.loads((out / "transformer/model.json").read_text())["nets"]["params_model"]
@@ -121,7 +120,7 @@ def _shards(*names: str) -> Callable[[Path], Path]:
 
 
 def _sized(**change: int) -> Callable[[], made.State]:
-    config = dataclasses.replace(TINY, **change)
+    config = dataclasses.replace(made.TINY, **change)
     return lambda: made.tensors(wan_keys.transformer(2), FAMILY.abstract(config))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from oneforcing_jax.data.playable import playable
 from oneforcing_jax.data.video import Clip, at_rate, frames_of, measured, read_clip, read_video
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.evaluation.playable import playable
 
 # Red, green / blue, white.
 CORNERS = np.array([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]], np.uint8)

@@ -1,5 +1,7 @@
 """Serving in eight bits from one file outside the package: a product, and a function that quantises."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,8 @@ from oneforcing_jax.models.model import unstacked
 from oneforcing_jax.models.products import Leaf, Product, plain
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.system import checkpoint
+
+CONFIG = WanConfig(32, 48, 2, 2, 4, 4, text_dim=16, text_len=8, freq_dim=16)
 
 
 def leaves(init, shape, axes):
@@ -47,8 +51,7 @@ def quantised(params):
 
 
 def test_a_stream_of_whole_numbers_is_close_to_the_plain_one(random_params):
-    config = WanConfig(32, 48, 2, 1, 4, 4, text_dim=16, text_len=8, freq_dim=16, dtype=jnp.bfloat16)
-    model = wan.model(config)
+    model = wan.model(dataclasses.replace(CONFIG, dtype=jnp.bfloat16))
     served, params = model.with_product(EIGHT_BITS), random_params(model)
     whole = quantised(params)
     # What others ask of the model: memory, placement and the dtypes of what is read.
@@ -81,7 +84,7 @@ def test_it_multiplies_as_its_merged_kernel():
 
 
 def test_it_is_exported_with_plain_kernels(random_params, tmp_path):
-    whole = quantised(random_params(wan.model(wan.TINY)))
+    whole = quantised(random_params(wan.model(CONFIG)))
     with checkpoint.manager(tmp_path / "checkpoints") as manager:
         checkpoint.save(manager, 1, {"params": {"generator": jax.tree.map(jnp.asarray, whole)}})
     with pytest.raises(ValueError, match="found leaves beside kernels"):

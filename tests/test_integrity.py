@@ -10,7 +10,7 @@ import pytest
 
 from oneforcing_jax.convert import to_orbax
 from oneforcing_jax.data.store import Store
-from oneforcing_jax.system import checkpoint, integrity
+from oneforcing_jax.system import checkpoint, integrity, saved
 
 CHECK = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "check.py"))["main"]
 RNG = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def state(seed):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def written(tmp_path_factory):
     """Two checkpoints of a run."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     with checkpoint.manager(folder) as manager:
@@ -52,7 +52,7 @@ def abstract():
 
 
 def load(folder):
-    return jax.tree.map(np.asarray, checkpoint.load_net(folder, "net", abstract()))
+    return jax.tree.map(np.asarray, saved.load_net(folder, "net", abstract()))
 
 
 def same(one, other):
@@ -60,14 +60,14 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("kind", ["flipped", "cut", "deleted"])
-def test_damaged_checkpoints_are_refused(saved, tmp_path, kind):
-    whole = load(saved)
+def test_damaged_checkpoints_are_refused(written, tmp_path, kind):
+    whole = load(written)
     rng = np.random.default_rng(len(kind))
-    chosen = [p for p in files(saved / "2") if rng.random() < 0.5]
+    chosen = [p for p in files(written / "2") if rng.random() < 0.5]
     for file in chosen:
         shutil.rmtree(tmp_path / "c", ignore_errors=True)
-        shutil.copytree(saved, tmp_path / "c")
-        damage(tmp_path / "c" / file.relative_to(saved), kind, rng)
+        shutil.copytree(written, tmp_path / "c")
+        damage(tmp_path / "c" / file.relative_to(written), kind, rng)
         try:
             found = load(tmp_path / "c")
         except ValueError as error:
@@ -79,8 +79,8 @@ def test_damaged_checkpoints_are_refused(saved, tmp_path, kind):
     assert len(chosen) > 5
 
 
-def test_the_newest_whole_checkpoint_is_named(saved, tmp_path):
-    shutil.copytree(saved, tmp_path / "c")
+def test_the_newest_whole_checkpoint_is_named(written, tmp_path):
+    shutil.copytree(written, tmp_path / "c")
     (tmp_path / "c" / "99").mkdir()  # an empty folder is no checkpoint
     data = max(files(tmp_path / "c" / "2"), key=lambda p: p.stat().st_size)
     data.write_bytes(data.read_bytes()[:-1])
@@ -130,8 +130,8 @@ def test_stores_see_what_is_damaged(tmp_path, kind_of_store):
     assert seen > 40
 
 
-def test_the_checker_says_what_is_whole(saved, tmp_path, capsys):
-    shutil.copytree(saved, tmp_path / "stage" / "checkpoints")
+def test_the_checker_says_what_is_whole(written, tmp_path, capsys):
+    shutil.copytree(written, tmp_path / "stage" / "checkpoints")
     store = Store.create(tmp_path / "store", 2, {"x": ((3,), "float32")})
     store.write(0, {"x": np.ones(3, np.float32)})
     with_weights = tmp_path / "weights" / "0"

@@ -12,7 +12,7 @@ from oneforcing_jax import main
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import stages
 from oneforcing_jax.setup.run import Run
-from oneforcing_jax.system import checkpoint, places
+from oneforcing_jax.system import checkpoint, places, saved
 from oneforcing_jax.training import lineage
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +136,7 @@ def test_more_iterations_upstream_make_stale_what_follows(command, tmp_path, cap
     assert "notes is made anew; what was there is in" in "".join(capsys.readouterr())
     assert (tmp_path / "work" / "notes.old-1" / "words.txt").read_text() == "aa"
     assert (tmp_path / "work" / "notes" / "words.txt").read_text() == "a"
-    assert checkpoint.newest(tmp_path / "work" / "teacher" / checkpoint.FOLDER) == 3
+    assert saved.newest(tmp_path / "work" / "teacher" / checkpoint.FOLDER) == 3
     assert not (tmp_path / "work" / "teacher.old-1").exists()
     assert not command(*three, rate)
     assert "teacher (stages.teacher.optimisers.model.learning_rate was 0.5, now" in command(*three)

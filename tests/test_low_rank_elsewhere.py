@@ -18,7 +18,7 @@ from oneforcing_jax.models import trees, wan
 from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
-from oneforcing_jax.system import checkpoint
+from oneforcing_jax.system import checkpoint, saved
 from tools import export_torch
 
 METHOD = '''
@@ -153,13 +153,13 @@ def test_adapters_alone_are_trained_and_kept(trained):
     abstract = wan.model(pretrained.find(workdir / "adapted").config).in_use(
         sharding.make_mesh({"data": 1}, jax.devices()[:1])
     )
-    base = checkpoint.load_net(workdir / "base" / "checkpoints", "model", abstract)
+    base = saved.load_net(workdir / "base" / "checkpoints", "model", abstract)
     for ema in (False, True):
         _, params = read(workdir / "adapted", ema)
         assert is_same(trees.select(params, lambda path: not is_adapter(path)), base)
         assert np.abs(params["blocks"]["self_attn"]["q"]["up"]).max() > 1e-3
         assert is_same(params, read(unbroken / "adapted", ema)[1])
-    step = checkpoint.find(workdir / "adapted" / "checkpoints")
+    step = saved.find(workdir / "adapted" / "checkpoints")
     kept = {path.name: checkpoint.items.paths(path) for path in step.glob("*_model")}
     assert kept.keys() == {"params_model", "opt_model", "ema_model"}
     for name in ("params_model", "ema_model"):

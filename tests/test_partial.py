@@ -15,7 +15,7 @@ from oneforcing_jax.models import critic, trees, wan
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.wan import WanConfig
-from oneforcing_jax.system import checkpoint, files, places
+from oneforcing_jax.system import checkpoint, files, places, saved
 from oneforcing_jax.system.bases import Base
 from oneforcing_jax.training import randomness
 from oneforcing_jax.training.optim import Optimiser
@@ -77,43 +77,45 @@ def test_the_head_of_a_critic_is_new_and_trained_with_its_products_own():
     assert net.with_product(PLAIN).trains is None
 
 
-def saved(folder, number, net, params, stands_on=None):
+def written(folder, number, net, params, stands_on=None):
     """A checkpoint of a stage in a work directory, and what names it for those that stand on it."""
     with checkpoint.manager(folder / "checkpoints") as manager:
         checkpoint.claim(manager, {}, {net: stands_on} if stands_on else None)
         checkpoint.save(manager, number, {"params": {net: params}})
-    step = checkpoint.find(folder / "checkpoints")
+    step = saved.find(folder / "checkpoints")
     at = places.relative(step, folder.parent)
-    return lambda under="": Base(at, net, under, checkpoint.identity(step, net))
+    return lambda under="": Base(at, net, under, saved.identity(step, net))
 
 
 def test_a_network_may_stand_on_one_that_stands_on_another(tmp_path):
     """What is nearer wins; a base may fill a part; each is named by all that it stands on."""
     x = {name: np.full((2,), value, np.float32) for value, name in enumerate("abcdef")}
-    lowest = saved(tmp_path / "one", 1, "model", {"in": {"k": x["a"], "b": x["b"]}, "out": x["c"]})
-    middle = saved(tmp_path / "two", 1, "model", {"in": {"k": x["d"], "up": x["e"]}}, lowest())
-    saved(tmp_path / "three", 7, "critic", {"head": x["f"]}, middle("model"))
+    lowest = written(
+        tmp_path / "one", 1, "model", {"in": {"k": x["a"], "b": x["b"]}, "out": x["c"]}
+    )
+    middle = written(tmp_path / "two", 1, "model", {"in": {"k": x["d"], "up": x["e"]}}, lowest())
+    written(tmp_path / "three", 7, "critic", {"head": x["f"]}, middle("model"))
     whole = {
         "model": {"in": {"k": x["d"], "b": x["b"], "up": x["e"]}, "out": x["c"]},
         "head": x["f"],
     }
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), whole)
-    found = checkpoint.load_net(tmp_path / "three" / "checkpoints", "critic", like)
+    found = saved.load_net(tmp_path / "three" / "checkpoints", "critic", like)
     assert jax.tree.structure(found) == jax.tree.structure(whole)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, whole)))
-    checkpoint.check_net(tmp_path / "three" / "checkpoints", "critic", like)
+    saved.check_net(tmp_path / "three" / "checkpoints", "critic", like)
     with pytest.raises(ValueError, match="of another model: 1 missing .more.; use the config"):
-        checkpoint.check_net(tmp_path / "three" / "checkpoints", "critic", like | {"more": x["a"]})
-    record = tmp_path / "three" / "checkpoints" / checkpoint.RUN_FILE
+        saved.check_net(tmp_path / "three" / "checkpoints", "critic", like | {"more": x["a"]})
+    record = tmp_path / "three" / "checkpoints" / saved.RUN_FILE
     for wrong in ([], {"critic": {"net": "model"}}, {"critic": dict.fromkeys(Base._fields, 1)}):
         record.write_bytes(files.record({"bases": wrong}))
         with pytest.raises(
             ValueError, match="expected checkpoint and net and under and identity of"
         ):
-            checkpoint.pieces(tmp_path / "three" / "checkpoints", "critic")
+            saved.pieces(tmp_path / "three" / "checkpoints", "critic")
     (tmp_path / "one").rename(tmp_path / "gone")
     with pytest.raises(ValueError, match="'model' stands, 'model' of .*one.*, found none there"):
-        checkpoint.load_net(tmp_path / "two" / "checkpoints", "model", like["model"])
+        saved.load_net(tmp_path / "two" / "checkpoints", "model", like["model"])
 
 
 def test_random_keys_share_nothing():

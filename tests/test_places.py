@@ -17,7 +17,7 @@ from oneforcing_jax.data import captions
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.errors import InputError, MissingInput, MissingPackage
 from oneforcing_jax.generation.jobs import read_prompts
-from oneforcing_jax.system import checkpoint, integrity, places
+from oneforcing_jax.system import checkpoint, integrity, places, saved
 from oneforcing_jax.system.files import read_record, staged, write_whole
 from oneforcing_jax.training.metrics import Log, Work, read_rows
 
@@ -58,28 +58,28 @@ def test_weights_and_lists_in_a_bucket(bucket, tmp_path):
         to_orbax.save_item(made / "0" / "params_net", net)
         integrity.seal(made)
         assert not places.sizes(bucket / "made")
-    assert same(checkpoint.load_net(bucket / "made", "net", abstract()), net)
+    assert same(saved.load_net(bucket / "made", "net", abstract()), net)
     # Without what is copied last they do not count.
     (bucket / "made" / integrity.SUMS).unlink()
     with pytest.raises(MissingInput, match="expected Orbax checkpoints"):
-        checkpoint.load_net(bucket / "made", "net", abstract())
+        saved.load_net(bucket / "made", "net", abstract())
     # A run's checkpoints, copied there.
     with checkpoint.manager(tmp_path / "run") as manager:
         checkpoint.save(manager, 1, state(4))
     run = bucket / "run"
     for name in places.sizes(tmp_path / "run"):
         places.write(run / name, (tmp_path / "run" / name).read_bytes())
-    assert same(checkpoint.load_net(run, "net", abstract()), net)
-    assert checkpoint.identity(run, "net") == checkpoint.identity(tmp_path / "run", "net")
+    assert same(saved.load_net(run, "net", abstract()), net)
+    assert saved.identity(run, "net") == saved.identity(tmp_path / "run", "net")
     places.write(next(run / name for name in places.sizes(run) if "/d/" in name), b"cut")
     with pytest.raises(InputError, match="expected the files that were written"):
-        checkpoint.load_net(run, "net", abstract())
+        saved.load_net(run, "net", abstract())
     # Those that are written there have names for their content, too.
     for number in (4, 5):
         with checkpoint.manager(bucket / f"of_{number}") as manager:
             checkpoint.save(manager, 1, state(number))
-    one, other = (checkpoint.identity(bucket / f"of_{number}", "net") for number in (4, 5))
-    assert one != other and one == checkpoint.identity(bucket / "of_4" / "1", "net")
+    one, other = (saved.identity(bucket / f"of_{number}", "net") for number in (4, 5))
+    assert one != other and one == saved.identity(bucket / "of_4" / "1", "net")
     # Lists, and the videos that they name.
     write_whole(bucket / "prompts.txt", "\ufeffa cat\na dog\n".encode())
     assert [p.words for p in read_prompts(bucket / "prompts.txt")] == ["a cat", "a dog"]
@@ -156,26 +156,26 @@ def test_a_server_that_fails_for_good(bucket, fronts, impatient):
         checkpoint.save(manager, 2, state(2))
     front.fault = lambda method, path: None
     assert read_record(file) == {"old": 1}
-    assert checkpoint.newest(folder) == 1 and not integrity.problems(folder / "1")
+    assert saved.newest(folder) == 1 and not integrity.problems(folder / "1")
     with checkpoint.manager(folder, keep=1) as manager:
         assert not any(name.startswith("2/") for name in places.sizes(folder))
         checkpoint.save(manager, 2, state(2))
     assert {name.partition("/")[0] for name in places.sizes(folder)} == {"2"}
-    assert same(checkpoint.load_net(folder, "net", abstract()), state(2)["params"]["net"])
+    assert same(saved.load_net(folder, "net", abstract()), state(2)["params"]["net"])
 
 
 @pytest.mark.long
 def test_a_continued_run_is_the_one_on_a_disk(bucket, noise, whole):  # noqa: F811
     train(bucket, noise, iterations=5)
     checkpoints = bucket / STAGE / "checkpoints"
-    assert [p.name for p in checkpoint.numbered(checkpoints)] == ["3", "5"]
+    assert [p.name for p in saved.numbered(checkpoints)] == ["3", "5"]
     # As after a kill: a save that was cut short, a removal that was, and rows that were not saved.
     for name, content in (("6/params_teacher/d/1", b"half"), ("2/commit_success.txt", b"")):
         places.write(checkpoints / name, content)
     (checkpoints / "5" / "commit_success.txt").unlink()
     (checkpoints / "5" / integrity.SUMS).unlink()
     train(bucket, noise)
-    assert [p.name for p in checkpoint.numbered(checkpoints)] == ["6", "8"]
+    assert [p.name for p in saved.numbered(checkpoints)] == ["6", "8"]
     assert {name.partition("/")[0] for name in places.sizes(checkpoints)} == {"6", "8", "run.json"}
     assert any("tfevents" in name for name in places.sizes(bucket / STAGE / "tensorboard"))
     assert not read_record(bucket / "lock")["owner"]
@@ -221,11 +221,11 @@ def test_of_two_commands_one_goes_on_and_a_kill_is_made_good(
         places.remove(bucket / STAGE)
     process = start(bucket, noise, light_environment)
 
-    def saved():
+    def written():
         assert process.poll() is None, process.stderr.read()
-        return checkpoint.newest(bucket / STAGE / "checkpoints") is not None
+        return saved.newest(bucket / STAGE / "checkpoints") is not None
 
-    until(saved, pause=0.1)
+    until(written, pause=0.1)
     process.kill()
     process.wait()
     process = start(bucket, noise, light_environment)

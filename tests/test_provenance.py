@@ -13,7 +13,7 @@ from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import Origin, read_origin, software
 from oneforcing_jax.data.video import VideoWriter, write_video
 from oneforcing_jax.evaluation import provenance
-from oneforcing_jax.system import checkpoint, integrity
+from oneforcing_jax.system import integrity, saved
 from oneforcing_jax.toy import world as toy
 
 STUDY = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "mark_study.py"))
@@ -86,14 +86,14 @@ def test_weights_have_a_name_with_and_without_checksums(tmp_path):
         return folder
 
     one, other = save(tmp_path / "a" / "1", b"x"), save(tmp_path / "b" / "1", b"y")
-    plain = checkpoint.identity(one.parent, "net")
-    assert len(plain) == 64 and plain != checkpoint.identity(other.parent, "net")
-    assert plain != checkpoint.identity(one.parent, "net", ema=True)
+    plain = saved.identity(one.parent, "net")
+    assert len(plain) == 64 and plain != saved.identity(other.parent, "net")
+    assert plain != saved.identity(one.parent, "net", ema=True)
     integrity.seal(one)
-    assert checkpoint.identity(one.parent, "net") == checkpoint.identity(one, "net") == plain
+    assert saved.identity(one.parent, "net") == saved.identity(one, "net") == plain
     # With checksums, no file is read.
     (one / "params_net" / "array").unlink()
-    assert checkpoint.identity(one.parent, "net") == plain
+    assert saved.identity(one.parent, "net") == plain
 
 
 def test_the_mark_is_faint_and_survives(scenes):

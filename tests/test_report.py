@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from browser import NARROW, chromium, page_of, until
 
+from oneforcing_jax.data.playable import playable
 from oneforcing_jax.data.video import read_video, write_video
-from oneforcing_jax.evaluation.playable import playable
 from oneforcing_jax.evaluation.report import __main__ as command
 from oneforcing_jax.evaluation.report import svg
 from oneforcing_jax.evaluation.report.collect import collect, table

@@ -37,7 +37,7 @@ from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
-from oneforcing_jax.system import checkpoint
+from oneforcing_jax.system import checkpoint, saved
 from oneforcing_jax.training import steps
 from oneforcing_jax.training.optim import Optimiser
 
@@ -296,7 +296,7 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
         checkpoint.save(manager, 7, state)
     like = trainer.abstract()[0]["params"]["model"]
     for ema in (False, True):
-        back = checkpoint.load_net(tmp_path, "model", like, ema)
+        back = saved.load_net(tmp_path, "model", like, ema)
         for a, b in zip(
             jax.tree.leaves(back), jax.tree.leaves(state["params"]["model"]), strict=True
         ):
@@ -311,18 +311,18 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
     assert "use the config it was trained with, or another directory" in str(caught.value)
     critic = abstract(critics.model(CONFIG, HeadConfig((1,), 32)))
     with pytest.raises(ValueError, match=r"another model: \d+ missing .*; \d+ unexpected"):
-        checkpoint.load_net(tmp_path, "model", critic)
+        saved.load_net(tmp_path, "model", critic)
     with pytest.raises(
         ValueError, match="expected an item 'params_generator', found .*'params_model'"
     ):
-        checkpoint.load_net(tmp_path, "generator", like)
+        saved.load_net(tmp_path, "generator", like)
 
 
 def test_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="Orbax checkpoints .* in .*absent, found none; run"
     ):
-        checkpoint.load_net(tmp_path / "absent", "model", {})
+        saved.load_net(tmp_path / "absent", "model", {})
 
 
 @needs_eight

@@ -34,7 +34,7 @@ diffusers = pytest.importorskip("diffusers")
 
 TEXT = UMT5Config(vocab=50, width=16, attention_width=24, mlp=40, heads=3, layers=2)
 VAE = VAEConfig(width=2)
-WAN = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=16, text_len=12)
+WAN = WanConfig(32, 48, 2, 2, in_dim=16, out_dim=16, text_dim=16, text_len=12, freq_dim=256)
 WORDS = ["▁a", "▁red", "▁square", "▁moving", "▁left", "▁"]
 
 

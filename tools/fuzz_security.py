@@ -20,7 +20,7 @@ from fuzz_fixture import NOISE, STAGE, TEXT, Case, generation
 from oneforcing_jax.families.encoders import ENCODERS
 from oneforcing_jax.families.records import MODEL
 from oneforcing_jax.generation import pretrained
-from oneforcing_jax.system import checkpoint, files, integrity
+from oneforcing_jax.system import checkpoint, files, integrity, saved
 
 # What the stranger's code does: it leaves a file, and ends the command as a wrong success.
 RAN, WRONG = "ran", 77
@@ -178,7 +178,7 @@ def _fewer(rng: random.Random, folder: Path, sums: Path) -> bool:
 
 
 def _settings(rng: random.Random, folder: Path, sums: Path) -> bool:
-    names = (checkpoint.CONFIG, checkpoint.RUN_FILE, MODEL, "made_from.json")
+    names = (checkpoint.CONFIG, saved.RUN_FILE, MODEL, "made_from.json")
     file = rng.choice([f for name in names for f in sorted(folder.rglob(name))])
     before, content = json.loads(file.read_text()), bytearray(file.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -194,7 +194,7 @@ def _strangers(rng: random.Random, folder: Path, sums: Path) -> bool:
     stranger = place / rng.choice(STRANGERS)
     how = rng.choice(("file", "folder", "link", "newest"))
     if how == "newest":
-        stranger = checkpoint.numbered(place)[-1]
+        stranger = saved.numbered(place)[-1]
         shutil.rmtree(stranger)
         stranger.write_text("x")
     elif how == "file":

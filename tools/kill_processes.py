@@ -35,7 +35,7 @@ from kill_stages import get_config as stages
 from tqdm import tqdm
 
 from oneforcing_jax.data.store import Store
-from oneforcing_jax.system import checkpoint, integrity, places
+from oneforcing_jax.system import checkpoint, integrity, places, saved
 from oneforcing_jax.system.command import Help, any_path, ending
 from oneforcing_jax.system.group import AGAIN
 from oneforcing_jax.training.metrics import RATES, read_rows
@@ -207,7 +207,7 @@ class Work:
 
     def _whole(self) -> None:
         """What is under its name after a kill can be read."""
-        for path in checkpoint.numbered(self._out / TRAINED / checkpoint.FOLDER):
+        for path in saved.numbered(self._out / TRAINED / checkpoint.FOLDER):
             self.wrong += (f"{path}: {words}" for words in integrity.problems(path))
         for name in STORES:
             if (self._out / name / "meta.json").is_file():
@@ -257,7 +257,7 @@ def _half(out: Path) -> list[str]:
     if not places.is_url(out):
         return [str(p) for pattern in HALF for p in out.rglob(pattern) if p.is_dir()]
     folder = out / TRAINED / checkpoint.FOLDER
-    whole = {path.name for path in checkpoint.numbered(folder)}
+    whole = {path.name for path in saved.numbered(folder)}
     numbers = {name.partition("/")[0] for name in places.sizes(folder) if "/" in name}
     return [str(folder / number) for number in sorted(numbers - whole)]
 

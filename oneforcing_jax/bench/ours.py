@@ -18,9 +18,9 @@ from oneforcing_jax.causal.plan import ClipDraws, draw
 from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.convert.keys import KeyMap
+from oneforcing_jax.families.wan21 import WAN_1_3B
 from oneforcing_jax.methods import distillation, one_forcing
 from oneforcing_jax.models.condition import prompted
-from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.setup.run import Run
@@ -32,7 +32,7 @@ def configuration(setting: Setting) -> Any:
     """The published config of the layout, at the sizes of the comparison."""
     config = configs.load(setting.layout)
     student, teacher = (
-        dataclasses.replace(WanConfig(dtype=DTYPES[setting.dtype]), **sizes)  # type: ignore[arg-type]
+        dataclasses.replace(WAN_1_3B, dtype=DTYPES[setting.dtype], **sizes)  # type: ignore[arg-type]
         for sizes in (setting.student_sizes(), setting.teacher_sizes())
     )
     student = dataclasses.replace(student, remat="full")

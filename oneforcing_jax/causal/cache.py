@@ -24,7 +24,8 @@ import numpy as np
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import kernels, rope
 from oneforcing_jax.models.kernels.answers import NOTHING, Answer, after, joined
-from oneforcing_jax.models.wan import Attend, KeyValue, WanConfig
+from oneforcing_jax.models.stack import Attend, KeyValue
+from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.shapes import flat
 from oneforcing_jax.sharding import STORED, constrain
 

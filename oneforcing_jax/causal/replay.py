@@ -19,7 +19,7 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.models import kernels
 from oneforcing_jax.models.condition import Condition
 from oneforcing_jax.models.kernels.groups import Group
-from oneforcing_jax.models.wan import Attend
+from oneforcing_jax.models.stack import Attend
 
 
 def context(straight_through: bool, groups: tuple[Group, ...], first: int) -> Attend:

@@ -16,7 +16,7 @@ import jax
 
 from oneforcing_jax.models import kernels
 from oneforcing_jax.models.kernels.groups import Group, Range
-from oneforcing_jax.models.wan import Attend
+from oneforcing_jax.models.stack import Attend
 
 # Structures that are kept: the same few are asked for again and again, and a long clip has many groups.
 KEPT = 8

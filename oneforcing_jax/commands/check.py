@@ -23,7 +23,7 @@ from oneforcing_jax.data.pipeline import check_finite
 from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.families.records import MODEL, STEP
-from oneforcing_jax.system import checkpoint, integrity, places
+from oneforcing_jax.system import checkpoint, integrity, places, saved
 from oneforcing_jax.system.command import Help, any_path, ending
 from oneforcing_jax.system.files import has_checksum, read_record
 from oneforcing_jax.training import lineage
@@ -84,7 +84,7 @@ def _checkpoints(folder: Path, files: list[Path]) -> tuple[list[Found], set[Path
     around |= {f.parent for f in files if f.name == MODEL and (f.parent / STEP).is_dir()}
     for path in sorted(path for path in around if path == folder or folder in path.parents):
         try:
-            steps |= set(checkpoint.numbered(path))
+            steps |= set(saved.numbered(path))
         except InputError as error:
             strange.append(Found(path, "checkpoint", [str(error)]))
     return strange, steps
@@ -92,7 +92,7 @@ def _checkpoints(folder: Path, files: list[Path]) -> tuple[list[Found], set[Path
 
 def _is_record(file: Path) -> bool:
     """Whether a file is a record of a stage or of weights that no checksums of a folder cover."""
-    of_run = file.parent.name == checkpoint.FOLDER and file.name == checkpoint.RUN_FILE
+    of_run = file.parent.name == checkpoint.FOLDER and file.name == saved.RUN_FILE
     of_stage = file.name in (checkpoint.CONFIG, lineage.RECORD)
     of_weights = file.name == MODEL and not integrity.is_sealed(file.parent)
     return of_run or of_weights or of_stage and (file.parent / checkpoint.FOLDER).is_dir()

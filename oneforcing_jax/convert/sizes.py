@@ -21,8 +21,8 @@ from oneforcing_jax.models.wan import WanConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = WanConfig | VAEConfig | UMT5Config | TinyDecoderConfig
-# Every published Wan model has heads of this size.
-HEAD_DIM = WanConfig().head_dim
+# Every published Wan model has heads of this size and reads prompts of this length.
+HEAD_DIM, TEXT_LEN = 128, 512
 # What the config.json of an exported student says.
 CAUSAL = "causal"
 # Names of the token embedding in transformers' files, which may hold it under both.
@@ -120,7 +120,7 @@ def wan(
     return WanConfig(
         **found,
         num_heads=num_heads or given.get("num_heads") or _heads(dim, source),
-        text_len=given.get("text_len", WanConfig.text_len),
+        text_len=given.get("text_len", TEXT_LEN),
     )
 
 

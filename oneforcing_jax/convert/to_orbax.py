@@ -5,7 +5,7 @@
     from a .pt file  out/0/params_generator, ema_generator and params_critic beside it, and out/model.json
     from taew2_1     out/tiny/0/params_model and out/tiny/model.json
 
-`oneforcing_jax.system.checkpoint.load_net(out / "transformer", "model", abstract)` reads them, and so does
+`oneforcing_jax.system.saved.load_net(out / "transformer", "model", abstract)` reads them, and so does
 `init` in a stage's config ("OUT:generator").
 """
 

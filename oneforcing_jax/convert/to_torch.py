@@ -23,7 +23,7 @@ from oneforcing_jax.models.products import Product
 from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.trees import Path as LeafPath
 from oneforcing_jax.setup.dtypes import DTYPES
-from oneforcing_jax.system import checkpoint, items, room
+from oneforcing_jax.system import items, room, saved
 from oneforcing_jax.system.bases import Piece
 from oneforcing_jax.system.files import staged
 
@@ -52,7 +52,7 @@ class Stored:
     ) -> None:
         for inner in ("checkpoints", "transformer"):
             folder = folder / inner if (folder / inner).is_dir() else folder
-        step = checkpoint.find(folder)
+        step = saved.find(folder)
         names = [f"{'ema' if ema else 'params'}_{net}"]
         names += ["params_model"] if net == "generator" and not ema else []
         found = sorted(path.name for path in step.iterdir() if path.is_dir())
@@ -63,7 +63,7 @@ class Stored:
                 "add or leave out --ema"
             )
         self.path = step / item
-        pieces = checkpoint.pieces(step, item.partition("_")[2], ema)
+        pieces = saved.pieces(step, item.partition("_")[2], ema)
         self._pieces = [(piece, _metadata(piece)) for piece in pieces]
         flat = {path: leaf for _, held in self._pieces for path, leaf in held.items()}
         self._beside = {
@@ -175,7 +175,7 @@ def _plain(dtype: np.dtype) -> np.dtype:
 
 def _metadata(piece: Piece) -> dict[LeafPath, Any]:
     """Shapes and dtypes of what an item holds, by paths in the network; compares its checksums."""
-    checkpoint.verify(piece.path)
+    saved.verify(piece.path)
     with (
         items.readable(piece.path),
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,

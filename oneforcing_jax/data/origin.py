@@ -27,7 +27,7 @@ class Origin:
     """How a video was made; None where nothing is known, or no model made it.
 
     Attributes:
-      checkpoint: names the weights (`checkpoint.identity`).
+      checkpoint: names the weights (`saved.identity`).
       prompt: what was embedded; the file holds its SHA-256 alone.
       seed, sample: of the noise.
       settings: what else decided on the pixels, by name, as JSON holds it; files by their `digest`.

@@ -40,6 +40,7 @@ class Video:
       fps: frames a second.
       shift: of the noise schedule.
       steps, first_steps: unwarped timesteps of a block, and of a first block that sees nothing.
+      sampling_steps: of the many-step model.
       guidance: g in uncond + g (cond - uncond), of the many-step model.
       negative: the prompt of uncond.
     """
@@ -51,6 +52,7 @@ class Video:
     shift: float
     steps: tuple[float, ...]
     first_steps: tuple[float, ...]
+    sampling_steps: int
     guidance: float
     negative: str
 

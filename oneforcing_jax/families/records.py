@@ -17,7 +17,7 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.setup import ranges
 from oneforcing_jax.setup.dtypes import DTYPES
-from oneforcing_jax.system import checkpoint, integrity, places
+from oneforcing_jax.system import integrity, places, saved
 from oneforcing_jax.system.files import MORE, VERSION, has_checksum, read_versioned
 
 # A converted network has the first beside it, which says what it is, and a text encoder also its tokenizer.
@@ -126,7 +126,7 @@ def net(folder: Path, mesh: Any, kind: type, init: Any, dtype: Any = None) -> tu
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored, sharding=leaf.sharding),
         sharding.abstract(boxed, mesh),
     )
-    params = checkpoint.load_net(folder, "model", shapes)
+    params = saved.load_net(folder, "model", shapes)
     return config, params, fingerprint(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
 from oneforcing_jax.models.wan import WanConfig
 
-WAN_1_3B = WanConfig()
-WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+WAN_1_3B = WanConfig(
+    dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, in_dim=16, out_dim=16,
+    text_dim=4096, text_len=sizes.TEXT_LEN, freq_dim=256,
+)  # fmt: skip
+WAN_14B = dataclasses.replace(WAN_1_3B, dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 VIDEO = Video(
     frames=81,
     rows=480,
@@ -33,6 +37,7 @@ VIDEO = Video(
     steps=(1000.0,),
     # The paper's first block (its section on generation): the others build on it.
     first_steps=(1000.0, 750.0, 500.0, 250.0),
+    sampling_steps=50,
     guidance=5.0,
     # As published, before cleaning (which makes its commas half-width).
     negative=(
@@ -49,7 +54,7 @@ def load(
     folder: Path, text_len: int | None, dtype: Any, mesh: Any, decoder: str | None, weights: bool
 ) -> tuple[WanCodec, WanText]:
     """What tools/convert_wan.py wrote: vae/ and text/, and the decoder beside them."""
-    length = text_len or WAN_1_3B.text_len
+    length = text_len or sizes.TEXT_LEN
     if not weights:
         return _described(folder, length, decoder)
     every = mesh_of(records.described(folder / "text", UMT5Config), jax.local_devices())
@@ -77,7 +82,7 @@ def outline(dtype: Any, decoder: str | None = None) -> tuple[WanCodec, WanText]:
     """Both at their published sizes, without weights."""
     small = (TinyDecoderConfig(dtype=dtype), None) if decoder else None
     codec = WanCodec(VAEConfig(dtype=dtype), None, decoder=small)
-    return codec, WanText(UMT5Config(), None, None, WAN_1_3B.text_len)
+    return codec, WanText(UMT5Config(), None, None, sizes.TEXT_LEN)
 
 
 def _init(config: WanConfig, key: jax.Array, head: HeadConfig | None = None) -> Any:

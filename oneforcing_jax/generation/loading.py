@@ -38,7 +38,7 @@ class Loading:
     mesh: Mapping[str, int]
     teacher: bool
     sampler: str
-    sampling_steps: Count
+    sampling_steps: Count | None
     guidance: float | None
 
     def __post_init__(self) -> None:
@@ -57,6 +57,10 @@ class Loading:
         """g in uncond + g (cond - uncond): as chosen, or the family's."""
         return family.video.guidance if self.guidance is None else self.guidance
 
+    def sampling_steps_of(self, family: Family) -> int:
+        """Steps of the teacher: as chosen, or the family's."""
+        return self.sampling_steps or family.video.sampling_steps
+
     def model(self) -> VideoModel:
         """The student, or with `teacher` the bidirectional model in many steps."""
         if not self.teacher:
@@ -65,8 +69,9 @@ class Loading:
                 shift=self.shift, window=self.sight(), batch=self.batch, split=self.mesh,
             )  # fmt: skip
 
-        def sampler(shift: float) -> samplers.Sampler:
-            return SAMPLERS[self.sampler](samplers.wan_grid(self.sampling_steps, shift))
+        def sampler(family: Family, shift: float) -> samplers.Sampler:
+            grid = samplers.wan_grid(self.sampling_steps_of(family), shift)
+            return SAMPLERS[self.sampler](grid)
 
         # Wan counts guidance from the unconditional prediction, the paper and we from the conditional.
         return streaming.load_teacher(

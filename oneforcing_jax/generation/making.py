@@ -106,7 +106,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     add("--teacher", action="store_true", help="sample a bidirectional checkpoint in many steps")
     add("--sampler", choices=sorted(SAMPLERS), default="unipc", help="of --teacher")
-    add("--sampling_steps", type=int, default=50, help="of --teacher")
+    add("--sampling_steps", type=int, help="of --teacher; default the family's")
     add("--guidance", type=float, help="of --teacher, g in uncond + g (cond - uncond); default the family's")
 
     add("--batch", type=int, default=1, help="videos side by side, split over the devices")

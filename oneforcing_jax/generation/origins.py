@@ -52,7 +52,7 @@ class Origins:
         said = {"frames": frames, "size": size, "fps": look.fps or source.fps}
         if look.teacher:
             said |= {
-                "sampler": loading.sampler, "sampling_steps": loading.sampling_steps,
+                "sampler": loading.sampler, "sampling_steps": loading.sampling_steps_of(source.family),
                 "guidance": loading.guidance_of(source.family), "negative": digest(found.negative),
             }  # fmt: skip
         else:

@@ -22,7 +22,7 @@ from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.setup.run import Run
-from oneforcing_jax.system import checkpoint, places, room
+from oneforcing_jax.system import checkpoint, places, room, saved
 from oneforcing_jax.system.files import MORE, read_versioned
 
 EXPECTED = (
@@ -95,7 +95,7 @@ class Source:
     @functools.cached_property
     def identity(self) -> str:
         """A SHA-256 that names the weights, from the checksums that lie beside them."""
-        return checkpoint.identity(self.folder, self.net, self.ema)
+        return saved.identity(self.folder, self.net, self.ema)
 
     def params(self, mesh: Mesh | None = None) -> Any:
         """The parameters over a mesh, by default on the first device."""
@@ -104,7 +104,7 @@ class Source:
         needed = room.per_device(abstract) * len(devices)
         advice = "choose --dtype=bfloat16, a smaller model or more devices"
         room.check_memory(f"weights of {self.folder}", needed, advice, devices)
-        return checkpoint.load_net(self.folder, self.net, abstract, self.ema)
+        return saved.load_net(self.folder, self.net, abstract, self.ema)
 
 
 def find(
@@ -175,7 +175,7 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
         raise InputError(f"checkpoint {folder}: expected a method that makes videos, found none")
     changes = {"dtype": DTYPES[dtype]} if dtype else {}
     made = method.nets[method.sampled.net].model.with_config(remat="none", **changes)
-    size, blocks, said = run.latents, run.blocks, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
+    size, blocks, said = run.latents, run.blocks, folder / checkpoint.FOLDER / saved.RUN_FILE
     if said.is_file():
         read_versioned(said)  # refuses what a newer release trained
     # One step is too few for a first block, which sees nothing.
@@ -208,7 +208,7 @@ def _method(run: Run, folder: Path) -> Method:
 
 def _record(folder: Path) -> Path:
     """The config that a stage was run with: its own, or in runs of version 0.1 the work directory's."""
-    own, said = folder / checkpoint.CONFIG, folder / checkpoint.FOLDER / checkpoint.RUN_FILE
+    own, said = folder / checkpoint.CONFIG, folder / checkpoint.FOLDER / saved.RUN_FILE
     if own.is_file():
         return own
     if said.is_file() and checkpoint.SETTINGS in read_versioned(said):

@@ -319,7 +319,7 @@ def load_teacher(
     encoders: str | Path | None = None,
     *,
     decoder: str | None = None,
-    sampler: Callable[[float], samplers.Sampler],
+    sampler: Callable[[Family, float], samplers.Sampler],
     guidance: Callable[[Family], float],
     ema: bool = False,
     dtype: str | None = None,
@@ -329,8 +329,8 @@ def load_teacher(
     """A bidirectional model with its encoders; a video is one block of many steps.
 
     Args:
-      sampler: makes one for the shift of the noise schedule, such as `lambda shift:
-        samplers.unipc(samplers.wan_grid(50, shift))`.
+      sampler: makes one for the family of the model and the shift of the noise schedule, such as `lambda
+        family, shift: samplers.unipc(samplers.wan_grid(family.video.sampling_steps, shift))`.
       guidance: for the family of the model, see `samplers.sample`.
       checkpoint, encoders, decoder, ema, dtype, shift, batch: see `load`.
     """
@@ -340,5 +340,5 @@ def load_teacher(
     negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
     null = source.model.null({NEGATIVE: jnp.asarray(negative)})
     scale = guidance(source.family)
-    teacher = Teacher(source.model, params, null, sampler(source.shift), scale, mesh)
+    teacher = Teacher(source.model, params, null, sampler(source.family, source.shift), scale, mesh)
     return VideoModel(teacher, source, loaded, mesh)

@@ -9,7 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from oneforcing_jax.evaluation.playable import even
+from oneforcing_jax.data.playable import even
 
 # No frame waits for a later one; a block is encoded faster than it is made.
 _OPTIONS = {"preset": "veryfast", "tune": "zerolatency", "crf": "18", "profile": "baseline"}

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from oneforcing_jax.data.origin import Origin
+from oneforcing_jax.data.playable import even
 from oneforcing_jax.data.video import VideoWriter
-from oneforcing_jax.evaluation.playable import even
 
 # Bytes of frames that a session keeps; of more the oldest go.
 MOST_BYTES = 128 << 20

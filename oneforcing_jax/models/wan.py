@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.ad_checkpoint import checkpoint_name
 
 from oneforcing_jax import shapes, sharding
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
-from oneforcing_jax.models import kernels, rope
+from oneforcing_jax.models import kernels, rope, stack
 from oneforcing_jax.models.condition import NEGATIVE, TEXT, Condition, Field
 from oneforcing_jax.models.layers import (
     Attention,
@@ -41,43 +40,17 @@ from oneforcing_jax.models.layers import (
 from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.products import Product
 from oneforcing_jax.models.products.plain import PLAIN
+from oneforcing_jax.models.stack import Attend, KeyValue, Memory, Tap
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.dtypes import DTYPES, Dtype
 from oneforcing_jax.setup.ranges import Count, Positive
 from oneforcing_jax.shapes import flat, trailing
 from oneforcing_jax.sharding import by_heads, constrain
 
-KeyValue = tuple[jax.Array, jax.Array]
-# What `attend` reads beside queries, keys and values, and what it gives back, layer by layer: a cache, a
-# stored context, or None.
-Memory = Any
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Memory], tuple[jax.Array, Memory]]
-# tap(layer number, tokens [b, f, n, d], state) -> state
-Tap = Callable[[jax.Array, jax.Array, Any], Any]
-
-REMAT = ("none", "full", "attention", "dots", "offload")
-LAYER_INPUT = "layer_input"
-
-
-def _policy(remat: str) -> Any:
-    policies = jax.checkpoint_policies
-    if remat == "attention":
-        return kernels.chosen().keeps
-    if remat == "dots":
-        return policies.dots_with_no_batch_dims_saveable
-    if remat == "offload":
-        return policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[LAYER_INPUT],
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
-    return None
-
 
 @dataclasses.dataclass(frozen=True)
 class WanConfig:
-    """Sizes of the transformer; the defaults are those of Wan2.1 T2V 1.3B.
+    """Sizes of the transformer; what a release has of them is in its family.
 
     `rope_theta` is the base of the rotary frequencies. The biases of self-attention's queries and keys begin
     with `qk_bias`; above 0, attention to neighbours is there from the start. `remat` says what the backward
@@ -86,15 +59,15 @@ class WanConfig:
     and what layers begin with waits in the host's memory).
     """
 
-    dim: Count = 1536
-    ffn_dim: Count = 8960
-    num_heads: Count = 12
-    num_layers: Count = 30
-    in_dim: Count = 16
-    out_dim: Count = 16
-    text_dim: Count = 4096
-    text_len: Count = 512
-    freq_dim: Count = 256
+    dim: Count
+    ffn_dim: Count
+    num_heads: Count
+    num_layers: Count
+    in_dim: Count
+    out_dim: Count
+    text_dim: Count
+    text_len: Count
+    freq_dim: Count
     patch: Count = 2
     rope_theta: Positive = 10000.0
     qk_bias: float = 0.0
@@ -108,8 +81,8 @@ class WanConfig:
             )
         if self.freq_dim % 2:
             raise InputError(f"model: expected an even freq_dim, found {self.freq_dim}; change it")
-        if self.remat not in REMAT:
-            raise InputError(f"model: expected remat among {REMAT}, found {self.remat!r}")
+        if self.remat not in stack.REMAT:
+            raise InputError(f"model: expected remat among {stack.REMAT}, found {self.remat!r}")
 
     @property
     def head_dim(self) -> int:
@@ -129,7 +102,6 @@ class WanConfig:
         return (rows // self.patch) * (columns // self.patch)
 
 
-TINY = WanConfig(32, 48, 2, 2, in_dim=4, out_dim=4, text_dim=16, text_len=8, freq_dim=16)
 # Beginnings of names in the tree of parameters, of what computes in float32.
 WIDE = ("time_", "norm")
 
@@ -151,17 +123,6 @@ class Output(NamedTuple):
 def full(q: jax.Array, k: jax.Array, v: jax.Array, memory: Memory) -> tuple[jax.Array, None]:
     """The bidirectional `attend`."""
     return kernels.chosen().attend(flat(q), flat(k), flat(v)).reshape(q.shape), None
-
-
-def _over_layers(layer: Callable[..., Any], carry: Any, count: int, *per_layer: Any) -> Any:
-    """Runs layers: a scan where the first tree of `per_layer` is stacked, a loop where it is a tuple."""
-    if not isinstance(per_layer[0], tuple):
-        return jax.lax.scan(layer, carry, (*per_layer, jnp.arange(count)))
-    new = []
-    for i in range(count):
-        carry, made = layer(carry, (*(x if x is None else x[i] for x in per_layer), jnp.int32(i)))
-        new.append(made)
-    return carry, tuple(new)
 
 
 class Layer(nn.Module):
@@ -215,12 +176,7 @@ class Layer(nn.Module):
 
 
 class WanDiT(nn.Module):
-    """The transformer: flow of noisy latents at given noise levels, conditioned on text.
-
-    Attributes:
-      config: its sizes.
-      product: of its matrices; the parameters that it trains are those that the model trains.
-    """
+    """The transformer: flow of noisy latents at given noise levels, conditioned on text; see `model`."""
 
     config: WanConfig
     product: Product = PLAIN
@@ -263,7 +219,7 @@ class WanDiT(nn.Module):
             apply = self.layer.apply
             return None, apply({"params": per_layer[0]}, embedded, method="text_key_value")
 
-        return _over_layers(layer, None, self.config.num_layers, self.blocks)[1]
+        return stack.run(layer, None, self.config.num_layers, self.blocks)[1]
 
     def _patches(self, latents: jax.Array) -> jax.Array:
         p = self.config.patch
@@ -317,7 +273,6 @@ class WanDiT(nn.Module):
 
         def layer(carry: Any, per_layer: Any) -> tuple[Any, Any]:
             x, tapped = carry
-            x = checkpoint_name(x, LAYER_INPUT)
             params, memory, key_value, index = per_layer
             prompt = embedded if key_value is None else key_value
             x, new = self.layer.apply(
@@ -325,10 +280,9 @@ class WanDiT(nn.Module):
             )
             return (x, tapped if tap is None else tap(index, x, tapped)), new
 
-        if c.remat != "none":
-            layer = jax.checkpoint(layer, policy=_policy(c.remat), prevent_cse=False)
+        layer = stack.recomputed(layer, c.remat)
         key_value = None if embedded is not None else text
-        (x, tapped), new = _over_layers(
+        (x, tapped), new = stack.run(
             layer, (x, tapped), c.num_layers, self.blocks, memory, key_value
         )
         return Output(self._head(x, time, rows, columns), new, tapped)

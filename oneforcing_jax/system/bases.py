@@ -1,6 +1,6 @@
 """Bases by reference: where the rest of a network lies of which a checkpoint holds a part.
 
-The record of a run (`checkpoint.RUN_FILE`) names it below `BASES`, by the network's name. A base below the
+The record of a run (`saved.RUN_FILE`) names it below `BASES`, by the network's name. A base below the
 run's work directory is named from there, so that both may be moved together.
 """
 
@@ -28,7 +28,7 @@ class Base(NamedTuple):
       checkpoint: that holds it, as `places.within` finds it from the work directory.
       net: its name there.
       under: name of the part of the other network that it fills; "": all of it.
-      identity: the SHA-256 that `checkpoint.identity` gives.
+      identity: the SHA-256 that `saved.identity` gives.
     """
 
     checkpoint: str

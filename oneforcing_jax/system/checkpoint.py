@@ -9,9 +9,7 @@ its checksums.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -22,9 +20,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.system import bases, integrity, items, places
-from oneforcing_jax.system.bases import BASES, Base, Piece
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.system import integrity, places, saved
+from oneforcing_jax.system.bases import BASES, Base
 from oneforcing_jax.system.files import (
     FORM,
     VERSION,
@@ -36,10 +34,9 @@ from oneforcing_jax.system.files import (
 
 # A stage has its checkpoints in the first of these, and a work directory the run's config in the second.
 FOLDER, CONFIG = "checkpoints", "config.json"
-TRASH, RUN_FILE, COMMIT = "trash", "run.json", "commit_success.txt"
+TRASH = "trash"
 # What `RUN_FILE` notes where a stage has its config beside its checkpoints; runs of version 0.1 had none.
 SETTINGS = "settings"
-_NUMBER = re.compile(r"0|[1-9][0-9]*")
 CLEAR_TRIES, CLEAR_PAUSE = 50, 0.2  # seconds
 MODES = ("min", "max")
 
@@ -141,7 +138,7 @@ def _unfinished(bucket: Path) -> list[Path]:
         number, _, rest = name.partition("/")
         if number.isdigit() and rest:
             contents.setdefault(number, set()).add(rest)
-    whole = {path.name for path in numbered(bucket)}
+    whole = {path.name for path in saved.numbered(bucket)}
     # All but the newest have checksums, unless they are being removed.
     for number in whole - {max(whole, key=int, default="")}:
         names, sums = contents[number], bucket / number / integrity.SUMS
@@ -154,7 +151,7 @@ def _seal(of: ocp.CheckpointManager) -> None:
     """Writes checksums into checkpoints that have none yet, while no save runs. One before another that has
     some had them, too, and nobody knows what has become of it."""
     if jax.process_index() == 0:
-        for path in reversed(numbered(places.path(of.directory))):
+        for path in reversed(saved.numbered(places.path(of.directory))):
             if integrity.is_sealed(path):
                 break
             integrity.seal(path)
@@ -170,8 +167,8 @@ def check_claim(folder: Path, run: Mapping[str, Any]) -> bool:
     Raises:
       InputError: there are checkpoints of another run; names the field.
     """
-    file = folder / RUN_FILE
-    if not file.is_file() or not numbered(folder):
+    file = folder / saved.RUN_FILE
+    if not file.is_file() or not saved.numbered(folder):
         return False
     found = read_versioned(file)
     for name, value in run.items():
@@ -200,41 +197,12 @@ def claim(
     if not check_claim(folder, run) and jax.process_index() == 0:
         rest = {net: base._asdict() for net, base in (stands_on or {}).items()}
         said = {VERSION: FORM, SETTINGS: CONFIG, **run} | ({BASES: rest} if rest else {})
-        write_whole(folder / RUN_FILE, record(said))
-
-
-def numbered(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, the oldest first; a folder without a network or checksums in it is none.
-
-    Raises:
-      InputError: a file has the name of a checkpoint.
-    """
-    if places.is_url(folder):
-        files = [name.split("/") for name in places.sizes(folder)]
-        as_whole = [integrity.SUMS] in files  # of a conversion
-        ends = ([COMMIT], [integrity.SUMS])
-        whole = {f[0] for f in files if _NUMBER.fullmatch(f[0]) and (as_whole or f[1:] in ends)}
-        return [folder / number for number in sorted(whole, key=int)]
-    found = sorted(
-        (p for p in folder.glob("[0-9]*") if _NUMBER.fullmatch(p.name)), key=lambda p: int(p.name)
-    )
-    if strange := [p for p in found if not p.is_dir()]:
-        raise InputError(
-            f"{strange[0]}: expected a checkpoint, which is a folder, found something else of its name; "
-            "restore it from a copy, or remove this"
-        )
-    return [p for p in found if integrity.is_sealed(p) or any(p.glob("*_*/"))]
-
-
-def newest(folder: Path) -> int | None:
-    """The iteration of the newest checkpoint in a folder; None if there is none."""
-    found = numbered(folder)
-    return int(found[-1].name) if found else None
+        write_whole(folder / saved.RUN_FILE, record(said))
 
 
 def latest(of: ocp.CheckpointManager) -> int | None:
     """The iteration of the newest checkpoint; None if there is none."""
-    return newest(places.path(of.directory))
+    return saved.newest(places.path(of.directory))
 
 
 def last(of: ocp.CheckpointManager) -> str:
@@ -285,9 +253,9 @@ def restore(
         return None
     folder = places.path(source.directory) / str(iteration)
     _check_whole(folder)
-    _check_known(folder)
+    saved.check_known(folder)
     state = {
-        part: {net: _read(folder / f"{part}_{net}", tree) for net, tree in nets.items()}
+        part: {net: saved.read(folder / f"{part}_{net}", tree) for net, tree in nets.items()}
         for part, nets in abstract.items()
     }
     return iteration, state, dict(source.metrics(iteration) or {})
@@ -302,7 +270,7 @@ def _check_whole(newest: Path) -> None:
     wrong = integrity.problems(newest)
     if not wrong:
         return
-    others = (p for p in reversed(numbered(newest.parent)) if p != newest)
+    others = (p for p in reversed(saved.numbered(newest.parent)) if p != newest)
     whole = next((p for p in others if not (integrity.unknown(p) or integrity.problems(p))), None)
     go_on = (
         f"remove it, and the same command continues from {whole}, which is whole"
@@ -312,139 +280,3 @@ def _check_whole(newest: Path) -> None:
     raise InputError(
         f"checkpoint {newest}: expected the files that were written, found that {wrong[0]}; {go_on}"
     )
-
-
-def _check_known(step: Path) -> None:
-    """Says that nobody knows whether a checkpoint is whole, of a killed command or from a bucket.
-
-    Raises:
-      InputError: it had checksums, for a later one has some.
-    """
-    sealed = integrity.sealed(step)
-    if not (reason := integrity.unknown(sealed or step)):
-        return
-    others = [p.name for p in numbered(step.parent) if integrity.is_sealed(p)]
-    if not sealed and others and _NUMBER.fullmatch(step.name) and int(others[-1]) > int(step.name):
-        raise InputError(
-            f"checkpoint {step}: expected {integrity.SUMS} in it as in {others[-1]}, found none; restore it "
-            "from a copy, or name another checkpoint"
-        )
-    if sealed or others:
-        integrity.say(step, f"it cannot be checked, for it {reason}")
-
-
-def find(folder: str | Path) -> Path:
-    """The last checkpoint in `folder`, or `folder` itself where that is a checkpoint.
-
-    Raises:
-      MissingInput: there is none.
-    """
-    folder = places.absolute(folder)
-    whole = not places.is_url(folder) or integrity.is_sealed(folder) or (folder / COMMIT).is_file()
-    if whole and any(folder.glob("params_*")):
-        return folder
-    found = numbered(folder)
-    if not found:
-        raise MissingInput(
-            f"checkpoint: expected Orbax checkpoints (folders with a number) in {folder}, found none; run "
-            "the stage or the conversion that makes them, or name another folder"
-        )
-    return found[-1]
-
-
-def load_net(folder: str | Path, net: str, abstract: Any, ema: bool = False) -> Any:
-    """Parameters of one network; where a checkpoint holds a part of it, with the rest from its base.
-
-    Args:
-      folder: of checkpoints, of which the last is read, or one of them.
-      net: name of the network in it.
-      abstract: shapes and shardings.
-      ema: read the moving average.
-
-    Raises:
-      MissingInput, InputError: nothing there, a checkpoint of another model, or a base that is missing or
-        another one than it was.
-    """
-    shares = bases.shares(pieces(folder, net, ema), abstract)
-    return bases.joined([(piece, _read(piece.path, wanted)) for piece, wanted in shares])
-
-
-def identity(folder: str | Path, net: str, ema: bool = False) -> str:
-    """A SHA-256 that names the parameters that `load_net` reads; see `integrity.identity`."""
-    step = find(folder)
-    path = step / _item(net, ema)
-    sealed = _sealed(path)
-    own = integrity.identity(sealed, path.relative_to(sealed).as_posix())
-    if (base := bases.of(step.parent / RUN_FILE, net)) is None:
-        return own
-    return hashlib.sha256("\n".join((own, base.under, base.identity)).encode()).hexdigest()
-
-
-def check_net(folder: str | Path, net: str, abstract: Any) -> None:
-    """Checks that `load_net` would find a network of these shapes; reads no array.
-
-    Raises:
-      MissingInput, InputError: as `load_net`.
-    """
-    for piece, wanted in bases.shares(pieces(folder, net), abstract):
-        items.check(piece.path, wanted)
-
-
-def pieces(folder: str | Path, net: str, ema: bool = False) -> list[Piece]:
-    """The items that hold a network; a leaf of several of them is that of the last.
-
-    Raises:
-      MissingInput, InputError: nothing there, or a base that is missing or another one than it was.
-    """
-    step = find(folder)
-    own, base = Piece(step / _item(net, ema)), bases.of(step.parent / RUN_FILE, net)
-    if base is None:
-        return [own]
-    place = places.within(step.parents[2], base.checkpoint)
-    what = f"checkpoint {step}: expected the network on which {net!r} stands, {base.net!r}"
-    try:
-        found = identity(place, base.net)
-    except MissingInput:
-        raise MissingInput(
-            f"{what} of {place}, found none there; restore it from a copy, or train this stage again"
-        ) from None
-    if found != base.identity:
-        raise InputError(
-            f"{what} of {place} with the SHA-256 {base.identity[:12]}..., found {found[:12]}...; restore it "
-            "from a copy, or train this stage again"
-        )
-    under = (base.under,) if base.under else ()
-    below = pieces(place, base.net)
-    return [*(Piece(piece.path, (*under, *piece.under)) for piece in below), own]
-
-
-def paths(folder: str | Path, net: str) -> set[tuple[str, ...]]:
-    """The leaves that `load_net` finds, by their keys from the root. It raises as `load_net` does."""
-    return {path for piece in pieces(folder, net) for path in piece.paths()}
-
-
-def verify(path: Path) -> None:
-    """Compares an item of a checkpoint with its checksums, before anything in it is read.
-
-    Raises:
-      InputError: it is damaged, or its checksums were removed.
-    """
-    sealed = _sealed(path)
-    if path.is_dir():
-        _check_known(path.parent)
-        if integrity.is_sealed(sealed):
-            integrity.verify(sealed, path.relative_to(sealed).as_posix())
-
-
-def _item(net: str, ema: bool) -> str:
-    return f"{'ema' if ema else 'params'}_{net}"
-
-
-def _read(path: Path, abstract: Any) -> Any:
-    verify(path)
-    return items.read(path, abstract)
-
-
-def _sealed(item: Path) -> Path:
-    """The folder with the checksums of an item, or where they would be."""
-    return integrity.sealed(item.parent) or item.parent.parent

@@ -53,6 +53,7 @@ FAMILY = Family(
         shift=3.0,
         steps=(1000.0,),
         first_steps=(1000.0, 750.0, 500.0, 250.0),
+        sampling_steps=16,
         guidance=1.5,
         negative="",
     ),

@@ -21,7 +21,7 @@ from oneforcing_jax.data.store import META
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.setup.stages import MadeFrom, Stage
-from oneforcing_jax.system import checkpoint, files, places, processes
+from oneforcing_jax.system import checkpoint, files, places, processes, saved
 from oneforcing_jax.system.files import read_record, write_whole
 from oneforcing_jax.training import sources
 
@@ -203,7 +203,7 @@ def _begun_anew(workdir: Path) -> list[str]:
 
 def _done(folder: Path) -> int:
     """Iterations that a stage has trained, as far as they are saved."""
-    return checkpoint.newest(folder / checkpoint.FOLDER) or 0
+    return saved.newest(folder / checkpoint.FOLDER) or 0
 
 
 def _begun(stage: Stage, folder: Path) -> bool:
@@ -271,7 +271,7 @@ def _network(run: Run, workdir: Path, name: str) -> str:
         return ""
     try:
         place = sources.place(run, workdir, name.removeprefix(AVERAGE))
-        return checkpoint.identity(*place, name.startswith(AVERAGE))
+        return saved.identity(*place, name.startswith(AVERAGE))
     except InputError:  # whoever reads it says what is wrong
         return ""
 

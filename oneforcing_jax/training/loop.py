@@ -22,7 +22,7 @@ from oneforcing_jax.models.condition import NEGATIVE
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.ranges import Count, Natural
 from oneforcing_jax.setup.run import Run
-from oneforcing_jax.system import checkpoint, places, processes, room
+from oneforcing_jax.system import checkpoint, places, processes, room, saved
 from oneforcing_jax.system.bases import Base
 from oneforcing_jax.system.command import Stopped
 from oneforcing_jax.system.files import write_whole
@@ -169,7 +169,7 @@ def _begin(
         params |= initial(method.trained)
         return 0, trainer.init_state(params), trainer.frozen(params), {}
     for net in trainer.partial:
-        params[net] = checkpoint.load_net(manager.directory, net, whole[net])
+        params[net] = saved.load_net(manager.directory, net, whole[net])
     start, state, latest = restored
     return start, state, trainer.frozen(params), latest
 
@@ -188,12 +188,7 @@ def _initial(
     """Parameters that a network begins with."""
     if source == sources.RANDOM:
         return trainer.init_net(net)
-    network = trainer.method.nets[net]
-    beside, part = network.model.product.own or (), sources.part(network, net, source)
-    if part:
-        found = {part: sources.load(run, workdir, source, abstract[part], beside=beside)}
-    else:
-        found = sources.load(run, workdir, source, abstract, beside=beside)
+    found = sources.begin(run, workdir, trainer.method.nets[net], net, source, abstract)
     if len(jax.tree.leaves(found)) == len(jax.tree.leaves(abstract)):
         return found
     return trees.merge(found, trainer.init_net(net))

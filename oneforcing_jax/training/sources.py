@@ -11,8 +11,9 @@ from oneforcing_jax import methods
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import Network
 from oneforcing_jax.models import trees
+from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.run import Run
-from oneforcing_jax.system import checkpoint, places
+from oneforcing_jax.system import checkpoint, places, saved
 from oneforcing_jax.system.bases import Base
 from oneforcing_jax.system.files import read_record
 
@@ -62,14 +63,47 @@ def load(
     folder, net = place(run, workdir, source)
     with _maker_named(run, source):
         _check_schedule(run, folder, net)
-        return checkpoint.load_net(folder, net, _held(folder, net, abstract, beside), ema)
+        return saved.load_net(folder, net, _held(folder, net, abstract, beside), ema)
 
 
 def _held(folder: Path, net: str, abstract: Any, beside: Collection[str]) -> Any:
     """`abstract`, without the leaves beside kernels where a checkpoint has none of them."""
-    if not beside or any(path[-1] in beside for path in checkpoint.paths(folder, net)):
+    if not beside or any(path[-1] in beside for path in saved.paths(folder, net)):
         return abstract
     return trees.select(abstract, lambda path: path[-1] not in beside)
+
+
+def begin(
+    run: Run, workdir: Path, network: Network, net: str, source: str, abstract: Any
+) -> Params:
+    """What a source gives the network `net`, in its tree; absent are the rest of a network of which it fills
+    a part, and leaves beside kernels that it has none of.
+
+    Args:
+      abstract: shapes and shardings of the whole network.
+
+    Raises:
+      MissingInput, InputError: see `load`.
+    """
+    name, wanted, beside = _asked(network, net, source, abstract)
+    found: Params = load(run, workdir, source, wanted, beside=beside)
+    return {name: found} if name else found
+
+
+def check_begin(
+    run: Run, stage: str, workdir: Path, network: Network, net: str, source: str, abstract: Any
+) -> None:
+    """Checks what `begin` will read, as `check_made` does."""
+    _, wanted, beside = _asked(network, net, source, abstract)
+    check_made(run, stage, workdir, source, wanted, beside)
+
+
+def _asked(
+    network: Network, net: str, source: str, abstract: Any
+) -> tuple[str, Any, Collection[str]]:
+    """The part of a network that a source fills, its shapes, and the leaves beside kernels that may lack."""
+    name = part(network, net, source)
+    return name, abstract[name] if name else abstract, network.model.product.own or ()
 
 
 def base(run: Run, workdir: Path, network: Network, net: str, source: str) -> Base:
@@ -79,9 +113,9 @@ def base(run: Run, workdir: Path, network: Network, net: str, source: str) -> Ba
       MissingInput: nothing there.
     """
     folder, name = place(run, workdir, source)
-    step = checkpoint.find(folder)
+    step = saved.find(folder)
     at = places.relative(step, workdir)
-    return Base(at, name, part(network, net, source), checkpoint.identity(step, name))
+    return Base(at, name, part(network, net, source), saved.identity(step, name))
 
 
 def check_made(
@@ -103,7 +137,7 @@ def check_made(
     folder, net = place(run, workdir, source)
     with _maker_named(run, source):
         _check_schedule(run, folder, net)
-        checkpoint.check_net(folder, net, _held(folder, net, abstract, beside))
+        saved.check_net(folder, net, _held(folder, net, abstract, beside))
 
 
 def part(network: Network, net: str, source: str) -> str:

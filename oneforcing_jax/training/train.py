@@ -14,7 +14,7 @@ from oneforcing_jax.methods import Method, Network
 from oneforcing_jax.setup import stages as kinds
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage
-from oneforcing_jax.system import checkpoint, places, room
+from oneforcing_jax.system import checkpoint, places, room, saved
 from oneforcing_jax.training import loop, sources
 from oneforcing_jax.training.loop import Train
 from oneforcing_jax.training.steps import Trainer
@@ -119,7 +119,7 @@ def prepare(run: Run, name: str, stage: Train) -> Stage:
     def check(workdir: Path) -> None:
         folder = workdir / name / checkpoint.FOLDER
         checkpoint.check_claim(folder, loop.identity(run, stage, workdir))
-        done = checkpoint.newest(folder)
+        done = saved.newest(folder)
         if done is not None and done >= stage.iterations:
             return
         data = places.within(workdir, stage.data)
@@ -158,11 +158,10 @@ def _check_sources(
     """Checks what the networks of a stage start from; one that has begun reads what is frozen alone."""
     whole = made.whole(*made.abstract())
     for net in made.method.frozen if begun else whole:
-        source, network, abstract = stage.init[net], made.method.nets[net], whole[net]
-        part, beside = sources.part(network, net, source), network.model.product.own or ()
-        sources.check_made(run, name, workdir, source, abstract[part] if part else abstract, beside)
+        network, source = made.method.nets[net], stage.init[net]
+        sources.check_begin(run, name, workdir, network, net, source, whole[net])
     for net in made.partial if begun else ():
-        checkpoint.check_net(workdir / name / checkpoint.FOLDER, net, whole[net])
+        saved.check_net(workdir / name / checkpoint.FOLDER, net, whole[net])
 
 
 def views(stage: Train) -> tuple[type, ...]:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from oneforcing_jax.data.playable import encoded, playable, steady
 from oneforcing_jax.errors import InputError, MissingInput
-from oneforcing_jax.evaluation.playable import encoded, playable, steady
 from oneforcing_jax.evaluation.raters.prompts import Prompt, stratified
 from oneforcing_jax.generation.jobs import file_name
 from oneforcing_jax.setup.ranges import Amount, Natural, Seed

@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from oneforcing_jax import pages
+from oneforcing_jax.data.playable import playable
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.evaluation.playable import playable
 from oneforcing_jax.evaluation.report import svg
 from oneforcing_jax.evaluation.report.collect import Found, shown, table
 

@@ -18,7 +18,7 @@ from oneforcing_jax.evaluation.vbench.suite import Suite
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.jobs import Job
 from oneforcing_jax.generation.making import Making
-from oneforcing_jax.system import checkpoint, integrity, places
+from oneforcing_jax.system import integrity, places, saved
 from oneforcing_jax.system.files import read_record, write_whole
 
 
@@ -49,7 +49,7 @@ def describe(
     """
     loading = making.loading
     source = pretrained.find(loading.checkpoint, loading.ema, loading.dtype, loading.shift)
-    weights = checkpoint.find(source.folder)
+    weights = saved.find(source.folder)
     encoders = loading.encoders or pretrained.find_encoders(loading.checkpoint)
     sealed = integrity.sealed(weights)
     made: dict[str, Any] = {

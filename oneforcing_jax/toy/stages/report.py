@@ -20,7 +20,7 @@ from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.setup.ranges import Natural
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, leaves, results
-from oneforcing_jax.system import checkpoint, places, processes
+from oneforcing_jax.system import places, processes, saved
 from oneforcing_jax.system.files import write_whole
 from oneforcing_jax.toy import world as worlds
 from oneforcing_jax.toy.gallery import Config, Gallery, check, load
@@ -102,7 +102,7 @@ def _identity(run: Run, workdir: Path, source: str) -> str | None:
     if source.startswith(RANDOM):
         return None
     place = sources.place(run, workdir, _plain(source))
-    return checkpoint.identity(*place, source.startswith(AVERAGE))
+    return saved.identity(*place, source.startswith(AVERAGE))
 
 
 def _stream(
