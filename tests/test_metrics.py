@@ -7,9 +7,9 @@ import pytest
 
 from oneforcing_jax.targets import chips
 from oneforcing_jax.training import metrics
-from oneforcing_jax.training.metrics import Log, Work
+from oneforcing_jax.training.metrics import Cost, Log
 
-WORK = Work(tokens=600, flops={"generator": 4e9, "critic": 1e9})
+COST = Cost(tokens=600, flops={"generator": 4e9, "critic": 1e9})
 
 
 def rows(folder):
@@ -25,7 +25,7 @@ def test_rates_count_the_updates_that_ran(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(metrics.chips, "find", lambda kind: types.SimpleNamespace(peak=1e10))
     monkeypatch.setattr(metrics.jax, "device_count", lambda: 1)
-    with Log(tmp_path, "run", 0, 4, 2, {}, WORK) as log:
+    with Log(tmp_path, "run", 0, 4, 2, {}, COST) as log:
         for done in range(1, 5):
             clock[0] += 0.5
             generator = {"generator/loss": 0.1} if done == 3 else {}
@@ -50,7 +50,7 @@ def test_the_time_of_an_iteration_is_split_as_on_the_slowest_host(tmp_path, monk
     others = [[0.5, 0.25, 1.5]]
     monkeypatch.setattr(metrics.processes, "exchange", lambda mine, why: [mine, *others])
     monkeypatch.setattr(metrics.processes, "names", lambda: ["process 0 (a)", "process 1 (b)"])
-    with Log(tmp_path, "run", 0, 3, 2, {}, WORK) as log:
+    with Log(tmp_path, "run", 0, 3, 2, {}, COST) as log:
 
         def spend(place, seconds):
             with log.on(place):
@@ -85,7 +85,7 @@ def test_alarms_stand_in_the_row_where_they_begin_and_are_printed_once(tmp_path,
     gaps = [1.0] * 20 + [0.0] * 20
 
     def run(start, last):
-        with Log(tmp_path, "run", start, last, 1, {}, WORK) as log:
+        with Log(tmp_path, "run", start, last, 1, {}, COST) as log:
             for done in range(start + 1, last + 1):
                 log.step(done, critic(gaps[done - 1]))
 
@@ -103,7 +103,7 @@ def test_alarms_stand_in_the_row_where_they_begin_and_are_printed_once(tmp_path,
 
 def test_the_progress_line_says_what_matters(tmp_path, capsys):
     values = {"loss": 0.25, "gradient_norm": 2.0, "real_logit": 1.5, "fake_logit": -1.0}
-    with Log(tmp_path, "run", 0, 1, 1, {}, WORK) as log:
+    with Log(tmp_path, "run", 0, 1, 1, {}, COST) as log:
         log.step(1, {f"critic/{k}": v for k, v in values.items()} | {"critic/logit_gap": 2.5})
     shown = capsys.readouterr().err
     assert "critic loss 0.25 grad 2 real 1.5 fake -1 gap 2.5" in shown

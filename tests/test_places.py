@@ -19,7 +19,7 @@ from oneforcing_jax.errors import InputError, MissingInput, MissingPackage
 from oneforcing_jax.generation.jobs import read_prompts
 from oneforcing_jax.system import checkpoint, integrity, places, saved
 from oneforcing_jax.system.files import read_record, staged, write_whole
-from oneforcing_jax.training.metrics import Log, Work, read_rows
+from oneforcing_jax.training.metrics import Cost, Log, read_rows
 
 # A command whose lock is lost sooner.
 HASTY = (
@@ -96,7 +96,7 @@ def test_rows_are_published_before_a_checkpoint_and_at_the_end(bucket):
         for done in iterations:
             log.step(done, {"model/loss": 1.0 / done})
 
-    with Log(bucket, "run", 0, 6, 1, {}, Work(1, {})) as log:
+    with Log(bucket, "run", 0, 6, 1, {}, Cost(1, {})) as log:
         go(log, 1, 2)
         assert read_rows(bucket) == []
         log.check()
@@ -106,7 +106,7 @@ def test_rows_are_published_before_a_checkpoint_and_at_the_end(bucket):
         (log.folder / "profile" / "trace").write_bytes(b"trace")
     assert [row["iteration"] for row in read_rows(bucket)] == [1, 2, 3]
     assert places.read(bucket / "profile" / "trace") == b"trace" and not log.folder.exists()
-    with Log(bucket, "run", 2, 6, 1, {}, Work(1, {})) as log:  # the third was not saved
+    with Log(bucket, "run", 2, 6, 1, {}, Cost(1, {})) as log:  # the third was not saved
         go(log, 3, 4)
     assert [row["iteration"] for row in read_rows(bucket)] == [1, 2, 3, 4]
 

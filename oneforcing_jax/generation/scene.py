@@ -126,7 +126,7 @@ class Scene:
         fps = look.fps or model.source.fps
         first, pixels = None, given.pixels(fps)
         if pixels is not None:
-            first = model.first_frames(
+            first = model.continued_latents(
                 pixels, settings, lambda line: print(f"{given.continued}: {line}")
             )
         known = 0 if first is None else first.shape[1]

@@ -153,7 +153,7 @@ class VideoModel:
         """The condition of embeddings [b, s, d], zero beyond each prompt's end, prepared."""
         return self.maker.prepare(prompted(self.place(text)))
 
-    def first_frames(
+    def continued_latents(
         self, video: np.ndarray, settings: Settings, log: Callable[[str], None] = print
     ) -> jax.Array:
         """Latents [1, f, c, y, x] of frames uint8 [f, y, x, 3] that a video is to continue.
@@ -211,7 +211,7 @@ class VideoModel:
             handed out is on its way already.
           settings: from `self.settings(...)`.
           seed: of the noise, which belongs to a frame: a longer video begins with the shorter one.
-          given: [1, f0, c, y, x] first latents, from `first_frames`, or from another video.
+          given: [1, f0, c, y, x] first latents, from `continued_latents`, or from another video.
           more: keywords of `Student.stream`: `recompute`, `window`.
         """
         settings = settings or self.settings()

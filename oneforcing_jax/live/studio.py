@@ -166,7 +166,11 @@ class Studio:
           NotFinite: the model makes no picture.
         """
         model, (_, *shape) = self.model, self.settings.shape
-        given = None if wish.image is None else model.first_frames(wish.image, self.settings, quiet)
+        given = (
+            None
+            if wish.image is None
+            else model.continued_latents(wish.image, self.settings, quiet)
+        )
         embed = functools.lru_cache(maxsize=2)(lambda words: model.embed([words]))
         blocks: Iterable[jax.Array] = model.maker.stream(
             seeded(sample_keys([wish.seed], [0]), (shape[0], shape[1], shape[2])),

@@ -105,7 +105,7 @@ class Sampled(NamedTuple):
     plan: Plan | None
 
 
-class Part(NamedTuple):
+class Timed(NamedTuple):
     """A piece of an update that can be timed by itself: a function, its arguments, and one sample's work."""
 
     name: str
@@ -136,7 +136,7 @@ class Method:
     fields: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     choices: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-    parts: Callable[[Mapping[str, Params], Batch], Iterator[Part]] | None = None
+    parts: Callable[[Mapping[str, Params], Batch], Iterator[Timed]] | None = None
     refused: str = ""
 
     @property

@@ -26,8 +26,8 @@ from oneforcing_jax.methods import (
     Method,
     Metrics,
     Network,
-    Part,
     Sampled,
+    Timed,
     Update,
     Work,
     causal_ode,
@@ -224,7 +224,7 @@ def keys_seen(plan: Plan, steps: Sequence[float]) -> float:
 
 def parts(
     d: Distillation, work: Mapping[str, float], nets: Mapping[str, Params], batch: Batch
-) -> Iterator[Part]:
+) -> Iterator[Timed]:
     """Pieces of the two updates as functions of their own, to be timed."""
     condition, mode = d.generator.condition(batch), d.settings.context_gradient
     draws = distillation.draw_generator(d, jax.random.key(0), batch["latents"].shape)
@@ -253,10 +253,10 @@ def parts(
         return jax.grad(weighted)
 
     generator, critic = nets["generator"], nets["critic"]
-    yield Part("rollout", rollout, (generator,), work["rollout"])
+    yield Timed("rollout", rollout, (generator,), work["rollout"])
     if d.settings.dmd_weight:
-        yield Part("scores", scores, (critic, nets[TEACHER]), work["scores"])
+        yield Timed("scores", scores, (critic, nets[TEACHER]), work["scores"])
     if d.settings.gan_generator_weight:
-        yield Part("adversarial", adversarial, (critic,), work["adversarial"])
-    yield Part("replay", gradient(differentiable), (generator,), work["replay"])
-    yield Part("sequential", gradient(sequential), (generator,), work["sequential"])
+        yield Timed("adversarial", adversarial, (critic,), work["adversarial"])
+    yield Timed("replay", gradient(differentiable), (generator,), work["replay"])
+    yield Timed("sequential", gradient(sequential), (generator,), work["sequential"])

@@ -28,7 +28,7 @@ from oneforcing_jax.system.command import Stopped
 from oneforcing_jax.system.files import write_whole
 from oneforcing_jax.training import randomness, sources
 from oneforcing_jax.training.interrupt import Interrupt
-from oneforcing_jax.training.metrics import Log, Work
+from oneforcing_jax.training.metrics import Cost, Log
 from oneforcing_jax.training.optim import Optimiser
 from oneforcing_jax.training.samples import Samples, SampleSettings
 from oneforcing_jax.training.steps import Ema, State, Trainer
@@ -111,7 +111,7 @@ def run(run: Run, name: str, stage: Train, trainer: Trainer, workdir: Path) -> N
             stage.iterations,
             stage.log_every,
             latest,
-            _work(run, trainer),
+            _cost(run, trainer),
             run.wandb,
         )
         streams = _streams(trainer, store, start)
@@ -194,13 +194,13 @@ def _initial(
     return trees.merge(found, trainer.init_net(net))
 
 
-def _work(run: Run, trainer: Trainer) -> Work:
+def _cost(run: Run, trainer: Trainer) -> Cost:
     """Tokens of a batch's clips, and operations of one update of each network."""
     method = trainer.method
     config = method.nets[method.trained[0]].config
     tokens = config.frame_tokens(run.latents.rows, run.latents.columns) * run.latents.frames
     flops = {update.net: trainer.batch * update.work.model for update in method.updates}
-    return Work(trainer.batch * tokens, flops)
+    return Cost(trainer.batch * tokens, flops)
 
 
 def _streams(trainer: Trainer, store: Store, start: int) -> list[Iterator[Any]]:

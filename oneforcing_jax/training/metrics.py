@@ -42,7 +42,7 @@ _SHOWN = {
 }
 
 
-class Work(NamedTuple):
+class Cost(NamedTuple):
     """What an update costs, for rates.
 
     Attributes:
@@ -76,7 +76,7 @@ class Log:
       start, iterations: done before this run, and in all.
       every: iterations of a row.
       latest: values of the metrics at `start`.
-      work: of the updates.
+      cost: of the updates.
       wandb: a project of Weights & Biases; "" for none.
 
     Attributes:
@@ -92,10 +92,10 @@ class Log:
         iterations: int,
         every: int,
         latest: Mapping[str, float],
-        work: Work,
+        cost: Cost,
         wandb: str = "",
     ) -> None:
-        self.latest, self._work = dict(latest), work
+        self.latest, self._cost = dict(latest), cost
         self._every, self._last = every, iterations
         self._unchecked: list[tuple[int, Mapping[str, Any]]] = []
         mine = processes.is_first()
@@ -156,7 +156,7 @@ class Log:
         """
         self._unchecked.append((done, metrics))
         updated = {name.split("/")[0] for name in metrics}
-        self._operations += sum(self._work.flops.get(net, 0.0) for net in updated)
+        self._operations += sum(self._cost.flops.get(net, 0.0) for net in updated)
         self._bar.update(1)
         if done % self._every and done != self._last:
             return
@@ -216,7 +216,7 @@ class Log:
             "data_seconds": slowest.data,
             "saving_seconds": slowest.saving,
             "computing_seconds": max(seconds / iterations - slowest.data - slowest.saving, 0.0),
-            "tokens_per_second": self._work.tokens * iterations / seconds,
+            "tokens_per_second": self._cost.tokens * iterations / seconds,
             "tflops_per_second": operations / seconds / 1e12,
             "memory_gb": _memory(device) / 1e9,
         }
