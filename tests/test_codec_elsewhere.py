@@ -109,6 +109,9 @@ class Words:
         return "words"
 
 
+SIZE = WanConfig(16, 16, 2, 1, 6, 6, text_dim=8, text_len=8, freq_dim=8)
+
+
 def no_conversion(*_):
     raise InputError("expected weights of this family's own runs")
 
@@ -123,7 +126,7 @@ FAMILY = Family(
     model=wan.model,
     load=lambda *_: (Codec(), Words()),
     outline=lambda *_: (Codec(), Words()),
-    networks={"transformer": Network(WanConfig, no_conversion, no_conversion)},
+    networks={"transformer": Network(SIZE, no_conversion, no_conversion)},
 )
 '''
 

@@ -61,7 +61,8 @@ class Network(NamedTuple):
     """One network of a release, as its published files and our records hold it.
 
     Attributes:
-      config: the frozen dataclass of its sizes; records name it by the name of this class.
+      config: published sizes of it, a frozen dataclass; records name its class, and sizes that they do not
+        tell are these.
       init: (config, key) to its parameters, boxed with their axes; a transformer's may take a critic's head.
       read: its config and key map, from the shapes of its tensors in any published layout; called as
         read(shapes, source, settings), where errors name the source and settings are its config.json. A
@@ -69,7 +70,7 @@ class Network(NamedTuple):
       unread: beginnings of names of tensors that published files may hold beside it.
     """
 
-    config: type
+    config: Any
     init: Callable[..., Any]
     read: Callable[..., tuple[Any, Any]]
     unread: tuple[str, ...] = ()
@@ -111,7 +112,7 @@ class Family:
 
     def abstract(self, config: Any, head: Any = None) -> Any:
         """Shapes of the parameters of a network of these sizes; with a head, of a critic."""
-        init = next(net.init for net in self.networks.values() if type(config) is net.config)
+        init = next(net.init for net in self.networks.values() if type(config) is type(net.config))
         return _abstract(init, config, *([head] if head else []))
 
     def check_decoder(self, decoder: str | None) -> None:

@@ -81,9 +81,10 @@ def config_of(net: Mapping[str, Any], dtype: Any = jnp.float32, file: Path = Pat
       InputError: a family, a kind or sizes that this release does not know.
     """
     family = families.of(net, file)
-    kinds = {network.config.__name__: network.config for network in family.networks.values()}
+    published = [network.config for network in family.networks.values()]
+    kinds = {type(config).__name__: config for config in published}
     try:
-        like, fields = kinds[net["kind"]](), dict(net["config"])
+        like, fields = kinds[net["kind"]], dict(net["config"])
         for name, value in fields.items():
             if not _fits(getattr(like, name), value, _MOST.get(name, 2**31)):
                 raise ValueError(f"{name} {str(value)[:60]}")

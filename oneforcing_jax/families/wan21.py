@@ -111,11 +111,11 @@ FAMILY = Family(
     decoders=(TINY,),
     models={"1.3b": WAN_1_3B, "14b": WAN_14B},
     networks={
-        "transformer": Network(WanConfig, _init, _transformer),
-        "vae": Network(VAEConfig, vae.init_params, sizes.vae_config),
-        "text": Network(UMT5Config, umt5.init_params, sizes.text_config, sizes.TIED),
+        "transformer": Network(WAN_1_3B, _init, _transformer),
+        "vae": Network(VAEConfig(), vae.init_params, sizes.vae_config),
+        "text": Network(UMT5Config(), umt5.init_params, sizes.text_config, sizes.TIED),
         TINY: Network(
-            TinyDecoderConfig,
+            TinyDecoderConfig(),
             tiny_decoder.init_params,
             sizes.tiny_config,
             (ENCODER,),
