@@ -230,7 +230,7 @@ def test_the_page_of_a_gpu(tmp_path):
         "| a block that is waited for, mean |  | 30 ms |  |  | 118 ms |",
         "| critic update, 1 clip | 1.5 s | 2 s | -25% | 494 TFLOP/s, 50% of the data sheet |  |",
         "| mean iteration | 6.5 s | 2.4 s | +171% |  | 24.0 s, 8 clips on 8 |",
-        "Predicted of `train`: calibrated, one H200.",
+        "Predicted by `tools/plan.py` (`train`): calibrated by one H200.",
         "| other fusions | 5.0 (1) |",
         "| attention, forward and backward |  | XlaRuntimeError: no such length |  |",
         "| product of rows x inner x columns, and back | 97 x 48 x 280 | 88 us | 0.029 TFLOP/s |",

@@ -63,7 +63,7 @@ def test_a_missing_compiler_names_its_extra(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("h200", "seconds: calibrated, single operations on one H200"),
+    ("name", "said"), [("h200", "seconds: calibrated by single operations on one H200"),
                        ("b200", "seconds: not calibrated, the least")]
 )  # fmt: skip
 def test_a_plan_says_whether_its_seconds_are_calibrated(name, said):
@@ -213,3 +213,17 @@ def test_a_plan_for_a_slice_of_tpus():
     found = json.loads(Path("plan.json").read_text())
     assert found["devices"] == 4 and found["fits"] and found["device"] == "TPU v5 lite"
     assert found["programs"][0]["collective_bytes"] > 0
+
+
+def test_nothing_looks_for_the_device_of_a_target(monkeypatch):
+    """JAX is imported by then, and has read from its environment which platforms to start."""
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", None)
+    try:
+        topology.prepare("gpu:h200:8")
+        assert jax.config.jax_platforms == os.environ["JAX_PLATFORMS"] == "cpu"
+    finally:
+        jax.config.update("jax_platforms", before)

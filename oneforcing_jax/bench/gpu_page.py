@@ -127,9 +127,12 @@ def _work(parts: dict[str, Any], predicted: dict[str, float]) -> str:
 
 def _basis(plans: Iterable[dict[str, Any]]) -> Iterator[str]:
     """What the predicted times rest on."""
+    said: dict[str, list[str]] = {}
     for plan in plans:
-        kind = "calibrated" if plan["calibrated"] else "not calibrated, the least by"
-        yield f"Predicted of `{plan['what']}`: {kind}, {plan['source']}."
+        kind = "calibrated by" if plan["calibrated"] else "not calibrated, the least by"
+        said.setdefault(f"{kind} {plan['source']}", []).append(f"`{plan['what']}`")
+    for basis, kinds in said.items():
+        yield f"Predicted by `tools/plan.py` ({', '.join(kinds)}): {basis}."
 
 
 def _error(predicted: float | None, measured: float | None) -> str:

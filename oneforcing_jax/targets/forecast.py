@@ -199,7 +199,7 @@ def table(forecast: Forecast) -> str:
 def _basis(forecast: Forecast) -> str:
     """What the seconds rest on."""
     if forecast.source:
-        return f"calibrated, {forecast.source}"
+        return f"calibrated by {forecast.source}"
     return f"not calibrated, the least that {DATA_SHEET} allows"
 
 

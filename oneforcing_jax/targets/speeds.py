@@ -74,8 +74,9 @@ def _between(points: Points, at: float) -> float:
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
 
 
+# JAX 0.11.2, cuDNN 9.19, a limit of 700 W, which products one after the other reach.
 _H200 = Speed(
-    source="single operations on one H200 at its 700 W, 2026-11-28, JAX 0.11.2, cuDNN 9.19 (docs/gpu.md)",
+    source="single operations on one H200, 2026-11-28 (docs/gpu.md)",
     products=(
         (14.72e9, 21.44e-6),  # 3120 x 1536 x 1536
         (85.88e9, 116.7e-6),  # 3120 x 1536 x 8960
