@@ -114,7 +114,7 @@ def _work(parts: dict[str, Any], predicted: dict[str, float]) -> str:
                 _error(predicted.get(key), seconds),
                 rate,
                 original.get(key, ""),
-            )  # fmt: skip
+            )
             for key, name, seconds, rate in rows
             if seconds is not None
         ),
