@@ -220,15 +220,17 @@ def test_the_page_of_a_gpu(tmp_path):
     made = measured(trace.table([Event("loop_add_fusion_1", "add.1", 0, 5e6)]))
     (tmp_path / "gpu.json").write_text(json.dumps(made))
     total = {"predicted_s": 6.5}
-    plan = {"what": "train", "total": total, "programs": [{"name": "a/critic", "predicted_s": 1.5}]}
+    plan = {"what": "train", "total": total, "programs": [{"name": "a/critic", "predicted_s": 1.5}],
+            "calibrated": True, "source": "one H200"}  # fmt: skip
     (tmp_path / "plan_train.json").write_text(json.dumps(plan))
     BENCH["main"](["gpu", f"--out={tmp_path}", f"--page={tmp_path / 'gpu.md'}"])
     page = (tmp_path / "gpu.md").read_text()
     assert "**NVIDIA H200**, 2026-11-27 18:57 UTC; the code at a8a3852" in page
     for line in (
-        "| a block that is waited for, mean |  | 30 ms |  | 118 ms |",
-        "| critic update, 1 clip | 1.5 s | 2 s | 494 TFLOP/s, 50% of the data sheet |  |",
-        "| mean iteration | 6.5 s | 2.4 s |  | 24.0 s, 8 clips on 8 |",
+        "| a block that is waited for, mean |  | 30 ms |  |  | 118 ms |",
+        "| critic update, 1 clip | 1.5 s | 2 s | -25% | 494 TFLOP/s, 50% of the data sheet |  |",
+        "| mean iteration | 6.5 s | 2.4 s | +171% |  | 24.0 s, 8 clips on 8 |",
+        "Predicted by `tools/plan.py` (`train`): calibrated by one H200.",
         "| other fusions | 5.0 (1) |",
         "| attention, forward and backward |  | XlaRuntimeError: no such length |  |",
         "| product of rows x inner x columns, and back | 97 x 48 x 280 | 88 us | 0.029 TFLOP/s |",

@@ -171,6 +171,7 @@ def test_what_compilers_for_accelerators_write():
     assert found["y"].flops == 2 * 8**3 == found["gemm"].flops
     pairs = 2 * 4 * 128 * 256 * 64
     assert found["fmha"].flops == 2 * 2 * pairs and found["splash_mha_dkv.1"].flops == 2 * 4 * pairs
+    assert found["fmha"].attention == arithmetic.Attention(2 * 4 * 128, 256)
     # With the gradient of queries in the same kernel, in a part for each tile of keys.
     assert found["splash_mha_dkv.2"].flops == 2 * 5 * pairs
     whole = 2 * 2 * 4 * 128 * 64
@@ -229,11 +230,11 @@ def kernel(**changes):
 
 
 def predict(*found):
-    return roofline.predict(kernels.Work(found, ()), CHIPS["h200"], 8)
+    return roofline.predict(kernels.Work(found, ()), CHIPS["h100"], 8)
 
 
 def test_the_slower_of_operations_and_bytes_counts():
-    chip = CHIPS["h200"]
+    chip = CHIPS["h100"]
     products, copies = kernel(flops=chip.rate, read=1e9), kernel(read=chip.bandwidth, flops=1e9)
     assert predict(products).bound == "operations" and predict(copies).bound == "memory"
     both = predict(products, copies)
@@ -242,7 +243,7 @@ def test_the_slower_of_operations_and_bytes_counts():
 
 
 def test_links_overlap_where_they_start_and_end():
-    chip = CHIPS["h200"]
+    chip = CHIPS["h100"]
     near = collectives.Sent("all-gather", "bf16", chip.link, tuple(range(8)))
     work = kernel(flops=3 * chip.rate)
     assert predict(work, kernel(sent=near)).seconds == pytest.approx(4, rel=1e-4)

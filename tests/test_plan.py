@@ -15,7 +15,7 @@ import pytest
 from oneforcing_jax import main, methods
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
-from oneforcing_jax.targets import chips, forecast, measure, programs, search, topology
+from oneforcing_jax.targets import chips, forecast, measure, programs, roofline, search, topology
 
 ROOT = Path(__file__).parents[1]
 PLAN = runpy.run_path(str(ROOT / "tools" / "plan.py"))
@@ -62,6 +62,20 @@ def test_a_missing_compiler_names_its_extra(monkeypatch):
         topology.prepare("gpu:h200:8")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("h200", "seconds: calibrated by single operations on one H200"),
+                       ("b200", "seconds: not calibrated, the least")]
+)  # fmt: skip
+def test_a_plan_says_whether_its_seconds_are_calibrated(name, said):
+    target = topology.Target(name, "cuda", chips.CHIPS[name], (None,))
+    size = dict.fromkeys(("state", "resident", "temporary", "peak", "limit"), 0)
+    plan = forecast.Forecast(
+        "vae", "video", target, (measure.Cost("a", 1, bytes=size, predicted_s=2.0),)
+    )
+    assert said in forecast.table(plan) and plan.as_json()["calibrated"] == (name == "h200")
+    assert ("2 s or more" in forecast.table(plan)) == (name != "h200")
+
+
 def test_a_plan_of_training_here(capsys):
     out = Path("plan.json")
     arguments = ["train", f"--config={NOISE}", "--target=local", "--stage=teacher"]
@@ -82,7 +96,9 @@ def test_a_plan_of_training_here(capsys):
         assert row[key], key
     assert row["bytes"].keys() == {"state", "resident", "temporary", "peak", "limit"}
     assert row["bytes"]["peak"] >= row["bytes"]["state"] + row["bytes"]["temporary"]
-    assert row["bound"] in ("operations", "memory", "links", "launches")
+    assert row["bound"] in roofline.BOUNDS
+    assert not made["calibrated"] and made["source"] == forecast.DATA_SHEET
+    assert "seconds: not calibrated, the least that the data sheet allows" in printed
     assert made["total"]["predicted_s"] == row["predicted_s"]
     assert "teacher/model" in printed and "a mean iteration:" in printed and "fits" in printed
     # A plan that was made before is read, not compiled.
@@ -197,3 +213,17 @@ def test_a_plan_for_a_slice_of_tpus():
     found = json.loads(Path("plan.json").read_text())
     assert found["devices"] == 4 and found["fits"] and found["device"] == "TPU v5 lite"
     assert found["programs"][0]["collective_bytes"] > 0
+
+
+def test_nothing_looks_for_the_device_of_a_target(monkeypatch):
+    """JAX is imported by then, and has read from its environment which platforms to start."""
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", None)
+    try:
+        topology.prepare("gpu:h200:8")
+        assert jax.config.jax_platforms == os.environ["JAX_PLATFORMS"] == "cpu"
+    finally:
+        jax.config.update("jax_platforms", before)

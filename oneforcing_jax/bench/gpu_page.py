@@ -13,6 +13,8 @@ ITERATION = "24.0 s, 8 clips on 8"
 PARTS = ("ceilings", "streaming", "vae", "updates", "vectors")
 COMMAND = "python tools/bench.py gpu"
 UPDATES = ("generator", "critic")
+# Blocks of a stream that have a row; the first is another row.
+SHOWN = (2, 6, 11, 21)
 
 
 def page(made: dict[str, Any], plans: Sequence[dict[str, Any]] = ()) -> str:
@@ -29,6 +31,7 @@ def page(made: dict[str, Any], plans: Sequence[dict[str, Any]] = ()) -> str:
         *_failed(parts),
         "## Work",
         _work(parts, _predicted(plans)),
+        *_basis(plans),
         *_tables(parts),
         *_ceilings(parts.get("ceilings", {})),
         *_vectors(parts.get("vectors", {})),
@@ -66,9 +69,10 @@ def _predicted(plans: Iterable[dict[str, Any]]) -> dict[str, float]:
     for plan in plans:
         total = plan["total"]
         if plan["what"] == "generate" and total["predicted_s"]:
-            found |= {"steady": total["steady_block_s"], "diffusion": total["diffusion_s"],
-                      "decode": total["decode_s"], "step": total["steady_decode_s"],
-                      "both": total["predicted_s"]}  # fmt: skip
+            found |= {"first": total["first_block_s"], "steady": total["steady_block_s"],
+                      "diffusion": total["diffusion_s"], "decode": total["decode_s"],
+                      "step": total["steady_decode_s"], "both": total["predicted_s"]}  # fmt: skip
+            found |= {f"block {n}": s for n, s in enumerate(total["steady_blocks_s"], 2)}
         if plan["what"] == "train":
             rows = {row["name"].rpartition("/")[2]: row["predicted_s"] for row in plan["programs"]}
             found |= {net: rows[net] for net in UPDATES if rows.get(net)}
@@ -83,7 +87,7 @@ def _work(parts: dict[str, Any], predicted: dict[str, float]) -> str:
     rows = [
         ("first", "first block, ready to show", stream.get("first_block_s"), ""),
         ("steady", "a block that is waited for, mean", sum(steady) / len(steady) if steady else None, ""),
-        *(("", f"block {n} of them", steady[n - 2], "") for n in (6, 11, 21) if len(steady) > n - 2),
+        *((f"block {n}", f"block {n} of them", steady[n - 2], "") for n in SHOWN if len(steady) > n - 2),
         ("diffusion", "diffusion, blocks queued", stream.get("diffusion_s"), _rate(stream)),
         ("", "until the host has queued all of it", stream.get("host_s"), ""),
         ("decode", "decoding, queued", vae.get("decode_s"), ""),
@@ -101,9 +105,16 @@ def _work(parts: dict[str, Any], predicted: dict[str, float]) -> str:
         "iteration": ITERATION
     }
     text = _table(
-        ("work", "predicted", "measured", "rate", "published original"),
+        ("work", "predicted", "measured", "error", "rate", "published original"),
         (
-            (name, _time(predicted.get(key)), _time(seconds), rate, original.get(key, ""))
+            (
+                name,
+                _time(predicted.get(key)),
+                _time(seconds),
+                _error(predicted.get(key), seconds),
+                rate,
+                original.get(key, ""),
+            )
             for key, name, seconds, rate in rows
             if seconds is not None
         ),
@@ -112,6 +123,21 @@ def _work(parts: dict[str, Any], predicted: dict[str, float]) -> str:
               (("streaming", stream), ("streaming with the VAE", vae), ("updates", training))
               if part.get("peak_memory_bytes")]  # fmt: skip
     return text + (f"\n\nPeak memory: {', '.join(memory)}." if memory else "")
+
+
+def _basis(plans: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """What the predicted times rest on."""
+    said: dict[str, list[str]] = {}
+    for plan in plans:
+        kind = "calibrated by" if plan["calibrated"] else "not calibrated, the least by"
+        said.setdefault(f"{kind} {plan['source']}", []).append(f"`{plan['what']}`")
+    for basis, kinds in said.items():
+        yield f"Predicted by `tools/plan.py` ({', '.join(kinds)}): {basis}."
+
+
+def _error(predicted: float | None, measured: float | None) -> str:
+    """How far the prediction is off, as a part of what was measured."""
+    return f"{predicted / measured - 1:+.0%}" if predicted and measured else ""
 
 
 def _rate(row: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@
     oneforcing plan vae --config=configs/framewise.py --target=gpu:h200:1 --decoder=tiny
 
 A target is a slice of TPUs (tpu:v6e:8x8, two of them tpu:v5p:2x2x4*2), GPUs (gpu:h100:8), or local. The
-compilers come with the extras plan-tpu and plan-gpu. Seconds are a lower bound: see
-oneforcing_jax/targets/roofline.py.
+compilers come with the extras plan-tpu and plan-gpu. Seconds are calibrated where the device was measured,
+and a lower bound elsewhere; the plan says which. See oneforcing_jax/targets/roofline.py.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ so. A kernel that skips blocks by a table counts for what its scope's name says,
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -21,6 +22,25 @@ from oneforcing_jax.targets.hlo import Array, Computation, Instruction
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
 # The same of a backward pass in one kernel: scores again, and gradients of values, weights, queries, keys.
 _FUSED_BACKWARD = 5
+# Kernels of cuDNN for convolutions make so many features at once, or twice as many.
+_FEATURES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """A call of a GPU's attention kernel.
+
+    Attributes:
+      rows: samples x heads x queries.
+      keys: of each query.
+      backward: a backward pass.
+      lengths: it is told at run time how many keys count.
+    """
+
+    rows: float
+    keys: float
+    backward: bool = False
+    lengths: bool = False
 
 
 def of(inside: Computation, instruction: Instruction) -> float:
@@ -47,9 +67,36 @@ def run_time_keys(inside: Computation, instruction: Instruction) -> bool:
     return "splash_mha" in instruction.name and splash.RUN_TIME in instruction.source
 
 
+def attention(inside: Computation, instruction: Instruction) -> Attention | None:
+    """The call of cuDNN's attention that an instruction is, with all its keys."""
+    if instruction.opcode != "custom-call" or "__cudnn$fmha" not in instruction.rest:
+        return None
+    b, h, t, s = _logits(instruction)
+    backward = "Backward" in instruction.attribute("custom_call_target")
+    return Attention(b * h * t, s, backward, run_time_keys(inside, instruction))
+
+
+def _logits(instruction: Instruction) -> tuple[int, int, int, int]:
+    """Samples, heads, queries and keys of a call of cuDNN's attention; zeros where it does not say."""
+    shape = re.search(
+        r'intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', instruction.rest
+    )
+    b, h, t, s = (int(i) for i in re.findall(r"\d+", shape.group(1))) if shape else (0,) * 4
+    return b, h, t, s
+
+
 def slowness(inside: Computation, instruction: Instruction) -> float:
-    """How many times longer than in bf16 a product takes: float32 goes through the units twice (as TF32, or
-    in two parts), and six times at the highest precision."""
+    """How many times longer a product takes than one in bf16 that fills its tiles: float32 goes through the
+    units twice (as TF32, or in two parts), and six times at the highest precision; cuDNN's convolutions fill
+    up their features."""
+    if "__cudnn$conv" in instruction.rest and "Backward" not in instruction.rest:
+        made = instruction.attribute("dim_labels").partition(">")[2].find("f")
+        features = instruction.arrays[0].dims[made]
+        return -(-features // _FEATURES) * _FEATURES / features * _precision(inside, instruction)
+    return _precision(inside, instruction)
+
+
+def _precision(inside: Computation, instruction: Instruction) -> float:
     if "operand_precision={highest" in instruction.rest:
         return 6.0
     types = {array.dtype for name in instruction.operands[:2]
@@ -118,12 +165,11 @@ def _library(inside: Computation, instruction: Instruction) -> float:
         kind = next((kind for kind in sides if kind in target), "")
         return _convolution(instruction, *sides.get(kind, (one, two, out)))
     if target.startswith("__cudnn$fmha"):
-        shape = re.search(r'intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', rest)
-        if not shape:
-            return 0.0
-        b, h, t, s = (int(i) for i in re.findall(r"\d+", shape.group(1)))
         products = _FUSED_BACKWARD if "Backward" in target else 2
-        return 2.0 * products * instruction.arrays[0].size * s  # its first result is [b, h, t, k]
+        keys = _logits(instruction)[-1]
+        return (
+            2.0 * products * instruction.arrays[0].size * keys
+        )  # its first result is [b, h, t, k]
     if target == "tpu_custom_call":
         return _pallas(inside, instruction)
     if "matmul" in target:  # of the CPU's library: the last axis of the left side is contracted

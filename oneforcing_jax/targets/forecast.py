@@ -1,7 +1,8 @@
 """What a run costs on a target, without having it: `tools/plan.py`, and `main --dry_run --target=`.
 
 The real programs are compiled ahead at full size. The compiler tells their memory; operations, bytes and
-traffic are read from what it made. Seconds are the least that those take (`targets/roofline.py`).
+traffic are read from what it made, and seconds predicted from these (`targets/roofline.py`): calibrated where
+the device was measured, elsewhere the least that its data sheet allows.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any
 from tqdm import tqdm
 
 from oneforcing_jax.setup.run import Run
-from oneforcing_jax.targets import generation, measure, programs
+from oneforcing_jax.targets import generation, measure, programs, speeds
 from oneforcing_jax.targets.measure import Cost
 from oneforcing_jax.targets.topology import Target
 from oneforcing_jax.training.train import trained
 
 # Programs that were compiled before.
 CACHE = Path("build/plan")
+# Whose numbers a prediction has that nobody's measurements calibrated.
+DATA_SHEET = "the data sheet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Forecast:
     costs: tuple[Cost, ...]
 
     @property
+    def source(self) -> str:
+        """Who measured the device by which seconds are predicted; "": nobody, they are not calibrated."""
+        return speeds.of(self.target.chip).source
+
+    @property
     def fits(self) -> bool:
         """Whether every program compiles and fits the memory."""
         return all(cost.fits for cost in self.costs)
@@ -54,15 +62,18 @@ class Forecast:
         peak = self.target.chip.peak * len(self.target.devices)
         return work / seconds / peak if work and seconds and peak else None
 
-    def video(self) -> dict[str, float]:
-        """Seconds of a video: of a block in the middle, of its decoding, and of all blocks and frames."""
+    def video(self) -> dict[str, Any]:
+        """Seconds of a video: of its first block and each that follows, of their mean, of decoding a block
+        in the middle, and of all blocks and frames."""
         steady = [c for c in self.costs if c.name.startswith("generate/steady")]
         decoding = [c for c in self.costs if not c.name.startswith("generate")]
         decode_s = sum(c.runs * c.predicted_s for c in decoding)
-        blocks = sum(c.runs for c in steady)
-        mean = sum(c.runs * c.predicted_s for c in steady) / blocks if blocks else 0.0
+        blocks = [c.predicted_s for c in steady]
+        first = [c.predicted_s for c in self.costs if c.name == "generate/first block"]
         return {
-            "steady_block_s": mean,
+            "first_block_s": sum(first),
+            "steady_blocks_s": blocks,
+            "steady_block_s": sum(blocks) / len(blocks) if blocks else 0.0,
             "steady_decode_s": decoding[-1].predicted_s if decoding else 0.0,
             "diffusion_s": self.mean("predicted_s") - decode_s,
             "decode_s": decode_s,
@@ -93,6 +104,8 @@ class Forecast:
             "target": self.target.name,
             "device": self.target.chip.kind,
             "devices": len(self.target.devices),
+            "calibrated": bool(self.source),
+            "source": self.source or DATA_SHEET,
             "fits": self.fits,
             "total": total,
             "programs": programs,
@@ -169,6 +182,7 @@ def table(forecast: Forecast) -> str:
     head = "".join(f"{title:{form}}" for title, form, _ in COLUMNS)
     lines = [
         f"{target.name}: {len(target.devices)} x {chip.kind}, {_gb(chip.memory)} GB each",
+        f"seconds: {_basis(forecast)}",
         f"{'program':<{wide}}{head}  bound by",
     ]
     for cost in forecast.costs:
@@ -180,6 +194,13 @@ def table(forecast: Forecast) -> str:
         lines.append(f"{cost.name:<{wide}}{row}  {cost.bound}{fits}")
         lines += [f"{'':<{wide}} {note}" for note in cost.notes]
     return "\n".join([*lines, *_sent(forecast), _total(forecast)])
+
+
+def _basis(forecast: Forecast) -> str:
+    """What the seconds rest on."""
+    if forecast.source:
+        return f"calibrated by {forecast.source}"
+    return f"not calibrated, the least that {DATA_SHEET} allows"
 
 
 def _sent(forecast: Forecast) -> list[str]:
@@ -196,7 +217,8 @@ def _sent(forecast: Forecast) -> list[str]:
 def _total(forecast: Forecast) -> str:
     if any(cost.error for cost in forecast.costs):
         return f"a {forecast.unit}: not known"
-    parts = [f"a {forecast.unit}: {forecast.mean('predicted_s'):.4g} s or more"]
+    more, less = ("", "") if forecast.source else (" or more", " or less")
+    parts = [f"a {forecast.unit}: {forecast.mean('predicted_s'):.4g} s{more}"]
     if forecast.what == "generate":
         seconds = forecast.video()
         parts += [
@@ -207,7 +229,7 @@ def _total(forecast: Forecast) -> str:
     for field, name in (("model_flops", "model"), ("hardware_flops", "hardware")):
         used = forecast.utilisation(field)
         if used is not None:
-            parts.append(f"{name} utilisation {used:.0%} or less")
+            parts.append(f"{name} utilisation {used:.0%}{less}")
     limit = forecast.target.chip.memory
     peak = max(cost.bytes["peak"] for cost in forecast.costs)
     verdict = "fits" if forecast.fits else "does not fit"

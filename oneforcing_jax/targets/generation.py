@@ -19,9 +19,6 @@ from oneforcing_jax.targets import programs
 from oneforcing_jax.targets.programs import Program, Reading
 from oneforcing_jax.training.train import student
 
-# Steady blocks are reported in so many groups of neighbours, by the number of frames that they see.
-GROUPS = 4
-
 
 def generate(run: Run, devices: Sequence[Any], decoder: str | None = None) -> list[Program]:
     """One video of the config's size by a student in the steps of its family, and its decoding.
@@ -67,16 +64,13 @@ def _diffusion(streamed: Student, mesh: Mesh, size: Latents, plan: Plan) -> list
 def _readings(
     c: WanConfig, tokens: int, plan: Sequence[Block], numbers: Sequence[int], slots: int
 ) -> list[Reading]:
-    """Blocks of one program in groups; each makes a noisy pass, and a clean one of the block before it."""
-    ends = list(itertools.accumulate(block.frames for block in plan))
-    size, found = max(1, -(-len(numbers) // GROUPS)), []
-    for begin in range(0, len(numbers), size):
-        group = numbers[begin : begin + size]
-        seen = [(ends[i - 1], ends[i]) for i in group]
-        work = sum(_passes(c, tokens, plan[i - 1], plan[i], ends[i]) for i in group) / len(group)
-        keys = sum(a + b for a, b in seen) / (2 * len(seen) * slots)
-        name = f"generate/steady, {seen[0][1]}-{seen[-1][1]} of {slots} frames"
-        found.append(Reading(name, len(group), work, work, keys))
+    """Blocks of one program; each makes a noisy pass, and a clean one of the block before it."""
+    ends, found = list(itertools.accumulate(block.frames for block in plan)), []
+    for i in numbers:
+        work = _passes(c, tokens, plan[i - 1], plan[i], ends[i])
+        keys = (ends[i - 1] + ends[i]) / (2 * slots)
+        name = f"generate/steady, {ends[i]} of {slots} frames"
+        found.append(Reading(name, 1, work, work, keys))
     return found
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 
 from oneforcing_jax.targets import arithmetic, collectives, hlo
+from oneforcing_jax.targets.arithmetic import Attention
 from oneforcing_jax.targets.collectives import Sent
 from oneforcing_jax.targets.hlo import Array, Computation, Instruction, Module
 
@@ -37,6 +38,7 @@ class Kernel:
       host: bytes from or to the host's memory in a run.
       sent: of a collective.
       overlaps: it runs beside others.
+      attention: of a GPU's attention kernel, with the keys that it reads.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Kernel:
     host: float = 0.0
     sent: Sent | None = None
     overlaps: bool = False
+    attention: Attention | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +168,12 @@ class _Walk:
         sent = self._sent(inside, i, held)
         source = (held[1].source if held else "") or i.source
         flops, slow = self._flops(inside, i)
+        attention = arithmetic.attention(inside, i)
         reads = [self._read(inside, i, n) for n in range(len(i.operands))]
         if self.keys < 1 and arithmetic.run_time_keys(inside, i):
             flops *= self.keys
+            if attention:
+                attention = dataclasses.replace(attention, keys=self.keys * attention.keys)
             largest = sorted(range(len(reads)), key=lambda n: -reads[n])[:2]  # keys and values
             reads = [r * self.keys if n in largest else r for n, r in enumerate(reads)]
         read = sum(reads)
@@ -178,8 +184,9 @@ class _Walk:
         host = sum(a.bytes for a in moved[:2] if a.space == hlo.HOST)
         overlaps = i.opcode.endswith("-start") and '"is_sync":true' not in i.rest
         return Kernel(
-            i.name, i.opcode, source, times, flops, slow, read, written, host, sent, overlaps
-        )
+            i.name, i.opcode, source, times, flops, slow, read, written, host, sent, overlaps,
+            attention,
+        )  # fmt: skip
 
     def _flops(self, inside: Computation, i: Instruction) -> tuple[float, float]:
         """Operations, and their mean slowness."""

@@ -91,7 +91,10 @@ def prepare(name: str) -> None:
             f'pip install "oneforcing_jax[{extra}]"'
         )
     # Nothing runs: the host's devices hold no array, and an accelerator that is there stays untouched.
+    import jax
+
     os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")  # JAX reads the environment once, when it is imported
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # alarms about slow compilation
     if platform == "tpu":
         libtpu = importlib.import_module("libtpu")
