@@ -230,7 +230,7 @@ def kernel(**changes):
 
 
 def predict(*found):
-    return roofline.predict(kernels.Work(found, ()), CHIPS["h100"], 8)
+    return roofline.predict(kernels.Kernels(found, ()), CHIPS["h100"], 8)
 
 
 def test_the_slower_of_operations_and_bytes_counts():

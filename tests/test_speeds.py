@@ -17,7 +17,7 @@ def kernel(**changes):
 
 
 def predict(chip, *found):
-    return roofline.predict(kernels.Work(found, ()), CHIPS[chip], 8)
+    return roofline.predict(kernels.Kernels(found, ()), CHIPS[chip], 8)
 
 
 def test_measured_points_are_hit():

@@ -56,7 +56,7 @@ class Kernel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Kernels:
     """All kernels of a program.
 
     Attributes:
@@ -101,7 +101,7 @@ class Work:
 
 def read(
     text: str, devices: int = 1, shares: Mapping[str, float] | None = None, keys: float = 1.0
-) -> Work:
+) -> Kernels:
     """The work of a compiled program.
 
     Args:
@@ -113,7 +113,7 @@ def read(
     """
     walk = _Walk(hlo.parse(text), devices, shares or {}, keys)
     found = walk.visit(walk.module.entry, 1.0)
-    return Work(tuple(found), tuple(walk.unknown))
+    return Kernels(tuple(found), tuple(walk.unknown))
 
 
 class _Walk:

@@ -19,7 +19,7 @@ import dataclasses
 
 from oneforcing_jax.targets import speeds
 from oneforcing_jax.targets.chips import Chip
-from oneforcing_jax.targets.kernels import Kernel, Work
+from oneforcing_jax.targets.kernels import Kernel, Kernels
 from oneforcing_jax.targets.speeds import Speed
 
 # Bytes a second between a device and its host's memory.
@@ -43,7 +43,7 @@ class Prediction:
     parts: dict[str, float]
 
 
-def predict(work: Work, chip: Chip, island: int) -> Prediction:
+def predict(work: Kernels, chip: Chip, island: int) -> Prediction:
     """Seconds of a program.
 
     Args:
