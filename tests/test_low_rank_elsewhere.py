@@ -18,7 +18,7 @@ from oneforcing_jax.models import trees, wan
 from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup import config as configs
-from oneforcing_jax.system import checkpoint, saved
+from oneforcing_jax.system import checkpoint, items, saved
 from tools import export_torch
 
 METHOD = '''
@@ -160,7 +160,7 @@ def test_adapters_alone_are_trained_and_kept(trained):
         assert np.abs(params["blocks"]["self_attn"]["q"]["up"]).max() > 1e-3
         assert is_same(params, read(unbroken / "adapted", ema)[1])
     step = saved.find(workdir / "adapted" / "checkpoints")
-    kept = {path.name: checkpoint.items.paths(path) for path in step.glob("*_model")}
+    kept = {path.name: items.paths(path) for path in step.glob("*_model")}
     assert kept.keys() == {"params_model", "opt_model", "ema_model"}
     for name in ("params_model", "ema_model"):
         assert kept[name] and all(is_adapter(path) for path in kept[name])
