@@ -159,7 +159,7 @@ def resized(frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def enlarged(frame: np.ndarray, side: int) -> np.ndarray:
-    """A frame uint8 [y, x, 3], smoothly larger by a whole number, so that its longer side has `side` pixels or less.
+    """A frame uint8 [y, x, 3], smoothly larger by a whole number: its longer side has `side` pixels or less.
 
     One of that size or larger stays as it is.
     """
