@@ -65,6 +65,7 @@ setup(
     package_data={
         "oneforcing_jax": ["py.typed"],
         "oneforcing_jax.pages": ["*.css", "*.html", "*.js"],
+        "oneforcing_jax.toy": ["demo/**"],
     },
     license="Apache-2.0",
     license_files=["LICENSE"],

@@ -2,8 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from oneforcing_jax.system import command
+
+if TYPE_CHECKING:
+    from oneforcing_jax.pipeline import Pipeline as Pipeline
 
 __version__ = "0.2.0.dev0"  # setup.py reads it here
 
@@ -16,3 +20,12 @@ if (
     or _script.parent == Path(__file__).resolve().parents[1] / "tools"
 ):
     command.starting()
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the pipeline, and JAX with it, when it is asked for."""
+    if name == "Pipeline":
+        from oneforcing_jax.pipeline import Pipeline
+
+        return Pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,12 @@
 """Makes videos from prompts.
 
+    python -m oneforcing_jax.generate --demo --prompt "a circle moving left" --out circle.mp4
     python -m oneforcing_jax.generate --checkpoint weights/framewise --encoders weights/wan \\
         --prompt "a cat on a beach" --out cat.mp4
     python -m oneforcing_jax.generate --checkpoint runs/toy/one_forcing --prompts prompts.txt --out videos
 
 The same command continues an interrupted one: finished files are skipped. docs/generate.md says more;
-oneforcing_jax.generation.streaming does the same from Python.
+oneforcing_jax.Pipeline does it from Python.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from oneforcing_jax import demos
 from oneforcing_jax.generation import jobs as listing
 from oneforcing_jax.generation import making
 from oneforcing_jax.generation.jobs import Listing
@@ -62,6 +64,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing_jax.gen
 def run(args: argparse.Namespace) -> None:
     """Makes the videos that are missing."""
     given = vars(args)
+    if args.demo:
+        print(demos.find(args.demo).knows)
     wanted, made = options(Listing, given), Making.of(given)
     jobs = wanted.jobs()
     origins = made.origins()

@@ -1,5 +1,6 @@
 """Serves a page in which a prompt becomes a video while it is watched.
 
+    python -m oneforcing_jax.serve --demo
     python -m oneforcing_jax.serve --checkpoint runs/toy/one_forcing
     python -m oneforcing_jax.serve --checkpoint weights/framewise --encoders weights/wan --host 0.0.0.0
 
@@ -15,6 +16,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from oneforcing_jax import demos
 from oneforcing_jax.errors import MissingPackage
 from oneforcing_jax.generation import origins, pretrained
 from oneforcing_jax.generation.loading import Loading
@@ -89,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
     token = secrets.token_urlsafe(16) if args.token is None else web.checked(args.token, "--token")
     token = "" if web.is_local(args.host) else token
     said = journal.Journal()
+    if args.demo:
+        said.said("demo", note=demos.find(args.demo).knows)
     with (
         web.listen(args.host, args.port) as listening,
         compiled.kept(args.programs, lambda line: said.said("programs", note=line)) as programs,

@@ -26,6 +26,13 @@ for verb in cli.VERBS:
     except SystemExit as end:
         assert not end.code, verb
 """
+# What README has for Python.
+QUICKSTART = """
+from oneforcing_jax import Pipeline
+pipeline = Pipeline.from_pretrained("demo")
+pipeline.generate("a square moving up", num_frames=2)
+pipeline.save("square.mp4")
+"""
 # A config of a user that begins with one of ours.
 OWN = """
 import runpy
@@ -123,5 +130,10 @@ def test_a_wheel_in_another_folder(tmp_path, light_environment):
     run([sys.executable, "-m", "oneforcing_jax.main", *train], elsewhere, installed)
     run([script, "check", "run"], elsewhere, installed)
     run([script, "evaluate", "report", "run", "--out=run.html"], elsewhere, installed)
+    demo = ["--demo", "--prompt=a circle moving left", "--frames=2", "--out=circle.mp4"]
+    said = run([script, "generate", *demo, "--programs="], elsewhere, installed)
+    assert "toy knows prompts like" in said and (elsewhere / "circle.mp4").stat().st_size > 1000
+    run([sys.executable, "-c", QUICKSTART], elsewhere, installed)
+    assert (elsewhere / "square.mp4").stat().st_size > 1000
     (elsewhere / "mine.py").write_text(OWN)
     run([script, "train", "--config=mine.py", "--workdir=run2", "--dry_run"], elsewhere, installed)

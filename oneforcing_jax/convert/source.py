@@ -20,6 +20,7 @@ from oneforcing_jax.convert.keys import Tensors
 from oneforcing_jax.convert.tiny_decoder import TELLING
 from oneforcing_jax.convert.torch_io import SafeTensors, TorchTensors, load_torch
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.system import hub
 from oneforcing_jax.system.files import read_record
 
 PARTS = ("transformer", "vae", "text")
@@ -48,9 +49,6 @@ _TELLING = ["model_index.json", "*/config.json"]
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 # A file of an index, which lies beside it.
 _PLAIN = re.compile(r"[^/\\\0]+\.safetensors")
-_REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^:@]+))?(?::(.+))?")
-# The name of a commit, which stays what it is.
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +100,7 @@ def locate(
     if path.exists():
         _check_one(path, only)
         return path, None
-    if not (named := _REPOSITORY.fullmatch(source)):
+    if not (named := hub.REPOSITORY.fullmatch(source)):
         raise InputError(
             f"{source}: expected {EXPECTED}, or a Hugging Face repository OWNER/NAME[@REVISION][:FILE], "
             "found nothing of that name; check the path"
@@ -110,36 +108,14 @@ def locate(
     repository, revision, file = named[1], begun or named[2], named[3]
     _check_one(Path(repository) / (file or ""), only)
     patterns = [file] if file else [pattern for name in only for pattern in _patterns(name)]
-    try:
-        from huggingface_hub import snapshot_download
-
-        if not file:  # what tells an unsupported model is small
-            small = snapshot_download(repository, revision=revision, allow_patterns=_TELLING)
-            _check_one(Path(small), only)
-            revision = _commit(small) or revision  # a branch may move between two requests
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except InputError:
-        raise
-    except ImportError as error:
-        raise InputError(
-            f"{source}: not on disk, and downloading needs huggingface_hub, which is not "
-            'installed; run pip install "oneforcing_jax[torch]" or download it by hand'
-        ) from error
-    except Exception as error:  # network, disk, repository, login: a dozen types
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{source}: not on disk, and it could not be downloaded ({reason}); check the name and "
-            "the connection, and run the same command again: what is there already is kept"
-        ) from error
+    if not file:  # what tells an unsupported model is small
+        small = hub.download(source, repository, revision, _TELLING)
+        _check_one(small, only)
+        revision = hub.commit(small) or revision  # a branch may move between two requests
+    folder = hub.download(source, repository, revision, patterns)
     if file and not (folder / file).is_file():
         raise InputError(f"{source}: the repository has no file {file}; check its list of files")
-    return (folder / file if file else folder), _commit(str(folder))
-
-
-def _commit(snapshot: str) -> str | None:
-    """The commit of a repository that a downloaded folder is named after."""
-    name = Path(snapshot).name
-    return name if _COMMIT.fullmatch(name) else None
+    return (folder / file if file else folder), hub.commit(folder)
 
 
 def _check_one(path: Path, only: Sequence[str]) -> None:

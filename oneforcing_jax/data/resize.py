@@ -158,6 +158,15 @@ def resized(frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return made
 
 
+def enlarged(frame: np.ndarray, side: int) -> np.ndarray:
+    """A frame uint8 [y, x, 3], smoothly larger by a whole number: its longer side has `side` pixels or less.
+
+    One of that size or larger stays as it is.
+    """
+    times = max(1, side // max(frame.shape[:2]))
+    return resized(frame, frame.shape[0] * times, frame.shape[1] * times)
+
+
 def put(colours: np.ndarray, frame: np.ndarray) -> None:
     """Writes colours [3, y, x] of 0..255, which it spoils, into a frame uint8 [y, x, 3]."""
     whole = np.add(colours, 0.5, out=colours).clip(0, 255, out=colours).astype(np.uint8)

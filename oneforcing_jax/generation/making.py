@@ -13,8 +13,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from oneforcing_jax import demos
 from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import Origin
+from oneforcing_jax.data.resize import enlarged
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.jobs import Job
@@ -46,6 +48,12 @@ class Writing:
     crf: Quality
     save_latents: bool
     mark: str | None
+    demo: str | None = None
+
+    @property
+    def side(self) -> int | None:
+        """Pixels of the longer side, to which a demo's small frames are enlarged; None: as they are made."""
+        return demos.SIDE if self.demo else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +91,9 @@ class Making:
     def origins(self) -> Origins:
         """What the videos' files are to say; see `Origins.find`."""
         writing = self.writing
-        return Origins.find(self.loading, self.look, self.files, writing.crf, writing.mark)
+        return Origins.find(
+            self.loading, self.look, self.files, writing.crf, writing.mark, writing.side
+        )
 
     def scene(self, jobs: Sequence[Job]) -> Scene:
         """The model, and what its videos are made from; `jobs` are all of the command, of all shards."""
@@ -122,7 +132,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add = parser.add_argument
     found = "folder of tools/convert_wan.py, or a run's WORKDIR/STAGE"
-    add("--checkpoint", required=True, type=any_path, help=found)
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("--checkpoint", type=any_path, help=found)
+    demos.add_option(one)
     add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
     add("--decoder", help="tiny, in place of the VAE's, for previews; docs/generate.md")
     add("--ema", action="store_true", help="the moving average of the weights")
@@ -193,6 +205,13 @@ def _counted(part: tuple[jax.Array, np.ndarray], bar: tqdm[Any], videos: int) ->
     return frames[0]
 
 
+def _shown(videos: np.ndarray, side: int | None) -> np.ndarray:
+    """Frames uint8 [b, f, y, x, 3] as files show them."""
+    if side is None:
+        return videos
+    return np.stack([[enlarged(frame, side) for frame in video] for video in videos])
+
+
 def _written(
     made: Iterator[tuple[jax.Array, np.ndarray]],
     group: Sequence[Job],
@@ -206,14 +225,15 @@ def _written(
     with contextlib.ExitStack() as stack:
         writers: list[VideoWriter] = []
         for latents, frames in made:
-            small = min(frames.shape[2:4]) < SMALL
+            shown = _shown(frames, writing.side)
+            small = min(shown.shape[2:4]) < SMALL
             writers = writers or [
                 stack.enter_context(
                     VideoWriter(job.path, fps, crf=writing.crf, full_chroma=small, origin=origin)
                 )
                 for job, origin in zip(group, origins, strict=True)
             ]
-            for writer, video in zip(writers, frames, strict=False):
+            for writer, video in zip(writers, shown, strict=False):
                 writer.write(video if writing.mark is None else mark.add(video, writing.mark))
             if writing.save_latents:
                 parts.append(np.asarray(latents, np.float32))

@@ -31,9 +31,19 @@ class Origins:
 
     @classmethod
     def find(
-        cls, loading: Loading, look: Look, given: Given, crf: int, mark: str | None
+        cls,
+        loading: Loading,
+        look: Look,
+        given: Given,
+        crf: int,
+        mark: str | None,
+        side: int | None = None,
     ) -> Origins:
         """From the options of a command. Batch, mesh and shard change nothing that is seen.
+
+        Args:
+          loading, look, given, crf, mark: options.
+          side: pixels of the longer side in the files, where frames are enlarged.
 
         Raises:
           MissingInput, InputError: no such checkpoint or encoders, weights that another sampler needs, or
@@ -63,7 +73,7 @@ class Origins:
             "network": digest(json.dumps(describe(config), default=str)),
             "encoders": digest(f"{found.codec.digest()} {found.text.digest()}"),
             "decoder": loading.decoder, **given.digests(), "crf": crf,
-            "mark": None if mark is None else digest(f"mark {mark}"),
+            "mark": None if mark is None else digest(f"mark {mark}"), "side": side,
         }  # fmt: skip
         return cls(source.identity, {n: v for n, v in said.items() if v is not None})
 

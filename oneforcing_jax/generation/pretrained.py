@@ -29,6 +29,8 @@ EXPECTED = (
     "a folder of tools/convert_wan.py, a stage of a training run (WORKDIR/STAGE), or one of its "
     f"checkpoints (WORKDIR/STAGE/{checkpoint.FOLDER}/NUMBER)"
 )
+# In the record of a network, below `MORE`: the dtype that it computes in, where nobody chooses one.
+COMPUTES = "computes"
 # Stores of which one was made from the other. A damaged record may lead round in a circle.
 MOST_STORES = 16
 
@@ -115,7 +117,8 @@ def find(
     Args:
       folder: see `EXPECTED`; for a converted model also the folder around its transformer/.
       ema: its moving average.
-      dtype: compute dtype, "float32" or "bfloat16"; None: of the run, bfloat16 for a converted one.
+      dtype: compute dtype, "float32" or "bfloat16"; None: of the run; for a converted one as its record says,
+        or bfloat16.
       shift: of the noise schedule; None: of the run, or of its family for a converted one.
 
     Raises:
@@ -132,7 +135,7 @@ def find(
 def _find(folder: Path, ema: bool, dtype: str | None) -> Source:
     for place in (folder, folder / "transformer"):
         if (place / MODEL).is_file():
-            return _converted(place, ema, dtype or "bfloat16")
+            return _converted(place, ema, dtype)
     stage = _stage(folder)
     if (stage / checkpoint.FOLDER).is_dir() and _record(stage).is_file():
         made = _trained(stage, ema, dtype)
@@ -146,7 +149,7 @@ def _stage(folder: Path) -> Path:
     return folder.parents[1] if folder.parent.name == checkpoint.FOLDER else folder
 
 
-def _converted(folder: Path, ema: bool, dtype: str) -> Source:
+def _converted(folder: Path, ema: bool, dtype: str | None) -> Source:
     nets = records.read(folder, "nets")
     wanted = ("ema_generator",) if ema else ("params_generator", "params_model")
     name = next((name for name in wanted if name in nets), None)
@@ -156,11 +159,13 @@ def _converted(folder: Path, ema: bool, dtype: str) -> Source:
             f"checkpoint {folder}: expected a transformer among {', '.join(wanted)}, found {kinds}; "
             "add or leave out --ema, or give another folder"
         )
-    config: Any = records.config_of(nets[name], DTYPES[dtype], folder / MODEL)
+    more = nets[name].get(MORE, {})
+    usual = "float32" if more.get(COMPUTES) == "float32" else "bfloat16"
+    config: Any = records.config_of(nets[name], DTYPES[dtype or usual], folder / MODEL)
     family = families.of(nets[name], folder / MODEL)
     video, (frames, rows, columns) = family.video, family.latents
     # Records of before say it by their items alone: a folder of Wan's is a teacher, a file has a generator.
-    causal = nets[name].get(MORE, {}).get("causal", name != "params_model")
+    causal = more.get("causal", name != "params_model")
     return Source(
         folder, name.split("_", 1)[1], ema, family.model(config), family, video.shift,
         frames=frames, rows=rows, columns=columns, fps=video.fps, block_frames=1, first_frames=None,

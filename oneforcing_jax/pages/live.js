@@ -3,7 +3,6 @@
 
 const $ = (id) => document.getElementById(id);
 const PLACE = "live session"; // {session, key, boot} of this tab, so that a reload goes on
-const TINY = 256; // pixels below which frames are scaled up without smoothing
 const LARGEST_SIDE = 1280; // pixels of an image that is sent
 
 let socket = null;
@@ -74,7 +73,6 @@ function greeted(message) {
   hello = message;
   retry = 500;
   document.documentElement.style.setProperty("--shape", `${hello.columns} / ${hello.rows}`);
-  $("frame").classList.toggle("tiny", Math.max(hello.rows, hello.columns) < TINY);
   $("prompt").maxLength = hello.longest_prompt;
   $("frames").max = hello.most_frames;
   if (first) {

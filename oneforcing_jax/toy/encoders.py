@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from oneforcing_jax.errors import MissingInput
-from oneforcing_jax.families import Family, Video, encoders
+from oneforcing_jax.families import Family, Video, encoders, wan21
 from oneforcing_jax.models import wan
 from oneforcing_jax.system.command import Help, any_path, ending
 from oneforcing_jax.toy import codec, text
@@ -62,6 +62,8 @@ FAMILY = Family(
     model=wan.model,
     load=load,
     outline=outline,
+    # Its transformer is Wan's, small.
+    networks={"transformer": wan21.FAMILY.networks["transformer"]},
     students={"framewise": 1, "chunkwise": 3},
 )
 

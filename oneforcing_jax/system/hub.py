@@ -1,0 +1,49 @@
+"""Repositories of Hugging Face: their names, and their files as folders of this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from oneforcing_jax.errors import InputError
+
+# OWNER/NAME[@REVISION][:FILE]
+REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^:@]+))?(?::(.+))?")
+# The name of a commit, which stays what it is.
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def download(
+    source: str, repository: str, revision: str | None, patterns: list[str] | None
+) -> Path:
+    """A folder with files of a repository, which is downloaded, or its download resumed.
+
+    Args:
+      source: what the user named, for errors.
+      repository: OWNER/NAME.
+      revision: a branch, a tag or a commit; None: the newest of the main branch.
+      patterns: of the names of files; None: all of them.
+
+    Raises:
+      InputError: huggingface_hub is not installed, or the files cannot be had.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except ImportError as error:
+        raise InputError(
+            f"{source}: not on disk, and downloading needs huggingface_hub, which is not "
+            'installed; run pip install "oneforcing_jax[torch]" or download it by hand'
+        ) from error
+    except Exception as error:  # network, disk, repository, login: a dozen types
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{source}: not on disk, and it could not be downloaded ({reason}); check the name and "
+            "the connection, and run the same command again: what is there already is kept"
+        ) from error
+
+
+def commit(snapshot: Path) -> str | None:
+    """The commit of a repository that a downloaded folder is named after."""
+    return snapshot.name if _COMMIT.fullmatch(snapshot.name) else None
