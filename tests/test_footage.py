@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oneforcing_jax.data.video import Clip, at_rate, frames_of, measured, read_clip, read_video
+from oneforcing_jax.data.clips import read_clip
+from oneforcing_jax.data.video import Clip, at_rate, frames_of, measured, read_video
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.playable import playable
 

@@ -3,11 +3,11 @@
     oneforcing verify weights/wan_1.3b --against diffusers
     oneforcing verify weights/wan_1.3b --against diffusers --published Wan-AI/Wan2.1-T2V-1.3B-Diffusers
 
-Each network of the folder is called beside the published one: embeddings of two prompts, encoding and decoding of
-a video, one flow of the transformer, and a clip of a few guided steps from the same noise. All is computed in
-float32, theirs on processors and ours on this machine's devices, and one network is in memory at a time: 23 GB
-for the text encoder, which --only can leave out. A line gives each error, the norm of the difference to the norm
-of theirs. The exit code is 1 if any is above its limit.
+Each network of the folder is called beside the published one: embeddings of two prompts, encoding and
+decoding of a video, one flow of the transformer, and a clip of a few guided steps from the same noise. All is
+computed in float32, theirs on processors and ours on this machine's devices, and one network is in memory at
+a time: 23 GB for the text encoder, which --only can leave out. A line gives each error, the norm of the
+difference to the norm of theirs. The exit code is 1 if any is above its limit. Extra: verify.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ PROMPT = "a red  square &amp; a cat moving left"
 # Latents of what is compared: frames, rows, columns. Sides differ, so that none can stand for another.
 LATENTS = (3, 8, 12)
 SIGMA, STEPS = 0.7, 4
-# Errors that are allowed: of float32 in another order; the same after a clip's steps, each of which multiplies
-# it by the guidance; and of weights that were rounded to bfloat16 when they were converted.
+# Errors that are allowed: of float32 in another order; the same after a clip's steps, each of which
+# multiplies it by the guidance; and of weights that were rounded to bfloat16 when they were converted.
 EXACT, GROWN, ROUNDED = 1e-3, 1e-2, 5e-2
 
 
@@ -66,8 +66,8 @@ class Row(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What both sides made, for the next part: embeddings [1, s, d] of prompt and negative, a clip [1, f, c, y, x]
-    of ours and theirs."""
+    """What is made for the next part: their embeddings of prompt and negative, [1, s, d] each, and latents of
+    a clip of ours and of theirs, [1, f, c, y, x] each."""
 
     words: Any = None
     clips: Any = None
@@ -82,8 +82,8 @@ def compare(folder: Path, published: str | None, only: Sequence[str] | None) -> 
       only: parts of `PARTS`; None: those that the folder has.
 
     Raises:
-      MissingInput, InputError: a part that is not there, here or among the published files; damage; too little
-        memory.
+      MissingInput, InputError: a part that is not there, here or among the published files; damage; too
+        little memory.
     """
     parts = _parts(folder, published, only)
     found = Sample()
@@ -106,8 +106,8 @@ def _parts(folder: Path, published: str | None, only: Sequence[str] | None) -> d
     if missing or not there:
         what = f"no {missing[0]}" if missing else "none of them"
         raise MissingInput(
-            f"{folder}: expected a folder of tools/convert_wan.py with {', '.join(only or PARTS)}, found {what}; "
-            "convert the published weights into it"
+            f"{folder}: expected a folder of tools/convert_wan.py with {', '.join(only or PARTS)}, found "
+            f"{what}; convert the published weights into it"
         )
     parts = {}
     for part in only or there:
@@ -117,7 +117,7 @@ def _parts(folder: Path, published: str | None, only: Sequence[str] | None) -> d
         path, _ = source.locate(name, [part], commit)
         if not path.is_dir():
             raise InputError(
-                f"{path}: expected the folder of a Wan2.1 model, found a file; name the folder with --published"
+                f"{path}: expected the folder of a Wan2.1 model, found a file; name it with --published"
             )
         (parts[part],) = source.parts(path, [part])
     return parts
@@ -132,8 +132,8 @@ def _error(found: Any, expected: Any) -> float:
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if found.shape != expected.shape:
         raise InputError(
-            f"expected arrays of one shape from both sides, found {found.shape} of ours and {expected.shape}; "
-            "convert the published weights again"
+            f"expected arrays of one shape from both sides, found {found.shape} of ours and "
+            f"{expected.shape}; convert the published weights again"
         )
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12))
 

@@ -1,7 +1,7 @@
 """Published files as the models of diffusers and transformers that they were published for, in float32.
 
-Where files have the names of diffusers, nothing of ours is between them and the model but the reader of files.
-The original's names are brought to diffusers' by our key maps.
+Where files have the names of diffusers, nothing of ours is between them and the model but the reader of
+files. The original's names are brought to diffusers' by our key maps.
 """
 
 from __future__ import annotations
