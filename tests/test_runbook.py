@@ -51,7 +51,7 @@ CAPTION = "a red square moving left"
 
 
 def footage(folder):
-    """Three recordings, each of two rendered scenes, 24 frames a second and of another shape than the clips."""
+    """Three recordings, each of two rendered scenes, of another rate and shape than the clips."""
     folder.mkdir()
     big = np.ones((1, 3, 2, 1), np.uint8)
     rendered = [np.repeat(np.kron(video, big), 4, 0) for _, video in videos(6, 0, TINY)]
@@ -93,7 +93,7 @@ def test_the_runbook_leads_to_a_score(sandbox, tmp_path, monkeypatch):
                     cli.main([*words, *SMALL[start]])
     assert set(ran) == set(SMALL)
     score = json.loads((tmp_path / "score.json").read_text())
-    (model,) = score["models"].values() if "models" in score else score.values()
+    (model,) = score.values()
     assert 0 < model["total"] < 1 and not model["missing"]
     assert Store.open(tmp_path / "store").done().all()
     for made in ("cat.mp4", "student.pt"):
