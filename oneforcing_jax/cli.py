@@ -28,6 +28,7 @@ VERBS = {
     "serve": Verb("serve", "serves a page in which a prompt becomes a video"),
     "plan": Verb("commands.plan", "says what work costs on a device that need not be there"),
     "convert": Verb("commands.convert", "reads published weights of PyTorch"),
+    "verify": Verb("commands.verify", "compares converted weights with the published ones"),
     "export": Verb("commands.export", "writes weights for PyTorch"),
     "encode": Verb("commands.encode", "makes training data of captioned videos"),
     "evaluate curvature": Verb("commands.curvature", "measures where trajectories bend"),

@@ -11,9 +11,10 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageCms
 
 from oneforcing_jax.data import colour
+from oneforcing_jax.data.clips import read_clip
 from oneforcing_jax.data.images import fit, read_image
 from oneforcing_jax.data.resize import resized
-from oneforcing_jax.data.video import Clip, read_clip, read_video, write_video
+from oneforcing_jax.data.video import Clip, read_video, write_video
 
 WEIGHTS = {5: (0.299, 0.114), 1: (0.2126, 0.0722), 9: (0.2627, 0.0593)}
 

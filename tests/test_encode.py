@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from waits import HANG
 
+from oneforcing_jax.data.clips import read_clip
 from oneforcing_jax.data.store import Store
-from oneforcing_jax.data.video import Clip, read_clip, write_video
+from oneforcing_jax.data.video import Clip, write_video
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import encoders as toy_encoders

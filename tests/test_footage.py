@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from oneforcing_jax.data.clips import read_clip
 from oneforcing_jax.data.playable import playable
-from oneforcing_jax.data.video import Clip, at_rate, frames_of, measured, read_clip, read_video
+from oneforcing_jax.data.video import Clip, at_rate, frames_of, measured, read_video
 from oneforcing_jax.errors import InputError
 
 # Red, green / blue, white.

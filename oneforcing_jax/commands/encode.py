@@ -5,8 +5,9 @@
 
 --checkpoint is what tools/convert_wan.py wrote (vae/ and text/ in it), or the world of a toy run.
 Frames, size and rate are the config's: each video is resized until it covers the frame, cropped in
-the middle, and taken from its beginning at the config's rate. Fields of the config can be overridden
-(--config.latents.frames=13). The same command continues; videos that cannot be used are left out,
+the middle, and taken from its beginning at the config's rate; with --clips=scenes it is cut where a scene
+ends, and each scene gives as many clips as fit, but for stills and repetitions. Fields of the config can be
+overridden (--config.latents.frames=13). The same command continues; videos that cannot be used are left out,
 listed at the end, and tried again by the next run. Several processes, or machines with one disk, share the
 work with --distributed (docs/launch), or as commands of their own with --shard I/N.
 """
@@ -17,7 +18,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from oneforcing_jax.data.encode import encode, summary
+from oneforcing_jax.data.encode import CLIPS, encode, summary
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.setup import config as configs
@@ -39,6 +40,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing encode"
     parser.add_argument("--checkpoint", required=True, type=any_path, help="folder of the encoders")
     parser.add_argument("--out", required=True, type=any_path, help="folder of the store")
     parser.add_argument("--config", default="framewise", type=any_path, help="of the sizes")
+    parser.add_argument(
+        "--clips",
+        choices=CLIPS,
+        default=CLIPS[0],
+        help="of a video: its first, or those of its scenes",
+    )
     parser.add_argument("--shard", default="0/1", help="I/N, of N commands the I-th")
     parts.add_option(parser)
     processes.add_options(parser)
@@ -57,7 +64,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing encode"
                 f"{reader.text_dim}; choose the config that belongs to this encoder"
             )
         store = encode(
-            given.videos, given.captions, given.checkpoint, encoders, size, given.out, part
+            given.videos,
+            given.captions,
+            given.checkpoint,
+            encoders,
+            size,
+            given.out,
+            part,
+            given.clips,
         )
         if processes.is_first():
             print(summary(store))

@@ -70,12 +70,14 @@ def _name(video: str, folder: Path | None) -> str:
 
 
 class Pair(NamedTuple):
-    """A video and its caption; None where one of them is missing, and then the reason."""
+    """A video and its caption; None where one of them is missing, and then the reason. Of a clip of a scene
+    also the seconds at which it begins, and why it is left out."""
 
     name: str
     video: Path | None
     caption: str | None
     reason: str = ""
+    start: float = 0.0
 
 
 def pair(videos_dir: str | Path, captions_path: str | Path) -> list[Pair]:

@@ -15,18 +15,21 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from oneforcing_jax.data import colour
+from oneforcing_jax.data import colour, scenes
 from oneforcing_jax.data.captions import Pair, pair
+from oneforcing_jax.data.clips import Clips, read_clip
 from oneforcing_jax.data.store import LEFT_OUT, META, NEGATIVE_TEXT, Store
-from oneforcing_jax.data.video import Clip, read_clip
+from oneforcing_jax.data.video import Clip
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.families.codec import Encoders, TextEncoder, pad
 from oneforcing_jax.system import places, processes, textfiles
 from oneforcing_jax.system.files import write_whole
 
-# In a store: the video and caption of each sample, a line each.
+# In a store: the video and caption of each sample, a line each; of clips of scenes also start and reason.
 SAMPLES = "samples.jsonl"
+# Which clips of a file are samples: its beginning, or all of its scenes that are worth training on.
+CLIPS = ("first", "scenes")
 # Videos that are read while another is encoded.
 _AHEAD = 2
 # Samples left out that a summary names.
@@ -41,6 +44,7 @@ def encode(
     clip: Clip,
     store_path: str | Path,
     shard: tuple[int, int] = (0, 1),
+    clips: str = "first",
 ) -> Store:
     """Encodes a folder of videos; to continue after an error or a kill, call it again.
 
@@ -57,6 +61,7 @@ def encode(
       store_path: folder of the store.
       shard: (i, n): do every n-th sample from the i-th on; other commands do the others. The processes of a
         command divide its share.
+      clips: of `CLIPS`. "scenes" looks through all files once, before the store is made; it keeps the list.
 
     Returns:
       The store. The negative prompt's embedding is its shared array `negative_text`.
@@ -67,7 +72,7 @@ def encode(
         encoders or sizes; a disk that is full. Samples that were written stay.
     """
     codec, text, negative = encoders
-    samples = pair(videos_dir, captions_path)
+    pairs = pair(videos_dir, captions_path)
     fields = {
         "latents": (codec.latent_shape(clip.frames, clip.rows, clip.columns), codec.dtype),
         "text": ((text.length, text.dim), text.dtype),
@@ -77,15 +82,18 @@ def encode(
         "codec": codec.digest(),
         "text": text.digest(),
         **colour.SAID,
+        **(scenes.SAID if clips == "scenes" else {}),
     }
     if old := _of_other_pixels(store_path):
         return old
     with processes.first(f"the store {store_path}") as mine:
         if mine:
+            samples = _samples(store_path, pairs, clip) if clips == "scenes" else pairs
             store = Store.create(store_path, len(samples), fields, made_with)
             _keep_samples(store, samples)
             encoding.record(store.path, folder)
             store.write_shared(NEGATIVE_TEXT, embed_padded(text, negative).astype(np.float32))
+    samples = _samples(store_path, pairs, clip) if clips == "scenes" else pairs
     store = Store.create(store_path, len(samples), fields, made_with)
 
     first, step = processes.part(shard)
@@ -99,7 +107,12 @@ def encode(
         mininterval=1.0,
         disable=not processes.is_first(),
     ) as progress:
-        videos = _ahead(lambda i: _read(samples[i], clip), todo)
+        read, threads = (
+            (_InTurn(clip).read, 1)
+            if clips == "scenes"
+            else (lambda video, _: read_clip(video, clip, tqdm.write), _AHEAD)
+        )
+        videos = _ahead(lambda i: _read(samples[i], read), todo, threads)
         while group := list(itertools.islice(videos, jax.local_device_count())):
             _encode_group(store, encoders, samples, group)
             progress.update(len(group))
@@ -151,18 +164,31 @@ def _encode_group(
             leave_out(store, index, samples[index].name, "its latents are not finite")
 
 
-def _read(sample: Pair, clip: Clip) -> np.ndarray:
-    if sample.video is None or sample.caption is None:
+def _read(sample: Pair, read: Callable[[Path, float], np.ndarray]) -> np.ndarray:
+    if sample.video is None or sample.caption is None or sample.reason:
         raise InputError(sample.reason)
-    return read_clip(sample.video, clip, tqdm.write)
+    return read(sample.video, sample.start)
+
+
+class _InTurn:
+    """Clips that are asked for in their order: those of one file are read in one pass."""
+
+    def __init__(self, clip: Clip) -> None:
+        self._clip, self._video = clip, Path()
+        self._clips: Clips | None = None
+
+    def read(self, video: Path, start: float) -> np.ndarray:
+        if self._clips is None or video != self._video:
+            self._video, self._clips = video, Clips(video, self._clip, tqdm.write)
+        return self._clips.read(start)
 
 
 def _ahead(
-    read: Callable[[int], np.ndarray], indices: Iterable[int]
+    read: Callable[[int], np.ndarray], indices: Iterable[int], threads: int
 ) -> Iterator[tuple[int, Future[np.ndarray]]]:
     """Reads in threads, a few videos ahead of whoever asks."""
     waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
-    with ThreadPoolExecutor(_AHEAD) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for index in indices:
             waiting.append((index, pool.submit(read, index)))
             if len(waiting) > _AHEAD:
@@ -182,6 +208,31 @@ def leave_out(store: Store, index: int, name: str, reason: str) -> None:
     tqdm.write(f"left out: {reason}")
 
 
+def _samples(store_path: str | Path, pairs: Sequence[Pair], clip: Clip) -> list[Pair]:
+    """The clips of the scenes of all files: those that the store was begun with, or found now.
+
+    Raises:
+      InputError: it was begun with other files.
+    """
+    file = places.path(store_path) / SAMPLES
+    by_name = {textfiles.form(sample.name): sample for sample in pairs}
+    if not file.is_file():
+        return scenes.clips(pairs, clip)
+    rows = [json.loads(line) for line in textfiles.lines(textfiles.read(file))]
+    if any("start" not in row for row in rows):
+        return list(pairs)  # another store: its description says so
+    names = [textfiles.form(row["video"]) for row in rows]
+    if changed := by_name.keys() ^ set(names):
+        raise InputError(
+            f"{store_path}: begun with the scenes of other videos, {min(changed)} is new or gone; choose "
+            "another folder or remove it"
+        )
+    return [
+        by_name[name]._replace(start=row["start"], reason=row["reason"])
+        for name, row in zip(names, rows, strict=True)
+    ]
+
+
 def _keep_samples(store: Store, samples: Sequence[Pair]) -> None:
     """Writes down what each sample is, and refuses a store that was begun with other samples."""
     file = store.path / SAMPLES
@@ -196,7 +247,12 @@ def _keep_samples(store: Store, samples: Sequence[Pair]) -> None:
                     f"{old['video']} ({old['caption']!r}) there, {new.name} ({new.caption!r}) now; "
                     "choose another folder or remove it"
                 )
-    rows = ({"video": sample.name, "caption": sample.caption} for sample in samples)
+    rows: list[dict[str, object]] = [
+        {"video": sample.name, "caption": sample.caption} for sample in samples
+    ]
+    if "scenes" in store.attributes:
+        for row, sample in zip(rows, samples, strict=True):
+            row |= {"start": sample.start, "reason": sample.reason}
     write_whole(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 

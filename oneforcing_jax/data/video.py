@@ -22,7 +22,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from oneforcing_jax.data import colour
-from oneforcing_jax.data.frames import Pictures, Shown, Times, decoded, ending, reason
+from oneforcing_jax.data.frames import Pictures, Shown, Times, decoded, reason
 from oneforcing_jax.data.origin import FIELD, UNSAID, Origin
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.system import places, room
@@ -31,7 +31,7 @@ from oneforcing_jax.system.files import unfinished
 # Frames of a video that is read whole, from one look at the memory to the next.
 _LOOK = 64
 # Seconds that a time stamp may be off: some files keep milliseconds alone.
-_ROUNDING = 6e-4
+ROUNDING = 6e-4
 # These are in the files that are written, in H.273's numbers.
 _LIMITED, _BT709 = 1, 1
 # With AVX-512 instructions libx264 gives other bytes for equal frames, in up to a tenth of all writes on a
@@ -118,54 +118,13 @@ def measured(path: str | Path) -> Clip:
     return Clip(len(starts), *sizes.pop(), Times.of(starts, last).rate)
 
 
-def read_clip(path: str | Path, clip: Clip, log: Callable[[str], None] = print) -> np.ndarray:
-    """The beginning of a video at another size and frame rate.
-
-    Frame k is the one that a player shows at k / fps seconds. It is scaled (bicubic) until it covers
-    the clip's rows and columns, and the middle is cut out.
-
-    Returns:
-      uint8 [clip.frames, clip.rows, clip.columns, 3].
-
-    Raises:
-      MissingInput: there is no such file.
-      InputError: see `read_video`; a video that is too short.
-    """
-    pictures, frames, starts = Pictures(path, log), list[np.ndarray](), list[float]()
-    before: Shown | None = None
-
-    def show(shown: Shown, until: float) -> None:
-        """Takes a frame for all times before it ends."""
-        wanted = min(clip.frames, math.ceil(until * clip.fps)) - len(frames)
-        if wanted > 0:
-            frames.extend([pictures.of(shown, (clip.rows, clip.columns))] * wanted)
-
-    for shown in decoded(path):
-        if before is not None:
-            show(before, shown.start - _ROUNDING)
-        if len(frames) == clip.frames:
-            return np.stack(frames)
-        before = shown
-        starts = [*starts[-1:], shown.start]
-    assert before is not None
-    end = ending(starts, before)
-    # A video that ends just where the last frame would begin is long enough: 5 s give 81 frames, 16 a second.
-    show(before, end + _ROUNDING)
-    if len(frames) < clip.frames:
-        raise InputError(
-            f"{path}: expected {(clip.frames - 1) / clip.fps:.2f} s or more ({clip.frames} frames, "
-            f"{clip.fps:g} a second), found {end:.2f} s; use a longer video"
-        )
-    return np.stack(frames)
-
-
 def at_rate(video: np.ndarray, times: Times, fps: float) -> np.ndarray:
-    """Frames [f, y, x, 3] at a steady rate, from the beginning to the end, as `read_clip` takes them.
+    """Frames [f, y, x, 3] at a steady rate, from the beginning to the end, as `clips.read_clip` takes them.
 
     A frame that would be shown for less than a quarter of its time is not begun.
     """
     at = np.arange(max(1, math.ceil(times.end * fps - 0.25))) / fps
-    return video[np.searchsorted(times.starts, at + _ROUNDING, "right") - 1]
+    return video[np.searchsorted(times.starts, at + ROUNDING, "right") - 1]
 
 
 def _of_sizes(path: str | Path, sizes: Set[tuple[int, ...]]) -> InputError:

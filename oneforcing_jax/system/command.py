@@ -29,7 +29,7 @@ from oneforcing_jax.system.files import write_whole
 PACKAGE = Path(__file__).parents[1].name
 # The extra that brings a package, by the name under which it is imported.
 EXTRAS = {
-    "cv2": "measures", "diffusers": "test", "ftfy": "wan", "gcsfs": "buckets", "huggingface_hub": "torch",
+    "cv2": "measures", "diffusers": "verify", "ftfy": "wan", "gcsfs": "buckets", "huggingface_hub": "torch",
     "krippendorff": "serve", "lmdb": "lmdb", "matplotlib": "plots", "prometheus_client": "serve",
     "s3fs": "buckets", "safetensors": "torch", "sentencepiece": "wan", "skimage": "measures",
     "starlette": "serve", "torch": "torch", "transformers": "wan", "uvicorn": "serve", "wandb": "wandb",
