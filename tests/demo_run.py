@@ -29,7 +29,8 @@ def make(folder: Path, *changes: str) -> Path:
     run = Run.of(configs.load("toy", [*overrides, *(f"--config.{change}" for change in changes)]))
     stage = folder / "one_forcing"
     stage.mkdir(parents=True)
-    (stage / "config.json").write_bytes(run.record)
+    for place in (stage, folder):
+        (place / "config.json").write_bytes(run.record)
     net, rng = methods.make("one_forcing", run).nets["generator"].model, np.random.default_rng(0)
     shapes = unbox(jax.eval_shape(net.init, jax.random.key(0)))
     params = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), shapes)

@@ -76,7 +76,7 @@ def ship(workdir: Path, out: Path) -> None:
             f"out: expected nothing or a demo in {out}, found something else; remove it"
         )
     source = pretrained.find(workdir / STAGE, ema=True, dtype="float32")
-    run = Run.read(workdir / STAGE / checkpoint.CONFIG)
+    run = Run.read(workdir / checkpoint.CONFIG)
     said = card(run, workdir)
     with files.staged(out) as folder:
         folder.mkdir()
@@ -199,7 +199,7 @@ def page(said: Mapping[str, Any]) -> str:
         f"- Made by `oneforcing train --config=toy --workdir=runs/toy` with the config in {demos.CARD}, then "
         "`python -m oneforcing_jax.toy.ship --run runs/toy`. The weights are the moving average, in float16.",
         f"- Data: {said['clips']} clips that the first stage renders, of nobody else. Seed {said['seed']}.",
-        f"- Time: {sum(seconds.values()):,} seconds of updates "
+        f"- Time: {sum(seconds.values()):,} seconds of updates by the clock, beside what else ran "
         f"({', '.join(f'{stage} {n}' for stage, n in seconds.items())}).",
         f"- Versions when it was packed: {', '.join(f'{name} {v}' for name, v in versions.items())}.\n",
         f"Scores of the report, before the weights became 16 bits; the student's row is {said['student']!r}, "
