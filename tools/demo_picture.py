@@ -1,4 +1,4 @@
-"""The moving picture at the beginning of README.md: videos of the demo's student, and one whose prompt is switched.
+"""The moving picture at the beginning of README.md: the demo's student, and a prompt that is switched.
 
 python tools/demo_picture.py --out docs/demo.webp
 """
@@ -16,11 +16,11 @@ from oneforcing_jax import Pipeline
 from oneforcing_jax.data.resize import enlarged
 from oneforcing_jax.system.command import Help, ending
 
-# Prompt, seed, and what the prompt becomes at half of the frames.
+# Prompt, seed (chosen so that colours differ), and what the prompt becomes at half of the frames.
 VIDEOS = (
-    ("a circle moving left", 1, None),
-    ("a square moving up", 3, None),
-    ("a triangle moving right", 2, None),
+    ("a circle moving left", 3, None),
+    ("a square moving up", 1, None),
+    ("a triangle moving right", 4, None),
     ("a square moving left", 5, "a circle moving down"),
 )
 FRAMES, SIDE, GAP, LINE, SIZE = 32, 192, 12, 34, 15
@@ -44,10 +44,9 @@ def picture(pipeline: Pipeline) -> list[Image.Image]:
     rows = [list(shown(pipeline, *video)) for video in VIDEOS]
     gap = np.full((SIDE + LINE, GAP, 3), 255, np.uint8)
     parts = [
-        [part for tile in tiles for part in (np.asarray(tile), gap)][:-1]
-        for tiles in zip(*rows, strict=True)
+        [x for tile in tiles for x in (np.asarray(tile), gap)] for tiles in zip(*rows, strict=True)
     ]
-    return [Image.fromarray(np.concatenate(row, 1)) for row in parts]
+    return [Image.fromarray(np.concatenate(row[:-1], 1)) for row in parts]
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "demo_picture") -> None:
