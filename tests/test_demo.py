@@ -22,6 +22,7 @@ from oneforcing_jax.toy import ship
 
 LEFT, UP = "a circle moving left", "a square moving up"
 COMMIT = "12" * 20
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +258,16 @@ def test_no_such_name(tmp_path, monkeypatch):
         Pipeline.from_pretrained("demos")
     with pytest.raises(ValueError, match="window: expected a whole number of 1 or more"):
         Pipeline.from_pretrained("demo", window=0)
+
+
+@pytest.mark.long
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())["cells"]
+    known = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(cell["source"], known)
+    assert known["frames"].shape == (8, 24, 24, 3) and len(known["streamed"]) == 16
+    assert len(read_video(tmp_path / "switched.mp4")[0]) == 16
+    assert np.ptp(known["frames"]) > 128  # something bright on black
