@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import demo_run
 import jax
 import numpy as np
 import pytest
+from browser import chromium, page_of, until
 
 from oneforcing_jax import Pipeline, demos, generate, serve
 from oneforcing_jax.data.origin import read_origin
@@ -151,6 +154,29 @@ def test_generate_a_demo(demo, pipeline, tmp_path, capsys):
 def test_serve_a_demo(demo):
     args = serve._parser("serve").parse_args(["--demo"])
     assert (args.demo, args.checkpoint) == ("toy", demo)
+
+
+@pytest.mark.browser
+def test_the_page_of_the_shipped_student(light_environment, tmp_path):
+    words = [sys.executable, "-m", "oneforcing_jax.serve", "--demo", "--port=0"]
+    env = light_environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env) as serving:
+        try:
+            address = next(line for line in serving.stdout if line.startswith("http")).strip()
+            with chromium() as browser, page_of(browser) as page:
+                page.goto(address)
+                page.fill("#prompt", LEFT)
+                page.click("#start")
+                until(page, "Number(document.querySelector('#canvas').dataset.count) >= 8")
+                assert (
+                    page.evaluate(
+                        "getComputedStyle(document.querySelector('#canvas')).imageRendering"
+                    )
+                    == "auto"
+                )
+                page.screenshot(path=tmp_path / "demo.png", full_page=True)
+        finally:
+            serving.terminate()
 
 
 # The pipeline.
