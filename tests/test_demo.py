@@ -85,14 +85,14 @@ def test_a_damaged_demo_is_refused(demo, tmp_path):
 )
 def test_a_run_that_is_no_demo_is_refused(change, line, run, demo, tmp_path):
     other = shutil.copytree(run, tmp_path / "run")
-    config = other / "one_forcing" / "config.json"
-    said = json.loads(config.read_text())
-    del said["record_crc32"]
-    if change.startswith("shift"):
-        said["shift"] = 4.0
-    else:
-        said["stages"]["report"]["students"] = []
-    config.write_text(json.dumps(said))
+    for config in (other / "config.json", other / "one_forcing" / "config.json"):
+        said = json.loads(config.read_text())
+        del said["record_crc32"]
+        if change.startswith("shift"):
+            said["shift"] = 4.0
+        else:
+            said["stages"]["report"]["students"] = []
+        config.write_text(json.dumps(said))
     before = (demo / demos.CARD).read_bytes()
     with pytest.raises(SystemExit, match=line):
         ship.main(["--run", str(other), "--out", str(demo)])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from oneforcing_jax.data.captions import pair, read_captions
+from oneforcing_jax.data.clips import read_clip
 from oneforcing_jax.data.video import (
     Clip,
     VideoWriter,
-    read_clip,
     read_video,
     write_video,
 )

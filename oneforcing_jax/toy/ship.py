@@ -75,6 +75,10 @@ def ship(workdir: Path, out: Path) -> None:
         raise InputError(
             f"out: expected nothing or a demo in {out}, found something else; remove it"
         )
+    if not (workdir / REPORT).is_file():
+        raise MissingInput(
+            f"{workdir}: expected the scores of a finished run in {REPORT}, found none; run its stage report"
+        )
     source = pretrained.find(workdir / STAGE, ema=True, dtype="float32")
     run = Run.read(workdir / checkpoint.CONFIG)
     said = card(run, workdir)
@@ -127,13 +131,9 @@ def card(run: Run, workdir: Path) -> dict[str, Any]:
     """What a demo says of itself: how it was made, what it knows, and its scores.
 
     Raises:
-      MissingInput, InputError: a run without its report, or whose report does not score this student.
+      InputError: its report does not score this student.
     """
     world = run.view(Config).world
-    if not (workdir / REPORT).is_file():
-        raise MissingInput(
-            f"{workdir}: expected the scores of a finished run in {REPORT}, found none; run its stage report"
-        )
     scores = read_record(workdir / REPORT)
     students = dict(run.stages["report"]["students"])
     own = next((row for row in scores if students.get(row) == f"{AVERAGE}{STAGE}:{NET}"), None)
