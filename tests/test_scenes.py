@@ -98,3 +98,16 @@ def test_a_store_of_scenes_continues_with_its_list(made, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             MAIN([*given, *change])
+
+
+def test_repetitions_are_found_as_by_comparing_all():
+    rng, kept, others = np.random.default_rng(0), scenes._Kept(), []
+    base = rng.uniform(0, 255, (6, 288))
+    for number in range(300):
+        looks = base[number % 6] + rng.normal(0, rng.uniform(0, 6), 288) + rng.uniform(-6, 6)
+        apart = [np.abs(looks - other).mean() for other in others]
+        same = bool(apart) and min(apart) < scenes._SAME
+        assert bool(kept.repeats(str(number), looks)) == same
+        if not same:
+            others.append(looks)
+    assert 20 < len(others) < 280

@@ -8,6 +8,7 @@ nearly equals a clip that came before.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,36 +67,38 @@ def clips(samples: Sequence[Pair], clip: Clip) -> list[Pair]:
       samples: from `captions.pair`; one without video or caption stays as it is.
       clip: frames and rate of each.
     """
-    kept, names, chosen = list[np.ndarray](), list[str](), list[Pair]()
+    kept, chosen = _Kept(), list[Pair]()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         scanned = pool.map(lambda sample: _scanned(sample, clip), samples)
         for sample, found in zip(samples, tqdm(scanned, "scenes", len(samples)), strict=True):
             for start, reason, looks in found:
                 name = f"{sample.name} at {start:.2f} s"
-                if (
-                    not reason
-                    and looks is not None
-                    and not (reason := _repeats(looks, kept, names))
-                ):
-                    kept.append(looks)
-                    names.append(name)
+                if not reason and looks is not None:
+                    reason = kept.repeats(name, looks)
                 said = f"{name}: {reason}" if reason and looks is not None else reason
                 chosen.append(sample._replace(reason=said, start=start))
     return chosen
 
 
-def _repeats(looks: np.ndarray, kept: Sequence[np.ndarray], names: Sequence[str]) -> str:
-    """Why a clip is left out beside those that are kept."""
-    if not kept:
+class _Kept:
+    """The clips that are kept, by how bright their three prints are. Of two clips that are the same
+    these differ by less than a step, so that few are compared."""
+
+    def __init__(self) -> None:
+        self._near = dict[tuple[int, ...], list[tuple[str, np.ndarray]]]()
+
+    def repeats(self, name: str, looks: np.ndarray) -> str:
+        """Why a clip is left out beside the others; "": it is kept."""
+        place = tuple(int(x // (3 * _SAME)) for x in looks.reshape(3, -1).mean(1))
+        around = itertools.product(*((x - 1, x, x + 1) for x in place))
+        near = [other for at in around for other in self._near.get(at, ())]
+        apart = [float(np.abs(other - looks).mean()) for _, other in near]
+        if apart and (least := min(apart)) < _SAME:
+            other, _ = near[apart.index(least)]
+            found = f"one that differs by {least:.1f} of 255 from {other}"
+            return f"expected a clip unlike the others, found {found}"
+        self._near.setdefault(place, []).append((name, looks))
         return ""
-    apart = np.abs(np.stack(kept) - looks).mean(1)
-    nearest = int(apart.argmin())
-    if apart[nearest] >= _SAME:
-        return ""
-    return (
-        f"expected a clip unlike the others, found one that differs by {apart[nearest]:.1f} of 255 from "
-        f"{names[nearest]}"
-    )
 
 
 def _scanned(sample: Pair, clip: Clip) -> list[Found]:
