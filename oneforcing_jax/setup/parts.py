@@ -85,7 +85,7 @@ def find(name: str, room: str, attribute: str, form: type, folders: Path | None 
         shown = str(name)[:LONGEST]
         raise InputError(
             f"{where}expected one of {_known(room, attribute)}, or the dotted path of a module that has "
-            f"{attribute}, found {shown!r}; name one of them"
+            f"{attribute} and can be imported, found {shown!r}; name one of them, or see PYTHONPATH"
         )
     if folders is None:
         trust([path])
