@@ -92,7 +92,7 @@ def test_the_users_word_lets_a_folder_name_a_module(payload, tmp_path):
     ):
         generate.main(options)
     assert not payload()
-    with pytest.raises(SystemExit, match="a module that has METHOD and can be imported, found 'payload.inner'"):
+    with pytest.raises(SystemExit, match="METHOD and can be imported, found 'payload.inner'"):
         generate.main([*options, "--trust_parts=payload.inner"])
     assert payload()
 
@@ -100,7 +100,7 @@ def test_the_users_word_lets_a_folder_name_a_module(payload, tmp_path):
 def test_what_a_config_of_the_users_names_is_trusted(payload, tmp_path):
     (tmp_path / "encoders.json").write_text('{"kind": "payload.inner"}')
     parts.find("payload.inner", "oneforcing_jax.methods", "__name__", str)
-    with pytest.raises(ValueError, match="a module that has FAMILY and can be imported, found 'payload.inner'"):
+    with pytest.raises(ValueError, match="FAMILY and can be imported, found 'payload.inner'"):
         encoding.load(tmp_path)
 
 
