@@ -148,7 +148,10 @@ def test_it_is_counted_and_planned(workdir):
             "expected one of .*'one_forcing'.*'elsewhere.absent'",
         ),
         ("stages.train.method=own_rollout", "expected one of .*'teacher'.*found 'own_rollout'"),
-        ("stages.train.method=os.path", "a module that has METHOD and can be imported, found 'os.path'"),
+        (
+            "stages.train.method=os.path",
+            "a module that has METHOD and can be imported, found 'os.path'",
+        ),
         (
             "stages.train.kind=trian",
             r"field 'stages.train.kind': expected one of \['ode_pairs', 'train'\]",
