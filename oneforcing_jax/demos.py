@@ -35,8 +35,13 @@ def find(name: str = FIRST) -> Demo:
         raise InputError(
             f"demo: expected one of {', '.join(DEMOS)}, found {name!r}; name one of them"
         )
-    folder = Path(__file__).parent / DEMOS[name]
-    return Demo(folder, f"{name} knows {read_record(folder / CARD)[KNOWS]}")
+    place = folder(name)
+    return Demo(place, f"{name} knows {read_record(place / CARD)[KNOWS]}")
+
+
+def folder(name: str) -> Path:
+    """Where a demo of `DEMOS` lies."""
+    return Path(__file__).parent / DEMOS[name]
 
 
 def add_option(parser: Any) -> None:
@@ -51,4 +56,4 @@ class _Demo(argparse.Action):
     """Keeps the name, and names the checkpoint."""
 
     def __call__(self, parser: Any, given: Any, value: Any, option: str | None = None) -> None:
-        given.demo, given.checkpoint = value, Path(__file__).parent / DEMOS[value]
+        given.demo, given.checkpoint = value, folder(value)

@@ -43,7 +43,7 @@ from typing import Any
 from oneforcing_jax.bench import gpu_page
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.system import places
-from oneforcing_jax.system.command import any_path
+from oneforcing_jax.system.command import any_path, commit, printed
 from oneforcing_jax.system.files import read_record, write_whole
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,6 @@ PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-c
 CARD = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm")
 # Says the commit where the code lies without its repository.
 COMMIT = "ONEFORCING_COMMIT"
-COMMIT_BY_GIT = ("git", "-C", str(ROOT), "describe", "--always", "--dirty")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -123,29 +122,20 @@ def plans(folder: Path) -> list[dict[str, Any]]:
 def facts(config: str) -> dict[str, Any]:
     """When, what, and on which machine."""
     asked = ["nvidia-smi", f"--query-gpu={','.join(CARD)}", "--format=csv,noheader"]
-    card = _said(asked).partition("\n")[0].split(", ")
+    card = printed(asked).partition("\n")[0].split(", ")
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": os.environ.get(COMMIT) or _said(COMMIT_BY_GIT),
+        "commit": os.environ.get(COMMIT) or commit(),
         "card": dict(zip(CARD, card, strict=True)) if len(card) == len(CARD) else {},
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "versions": versions,
         "config": config,
     }  # fmt: skip
-
-
-def _said(command: Sequence[str]) -> str:
-    """What a command prints; "" where there is none, or it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return "" if done.returncode else done.stdout.strip()
 
 
 def _run(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneforcing_jax import families, sharding
-from oneforcing_jax.convert import source, theirs
+from oneforcing_jax.convert import sizes, source, theirs
 from oneforcing_jax.convert.source import PARTS, Part
 from oneforcing_jax.convert.to_orbax import REVISION
 from oneforcing_jax.errors import InputError, MissingInput
@@ -99,8 +99,7 @@ def compare(folder: Path, published: str | None, only: Sequence[str] | None) -> 
 
 def _parts(folder: Path, published: str | None, only: Sequence[str] | None) -> dict[str, Part]:
     """The published files of each part that is to be compared."""
-    if unknown := [part for part in only or () if part not in PARTS]:
-        raise InputError(f"expected parts among {', '.join(PARTS)}, found {unknown[0]!r}")
+    source.check_parts(only)
     there = [part for part in PARTS if (folder / part / MODEL).is_file()]
     missing = [part for part in only or () if part not in there]
     if missing or not there:
@@ -180,11 +179,9 @@ def _text(folder: Path, part: Part) -> tuple[Sample, list[Row]]:
 
 def _text_length(folder: Path) -> int:
     """The tokens that the transformer reads."""
-    family = families.find(families.FIRST)
     if (folder / "transformer" / MODEL).is_file():
         return pretrained.find(folder).config.text_len
-    length: int = next(iter(family.models.values())).text_len
-    return length
+    return sizes.TEXT_LEN
 
 
 def _transformer(folder: Path, part: Part, found: Sample) -> tuple[Sample, list[Row]]:

@@ -124,6 +124,38 @@ def wan(
     )
 
 
+def wan_settings(
+    *,
+    patch: int,
+    num_heads: int,
+    dim: int,
+    in_dim: int,
+    out_dim: int,
+    text_dim: int,
+    freq_dim: int,
+    ffn_dim: int,
+    num_layers: int,
+) -> dict[str, Any]:
+    """What the config.json of diffusers' WanTransformer3DModel says of these sizes."""
+    return {
+        "patch_size": [1, patch, patch],
+        "num_attention_heads": num_heads,
+        "attention_head_dim": dim // num_heads,
+        "in_channels": in_dim,
+        "out_channels": out_dim,
+        "text_dim": text_dim,
+        "freq_dim": freq_dim,
+        "ffn_dim": ffn_dim,
+        "num_layers": num_layers,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": 1e-6,
+        "added_kv_proj_dim": None,
+        "image_dim": None,
+        "rope_max_seq_len": 1024,
+    }
+
+
 def _heads(dim: int, source: str) -> int:
     if dim % HEAD_DIM:
         raise InputError(

@@ -80,6 +80,12 @@ class Part:
         return str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
 
 
+def check_parts(only: Sequence[str] | None) -> None:
+    """Raises InputError unless every name is one of `PARTS`."""
+    if unknown := [part for part in only or () if part not in PARTS]:
+        raise InputError(f"expected parts among {', '.join(PARTS)}, found {unknown[0]!r}")
+
+
 def locate(
     source: str, only: Sequence[str] = PARTS, begun: str | None = None
 ) -> tuple[Path, str | None]:

@@ -7,6 +7,7 @@ files. The original's names are brought to diffusers' by our key maps.
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -145,16 +146,5 @@ def _vae(config: VAEConfig) -> dict[str, Any]:
 
 
 def _transformer(config: WanConfig) -> dict[str, Any]:
-    return {
-        "patch_size": (1, config.patch, config.patch),
-        "num_attention_heads": config.num_heads,
-        "attention_head_dim": config.head_dim,
-        "in_channels": config.in_dim,
-        "out_channels": config.out_dim,
-        "text_dim": config.text_dim,
-        "freq_dim": config.freq_dim,
-        "ffn_dim": config.ffn_dim,
-        "num_layers": config.num_layers,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-    }
+    names = inspect.signature(sizes.wan_settings).parameters
+    return sizes.wan_settings(**{name: getattr(config, name) for name in names})

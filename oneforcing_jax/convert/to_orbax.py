@@ -74,9 +74,7 @@ def convert(
     """
     if dtype not in (None, *DTYPES):
         raise InputError(f"expected a dtype among {sorted(DTYPES)}, found {dtype!r}")
-    unknown = [part for part in only or () if part not in source.PARTS]
-    if unknown:
-        raise InputError(f"expected parts among {', '.join(source.PARTS)}, found {unknown[0]!r}")
+    source.check_parts(only)
     only = only and list(dict.fromkeys(only))
     order: dict[str, Any] = {"source": name, "dtype": dtype or "as stored"}
     path, commit = source.locate(name, only or source.PARTS, _begun(out, name))

@@ -141,21 +141,17 @@ class Stored:
         return {
             "_class_name": "WanTransformer3DModel",
             **({sizes.CAUSAL: True} if self.path.name.endswith("_generator") else {}),
-            "patch_size": [1, _PATCH, _PATCH],
-            "num_attention_heads": heads,
-            "attention_head_dim": dim // heads,
-            "in_channels": patches // _PATCH**2,
-            "out_channels": tree["head"]["kernel"].shape[1] // _PATCH**2,
-            "text_dim": tree["text_embedding_0"]["kernel"].shape[0],
-            "freq_dim": tree["time_embedding_0"]["kernel"].shape[0],
-            "ffn_dim": tree["blocks"]["ffn"]["0"]["kernel"].shape[-1],
-            "num_layers": self.layers,
-            "cross_attn_norm": True,
-            "qk_norm": "rms_norm_across_heads",
-            "eps": 1e-6,
-            "added_kv_proj_dim": None,
-            "image_dim": None,
-            "rope_max_seq_len": 1024,
+            **sizes.wan_settings(
+                patch=_PATCH,
+                num_heads=heads,
+                dim=dim,
+                in_dim=patches // _PATCH**2,
+                out_dim=tree["head"]["kernel"].shape[1] // _PATCH**2,
+                text_dim=tree["text_embedding_0"]["kernel"].shape[0],
+                freq_dim=tree["time_embedding_0"]["kernel"].shape[0],
+                ffn_dim=tree["blocks"]["ffn"]["0"]["kernel"].shape[-1],
+                num_layers=self.layers,
+            ),
         }
 
     def _heads(self) -> int | None:

@@ -12,12 +12,13 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -236,3 +237,17 @@ def share(text: str) -> tuple[int, int]:
     if not match or int(match[1]) >= int(match[2]):
         raise InputError(f"shard: expected I/N with I from 0 to N - 1, found {text!r}")
     return int(match[1]), int(match[2])
+
+
+def printed(command: Sequence[str]) -> str:
+    """What another program prints; "" where there is none, or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "" if done.returncode else done.stdout.strip()
+
+
+def commit() -> str:
+    """The commit of this package's code; "" where it lies without its repository."""
+    return printed(("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"))

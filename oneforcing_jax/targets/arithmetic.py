@@ -166,10 +166,8 @@ def _library(inside: Computation, instruction: Instruction) -> float:
         return _convolution(instruction, *sides.get(kind, (one, two, out)))
     if target.startswith("__cudnn$fmha"):
         products = _FUSED_BACKWARD if "Backward" in target else 2
-        keys = _logits(instruction)[-1]
-        return (
-            2.0 * products * instruction.arrays[0].size * keys
-        )  # its first result is [b, h, t, k]
+        # Its first result is [b, h, t, k].
+        return 2.0 * products * instruction.arrays[0].size * _logits(instruction)[-1]
     if target == "tpu_custom_call":
         return _pallas(inside, instruction)
     if "matmul" in target:  # of the CPU's library: the last axis of the left side is contracted

@@ -8,9 +8,10 @@ for it is not calibrated.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections.abc import Sequence
+
+import numpy as np
 
 from oneforcing_jax.targets.arithmetic import Attention
 from oneforcing_jax.targets.chips import CHIPS, Chip
@@ -66,12 +67,10 @@ class Speed:
 
 def _between(points: Points, at: float) -> float:
     """The seconds of `at` on straight lines between points; beyond the last they grow in proportion."""
-    (last, seconds) = points[-1]
-    if at >= last:
-        return seconds * at / last
-    right = max(bisect.bisect_right([x for x, _ in points], at), 1)
-    (x0, y0), (x1, y1) = points[right - 1], points[right]
-    return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+    sizes, seconds = zip(*points, strict=True)
+    if at >= sizes[-1]:
+        return float(seconds[-1] * at / sizes[-1])
+    return float(np.interp(at, sizes, seconds))
 
 
 # JAX 0.11.2, cuDNN 9.19, a limit of 700 W, which products one after the other reach.

@@ -9,7 +9,6 @@ import argparse
 import importlib.metadata
 import json
 import logging
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.pretrained import COMPUTES, Source
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint, files, integrity, places
-from oneforcing_jax.system.command import Help, any_path, ending
+from oneforcing_jax.system.command import Help, any_path, commit, ending
 from oneforcing_jax.system.files import FORM, MORE, VERSION, read_record, write_whole
 from oneforcing_jax.toy import encoders as toy
 from oneforcing_jax.toy.gallery import Config
 from oneforcing_jax.toy.world import World
 from oneforcing_jax.training.lineage import AVERAGE
+from oneforcing_jax.training.metrics import read_rows
 
 STAGE, NET = "one_forcing", "generator"
 REPORT = Path("report") / "scores.json"
@@ -52,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="oneforcing_jax.toy.ship", description=__doc__, formatter_class=Help
     )
     parser.add_argument("--run", required=True, type=any_path, help="its work directory")
-    shipped = Path(demos.__file__).parent / demos.DEMOS["toy"]
-    parser.add_argument("--out", type=Path, default=shipped, help="folder, which is made anew")
+    parser.add_argument(
+        "--out", type=Path, default=demos.folder("toy"), help="folder, which is made anew"
+    )
     given = parser.parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax; what matters of it is raised.
     with ending("what was there before is still there"):
@@ -143,23 +144,18 @@ def card(run: Run, workdir: Path) -> dict[str, Any]:
             "add it to the students of the report"
         )
     rows = {row: scores[row] for row in (*BESIDE, own) if row in scores}
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    seconds = {stage: _seconds(workdir / stage) for stage in run.run}
     return {
         demos.KNOWS: knows(world),
         "clips": run.stages["world"]["count"],
         "seed": run.seed,
-        "seconds": {
-            stage: _seconds(workdir / stage) for stage in run.run if _seconds(workdir / stage)
-        },
+        "seconds": {stage: spent for stage, spent in seconds.items() if spent},
         "scores": rows,
         "student": own,
         "versions": {
             "oneforcing_jax": oneforcing_jax.__version__,
             "jax": importlib.metadata.version("jax"),
-            "commit": commit.stdout.strip(),
+            "commit": commit(),
         },
         "config": json.loads(run.text),
     }
@@ -176,9 +172,8 @@ def knows(world: World) -> str:
 
 def _seconds(stage: Path) -> int:
     """What the updates of a stage took, by its metrics; 0: it has none."""
-    file, total, before = stage / "metrics.jsonl", 0.0, 0
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        row = json.loads(line)
+    total, before = 0.0, 0
+    for row in read_rows(stage):
         total += (row["iteration"] - before) * row.get("rates/seconds_per_iteration", 0.0)
         before = row["iteration"]
     return round(total)
