@@ -55,6 +55,8 @@ def get_config():
     c.seed = 0
     # A project of Weights & Biases ("": none), iterations to trace (0: none), and the process that is traced.
     c.wandb, c.profile, c.profile_process = "", 0, 0
+    # Seconds that stages took on one machine, by which the time to the end is said; {}: it is not.
+    c.seconds = {}
     # Of the models: what their codec is, and what a video is where nothing is said. See families/.
     c.family = "wan21"
     # Devices along each axis; -1 takes what the others leave. See docs/scaling.md.

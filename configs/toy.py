@@ -38,6 +38,10 @@ def get_config():
     c.world = dataclasses.asdict(OPEN)
     c.latents = {"frames": 8, "channels": 12, "rows": 6, "columns": 6}
     c.fps = FPS
+    c.seconds = {
+        "world": 30, "teacher": 340, "exam": 10, "teacher_forcing": 65, "ode_pairs": 20, "ode": 45,
+        "one_forcing": 110, "report": 30,
+    }  # fmt: skip
     c.shift = 3.0
     # It is as Wan's, but the rotary frequencies suit eight frames of 3x3 tokens, and attention looks at
     # neighbours from the start, which it would not learn at this width and in this time.

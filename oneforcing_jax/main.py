@@ -16,14 +16,18 @@ import argparse
 import contextlib
 import hashlib
 import logging
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from tqdm import tqdm
 
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import parts, presets, stages
+from oneforcing_jax.setup.pace import Pace
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.setup.stages import Stage
 from oneforcing_jax.system import checkpoint, lock, places, processes, room
@@ -156,14 +160,25 @@ def run(
             if mine and shrunk:
                 tiny.write_data(described, workdir)
             _start(workdir, described.record, prepared)
+        pace = Pace(described.seconds, described.run)
         for stage in prepared:
+            began = time.monotonic()
             with processes.first(f"the record of {stage.name!r}") as mine:
                 if mine:
                     lineage.begin(described, stage, workdir)
             stage.work(workdir)
             processes.exchange(None, f"the end of {stage.name!r}")
+            if processes.is_first():
+                said = pace.ended(stage.name, time.monotonic() - began)
+                tqdm.write(said + _picture(workdir / stage.name), file=sys.stderr)
         if processes.is_first():
             lineage.finish(workdir)
+
+
+def _picture(folder: Path) -> str:
+    """Where the picture is that a stage made, if it made one."""
+    file = folder / stages.PICTURE
+    return "" if places.is_url(file) or not file.exists() else f"; see {file.absolute().as_uri()}"
 
 
 def _start(workdir: Path, config: bytes, prepared: Sequence[Stage]) -> None:

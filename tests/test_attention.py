@@ -94,10 +94,12 @@ def test_structures(case):
         assert [g.queries[0] for g in groups[1:]] == [g.queries[1] for g in groups[:-1]]
 
 
+@pytest.mark.parametrize("calls", ["one", "of groups"])
 @pytest.mark.parametrize(
     ("layout", "window", "sink"), [((1, 1, 1), None, 0), ((2, 1, 2), 4, 1), ((3, 1), 4, 0)]
 )
-def test_attend_groups_is_masked_softmax(layout, window, sink):
+def test_attend_groups_is_masked_softmax(layout, window, sink, calls, monkeypatch):
+    monkeypatch.setattr(xla, "_MASKED", 0 if calls == "of groups" else xla._MASKED)
     tokens, first = 3, 1
     every = (
         structures.block_causal(layout, window, sink),
@@ -107,10 +109,15 @@ def test_attend_groups_is_masked_softmax(layout, window, sink):
     for groups, mask in zip(every, masks(layout, window, sink, first), strict=True):
         mask = mask.repeat(tokens, 0).repeat(tokens, 1)
         q, k, v = inputs(*mask.shape)
-        frames = (x.reshape(len(x), -1, tokens, *x.shape[2:]) for x in (q, k, v))
+        frames = [x.reshape(len(x), -1, tokens, *x.shape[2:]) for x in (q, k, v)]
         attend = jax.jit(structures.structured(groups))
         found, _ = attend(*frames, None)
         assert error(flat(found), dense(q, k, v, mask)) < 1e-5
+        one = str(jax.make_jaxpr(attend)(*frames, None)).count(" exp ") == 1
+        assert one == (calls == "one" or len(groups) == 1)
+        # A device may ask for a part of each frame's tokens.
+        asked, _ = attend(frames[0][:, :, :2], *frames[1:], None)
+        assert error(asked, found[:, :, :2]) < 1e-6
 
 
 def test_length_hides_the_rest():

@@ -77,6 +77,7 @@ class Run:
       blocks: of a training clip.
       run: stages to run, in order.
       stages: fields of each stage, as its kind will read them.
+      seconds: that stages took on one machine, by which the time to the end is said; {}: it is not.
       sections: all other sections, as methods and kinds will read them.
       text: the whole config as JSON, for whoever goes on from what the run leaves.
       profile_process: the one of several processes whose iterations are traced.
@@ -98,6 +99,7 @@ class Run:
     sections: Mapping[str, Any]
     text: str
     profile_process: Natural = 0
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     family: str = ""
     read_from: Path | None = None
 

@@ -20,6 +20,8 @@ from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.run import Run
 
 ROOM = "oneforcing_jax.training"
+# The picture of what a stage made, in its folder, where it makes one.
+PICTURE = "sheet.png"
 # Fields of all runs that results follow from, and the settings of networks that cost time or memory alone.
 RESULTS, COSTS = ("seed", "latents", "fps", "shift", "blocks"), ("remat",)
 

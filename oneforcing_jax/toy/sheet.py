@@ -37,7 +37,7 @@ def contact_sheet(
     Args:
       path: of the PNG.
       videos: uint8 [n, f, y, x, 3] by row.
-      results: scores by row.
+      results: scores by row; those of a row may be missing.
       captions: of the generated videos; rows whose name begins with "real" have `real_captions`.
     """
     frames = next(iter(videos.values())).shape[1]
@@ -53,14 +53,14 @@ def contact_sheet(
         draw.text((LABEL + column * cell, GAP), captions[i], (20, 20, 20), font)
     for row, (name, clips) in enumerate(videos.items()):
         top = 2 * GAP + 20 + row * height
-        found = results[name]
         draw.text((GAP, top), name, (20, 20, 20), font)
-        lines = (
+        found = results.get(name)
+        lines = found and (
             f"as the caption says {found['joint']:.2f}",
             f"clear {found['clear']:.2f}  sharp {found['sharpness']:.2f}",
             f"Frechet {found['frechet']:.1f}",
         )
-        for n, line in enumerate(lines):
+        for n, line in enumerate(lines or ()):
             draw.text((GAP, top + 18 * (n + 1)), line, (110, 110, 110), font)
         own = real_captions if name.startswith("real") else captions
         for column, i in enumerate(chosen):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from oneforcing_jax.models.kernels import Kernel
-from oneforcing_jax.models.kernels.groups import by_groups
+from oneforcing_jax.models.kernels.groups import Group, by_groups
+from oneforcing_jax.shapes import flat
 
 # Logits (per head, float32) above which the queries are computed in chunks.
 _LOGITS = 1 << 24
+# Logits (per head) of a whole structure up to which it is one call with a mask.
+_MASKED = 1 << 16
 
 
 def kernel(device_kind: str) -> Kernel:
     """The kernel of devices that have none of their own."""
-    return Kernel(attend, functools.partial(by_groups, attend))
+    return Kernel(attend, structured)
 
 
 def lengths(q: jax.Array, length: Any) -> jax.Array | None:
@@ -30,6 +33,23 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, length: Any = None) -> jax.
     the backward pass."""
     with jax.named_scope("attention_xla"):
         return _attend(q, k, v, lengths(q, length))
+
+
+def structured(q: jax.Array, k: jax.Array, v: jax.Array, groups: tuple[Group, ...]) -> jax.Array:
+    """See `Kernel`. Few tokens are one call with a mask, for there each call costs more than hidden keys."""
+    t, s = (x.shape[1] * x.shape[2] for x in (q, k))
+    if len(groups) == 1 or t * s > _MASKED:
+        return by_groups(attend, q, k, v, groups)
+    seen = np.zeros((q.shape[1], 1, k.shape[1], 1), bool)
+    for (start, stop), keys in groups:
+        for first, end in keys:
+            seen[start:stop, :, first:end] = True
+    mask = np.broadcast_to(seen, (*q.shape[1:3], *k.shape[1:3])).reshape(1, 1, t, s)
+    with jax.named_scope("attention_xla"):
+        out = jax.nn.dot_product_attention(
+            flat(q), flat(k), flat(v), mask=jnp.asarray(mask), implementation="xla"
+        )
+    return out.reshape(q.shape)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, counts: jax.Array | None) -> jax.Array:

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.setup.run import Run
-from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, results
+from oneforcing_jax.setup.stages import PICTURE, Kind, MadeFrom, Stage, results
 from oneforcing_jax.system import processes
 from oneforcing_jax.system.files import read_record, write_whole
 from oneforcing_jax.toy.gallery import Config, Gallery, check
+from oneforcing_jax.toy.sheet import contact_sheet
 from oneforcing_jax.training import sources
 
 
@@ -41,6 +42,9 @@ def examine(run: Run, name: str, fields: Fields, workdir: Path) -> None:
         with processes.first(f"scores of {fields.source!r}") as mine:
             if mine:
                 found = gallery.against.scores(videos, gallery.captions)
+                shown = {"real through the codec": gallery.seen, "teacher": videos}
+                rows = (gallery.captions, gallery.real_captions)
+                contact_sheet(workdir / name / PICTURE, shown, {"teacher": found}, *rows)
                 write_whole(file, json.dumps(found, indent=1).encode())
     found = read_record(file)
     if processes.is_first():

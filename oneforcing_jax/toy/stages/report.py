@@ -19,7 +19,7 @@ from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.setup.ranges import Natural
 from oneforcing_jax.setup.run import Run
-from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, leaves, results
+from oneforcing_jax.setup.stages import PICTURE, Kind, MadeFrom, Stage, leaves, results
 from oneforcing_jax.system import places, processes, saved
 from oneforcing_jax.system.files import write_whole
 from oneforcing_jax.toy import world as worlds
@@ -90,11 +90,11 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     _stream(gallery, student, weights, folder / "videos", fields.videos)
     if not mine:
         return
-    contact_sheet(folder / "sheet.png", videos, results, gallery.captions, gallery.real_captions)
+    contact_sheet(folder / PICTURE, videos, results, gallery.captions, gallery.real_captions)
     table = _table(results, gallery.world)
     write_whole(folder / "table.txt", table.encode())
     write_whole(folder / "scores.json", json.dumps(results, indent=1).encode())
-    print(f"{table}\nVideos: {folder / 'videos'}\nContact sheet: {folder / 'sheet.png'}")
+    print(f"{table}\nVideos: {folder / 'videos'}\nContact sheet: {folder / PICTURE}")
 
 
 def _identity(run: Run, workdir: Path, source: str) -> str | None:

@@ -15,11 +15,12 @@ from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.ranges import Count
 from oneforcing_jax.setup.run import Run
-from oneforcing_jax.setup.stages import Kind, MadeFrom, Stage, leaves, results
+from oneforcing_jax.setup.stages import PICTURE, Kind, MadeFrom, Stage, leaves, results
 from oneforcing_jax.system import processes
 from oneforcing_jax.toy import codec as codecs
 from oneforcing_jax.toy import encoders as folders
 from oneforcing_jax.toy import judge, text, world
+from oneforcing_jax.toy.sheet import contact_sheet
 from oneforcing_jax.training.clips import clip
 
 
@@ -51,6 +52,14 @@ def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     encoders = encoding.load(folder)
     captions = videos / "captions.jsonl"
     made = encode(videos, captions, folder, encoders, clip(run, encoders.codec), folder / "store")
+    with processes.first("the world's picture") as mine:
+        if mine and not (folder / PICTURE).exists():
+            shown = pairs[: len(config.world.captions())]
+            clips, said = (
+                np.stack([read_video(path)[0] for path, _ in shown]),
+                [c for _, c in shown],
+            )
+            contact_sheet(folder / PICTURE, {"real": clips}, {}, said, said)
     if left_out := made.left_out():
         raise InputError(f"{name}: {next(iter(left_out.values()))}; remove it and run again")
 
