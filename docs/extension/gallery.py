@@ -1,0 +1,77 @@
+"""The gallery: the blocks of its page are run one after the other, and the videos that each made are shown below it.
+
+As a program it does the running, in a process and a folder of its own: one start of Python and JAX for all.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+# Beside the pages of the site; and what was made there, of which blocks.
+FOLDER, MADE = "_gallery", "made.json"
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def shown(page: str, folder: Path) -> str:
+    """A page, with videos below the blocks that make them. What was made of the same blocks is not made again."""
+    blocks = [list(block.groups()) for block in BLOCK.finditer(page)]
+    made = folder / MADE
+    if not made.is_file() or json.loads(made.read_text())["blocks"] != blocks:
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-P", __file__], input=json.dumps(blocks), cwd=folder, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"a block of the gallery failed:\n{done.stderr[-3000:]}")
+    videos = iter(json.loads(made.read_text())["videos"])
+    return BLOCK.sub(lambda block: f"{block[0]}\n\n{figures(next(videos))}", page)
+
+
+def figures(names: Sequence[str]) -> str:
+    """Videos side by side, as HTML."""
+    each = (
+        f'<figure><video src="{FOLDER}/{quote(name)}" width="160" controls autoplay loop muted playsinline '
+        f'aria-label="{html.escape(Path(name).stem)}"></video>'
+        f"<figcaption>{html.escape(Path(name).stem)}</figcaption></figure>"
+        for name in names
+    )
+    return f'<div class="gallery">\n{"".join(each)}\n</div>'
+
+
+def run(kind: str, block: str) -> None:
+    """Runs a block in this folder; our own commands in this process."""
+    from oneforcing_jax import cli
+
+    if kind == "python":
+        exec(block, {"__name__": "__main__"})
+        return
+    for line in block.replace("\\\n", " ").splitlines():
+        name, *words = shlex.split(line, comments=True) or [""]
+        if name == "oneforcing":
+            cli.main(words)
+        elif name:
+            subprocess.run(["bash", "-euc", line], check=True)
+
+
+def main() -> None:
+    """Runs the blocks that standard input gives, and notes the videos of each."""
+    blocks, videos, known = json.load(sys.stdin), [], set[str]()
+    for kind, block in blocks:
+        run(kind, block)
+        there = {str(file) for file in Path().rglob("*.mp4")}
+        videos.append(sorted(there - known))
+        known = there
+    Path(MADE).write_text(json.dumps({"blocks": blocks, "videos": videos}))
+
+
+if __name__ == "__main__":
+    main()
