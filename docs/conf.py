@@ -1,7 +1,7 @@
 """The site of these pages, with Sphinx: python -m sphinx -W --keep-going docs build/site
 
-Sphinx, for it has been there since 2008 and builds the docs of Python, NumPy and JAX; all pages stay plain Markdown,
-and what is ours lies in extension/: references made from the code, and a gallery made by its commands.
+Sphinx, for it has been there since 2008 and builds the docs of Python, NumPy and JAX. All pages stay plain
+Markdown, and what is ours lies in extension/: references made from the code, and a gallery made by commands.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What the site has beside pages as they are written: parts made from the code, notebooks, links between pages."""
+"""What the site has beside pages as they are written: parts made from the code, notebooks, links."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from oneforcing_jax.toy import stages as toy
 # Fields of a run that no config has, and what has headings of its own.
 NOT_SAID = ("stages", "sections", "text", "read_from")
 # A default that is longer is read in the file.
-LONGEST = 48
+LONGEST = 80
 PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -52,7 +52,11 @@ def text() -> str:
             single.append(Field(name, said(kind), words, _default(base.get(name, ...))))
     for record, names in grouped.items():
         rows = [list(_fields(record, base, f"{name}.")) for name in names]
-        parts += [f"## {', '.join(names)}", _intro(record), _table(map(_joined, zip(*rows, strict=True)))]
+        parts += [
+            f"## {', '.join(names)}",
+            _intro(record),
+            _table(map(_joined, zip(*rows, strict=True))),
+        ]
     parts += ["## Single values", _table(single)]
     for path, kind in kinds().items():
         short = path.removeprefix(f"{training.__name__}.")
@@ -63,7 +67,9 @@ def text() -> str:
 
 def kinds() -> dict[str, Kind]:
     """Kinds of stages, ours and the toy's, by the dotted paths of their modules."""
-    return {name: module.KIND for name, module in _modules(training, toy) if hasattr(module, "KIND")}
+    return {
+        name: module.KIND for name, module in _modules(training, toy) if hasattr(module, "KIND")
+    }
 
 
 def sections() -> dict[str, tuple[Any, str]]:
@@ -98,13 +104,15 @@ def said(kind: Any) -> str:
     if origin is tuple:
         return "a list of: " + " and ".join(dict.fromkeys(said(k) for k in parts if k is not ...))
     if origin is collections.abc.Mapping:
-        return f"for each name {said(parts[1])}"
+        return f"for each name: {said(parts[1])}"
     if dataclasses.is_dataclass(kind):
         return "a section"
     return PLAIN[kind]
 
 
-def _fields(record: Any, base: Mapping[str, Any], prefix: str, left_out: tuple[str, ...] = ()) -> Iterator[Field]:
+def _fields(
+    record: Any, base: Mapping[str, Any], prefix: str, left_out: tuple[str, ...] = ()
+) -> Iterator[Field]:
     """The fields of a record, and of those in it.
 
     Raises:
@@ -118,7 +126,9 @@ def _fields(record: Any, base: Mapping[str, Any], prefix: str, left_out: tuple[s
         assert field.name in words, f"{record.__qualname__} does not say what {field.name} is"
         inner, below = kind, f"{name}."
         default = ... if field.default is dataclasses.MISSING else field.default
-        default = {k.removeprefix(below): v for k, v in base.items() if k.startswith(below)} or default
+        default = {
+            k.removeprefix(below): v for k, v in base.items() if k.startswith(below)
+        } or default
         default = base.get(name, default)
         if typing.get_origin(kind) is collections.abc.Mapping:
             inner, below = typing.get_args(kind)[1], f"{name}.NET."
@@ -134,16 +144,21 @@ def _joined(same: Iterable[Field]) -> Field:
     first = same[0]._replace(name=names[0].partition(".")[2]) if len(names) > 1 else same[0]
     if len(set(defaults.values())) == 1:
         return first
-    return first._replace(default=", ".join(f"{n.partition('.')[0]} {d}" for n, d in defaults.items()))
+    return first._replace(
+        default=", ".join(f"{n.partition('.')[0]} {d}" for n, d in defaults.items())
+    )
 
 
 def _of_stage(base: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Values of the base's only stage, of which it is an example."""
     if kind != "train":
         return {}
-    begin = "stages.one_forcing."
-    found = {k.removeprefix(begin): v for k, v in base.items() if k.startswith(begin)}
-    return {f"stages.NAME.{re.sub('^optimisers.generator', 'optimisers.NET', k)}": v for k, v in found.items()}
+    begin, found = "stages.one_forcing.", {}
+    for name, value in base.items():
+        if name.startswith(begin):
+            own = name.removeprefix(begin).replace("optimisers.generator", "optimisers.NET")
+            found[f"stages.NAME.{own}"] = value
+    return found
 
 
 def _default(value: Any) -> str:

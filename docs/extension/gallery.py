@@ -1,4 +1,4 @@
-"""The gallery: the blocks of its page are run one after the other, and the videos that each made are shown below it.
+"""The gallery: the blocks of its page are run one after the other, and the videos of each are shown below it.
 
 As a program it does the running, in a process and a folder of its own: one start of Python and JAX for all.
 """
@@ -21,7 +21,7 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def shown(page: str, folder: Path) -> str:
-    """A page, with videos below the blocks that make them. What was made of the same blocks is not made again."""
+    """A page, with videos below the blocks that make them. Of the same blocks they are not made again."""
     blocks = [list(block.groups()) for block in BLOCK.finditer(page)]
     made = folder / MADE
     if not made.is_file() or json.loads(made.read_text())["blocks"] != blocks:
@@ -39,12 +39,11 @@ def shown(page: str, folder: Path) -> str:
 def figures(names: Sequence[str]) -> str:
     """Videos side by side, as HTML."""
     each = (
-        f'<figure><video src="{FOLDER}/{quote(name)}" width="160" controls autoplay loop muted playsinline '
-        f'aria-label="{html.escape(Path(name).stem)}"></video>'
-        f"<figcaption>{html.escape(Path(name).stem)}</figcaption></figure>"
-        for name in names
+        f'<figure style="margin: 0"><video src="{FOLDER}/{quote(name)}" width="160" controls autoplay loop '
+        f'muted playsinline aria-label="{label}"></video><figcaption>{label}</figcaption></figure>'
+        for name, label in ((name, html.escape(Path(name).name)) for name in names)
     )
-    return f'<div class="gallery">\n{"".join(each)}\n</div>'
+    return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem">\n{"".join(each)}\n</div>'
 
 
 def run(kind: str, block: str) -> None:
