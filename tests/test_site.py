@@ -1,6 +1,7 @@
 """The site of docs/: it is built without a warning, its links lead somewhere, and it has all of the code."""
 
 import html.parser
+import runpy
 import subprocess
 import sys
 import urllib.error
@@ -147,6 +148,21 @@ def test_what_is_wrong_in_a_page_ends_the_build(tmp_path, light_environment):
     assert done.returncode
     for name in ("b.md", "'c'", "nothing"):
         assert name in done.stderr, done.stderr
+
+
+def test_videos_stand_below_the_block_that_made_them(tmp_path):
+    shown = runpy.run_path(str(DOCS / "extension" / "gallery.py"))["shown"]
+    page = "```bash\ntouch a.mp4\n```\n\n```python\nopen('b c.mp4', 'w').close()\n```\n"
+    said = shown(page, tmp_path / "made")
+    assert said.index("touch") < said.index('src="_gallery/a.mp4"') < said.index("open(")
+    assert said.index("open(") < said.index('src="_gallery/b%20c.mp4"')
+    (tmp_path / "made" / "a.mp4").write_text("kept")
+    assert shown(page, tmp_path / "made") == said
+    assert (tmp_path / "made" / "a.mp4").read_text() == "kept"
+    said = shown(page.replace("b c", "d"), tmp_path / "made")
+    assert said.count("<video ") == 2 and (tmp_path / "made" / "a.mp4").read_text() == ""
+    with pytest.raises(RuntimeError, match="a block of the gallery failed"):
+        shown("```bash\nfalse\n```\n", tmp_path / "made")
 
 
 # The file that says how to cite this.

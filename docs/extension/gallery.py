@@ -6,9 +6,11 @@ As a program it does the running, in a process and a folder of its own: one star
 from __future__ import annotations
 
 import html
+import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +27,8 @@ def shown(page: str, folder: Path) -> str:
     blocks = [list(block.groups()) for block in BLOCK.finditer(page)]
     made = folder / MADE
     if not made.is_file() or json.loads(made.read_text())["blocks"] != blocks:
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # commands skip what is there
+        folder.mkdir(parents=True)
         done = subprocess.run(
             [sys.executable, "-P", __file__], input=json.dumps(blocks), cwd=folder, capture_output=True,
             text=True, check=False,
@@ -48,15 +51,13 @@ def figures(names: Sequence[str]) -> str:
 
 def run(kind: str, block: str) -> None:
     """Runs a block in this folder; our own commands in this process."""
-    from oneforcing_jax import cli
-
     if kind == "python":
         exec(block, {"__name__": "__main__"})
         return
     for line in block.replace("\\\n", " ").splitlines():
         name, *words = shlex.split(line, comments=True) or [""]
         if name == "oneforcing":
-            cli.main(words)
+            importlib.import_module("oneforcing_jax.cli").main(words)
         elif name:
             subprocess.run(["bash", "-euc", line], check=True)
 
