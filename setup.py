@@ -21,6 +21,7 @@ SERVE = [
     "websockets>=14",
 ]
 VERIFY = [*TORCH, *WAN, "diffusers>=0.36"]
+DOCS = ["furo>=2024.8.6", "myst-parser>=4.0.1", "sphinx>=8.1"]
 MEASURES = [*PLOTS, "opencv-python-headless>=4.10", "scikit-image>=0.25"]
 
 setup(
@@ -111,7 +112,10 @@ setup(
         "measures": MEASURES,
         # Telemetry beside JSONL and TensorBoard.
         "wandb": ["wandb>=0.19"],
+        # The site of docs/.
+        "docs": DOCS,
         "test": [
+            *DOCS,
             *VERIFY,
             *LMDB,
             *BUCKETS,

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,9 @@ def test_a_demo_is_the_average_of_its_run(run, demo):
     assert card["config"]["generator"]["dim"] == demo_run.SIZES["dim"] and card["seed"] == 0
     page = (demo / ship.README).read_text()
     assert "|One-Forcing, 1 step (EMA)|0.25|1.5|" in page and "10 seconds of updates" in page
+    template = (ROOT / "docs" / "model_card.md").read_text()
+    asked = re.findall("^## .*$", template, re.MULTILINE)
+    assert asked == re.findall("^## .*$", page, re.MULTILINE) and len(asked) > 5
 
 
 def test_a_damaged_demo_is_refused(demo, tmp_path):

@@ -33,7 +33,12 @@ from oneforcing_jax.setup.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sections of a config: sizes, and the share of conditions that their null replaces."""
+    """Sections of a config.
+
+    Attributes:
+      teacher: sizes.
+      prompt_drop_rate: share of conditions that their null replaces.
+    """
 
     teacher: WanConfig
     prompt_drop_rate: Share

@@ -52,11 +52,21 @@ from oneforcing_jax.sharding import by_heads, constrain
 class WanConfig:
     """Sizes of the transformer; what a release has of them is in its family.
 
-    `rope_theta` is the base of the rotary frequencies. The biases of self-attention's queries and keys begin
-    with `qk_bias`; above 0, attention to neighbours is there from the start. `remat` says what the backward
-    pass recomputes: "none", "full" (all of a layer), "attention" (all but the answers of self-attention,
-    where an accelerator's kernel computes them), "dots" (all but matrix products), or "offload" (as "full",
-    and what layers begin with waits in the host's memory).
+    Attributes:
+      dim: width of a token, over all heads.
+      ffn_dim: hidden width of the feed-forward layers.
+      num_heads, num_layers: attention heads, and layers.
+      in_dim, out_dim: channels of the latents that it reads and gives.
+      text_dim, text_len: width and number of the prompt's tokens.
+      freq_dim: of the sinusoids that say the noise level.
+      patch: rows and columns of a latent frame that are one token.
+      rope_theta: base of the rotary frequencies.
+      qk_bias: with which the biases of self-attention's queries and keys begin; above 0, attention to
+        neighbours is there from the start.
+      dtype: of the arithmetic.
+      remat: what the backward pass recomputes: "none", "full" (all of a layer), "attention" (all but the
+        answers of self-attention, where an accelerator's kernel computes them), "dots" (all but matrix
+        products), or "offload" (as "full", and what layers begin with waits in the host's memory).
     """
 
     dim: Count

@@ -25,7 +25,13 @@ Sections = TypeVar("Sections")
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Size of a training clip's latents."""
+    """Size of a training clip's latents.
+
+    Attributes:
+      frames: latent frames of a clip.
+      channels: of the codec.
+      rows, columns: of a latent frame.
+    """
 
     frames: Frames
     channels: Count

@@ -180,7 +180,7 @@ def _seconds(stage: Path) -> int:
 
 
 def page(said: Mapping[str, Any]) -> str:
-    """A card as a page."""
+    """A card as a page, with the sections of docs/model_card.md."""
     names = list(dict.fromkeys(name for row in said["scores"].values() for name in row))
     table = ["|" + "|".join(["", *names]) + "|", "|" + "---|" * (len(names) + 1)]
     for row, scores in said["scores"].items():
@@ -190,16 +190,29 @@ def page(said: Mapping[str, Any]) -> str:
     return "\n".join([
         "# The toy's one-step student\n",
         f"It comes with oneforcing_jax to be tried: `oneforcing generate --demo`. It knows "
-        f"{said[demos.KNOWS]}. Its videos are the toy's: docs/toy.md.\n",
-        f"- Made by `oneforcing train --config=toy --workdir=runs/toy` with the config in {demos.CARD}, then "
-        "`python -m oneforcing_jax.toy.ship --run runs/toy`. The weights are the moving average, in float16.",
-        f"- Data: {said['clips']} clips that the first stage renders, of nobody else. Seed {said['seed']}.",
-        f"- Time: {sum(seconds.values()):,} seconds of updates by the clock, beside what else ran "
-        f"({', '.join(f'{stage} {n}' for stage, n in seconds.items())}).",
-        f"- Versions when it was packed: {', '.join(f'{name} {v}' for name, v in versions.items())}.\n",
-        f"Scores of the report, before the weights became 16 bits; the student's row is {said['student']!r}, "
-        "one step in every block:\n",
+        f"{said[demos.KNOWS]}.\n",
+        "## Licence\n",
+        "That of the package, Apache-2.0: all was learned from the data below, and nobody else's weights are "
+        "in it.\n",
+        "## Data\n",
+        f"{said['clips']} clips that the first stage renders, of nobody else.\n",
+        "## How it was made\n",
+        f"`oneforcing train --config=toy --workdir=runs/toy` with the config in {demos.CARD}, seed "
+        f"{said['seed']}, then `python -m oneforcing_jax.toy.ship --run runs/toy`. The weights are the "
+        "moving average, in float16.\n",
+        f"{sum(seconds.values()):,} seconds of updates by the clock, beside what else ran "
+        f"({', '.join(f'{stage} {n}' for stage, n in seconds.items())}). Versions when it was packed: "
+        f"{', '.join(f'{name} {v}' for name, v in versions.items())}.\n",
+        "## Scores\n",
+        f"Of the report, before the weights became 16 bits; the student's row is {said['student']!r}, one "
+        "step in every block:\n",
         *table,
+        "\n## Limits\n",
+        "It knows no other words, one shape at a time, and the sizes of the toy; where it fails is in "
+        "docs/toy.md.\n",
+        "## Provenance\n",
+        "`oneforcing check` compares all files with checksums.json. Its videos say in their metadata that "
+        "they were made with them (docs/provenance.md).",
         "",
     ])  # fmt: skip
 

@@ -36,10 +36,12 @@ from oneforcing_jax.training.steps import Ema, State, Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """Which checkpoint is kept beside the newest: the one whose metric is least ("min") or greatest ("max").
+    """Which checkpoint is kept beside the newest.
 
-    A metric is one of an update, such as "generator/loss", or of the samples, such as "samples/motion"; "":
-    none is kept.
+    Attributes:
+      metric: of an update, such as "generator/loss", or of the samples, such as "samples/motion"; "": none
+        is kept.
+      mode: whether the least ("min") or the greatest ("max") is best.
     """
 
     metric: str = ""
@@ -52,7 +54,24 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Fields of a stage that trains; `configs/base.py` explains them."""
+    """Fields of a stage that trains.
+
+    Attributes:
+      method: a file of `oneforcing_jax/methods`, or the dotted path of a module.
+      data: store of latents and prompt embeddings, inside the work directory, or an absolute path.
+      iterations: to train.
+      batch: clips of an iteration, over all devices; results depend on it.
+      microbatch: how much of it goes through the networks at once, which costs memory; 0: all.
+      offload_optimiser: whether optimiser states wait in the host's memory between steps.
+      optimisers: of each trained network.
+      ema: moving average of the network that makes videos.
+      init: what each network starts from: "random", "STAGE:NET", or "DIRECTORY:NET" of checkpoints.
+      log_every: iterations from one line of metrics to the next.
+      samples: sample videos, of raw weights and average.
+      checkpoint_every: iterations from one checkpoint to the next.
+      keep: the last checkpoints, so many.
+      best: the checkpoint that is kept beside them.
+    """
 
     method: str
     data: str

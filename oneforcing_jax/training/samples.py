@@ -32,9 +32,11 @@ _CRF = 18
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """Sample videos: in every so many iterations (0: none), of these prompts.
+    """Sample videos.
 
     Attributes:
+      every: iterations from one set to the next; 0: none are made.
+      prompts: what they show.
       decoder: of `encoders.DECODERS`; "": the codec's own.
     """
 

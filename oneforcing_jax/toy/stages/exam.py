@@ -22,7 +22,13 @@ from oneforcing_jax.training import sources
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Fields of the stage: the world, the teacher "STAGE:NET", and the least scores that it must reach."""
+    """Fields of the stage.
+
+    Attributes:
+      world: stage of the world.
+      source: the teacher, "STAGE:NET".
+      least: scores that it must reach; below one of them the run ends.
+    """
 
     world: str
     source: str

@@ -26,7 +26,13 @@ from oneforcing_jax.training.clips import clip
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Fields of the stage: videos, how many of them the codec is fitted on, and updates of the judge."""
+    """Fields of the stage.
+
+    Attributes:
+      count: videos to render.
+      codec_videos: how many of them the codec is fitted on.
+      judge_iterations: updates of the judge.
+    """
 
     count: Count
     codec_videos: Count
