@@ -79,5 +79,5 @@ def test_a_run_keeps_the_memory_that_it_frees():
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True
     )
-    # Given back and taken again, it would be 16,384 in each step.
-    assert int(done.stdout.split()[-1]) < 1000
+    # Given back and taken again, it would be 16,384 in each of nine steps.
+    assert int(done.stdout.split()[-1]) < 3 * 16_384
