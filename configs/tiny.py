@@ -23,6 +23,7 @@ def get_config():
     }
     c.world = dataclasses.asdict(WORLD) | {"frames": 4, "bounce": True, **words}
     c.latents.frames = 4
+    c.seconds = {}
     c.ode.update({"steps": 8, "kept": (0, 2, 4, 6)})
     c.evaluation.samples = 32
     c.evaluation.long = 8
