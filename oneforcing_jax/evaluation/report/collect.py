@@ -231,7 +231,8 @@ def tiles(found: Found, run: Run, prompt: str) -> dict[str, Path]:
     clips = run.clips.get(prompt, {})
     if found.alone:
         return {run.own if model == OWN else model: file for model, file in clips.items()}
-    return {run.method: clips[model] for model in (OWN, SAMPLES) if model in clips}
+    own = clips.get(OWN, clips.get(SAMPLES))
+    return {run.method: own} if own else {}
 
 
 def shown(value: Any) -> str:

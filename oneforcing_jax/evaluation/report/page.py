@@ -19,7 +19,6 @@ from oneforcing_jax.evaluation.report import svg
 from oneforcing_jax.evaluation.report.collect import Found, shown, table, tiles
 from oneforcing_jax.evaluation.study import Estimate
 
-
 # Scores below it are the rounding of sums.
 _ROUNDING = 1e-9
 
