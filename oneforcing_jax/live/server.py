@@ -181,10 +181,11 @@ class Server:
         studio = self._queue.studio
         rows, columns = studio.size
         return json.dumps({
-            "say": "hello", "model": studio.name, "boot": self._boot, "ready": self._queue.ready, "fps": studio.fps,
-            "rows": rows, "columns": columns, "frames": studio.frames, "most_frames": studio.most,
-            "first_steps": studio.first_steps, "windows": list(studio.windows), "examples": studio.examples,
-            "longest_prompt": wire.LONGEST_PROMPT, "largest_image": wire.LARGEST_IMAGE,
+            "say": "hello", "model": studio.name, "boot": self._boot, "ready": self._queue.ready,
+            "fps": studio.fps, "rows": rows, "columns": columns, "frames": studio.frames,
+            "most_frames": studio.most, "first_steps": studio.first_steps, "windows": list(studio.windows),
+            "examples": studio.examples, "longest_prompt": wire.LONGEST_PROMPT,
+            "largest_image": wire.LARGEST_IMAGE,
         })  # fmt: skip
 
 

@@ -131,7 +131,7 @@ class Studio:
 
     @property
     def name(self) -> str:
-        """Which model it is: a demo's name, or the last parts of its folder, and whether its average is read."""
+        """Which model it is: a demo's name or the end of its folder's, and whether it is the average."""
         source = self.model.source
         demo = next((name for name in demos.DEMOS if demos.folder(name) == source.folder), "")
         parts = [part for part in source.folder.absolute().parts if part != checkpoint.FOLDER]

@@ -48,7 +48,7 @@ class Run:
     @property
     def own(self) -> str:
         """The name of OWN among its models."""
-        return next(reversed(self.scores), self.method)
+        return [self.method, *self.scores][-1]
 
 
 @dataclasses.dataclass
