@@ -1,4 +1,5 @@
-// The page of a report: which methods (of a single run: models), prompt and seed are shown stands in the fragment of its address.
+// The page of a report: which methods (or models of a run), prompt and seed are shown stands in the fragment
+// of its address.
 "use strict";
 
 const $ = (id) => document.getElementById(id);

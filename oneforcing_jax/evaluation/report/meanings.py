@@ -41,11 +41,11 @@ def models(names: Sequence[str], config: Mapping[str, Any]) -> Iterator[tuple[st
       config: of the run, by dotted names; a stage of the kind "report" names the sources of its rows.
     """
     known = dict(_MODELS)
-    for field, value in config.items():
-        if field.startswith("stages.") and field.endswith(".students"):
-            known |= {row: _source(source) for row, source in value}
-            teacher = config.get(field.removesuffix("students") + "teacher")
-            if teacher:
+    for field, kind in config.items():
+        stage = field.removesuffix("kind")
+        if stage != field and str(kind).endswith("report"):
+            known |= {row: _source(source) for row, source in config.get(f"{stage}students", ())}
+            if teacher := config.get(f"{stage}teacher"):
                 known["teacher"] = (
                     f"{_source(teacher)}; sees whole clips, {config.get('evaluation.steps')} steps, "
                     f"guidance {config.get('evaluation.guidance')}"

@@ -69,7 +69,7 @@ def models(found: Found) -> str:
 
 
 def meanings(found: Found) -> str:
-    """What the columns of the table of scores say, and how its figures are made."""
+    """What the columns of the table of scores say."""
     columns = dict.fromkeys(metric for *_, values in table(found) for metric in values)
     return _list(("", name, known.SCORES[name]) for name in columns if name in known.SCORES)
 
