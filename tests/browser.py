@@ -51,3 +51,11 @@ def until(page, condition):
             f"{condition} did not become true; the page: {page.inner_text('body')}"
         )
         page.wait_for_timeout(50)
+
+
+def assert_accessible(page):
+    """Asserts that axe-core finds nothing on the page as it stands."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    assert not found, [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found]

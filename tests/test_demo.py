@@ -13,7 +13,7 @@ import demo_run
 import jax
 import numpy as np
 import pytest
-from browser import chromium, page_of, until
+from browser import assert_accessible, chromium, page_of, until
 
 from oneforcing_jax import Pipeline, demos, generate, serve
 from oneforcing_jax.data.origin import read_origin
@@ -169,7 +169,9 @@ def test_the_page_of_the_shipped_student(light_environment, tmp_path):
             address = next(line for line in serving.stdout if line.startswith("http")).strip()
             with chromium() as browser, page_of(browser) as page:
                 page.goto(address)
-                page.fill("#prompt", LEFT)
+                until(page, f"document.querySelector('#prompt').value === '{LEFT}'")
+                assert page.inner_text("#model").startswith("demo toy")
+                assert_accessible(page)
                 page.click("#start")
                 until(page, "Number(document.querySelector('#canvas').dataset.count) >= 8")
                 assert (

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import copy
 import dataclasses
 import http.client
 import io
@@ -23,14 +24,14 @@ import jax
 import numpy as np
 import pytest
 import waits
-from browser import NARROW, chromium, page_of, until
+from browser import NARROW, assert_accessible, chromium, page_of, until
 from live import OPTIONS, Client, in_process, in_thread, make_weights
 from PIL import Image
 from starlette.requests import HTTPConnection
 from waits import HANG
 from websockets.exceptions import ConnectionClosed
 
-from oneforcing_jax import serve
+from oneforcing_jax import demos, serve
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data import images
 from oneforcing_jax.data.origin import digest, read_origin
@@ -205,6 +206,28 @@ def test_a_video_is_watched_paused_switched_and_fetched(address, tmp_path):
     shown = [Image.open(io.BytesIO(f.jpeg)).resize((64, 48), 0) for f in frames]
     apart = [np.abs(video[7] - np.asarray(picture, int)).mean() for picture in shown]
     assert np.argmin(apart) == 7
+
+
+def test_a_prompt_that_made_nothing_is_not_told(studio):
+    """It was replaced while the session waited: no frame, no file and no name of a file is of it."""
+    session = Session(Wish(RED, frames=3), seconds=HANG, paced=False)
+    session.switch(BLUE)
+    session.run(studio)
+    assert [tuple(mark.values())[::2] for mark in session.snapshot()["marks"]] == [(0, BLUE)]
+    assert session.prompts == [BLUE] and session.snapshot()["made"] == 3
+
+
+def test_a_studio_says_which_model_it_is(studio, weights):
+    assert studio.name == "/".join(weights.parts[-2:])
+    source = dataclasses.replace(
+        studio.model.source, folder=Path("runs/toy/one_forcing/checkpoints"), ema=True
+    )
+    other = copy.copy(studio)
+    other.model = types.SimpleNamespace(source=source)
+    assert other.name == "toy/one_forcing, moving average"
+    source = dataclasses.replace(source, folder=demos.folder("toy"), ema=False)
+    other.model = types.SimpleNamespace(source=source)
+    assert other.name == "demo toy"
 
 
 def test_frames_as_h264(address, tmp_path):
@@ -620,7 +643,7 @@ def test_grey_of_16_bits_takes_no_wide_numbers():
 def test_a_token_of_any_letters(studio):
     token = 'ключ a&b#c+d=e%41;"f, g'
     with in_thread(studio, token=token) as address:
-        path = web.link("127.0.0.1", types.SimpleNamespace(getsockname=lambda: (0, 0)), token)
+        path = web.link("127.0.0.1", types.types.SimpleNamespace(getsockname=lambda: (0, 0)), token)
         connection = http.client.HTTPConnection(address, timeout=HANG)
         with contextlib.closing(connection):
             connection.request("GET", path[path.index("/?") :])
@@ -680,6 +703,7 @@ def test_bad_options_are_one_line(weights, capsys):
 # The page.
 
 STATUS = "document.querySelector('#status').textContent"
+IDLE = "!document.querySelector('#idle').hidden && document.querySelector('#idle').textContent"
 
 
 def seen(page, count):
@@ -696,6 +720,11 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
     ):
         page.goto(f"http://{address}/")
         until(page, f"{STATUS} === 'Ready.'")
+        assert page.title().endswith(" · Live video") and "32×24" in page.inner_text("#model")
+        assert page.input_value("#prompt") == "a red circle"
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "prompt"
+        assert_accessible(page)
         page.click("#examples button")
         page.fill("#frames", "2000")
         page.fill("#seed", "9")
@@ -716,6 +745,7 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         until(page, "document.querySelectorAll('.mark').length === 1")
         until(narrow, "document.querySelectorAll('#marks li').length === 2")
         assert "a blue circle" in page.inner_text("#marks li:last-child")
+        until(page, f"seen > state.marks[1].frame && {STATUS} === 'Running.'")
 
         # With less data the same frames come in another form.
         page.check("#small")
@@ -747,21 +777,66 @@ def test_a_prompt_becomes_a_video_in_two_browsers(address, tmp_path):
         seen(page, 5)
         page.screenshot(path=tmp_path / "wide.png", full_page=True)
         narrow.screenshot(path=tmp_path / "narrow.png", full_page=True)
+        for one in (page, narrow):
+            assert_accessible(one)
         page.click("#stop")
         until(page, f"{STATUS}.startsWith('Ended: stopped')")
         kept = int(page.inner_text("#status").split(". ")[1].split()[0])
 
         with page.expect_download() as download:
             page.click("#download")
+        assert download.value.suggested_filename == "a red circle, seed 9.mp4"
         download.value.save_as(tmp_path / "video.mp4")
         assert len(read_video(tmp_path / "video.mp4")[0]) == kept
         assert read_origin(tmp_path / "video.mp4")["seed"] == 9
         page.click("#replay")
         until(page, "document.querySelector('#replayed').currentTime > 0.2")
+        assert_accessible(page)
+        page.click("#replay")  # back
+        until(page, f"{STATUS}.startsWith('Ended: stopped')")
         page.fill("#prompt", "a purple elephant")
         page.click("#start")
         until(page, f"{STATUS}.startsWith('That was refused')")
         assert "purple" in page.inner_text("#status")
+
+
+@pytest.mark.browser
+def test_the_page_never_says_what_is_not_so(address):
+    """While a session waits, before its first frame, after its end, and when another begins; on a phone all
+    that one needs first is on the first screen."""
+    with chromium() as browser, page_of(browser) as page, page_of(browser, NARROW) as phone:
+        for one in (page, phone):
+            one.goto(f"http://{address}/")
+            until(one, f"{STATUS} === 'Ready.' && ({IDLE}) === 'Say what to see, and press Start.'")
+        for name in ("#prompt", "#start", "#frame", "#stop"):
+            box = phone.locator(name).bounding_box()
+            assert box["y"] + box["height"] <= NARROW["height"], name
+        assert phone.evaluate("document.documentElement.scrollWidth") == NARROW["width"]
+        page.fill("#frames", "2000")
+        page.click("#start")
+        seen(page, 3)
+        phone.click("#start")
+        until(
+            phone, f"{STATUS} === 'Waiting for the device: you are next.' && ({IDLE}) === {STATUS}"
+        )
+        assert phone.inner_text("#m_queue") == "place 1"
+        assert_accessible(phone)
+        page.click("#stop")
+        until(page, f"{STATUS}.startsWith('Ended: stopped')")
+        assert page.inner_text("#m_queue") == "ended" and page.is_hidden("#idle")
+        until(phone, f"{STATUS} === 'Ended: complete. 6 frames are kept.'")
+        assert phone.is_hidden("#idle")
+        # A new video waits behind another one: of the old one nothing is left.
+        phone.fill("#frames", "2000")
+        phone.click("#start")
+        until(phone, "seen > 0 && state.state === 'running'")
+        page.click("#start")
+        until(page, f"({IDLE}) === 'Waiting for the device: you are next.'")
+        assert not page.inner_text("#count").strip()
+        phone.click("#stop")
+        seen(page, 8)
+        until(page, f"{STATUS} === 'Running.'")
+        page.click("#stop")
 
 
 @pytest.mark.browser

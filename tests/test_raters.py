@@ -16,7 +16,7 @@ from urllib.parse import urljoin
 import krippendorff
 import numpy as np
 import pytest
-from browser import NARROW, chromium, page_of, until
+from browser import NARROW, assert_accessible, chromium, page_of, until
 from waits import HANG
 
 from oneforcing_jax.data.video import read_video, write_video
@@ -520,6 +520,8 @@ def test_two_raters_vote_at_once_and_one_reloads(models, tmp_path):
     ):  # fmt: skip
         for page in (wide, narrow):
             page.goto(address)
+        until(wide, "!document.querySelector('#start').hidden")
+        assert_accessible(wide)
         wide.keyboard.press("Tab")
         wide.keyboard.press("Enter")
         narrow.tap("#begin")
@@ -531,6 +533,7 @@ def test_two_raters_vote_at_once_and_one_reloads(models, tmp_path):
                 assert wide.evaluate("!document.querySelector('#left').paused")
                 for name, page in (("wide", wide), ("narrow", narrow)):
                     page.screenshot(path=tmp_path / f"raters_{name}.png", full_page=True)
+                    assert_accessible(page)
                 wide.reload()
                 wait(wide, done)
                 assert before == (wide.inner_text("#words"), wide.get_attribute("#left", "src"))
@@ -543,6 +546,7 @@ def test_two_raters_vote_at_once_and_one_reloads(models, tmp_path):
         for page in (wide, narrow):
             page.wait_for_selector("#done:not([hidden])")
             assert page.inner_text("#made") == str(len(drawn.pairs))
+            assert_accessible(page)
     found = Votes(study, drawn).all()
     assert [(v.pair, v.rater) for v in found] == [
         (n, r) for n in range(len(drawn.pairs)) for r in (1, 2)
@@ -561,6 +565,7 @@ def test_the_page_keeps_a_choice_that_did_not_arrive(study, tmp_path):
             page.click("#begin")
             page.wait_for_selector("#again:not([hidden])")
             assert "The right video could not be loaded" in page.inner_text("#status")
+            assert_accessible(page)
             assert page.get_attribute("[data-choice=left]", "aria-disabled") == "true"
             page.unroute("**/clips/*/right")
             page.click("#again")

@@ -6,13 +6,13 @@ import re
 import av
 import numpy as np
 import pytest
-from browser import NARROW, chromium, page_of, until
+from browser import NARROW, assert_accessible, chromium, page_of, until
 
 from oneforcing_jax.data.playable import playable
 from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.evaluation.report import __main__ as command
-from oneforcing_jax.evaluation.report import svg
-from oneforcing_jax.evaluation.report.collect import collect, table
+from oneforcing_jax.evaluation.report import meanings, page, svg
+from oneforcing_jax.evaluation.report.collect import collect, table, tiles
 
 PROMPTS = ("a_cat", 'a_<b>&"dog"')
 
@@ -84,9 +84,65 @@ def test_a_run_is_read_whole(tmp_path):
     write_video(folder / "one_forcing" / "samples" / "000060.mp4", clip((9, 9, 9), rows=48), 8)
     found = collect([folder])
     assert [name for _, name, _ in table(found)] == ["real", "One-Forcing, 1 step"]
-    assert "one_forcing: samples at iteration 60" in found.runs[0].clips
+    assert list(found.runs[0].clips["one_forcing: samples at iteration 60"]) == ["samples"]
     both = collect([folder, work_directory(tmp_path / "other" / "toy", 0, 2.0, (0, 0, 255))])
     assert both.methods == [str(folder), str(tmp_path / "other" / "toy")]  # two of one name
+
+
+def compared_run(folder):
+    """A run whose report compares models; returns its folder."""
+    work_directory(folder, 0, 1.0, (0, 0, 255), model="after, 1 step")
+    for model, colour in (("real", (255, 0, 0)), ("teacher", (0, 255, 0))):
+        place = folder / "report" / "compared" / model
+        place.mkdir(parents=True)
+        write_video(place / "a_cat.mp4", clip(colour), 8, full_chroma=True)
+    names = ("real", "teacher", "before", "after, 1 step")
+    row = {"own": 2.0} | dict.fromkeys(meanings.SCORES, 1.0) | {"frechet": 1e-14}
+    scores = dict.fromkeys(names, row)  # more columns than fit
+    (folder / "report" / "scores.json").write_text(json.dumps(scores))
+    students = [["before", "ode:model"], ["after, 1 step", "ema one_forcing:generator"]]
+    report = {"kind": "report", "teacher": "teacher:model", "students": students}
+    stages = {"one_forcing": {"kind": "train"}, "teacher": {"kind": "train"}, "report": report}
+    (folder / "config.json").write_text(json.dumps({"stages": stages, "evaluation": {"steps": 16}}))
+    (folder / "teacher").mkdir()
+    rows = (folder / "one_forcing" / "metrics.jsonl").read_text()
+    (folder / "teacher" / "metrics.jsonl").write_text(rows.replace("generator", "model"))
+    return folder
+
+
+def test_a_run_compares_its_models(tmp_path):
+    """Side by side under their names, each said in a line; another run beside it has its own videos alone."""
+    found = collect([compared_run(tmp_path / "toy")])
+    (run,) = found.runs
+    assert found.names == list(run.scores)
+    cat = tiles(found, run, "a cat")
+    assert list(cat) == ["real", "teacher", "after, 1 step"]
+    assert cat["after, 1 step"] == tmp_path / "toy/report/videos/a_cat.mp4"
+    assert list(tiles(found, run, 'a <b>&"dog"')) == ["after, 1 step"]
+    assert next(iter(run.curves)).startswith("one_forcing: ")  # by the config, and not by time
+    said = dict(meanings.models(found.names, run.config))
+    assert "teacher of stage" not in said["teacher"] and "16 steps" in said["teacher"]
+    assert (
+        said["after, 1 step"] == "generator of stage one_forcing, a moving average of its weights"
+    )
+    text = page.page(found, "toy", 9)
+    assert f"<dt>clear</dt><dd>{meanings.SCORES['clear']}</dd>" in text
+    assert text.count("<td>0</td>") == 4 and "<dt>own</dt>" not in text
+
+    other = work_directory(tmp_path / "other", 0, 2.0, (0, 0, 255))
+    both = collect([tmp_path / "toy", other])
+    assert both.names == ["toy", "other"]
+    assert list(tiles(both, both.runs[0], "a cat")) == ["toy"]
+
+
+def test_the_table_of_configs_has_a_column_a_run(tmp_path):
+    folders = [work_directory(tmp_path / f"run{n}", n, 1.0 + n, (0, 0, 255)) for n in range(3)]
+    (folders[2] / "config.json").write_text("{")
+    table = page.config(collect(folders)).split("<details>")[0]
+    assert re.findall("<th.*?>([^<]+)</th>", table) == [
+        "field", "run0", "run1", "seed", "one_forcing.dmd_weight",
+    ]  # fmt: skip
+    assert re.findall("<td.*?>([^<]+)</td>", table) == ["0", "1", "1.0", "2.0"]
 
 
 def test_damage_is_noted_and_the_rest_is_shown(study, capsys):
@@ -206,6 +262,7 @@ def test_the_page_plays_and_filters(study, tmp_path):
         )  # again from the start
         assert page.evaluate(drawn) == 4
         page.screenshot(path=tmp_path / "report_wide.png", full_page=True)
+        assert_accessible(page)
         page.uncheck("input[value='One-Forcing']")
         page.select_option("#prompt", label="a cat")
         page.select_option("#seed", label="1")
@@ -229,3 +286,27 @@ def test_the_page_plays_and_filters(study, tmp_path):
         assert "prompt=a+cat" in page.url
         assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"]
         page.screenshot(path=tmp_path / "report_narrow.png", full_page=True)
+        assert_accessible(page)
+
+
+@pytest.mark.browser
+def test_the_models_of_a_run_play_side_by_side(tmp_path):
+    out = tmp_path / "report.html"
+    command.main([str(compared_run(tmp_path / "toy")), f"--out={out}"])
+    captions = "[...document.querySelectorAll('#tiles figcaption')].map(x => x.textContent)"
+    videos = "[...document.querySelectorAll('#tiles video')]"
+    playing = f"{videos}.length && {videos}.every(v => v.currentTime > 0 && !v.paused)"
+    tops = f"new Set({videos}.map(v => v.getBoundingClientRect().top)).size"
+    with chromium() as browser, page_of(browser, NARROW, offline=True, color_scheme="dark") as page:
+        page.goto(out.as_uri())
+        page.select_option("#prompt", label="a cat")
+        until(page, playing)
+        assert page.evaluate(captions) == ["real", "teacher", "after, 1 step"]
+        assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"]
+        assert_accessible(page)
+        page.screenshot(path=tmp_path / "models.png", full_page=True)
+        page.uncheck("input[value='teacher']")
+        until(page, playing)
+        assert page.evaluate(captions) == ["real", "after, 1 step"] and page.evaluate(tops) == 1
+        assert page.locator("#scores tbody tr:visible").count() == 3
+        assert page.locator(".panels g:visible").count() > 0

@@ -70,6 +70,14 @@ def test_videos_and_sheet(workdir):
         said = read_origin(file)
         words = hashlib.sha256(file.stem.replace("_", " ").encode()).hexdigest()
         assert said["prompt"] == words and len(said["checkpoint"]) == 64 and said["seed"] == 0
+    # The other rows of the table show theirs for the same prompts, and what a model made says so.
+    rows = list(json.loads((workdir / "report" / "scores.json").read_text()))[:-1]
+    for row in rows:
+        for file in files:
+            other = workdir / "report" / "compared" / row / file.name
+            assert read_video(other)[0].shape == (4, 24, 24, 3)
+            made = row != "untrained, 1 step" and not row.startswith("real")
+            assert ("checkpoint" in read_origin(other)) == made
     sheet = np.asarray(Image.open(workdir / "report" / "sheet.png"))
     assert sheet.shape[0] > 600
     assert sheet.std() > 10

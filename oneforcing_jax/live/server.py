@@ -8,6 +8,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,6 +20,7 @@ from starlette.websockets import WebSocket
 
 from oneforcing_jax import pages
 from oneforcing_jax.errors import Refused
+from oneforcing_jax.generation.jobs import file_name
 from oneforcing_jax.live import recording, wire
 from oneforcing_jax.live import session as states
 from oneforcing_jax.live.clients import Clients, Room, client_of
@@ -35,7 +37,7 @@ COOKIE = "token_live"
 ROOMS = {"connections": Room(200, 50), "videos": Room(8, 4), "images": Room(16, 4)}
 # Seconds between two looks for sessions that nobody owns.
 TIDY = 1.0
-_STATIC = ("theme.css", "live.css", "live_frames.js", "live.js")
+_STATIC = ("theme.css", "live.css", "live_frames.js", "live_words.js", "live.js")
 _STATES = (states.WAITING, states.RUNNING, states.PAUSED, states.ENDED)
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -150,8 +152,9 @@ class Server:
             raise Refused(409, "this video has no frame yet")
         origin = studio.origin(session.wish, session.prompts)
         content = await self._reader.file(recording.mp4, frames, studio.fps, origin)
-        name = f'attachment; filename="{session.id}.mp4"'
-        return Response(content, media_type="video/mp4", headers={"Content-Disposition": name})
+        name = quote(f"{file_name(session.prompts[0])}, seed {session.wish.seed}.mp4", safe="")
+        kept = f"attachment; filename=\"{session.id}.mp4\"; filename*=UTF-8''{name}"
+        return Response(content, media_type="video/mp4", headers={"Content-Disposition": kept})
 
     async def _live(self, socket: WebSocket) -> None:
         """A connection: refused with a reason, or served until it closes."""
@@ -178,10 +181,11 @@ class Server:
         studio = self._queue.studio
         rows, columns = studio.size
         return json.dumps({
-            "say": "hello", "boot": self._boot, "ready": self._queue.ready, "fps": studio.fps,
-            "rows": rows, "columns": columns, "frames": studio.frames, "most_frames": studio.most,
-            "first_steps": studio.first_steps, "windows": list(studio.windows), "examples": studio.examples,
-            "longest_prompt": wire.LONGEST_PROMPT, "largest_image": wire.LARGEST_IMAGE,
+            "say": "hello", "model": studio.name, "boot": self._boot, "ready": self._queue.ready,
+            "fps": studio.fps, "rows": rows, "columns": columns, "frames": studio.frames,
+            "most_frames": studio.most, "first_steps": studio.first_steps, "windows": list(studio.windows),
+            "examples": studio.examples, "longest_prompt": wire.LONGEST_PROMPT,
+            "largest_image": wire.LARGEST_IMAGE,
         })  # fmt: skip
 
 

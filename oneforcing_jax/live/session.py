@@ -244,6 +244,8 @@ class Session:
             if self._asked is not None and take == self._take:
                 self._prompt, self._asked = self._asked, None
                 self._epoch += 1
+                if self._marks[-1].frame == frame:  # a prompt that has made nothing
+                    self._marks.pop()
                 self._marks.append(Mark(frame, self._epoch, self._prompt))
                 # What is not seen yet of the old prompt gives way.
                 self._due, self.fresh = time.monotonic() - self._zero, self.total

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from oneforcing_jax import demos
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.data.origin import Origin, digest
@@ -22,7 +23,7 @@ from oneforcing_jax.generation.noise import sample_keys, seeded
 from oneforcing_jax.generation.origins import blocks as layout
 from oneforcing_jax.generation.streaming import VideoModel, decoded
 from oneforcing_jax.generation.student import Settings
-from oneforcing_jax.system import textfiles
+from oneforcing_jax.system import checkpoint, textfiles
 
 # The model says which of these its text encoder reads; the toy knows few words.
 _EXAMPLES = (
@@ -127,6 +128,15 @@ class Studio:
             raise InputError("prompt: expected words, found an empty prompt; say what to show")
         textfiles.check_unicode("prompt", prompt)
         self.model.encoders.text.check(prompt)
+
+    @property
+    def name(self) -> str:
+        """Which model it is: a demo's name or the end of its folder's, and whether it is the average."""
+        source = self.model.source
+        demo = next((name for name in demos.DEMOS if demos.folder(name) == source.folder), "")
+        parts = [part for part in source.folder.absolute().parts if part != checkpoint.FOLDER]
+        name = f"demo {demo}" if demo else "/".join(parts[-2:])
+        return f"{name}, moving average" if source.ema else name
 
     @functools.cached_property
     def examples(self) -> list[str]:

@@ -13,16 +13,13 @@ let image = null; // base64 of the first frame
 let asked = 0; // when Start was pressed; 0: a first frame was shown since
 let retry = 500;
 let small = false; // whether this connection's frames are H.264, which pages of localhost and HTTPS may decode
-let ended = false; // whether the end was said
+let began = 0; // epoch in which the shown video began
+let seen = 0; // its frames up to the one on the screen
 let blank = false; // whether the form waits to be filled as the video that a loaded page goes on with
 
-function say(text, wrong = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("wrong", wrong);
-}
-
 function send(message) {
-  if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
+  notice = null;
+  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
   else say("There is no connection to the server yet.", true);
 }
 
@@ -75,19 +72,23 @@ function greeted(message) {
   document.documentElement.style.setProperty("--shape", `${hello.columns} / ${hello.rows}`);
   $("prompt").maxLength = hello.longest_prompt;
   $("frames").max = hello.most_frames;
+  document.title = `${hello.model} · Live video`;
+  $("model").textContent = `${hello.model}, ${hello.columns}×${hello.rows}, ${hello.fps} fps`;
   if (first) {
     $("frames").value = hello.frames;
     for (let n = 1; n <= hello.first_steps; n++) $("steps").add(new Option(n === 1 ? "1 step" : `${n} steps`, n));
     $("steps").value = hello.first_steps;
     for (const n of hello.windows) $("window").add(new Option(`${n} frames`, n));
     $("examples").replaceChildren(...hello.examples.map(example));
+    $("prompt").value ||= hello.examples[0] || "";
     fill(given);
     blank = !given.has("prompt");
   }
   const linked = given.get("watch");
   mine = JSON.parse(sessionStorage.getItem(PLACE)) || (linked && { session: linked });
   if (mine) send({ do: "watch", session: mine.session, key: mine.key || "" });
-  else say(hello.ready ? "Ready." : "The server is warming up; a video can be asked for already.");
+  else notice = null;
+  tell();
   if (!hello.ready) warming();
 }
 
@@ -95,7 +96,7 @@ async function warming() {
   const answer = await fetch("health").then((found) => found.json()).catch(() => null);
   if (!answer || !answer.ready) return void setTimeout(warming, 1000);
   hello.ready = true;
-  if (!state) say("Ready.");
+  tell();
 }
 
 function example(words) {
@@ -122,7 +123,6 @@ function joined(message) {
   if (message.own) sessionStorage.setItem(PLACE, JSON.stringify(mine));
   if (!again || waiting.length === 0) fresh(0);
   state = null;
-  ended = false;
   $("watch").href = `${location.pathname}${location.search}#watch=${mine.session}`;
   $("links").hidden = false;
 }
@@ -130,15 +130,16 @@ function joined(message) {
 function refused(message) {
   if (message.status === 404 && mine) {
     const anew = mine.boot && mine.boot !== hello.boot;
+    sessionStorage.removeItem(PLACE);
+    mine = state = null;
+    $("links").hidden = true;
+    allow();
     say(
       anew
         ? `The server was started anew, and the video is gone after ${shown ? `${shown} shown frames` : "a while"}. Press Start to make it again.`
         : "That video is gone: it ended long ago. Press Start to make another.",
       true,
     );
-    sessionStorage.removeItem(PLACE);
-    mine = state = null;
-    allow();
     return;
   }
   asked = 0;
@@ -152,16 +153,9 @@ function stands(found) {
     fill(settings(found, found.asked || found.prompt));
     blank = false;
   }
-  if (!before || before.epoch !== found.epoch) {
-    ended = false;
-    marks(found);
-  }
-  if (!before || before.state !== found.state || before.place !== found.place) announce(found);
-  if (before && before.asked !== found.asked && !found.asked && found.marks.length > 1) {
-    const mark = found.marks.at(-1);
-    say(`The new prompt takes effect at frame ${mark.frame + 1}.`);
-  }
-  $("m_queue").textContent = found.place ? `place ${found.place}` : found.state;
+  if (began !== found.marks[0].epoch) begin(found.marks[0].epoch);
+  if (!before || before.epoch !== found.epoch) marks(found);
+  if (before && ["state", "place", "epoch", "asked"].some((name) => before[name] !== found[name])) notice = null;
   if (found.meters) {
     const milliseconds = (seconds) => `${(1000 * seconds).toFixed(seconds < 0.1 ? 1 : 0)} ms`;
     $("m_model").textContent = milliseconds(found.meters.model);
@@ -171,20 +165,17 @@ function stands(found) {
   $("again").href = `${location.pathname}${location.search}#${settings(found, found.marks[0].prompt)}`;
   $("canvas").setAttribute("aria-label", `Video: ${found.prompt}`);
   allow();
+  tell();
 }
 
-function announce(found) {
-  if (found.state === "waiting") {
-    const place = found.place > 1 ? `${found.place - 1} before you` : "you are next";
-    say(hello.ready ? `Waiting for the device: ${place}.` : `The server is warming up: ${place}.`);
-  } else if (found.state === "running") say("Running.");
-  else if (found.state === "paused") say("Paused.");
-}
-
-function finished() {
-  ended = true;
-  const kept = state.made - state.kept_from;
-  say(`Ended: ${state.reason}. ${kept} ${kept === 1 ? "frame is" : "frames are"} kept.`, state.reason.startsWith("error"));
+// Another video: nothing of the one before is left on the screen.
+function begin(epoch) {
+  began = epoch;
+  seen = 0;
+  const canvas = $("canvas");
+  canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  $("made").style.width = 0;
+  $("count").textContent = "\u00a0";
 }
 
 function marks(found) {
@@ -205,7 +196,6 @@ function marks(found) {
   );
   const switches = found.marks.length - 1;
   $("timeline").setAttribute("aria-label", `Timeline with ${switches} prompt ${switches === 1 ? "switch" : "switches"}`);
-  if (!found.made) $("made").style.width = 0;
 }
 
 // Which controls can be used.
@@ -245,14 +235,15 @@ function pause() {
 }
 
 async function replay() {
+  if (!$("replayed").hidden) return live();
   if (!may("replay")) return;
   say("Fetching the video …");
   const answer = await fetch(`videos/${state.session}.mp4`).catch(() => null);
   if (!answer || !answer.ok) return say("The video could not be fetched.", true);
-  live();
   $("replayed").src = URL.createObjectURL(await answer.blob());
   $("replayed").hidden = false;
   $("canvas").hidden = true;
+  $("replay").textContent = "Back";
   $("replayed").focus();
   await $("replayed").play().catch(() => {});
   say("Replay.");
@@ -264,6 +255,9 @@ function live() {
   $("replayed").removeAttribute("src");
   $("replayed").hidden = true;
   $("canvas").hidden = false;
+  $("replay").textContent = "Replay";
+  notice = null;
+  tell();
 }
 
 // An image as the server takes it: no larger than needed, and without what a camera adds.
@@ -321,4 +315,5 @@ document.onkeydown = (event) => {
 window.onhashchange = () => location.reload();
 
 connect();
+tell();
 requestAnimationFrame(tick);

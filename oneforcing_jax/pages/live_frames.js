@@ -70,8 +70,8 @@ function tick() {
     const frame = waiting.shift();
     if (frame.bitmap) draw(frame);
     acknowledge(frame);
+    tell();
   }
-  if (state && state.state === "ended" && !waiting.length && !ended) finished();
 }
 
 function draw(frame) {
@@ -84,7 +84,7 @@ function draw(frame) {
   frame.bitmap.close();
   canvas.dataset.number = frame.number;
   canvas.dataset.count = ++shown;
-  $("idle").hidden = true;
+  seen = frame.number + 1;
   if (asked) {
     $("m_first").textContent = `${(now() - asked).toFixed(2)} s`;
     asked = 0;
@@ -92,10 +92,10 @@ function draw(frame) {
   recent = recent.filter((time) => time > now() - 2);
   recent.push(now());
   $("m_shown").textContent = recent.length > 1 ? ((recent.length - 1) / (now() - recent[0])).toFixed(1) : "–";
-  if (state) progress(frame.number + 1);
+  if (state) progress();
 }
 
-function progress(seen) {
+function progress() {
   $("made").style.width = `${(100 * seen) / state.frames}%`;
   const seconds = (frames) => (frames / hello.fps).toFixed(1);
   $("count").textContent = `frame ${seen} of ${state.frames} (${seconds(seen)} of ${seconds(state.frames)} s)`;

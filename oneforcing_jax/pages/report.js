@@ -1,4 +1,5 @@
-// The page of a report: which methods, prompt and seed are shown stands in the fragment of its address.
+// The page of a report: which methods (or models of a run), prompt and seed are shown stands in the fragment
+// of its address.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -7,6 +8,7 @@ const TINY = 256; // pixels below which videos are scaled up without smoothing
 const boxes = [...document.querySelectorAll("#methods input")];
 const number = Object.fromEntries(boxes.map((box, n) => [box.value, n]));
 const seeds = [...new Set(data.flatMap((row) => row.tiles.map((tile) => tile.seed)))].sort();
+const hidden = (name) => name in number && !boxes[number[name]].checked;
 const together = new Together();
 const hiding = document.head.appendChild(document.createElement("style"));
 
@@ -39,14 +41,15 @@ function write() {
 }
 
 function draw() {
-  const hidden = boxes.filter((box) => !box.checked).map((box) => `main :not(label).m${number[box.value]}`);
-  hiding.textContent = hidden.length ? `${hidden.join(", ")} { display: none; }` : "";
+  const away = boxes.filter((box) => !box.checked).map((box) => `main :not(label).m${number[box.value]}`);
+  hiding.textContent = away.length ? `${away.join(", ")} { display: none; }` : "";
   if (!data.length) return;
   const shown = data[$("prompt").value].tiles.filter(
-    (tile) => boxes[number[tile.method]].checked && tile.seed === seeds[$("seed").value]);
+    (tile) => !hidden(tile.name) && tile.seed === seeds[$("seed").value]);
   const figures = shown.map(figure);
   $("tiles").replaceChildren(...figures);
-  $("tiles").classList.toggle("few", figures.length <= 3);
+  $("tiles").style.setProperty("--count", figures.length);
+  $("tiles").classList.toggle("few", figures.length <= 4);
   const videos = figures.map((one) => one.firstChild);
   speed(videos);
   together.take(videos).catch((video) => {
@@ -56,12 +59,12 @@ function draw() {
 
 function figure(tile) {
   const made = document.createElement("figure");
-  made.className = `m${number[tile.method]}`;
+  if (tile.name in number) made.className = `m${number[tile.name]}`;
   const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, src: tile.url });
-  video.setAttribute("aria-label", tile.method);
+  video.setAttribute("aria-label", tile.name);
   video.onloadedmetadata = () => video.classList.toggle("tiny", video.videoWidth < TINY);
   const caption = document.createElement("figcaption");
-  caption.textContent = tile.method;
+  caption.textContent = tile.name;
   made.append(video, caption);
   return made;
 }

@@ -11,13 +11,16 @@ from typing import Any
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.evaluation.curves import GAP, LOSSES, Curve, series
 from oneforcing_jax.evaluation.study import ROWS, SCORES, Estimate
+from oneforcing_jax.generation.jobs import file_name
 from oneforcing_jax.system.files import read_record
 from oneforcing_jax.system.textfiles import form
 from oneforcing_jax.training.metrics import ROWS as METRICS
 from oneforcing_jax.training.metrics import read_rows
 from oneforcing_jax.training.samples import FOLDER as SAMPLES
 
-CONFIG, REPORT, VIDEOS = "config.json", "report", "videos"
+CONFIG, REPORT, VIDEOS, COMPARED = "config.json", "report", "videos", "compared"
+# The model of a run that streams its videos: the last one that is scored.
+OWN = ""
 # The entry of a study's scores that is the row's own.
 STUDENT = "student"
 
@@ -32,7 +35,7 @@ class Run:
       config: fields by dotted names, without the seed where `seed` holds it.
       scores: of each model that was scored.
       curves: iterations [n] and values [n] of panels, which are named "stage: metric".
-      clips: video files by what they show.
+      clips: video files by what they show and by model: OWN, SAMPLES, or another one that was scored.
     """
 
     method: str
@@ -40,7 +43,12 @@ class Run:
     config: Mapping[str, Any]
     scores: Mapping[str, Mapping[str, float]]
     curves: Mapping[str, Curve]
-    clips: Mapping[str, Path]
+    clips: Mapping[str, Mapping[str, Path]]
+
+    @property
+    def own(self) -> str:
+        """The name of OWN among its models."""
+        return [self.method, *self.scores][-1]
 
 
 @dataclasses.dataclass
@@ -54,6 +62,16 @@ class Found:
     def methods(self) -> list[str]:
         """Names of methods in order."""
         return list(dict.fromkeys(run.method for run in self.runs))
+
+    @property
+    def alone(self) -> Run | None:
+        """The only run, whose models are compared; None where runs are."""
+        return self.runs[0] if len(self.runs) == 1 and not self.runs[0].seed else None
+
+    @property
+    def names(self) -> list[str]:
+        """What can be shown or hidden: methods, or the models of a single run."""
+        return list(self.alone.scores) if self.alone else self.methods
 
 
 def collect(folders: Sequence[Path]) -> Found:
@@ -121,8 +139,9 @@ def _run(folder: Path, method: str, seed: str, notes: list[str]) -> Run:
             notes.append(str(error))
             return {}
 
+    config = dict(flat(record(folder / CONFIG)))
     curves: dict[str, Curve] = {}
-    for stage in _stages(folder):
+    for stage in _stages(folder, config):
         try:
             rows = read_rows(stage)
             curves |= {
@@ -130,17 +149,23 @@ def _run(folder: Path, method: str, seed: str, notes: list[str]) -> Run:
             }
         except InputError as error:
             notes.append(str(error))
-    config = dict(flat(record(folder / CONFIG)))
     if seed:
         config.pop("seed", None)
     scores = _scores(record(folder / REPORT / SCORES))
-    return Run(method, seed, config, scores, curves, dict(_clips(folder)))
+    return Run(method, seed, config, scores, curves, _clips(folder, list(scores)))
 
 
-def _stages(folder: Path) -> list[Path]:
-    """Stages that were trained in this work directory, in order of time; links are to those of others."""
+def _stages(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """Stages that were trained in this work directory, as the config has them, others by their time; links
+    are to those of others."""
+    known = list(dict.fromkeys(f.split(".")[1] for f in config if f.startswith("stages.")))
     files = [file for file in folder.glob(f"*/{METRICS}") if not file.parent.is_symlink()]
-    return [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime, file))]
+
+    def place(file: Path) -> tuple[int, float, Path]:
+        name = file.parent.name
+        return known.index(name) if name in known else len(known), file.stat().st_mtime, file
+
+    return [file.parent for file in sorted(files, key=place)]
 
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -158,13 +183,18 @@ def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             for name, row in rows.items()}  # fmt: skip
 
 
-def _clips(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Videos of the report, and sample videos of stages, by what they show."""
-    for file in sorted((folder / REPORT / VIDEOS).glob("*.mp4")):
-        yield form(file.stem).replace("_", " "), file
+def _clips(folder: Path, models: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Videos of the report, and sample videos of stages, by what they show and by model."""
+    found: dict[str, dict[str, Path]] = {}
+    compared = [(folder / REPORT / COMPARED / file_name(model), model) for model in models]
+    for place, model in (*compared, (folder / REPORT / VIDEOS, OWN)):
+        for file in sorted(place.glob("*.mp4")):
+            found.setdefault(form(file.stem).replace("_", " "), {})[model] = file
     for stage in sorted(folder.iterdir()):
         for file in sorted((stage / SAMPLES).glob("*.mp4")) if not stage.is_symlink() else ():
-            yield f"{stage.name}: samples at iteration {file.stem.lstrip('0')}", file
+            shown = f"{stage.name}: samples at iteration {file.stem.lstrip('0')}"
+            found[shown] = {SAMPLES: file}
+    return found
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,7 +207,7 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def table(found: Found) -> list[tuple[str, str, dict[str, Estimate]]]:
-    """Rows of scores: the method they belong to, their name, and each metric over seeds.
+    """Rows of scores: which of `Found.names` they belong to, their name, and each metric over seeds.
 
     Where runs have seeds, a row is a method's student; otherwise it is any model that a run scored.
     """
@@ -189,11 +219,20 @@ def table(found: Found) -> list[tuple[str, str, dict[str, Estimate]]]:
             scored = [run.scores[model] for run in runs if model in run.scores]
             metrics = list(dict.fromkeys(metric for row in scored for metric in row))
             values = {m: Estimate.of([row[m] for row in scored if m in row]) for m in metrics}
-            alone = len(found.methods) == 1
-            rows.append(
-                (method, method if seeded else model if alone else f"{method}: {model}", values)
-            )
+            if found.alone:
+                rows.append((model, model, values))
+            else:
+                rows.append((method, method if seeded else f"{method}: {model}", values))
     return [row for row in rows if row[2]]
+
+
+def tiles(found: Found, run: Run, prompt: str) -> dict[str, Path]:
+    """What of a run is shown for a prompt, by name: all models of a single run, otherwise its own videos."""
+    clips = run.clips.get(prompt, {})
+    if found.alone:
+        return {run.own if model == OWN else model: file for model, file in clips.items()}
+    own = clips.get(OWN, clips.get(SAMPLES))
+    return {run.method: own} if own else {}
 
 
 def shown(value: Any) -> str:

@@ -6,7 +6,7 @@ import base64
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -14,8 +14,13 @@ from tqdm import tqdm
 from oneforcing_jax import pages
 from oneforcing_jax.data.playable import playable
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.evaluation.report import meanings as known
 from oneforcing_jax.evaluation.report import svg
-from oneforcing_jax.evaluation.report.collect import Found, shown, table
+from oneforcing_jax.evaluation.report.collect import Found, shown, table, tiles
+from oneforcing_jax.evaluation.study import Estimate
+
+# Scores below it are the rounding of sums.
+_ROUNDING = 1e-9
 
 
 def page(found: Found, title: str, most: int) -> str:
@@ -31,8 +36,10 @@ def page(found: Found, title: str, most: int) -> str:
         "title": html.escape(title),
         "style": pages.part("theme.css") + pages.part("report.css"),
         "script": pages.part("together.js") + pages.part("report.js"),
-        "methods": methods(found.methods),
+        "methods": methods(found.names),
+        "models": models(found),
         "scores": scores(found),
+        "meanings": meanings(found),
         "curves": curves(found),
         "config": config(found),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in found.notes),
@@ -44,7 +51,7 @@ def page(found: Found, title: str, most: int) -> str:
 
 
 def methods(names: Sequence[str]) -> str:
-    """Check boxes of methods, with the colours of their lines."""
+    """Check boxes of methods or models, with the colours of their lines."""
     return "".join(
         f'<label class="m{n}"><input type="checkbox" value="{html.escape(name)}" checked>'
         f'<svg viewBox="0 0 24 8" aria-hidden="true"><path class="line" d="M1,4H23"/></svg>'
@@ -53,23 +60,67 @@ def methods(names: Sequence[str]) -> str:
     )
 
 
+def models(found: Found) -> str:
+    """What the models of a single run are."""
+    if found.alone is None:
+        return ""
+    lines = known.models(found.names, found.alone.config)
+    return _list((f' class="m{found.names.index(name)}"', name, text) for name, text in lines)
+
+
+def meanings(found: Found) -> str:
+    """What the columns of the table of scores say."""
+    columns = dict.fromkeys(metric for *_, values in table(found) for metric in values)
+    return _list(("", name, known.SCORES[name]) for name in columns if name in known.SCORES)
+
+
+def _list(lines: Iterable[tuple[str, str, str]]) -> str:
+    """Attributes, words and their meanings as a list."""
+    items = (
+        f"<div{more}><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>"
+        for more, name, text in lines
+    )
+    content = "".join(items)
+    return f'<dl class="meanings">{content}</dl>' if content else ""
+
+
 def scores(found: Found) -> str:
-    """The table of scores."""
+    """The table of scores; how many runs a row has is said where some have several."""
     rows = table(found)
+    if not rows:
+        return ""
     metrics = list(dict.fromkeys(metric for *_, values in rows for metric in values))
-    head = "".join(f'<th scope="col">{html.escape(metric)}</th>' for metric in metrics)
+    several = any(value.count > 1 for *_, values in rows for value in values.values())
+    head = "".join(
+        f'<th scope="col">{html.escape(name)}</th>' for name in ["runs"] * several + metrics
+    )
     lines = []
-    for method, name, values in rows:
-        cells = "".join(f"<td>{values.get(metric, '')}</td>" for metric in metrics)
+    for owner, name, values in rows:
         runs = max(value.count for value in values.values())
-        first = f'<th scope="row">{html.escape(name)}</th><td>{runs}</td>'
-        lines.append(f'<tr class="m{found.methods.index(method)}">{first}{cells}</tr>')
-    top = f'<thead><tr><th scope="col">model</th><th scope="col">runs</th>{head}</tr></thead>'
-    return f"<table>{top}<tbody>{''.join(lines)}</tbody></table>" if rows else ""
+        texts = [str(runs)] * several + [_figure(values.get(metric)) for metric in metrics]
+        cells = "".join(f"<td>{text}</td>" for text in texts)
+        first = f'<th scope="row">{html.escape(name)}</th>'
+        lines.append(f'<tr class="m{found.names.index(owner)}">{first}{cells}</tr>')
+    top = f'<thead><tr><th scope="col">model</th>{head}</tr></thead>'
+    note = "Means over seeds, and the half width of their interval of 95%."
+    made = _wide(f"{top}<tbody>{''.join(lines)}</tbody>", "Scores")
+    return made + (f'<p class="quiet">{note}</p>' if several else "")
+
+
+def _figure(value: Estimate | None) -> str:
+    """A cell; what is 0 but for rounding is 0."""
+    if value is None:
+        return ""
+    return "0" if value.count == 1 and abs(value.mean) < _ROUNDING else str(value)
+
+
+def _wide(table: str, name: str) -> str:
+    """A table that scrolls where it is too wide, also by keys."""
+    return f'<div class="wide" tabindex="0" role="group" aria-label="{name}"><table>{table}</table></div>'
 
 
 def curves(found: Found) -> str:
-    """All panels."""
+    """All panels. A single run's lines are in the colour of none of its models, and never hidden."""
     titles = list(dict.fromkeys(title for run in found.runs for title in run.curves))
     drawn = []
     for title in titles:
@@ -79,17 +130,20 @@ def curves(found: Found) -> str:
                 for run in found.runs
                 if run.method == name and title in run.curves
             ]
-            for n, name in enumerate(found.methods)
+            for n, name in enumerate(found.methods, -1 if found.alone else 0)
         }
         drawn.append(svg.panel(title, {n: found_ for n, found_ in lines.items() if found_}))
     return "".join(drawn)
 
 
 def config(found: Found) -> str:
-    """Fields in which methods differ, and then those that all share."""
+    """Fields in which methods differ, and then those that all share. What could not be read differs in
+    nothing."""
     first = {
         name: next(run.config for run in found.runs if run.method == name) for name in found.methods
     }
+    first = {name: fields for name, fields in first.items() if fields}
+    numbers = [found.methods.index(name) for name in first]
     fields = list(dict.fromkeys(field for values in first.values() for field in values))
     texts = {f: [shown(c[f]) if f in c else "" for c in first.values()] for f in fields}
     differ = {field: row for field, row in texts.items() if len(set(row)) > 1}
@@ -97,21 +151,23 @@ def config(found: Found) -> str:
     parts = []
     if differ:
         head = "".join(
-            f'<th scope="col" class="m{n}">{html.escape(name)}</th>' for n, name in enumerate(first)
+            f'<th scope="col" class="m{n}">{html.escape(name)}</th>'
+            for n, name in zip(numbers, first, strict=True)
         )
-        parts.append(f'<div class="wide"><table><thead><tr><th scope="col">field</th>{head}</tr></thead>'
-                     f"{_fields(differ, True)}</table></div>")  # fmt: skip
+        top = f'<thead><tr><th scope="col">field</th>{head}</tr></thead>'
+        parts.append(_wide(top + _fields(differ, numbers), "Fields that differ"))
     if shared:
         said = "Fields that all share" if differ or len(first) > 1 else "All fields"
-        parts.append(f'<details><summary>{said} ({len(shared)})</summary><div class="wide"><table>'
-                     f"{_fields(shared, False)}</table></div></details>")  # fmt: skip
+        parts.append(f"<details><summary>{said} ({len(shared)})</summary>"
+                     f"{_wide(_fields(shared), said)}</details>")  # fmt: skip
     return "".join(parts)
 
 
-def _fields(rows: dict[str, list[str]], by_method: bool) -> str:
+def _fields(rows: dict[str, list[str]], methods: Sequence[int] = ()) -> str:
+    """Rows of a table, with a column for each of some methods, or one of all."""
+    kinds = [f' class="m{n}"' for n in methods] or [""]
     lines = []
     for field, row in rows.items():
-        kinds = [f' class="m{n}"' if by_method else "" for n in range(len(row))]
         cells = (
             f"<td{kind}>{html.escape(text)}</td>" for kind, text in zip(kinds, row, strict=True)
         )
@@ -127,14 +183,19 @@ def videos(found: Found, most: int) -> list[dict[str, Any]]:
             f"videos of {most} of {len(prompts)} prompts are shown; --prompts takes more"
         )
     chosen = prompts[:most]
-    wanted = [(p, run) for p in chosen for run in found.runs if p in run.clips]
-    tiles: dict[str, list[dict[str, str]]] = {prompt: [] for prompt in chosen}
-    for prompt, run in tqdm(wanted, desc="videos", unit="video"):
+    wanted = [
+        (prompt, run, name, file)
+        for prompt in chosen
+        for run in found.runs
+        for name, file in tiles(found, run, prompt).items()
+    ]
+    rows: dict[str, list[dict[str, str]]] = {prompt: [] for prompt in chosen}
+    for prompt, run, name, file in tqdm(wanted, desc="videos", unit="video"):
         try:
-            content = base64.b64encode(playable(run.clips[prompt])).decode()
+            content = base64.b64encode(playable(file)).decode()
         except InputError as error:
             found.notes.append(str(error))
             continue
         url = f"data:video/mp4;base64,{content}"
-        tiles[prompt].append({"method": run.method, "seed": run.seed, "url": url})
-    return [{"prompt": prompt, "tiles": row} for prompt, row in tiles.items() if row]
+        rows[prompt].append({"name": name, "seed": run.seed, "url": url})
+    return [{"prompt": prompt, "tiles": row} for prompt, row in rows.items() if row]

@@ -1,20 +1,22 @@
-"""The toy's last stage: scores of every model, streamed videos, a contact sheet and a table."""
+"""The toy's last stage: scores of every model, videos to compare, a contact sheet and a table."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.origin import Origin
-from oneforcing_jax.data.video import VideoWriter
+from oneforcing_jax.data.video import VideoWriter, write_video
+from oneforcing_jax.generation.jobs import file_name
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.setup.ranges import Natural
@@ -41,7 +43,7 @@ class Fields:
       teacher: "STAGE:NET", or nothing where it is known already.
       students: rows of the table: a name, and "STAGE:NET"; "ema STAGE:NET" is its average, and
         "random STAGE:NET" such a network before any training.
-      videos: that the last student streams.
+      videos: that the last student streams, and prompts for which the other rows show theirs.
     """
 
     world: str
@@ -86,10 +88,14 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
             made = gallery.clip(long.of(student.params), gallery.long)
             if mine:
                 results[row] |= drift(made, run.latents.frames, gallery.world)
-    weights = _identity(run, workdir, fields.students[-1][1])
-    _stream(gallery, student, weights, folder / "videos", fields.videos)
+    weights = {row: _identity(run, workdir, source) for row, source in fields.students}
+    if fields.teacher:
+        weights["teacher"] = _identity(run, workdir, fields.teacher)
+    last = weights[fields.students[-1][0]]
+    _stream(gallery, student, last, folder / "videos", fields.videos)
     if not mine:
         return
+    _compare(gallery, videos, weights, folder / "compared", fields.videos)
     contact_sheet(folder / PICTURE, videos, results, gallery.captions, gallery.real_captions)
     table = _table(results, gallery.world)
     write_whole(folder / "table.txt", table.encode())
@@ -98,11 +104,44 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
 
 
 def _identity(run: Run, workdir: Path, source: str) -> str | None:
-    """Names the weights of a student; those before any training have none."""
+    """Names the weights of a model; those before any training have none."""
     if source.startswith(RANDOM):
         return None
     place = sources.place(run, workdir, _plain(source))
     return saved.identity(*place, source.startswith(AVERAGE))
+
+
+def _compare(
+    gallery: Gallery,
+    videos: Mapping[str, np.ndarray],
+    weights: Mapping[str, str | None],
+    folder: Path,
+    count: int,
+) -> None:
+    """Writes what the other rows show for the prompts of the streamed videos, a folder a row.
+
+    Args:
+      videos: uint8 [n, f, y, x, 3] by row; the last one is the streamed one.
+      weights: of the rows that a model made.
+      count: prompts.
+    """
+    for row, clips in list(videos.items())[:-1]:
+        own = gallery.captions if row in weights else gallery.real_captions
+        place = folder / file_name(row)
+        places.make(place)
+        for caption in (gallery.captions[i] for i in _chosen(gallery, count)):
+            if caption in own:
+                n, file = own.index(caption), place / f"{caption.replace(' ', '_')}.mp4"
+                made = row in weights
+                origin = Origin(weights[row], caption, gallery.run.seed, n) if made else Origin()
+                write_video(
+                    file, clips[n], worlds.FPS, crf=worlds.CRF, full_chroma=True, origin=origin
+                )
+
+
+def _chosen(gallery: Gallery, count: int) -> list[int]:
+    """Numbers of the prompts whose videos are kept."""
+    return spread(len(gallery.world.captions()), count)
 
 
 def _stream(
@@ -112,7 +151,7 @@ def _stream(
     places.make(folder)
     noise = gallery.draws(gallery.plan)
     index, parts = processes.part()
-    own = spread(len(gallery.world.captions()), count)[index::parts]
+    own = _chosen(gallery, count)[index::parts]
     for i in tqdm(own, desc="stream", unit="video", disable=not processes.is_first()):
         draws = jax.tree.map(lambda x, i=i: x[i : i + 1], noise)
         path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
