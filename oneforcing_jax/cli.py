@@ -31,6 +31,7 @@ VERBS = {
     "verify": Verb("commands.verify", "compares converted weights with the published ones"),
     "export": Verb("commands.export", "writes weights for PyTorch"),
     "encode": Verb("commands.encode", "makes training data of captioned videos"),
+    "import": Verb("commands.import_lmdb", "makes training data of the original's LMDB"),
     "evaluate curvature": Verb("commands.curvature", "measures where trajectories bend"),
     "evaluate figures": Verb("evaluation.figures", "draws the paper's figures of one's own runs"),
     "evaluate measures": Verb("evaluation.measures", "measures videos without any network"),
@@ -38,9 +39,11 @@ VERBS = {
     "evaluate raters": Verb("evaluation.raters.__main__", "lets people compare clips"),
     "evaluate report": Verb("evaluation.report.__main__", "writes one page about runs and studies"),
     "evaluate rewrite": Verb("evaluation.rewrite", "makes short prompts long by a chat model"),
+    "evaluate study": Verb("commands.study", "compares methods over seeds on the toy"),
     "evaluate vbench": Verb("evaluation.vbench.__main__", "makes, checks and scores VBench's videos"),
     "bench": Verb("commands.bench", "times what the devices at hand do"),
     "check": Verb("commands.check", "says what of a folder is whole and what is damaged"),
+    "completion": Verb("commands.completion", "prints what lets bash and zsh complete these words"),
     "info": Verb("commands.info", "says which versions, devices and extras are here"),
 }  # fmt: skip
 _HELP = ("-h", "--help")

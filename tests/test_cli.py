@@ -3,9 +3,12 @@
 import importlib.util
 import inspect
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import jax
@@ -25,13 +28,6 @@ for verb in cli.VERBS:
         cli.main([*verb.split(), "--help"])
     except SystemExit as end:
         assert not end.code, verb
-"""
-# What README has for Python.
-QUICKSTART = """
-from oneforcing_jax import Pipeline
-pipeline = Pipeline.from_pretrained("demo")
-pipeline.generate("a square moving up", num_frames=2)
-pipeline.save("square.mp4")
 """
 # A config of a user that begins with one of ours.
 OWN = """
@@ -102,38 +98,65 @@ def run(words, folder, environment):
     return done.stdout
 
 
+def pasted(kind, start):
+    """The block of README that holds a line."""
+    blocks = re.findall(rf"^```{kind}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    return next(block for block in blocks if start in block)
+
+
 @pytest.mark.long
-def test_a_wheel_in_another_folder(tmp_path, light_environment):
-    """Installed beside the packages that are here. It is built of a copy: an older build leaves files."""
+def test_a_wheel_in_an_empty_environment_and_another_folder(tmp_path, light_environment):
+    """It is built of a copy: an older build leaves files."""
     source, here, elsewhere = tmp_path / "source", tmp_path / "here", tmp_path / "elsewhere"
     for folder in (source, elsewhere):
         folder.mkdir()
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     plain = {name: value for name, value in light_environment.items() if name != "PYTHONPATH"}
+    python, script = str(here / "bin" / "python"), str(here / "bin" / "oneforcing")
+    pip = [python, "-m", "pip", "-q", "--disable-pip-version-check"]
+    limits = ["-c", str(ROOT / "tests" / "constraints.txt")]
+    run([sys.executable, "-m", "venv", str(here)], tmp_path, plain)
     run([*pip, "wheel", "--no-deps", f"--wheel-dir={tmp_path}", str(source)], tmp_path, plain)
     (wheel,) = tmp_path.glob("oneforcing_jax-*.whl")
-    run([*pip, "install", "--no-deps", f"--target={here}", str(wheel)], tmp_path, plain)
+    run([*pip, "install", *limits, str(wheel)], tmp_path, plain)
     assert wheel.name.split("-")[1] == oneforcing_jax.__version__
     shutil.rmtree(source)
 
-    installed, script = plain | {"PYTHONPATH": str(here)}, str(here / "bin" / "oneforcing")
-    assert "  train  " in run([script, "--help"], elsewhere, installed)
-    helps = run([sys.executable, "-c", HELPS], elsewhere, installed)
+    assert "  train  " in run([script, "--help"], elsewhere, plain)
+    helps = run([python, "-c", HELPS], elsewhere, plain)
     assert helps.count("usage: oneforcing ") == len(cli.VERBS)
-    assert str(here / "oneforcing_jax") in run([script, "info"], elsewhere, installed)
-    train = ["--config=tiny", "--workdir=run", "--tiny", "--config.run=teacher"]
-    said = run([script, "train", *train, "--dry_run"], elsewhere, installed)
-    assert "triangle" in said and not (elsewhere / "run").exists()
-    run([sys.executable, "-m", "oneforcing_jax.main", *train], elsewhere, installed)
-    run([script, "check", "run"], elsewhere, installed)
-    run([script, "evaluate", "report", "run", "--out=run.html"], elsewhere, installed)
-    demo = ["--demo", "--prompt=a circle moving left", "--frames=2", "--out=circle.mp4"]
-    said = run([script, "generate", *demo, "--programs="], elsewhere, installed)
+    assert "' evaluate vbench make'" in run([script, "completion"], elsewhere, plain)
+    said = run([script, "info"], elsewhere, plain)
+    assert f"in {here}" in said and 'install "oneforcing_jax[serve]"' in said
+    line = next(line for line in pasted("bash", "--demo").splitlines() if "--demo" in line)
+    said = run([script, *shlex.split(line, comments=True)[1:]], elsewhere, plain)
     assert "toy knows prompts like" in said and (elsewhere / "circle.mp4").stat().st_size > 1000
-    run([sys.executable, "-c", QUICKSTART], elsewhere, installed)
-    assert (elsewhere / "square.mp4").stat().st_size > 1000
+    (elsewhere / "circle.mp4").unlink()
+    run([python, "-c", pasted("python", "from_pretrained")], elsewhere, plain)
+    assert (elsewhere / "circle.mp4").stat().st_size > 1000
+    train = ["--config=tiny", "--workdir=run", "--tiny", "--config.run=teacher"]
+    said = run([script, "train", *train, "--dry_run"], elsewhere, plain)
+    assert "triangle" in said and not (elsewhere / "run").exists()
+    run([python, "-m", "oneforcing_jax.main", *train], elsewhere, plain)
+    run([script, "check", "run"], elsewhere, plain)
+    run([script, "evaluate", "report", "run", "--out=run.html"], elsewhere, plain)
     (elsewhere / "mine.py").write_text(OWN)
-    run([script, "train", "--config=mine.py", "--workdir=run2", "--dry_run"], elsewhere, installed)
+    run([script, "train", "--config=mine.py", "--workdir=run2", "--dry_run"], elsewhere, plain)
+    done = subprocess.run(
+        [script, "serve", "--demo"], cwd=elsewhere, env=plain, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and 'pip install "oneforcing_jax[serve]"' in done.stderr
+
+    run([*pip, "install", *limits, f"{wheel}[serve]"], tmp_path, plain)
+    serve = [script, "serve", "--demo", "--port=0"]
+    with subprocess.Popen(
+        serve, cwd=elsewhere, env=plain, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            address = next(line for line in server.stdout if line.startswith("http")).strip()
+            with urllib.request.urlopen(address) as answer:
+                assert 'id="prompt"' in answer.read().decode()
+        finally:
+            server.terminate()

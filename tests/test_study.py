@@ -2,7 +2,6 @@
 
 import json
 import math
-import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from oneforcing_jax.commands import study as command
 from oneforcing_jax.evaluation import study
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import stages
@@ -85,8 +85,7 @@ def test_the_page_says_what_came_of_each_claim():
 
 def test_a_study_of_which_nothing_ran_still_has_a_page(tmp_path):
     """It names what failed; there are no figures yet."""
-    tool = runpy.run_path(str(ROOT / "tools" / "study.py"))
-    made = tool["Study"](tmp_path, CONFIG, ())
+    made = command.Study(tmp_path, CONFIG, ())
     exam = made.base("framewise") / "exam"
     exam.mkdir(parents=True)
     (exam / study.SCORES).write_text(json.dumps({"joint": 0.8}))
@@ -94,7 +93,7 @@ def test_a_study_of_which_nothing_ran_still_has_a_page(tmp_path):
     curvature = {"latents": {"high_share": share}, "settings": {"clips": 32}}
     (tmp_path / "curvature.json").write_text(json.dumps(curvature))
     rows = study.ROWS[:1]
-    tool["publish"](made, rows, [(rows[0], 0)], {rows[0].name: "seed 0: error: no room"})
+    command.publish(made, rows, [(rows[0], 0)], {rows[0].name: "seed 0: error: no room"})
     assert (
         f"| {rows[0].name} | failed: seed 0: error: no room |"
         in (tmp_path / "study.md").read_text()

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fuzz_evaluation
-import import_lmdb
 import jax
 import lmdb
 import numpy as np
 
 from oneforcing_jax import generate, main, methods
-from oneforcing_jax.commands import check, convert, encode, export, plan
+from oneforcing_jax.commands import check, convert, encode, export, import_lmdb, plan
 from oneforcing_jax.data.video import write_video
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.run import Run
