@@ -252,14 +252,13 @@ def _aspect(stream: av.VideoStream) -> Fraction:
 
 def _turned(frame: av.VideoFrame, before: Screen) -> Screen:
     """The screen of a frame by its display matrix, x' = a x + c y and y' = b x + d y, to a quarter turn."""
-    data: Any
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-            turned = abs(b) + abs(c) > abs(a) + abs(d)
-            right, down = (c, b) if turned else (a, d)
-            return Screen(before.aspect, turned, (down < 0, right < 0))
-    return before
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return before
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    turned = abs(b) + abs(c) > abs(a) + abs(d)
+    right, down = (c, b) if turned else (a, d)
+    return Screen(before.aspect, turned, (down < 0, right < 0))
 
 
 # FFmpeg's level of logging belongs to the process.
