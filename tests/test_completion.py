@@ -86,7 +86,7 @@ def test_every_verb_and_option_is_known(script):
 
 
 def test_a_parser_is_what_it_was_afterwards(capsys):
-    assert completion.parser_of(cli.find("info")).prog == "oneforcing info"
+    assert completion.parser_of("info").prog == "oneforcing info"
     with pytest.raises(SystemExit):
         cli.main(["info", "--help"])
     assert "usage: oneforcing info" in capsys.readouterr().out

@@ -5,32 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
-from typing import Any
-from unittest import mock
 
 from oneforcing_jax import cli
+from oneforcing_jax.commands.completion import parser_of
 
 # What Markdown would read as its own; and code, and names of files, which are shown as such.
 _OWN = re.compile(r"([\\`*_<>\[\]|{}])")
 _CODE = re.compile(r"`([^`]+)`|\b((?:docs|configs|tools|tests)/[\w/]+(?:\.\w+)?)")
-
-
-class _Found(Exception):
-    """A command's parser."""
-
-
-def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The parser of a verb, taken where the command is about to use it."""
-
-    def found(parser: argparse.ArgumentParser, *_: Any) -> None:
-        raise _Found(parser)
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", found):
-        try:
-            cli.find(verb)([], f"oneforcing {verb}")
-        except _Found as parser:
-            return parser.args[0]
-    raise AssertionError(f"{verb} uses no parser")
 
 
 def text() -> str:

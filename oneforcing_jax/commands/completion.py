@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from oneforcing_jax import cli
@@ -98,7 +98,7 @@ def script() -> str:
         verbs = [verb.split()[1] for verb in cli.VERBS if verb.startswith(f"{group} ")]
         found.append(Node(group, verbs, {}))
     for verb in cli.VERBS:
-        found += nodes(verb, parser_of(cli.find(verb)))
+        found += nodes(verb, parser_of(verb))
     words: dict[str, list[str]] = {}
     values: dict[str, list[str]] = {}
     for node in found:
@@ -116,25 +116,21 @@ def _cases(answers: Mapping[str, Sequence[str]]) -> str:
     return "\n".join(f'    {"|".join(all_)}) echo "{answer}" ;;' for answer, all_ in asked.items())
 
 
-def parser_of(command: Callable[..., None]) -> argparse.ArgumentParser:
-    """The parser of a command, taken where the command is about to use it."""
-    methods = {
-        name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_known_args")
-    }
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb, taken where its command is about to use it."""
+    own = argparse.ArgumentParser.parse_known_args
 
     def caught(parser: argparse.ArgumentParser, *_: object) -> None:
         raise _Caught(parser)
 
+    argparse.ArgumentParser.parse_known_args = caught  # type: ignore[assignment,method-assign]
     try:
-        for name in methods:
-            setattr(argparse.ArgumentParser, name, caught)
-        command([])
+        cli.find(verb)([], f"oneforcing {verb}")
     except _Caught as found:
         return found.parser
     finally:
-        for name, method in methods.items():
-            setattr(argparse.ArgumentParser, name, method)
-    raise AssertionError(f"{command.__module__}.main reads no command line")
+        argparse.ArgumentParser.parse_known_args = own  # type: ignore[method-assign]
+    raise AssertionError(f"{verb} reads no command line")
 
 
 def nodes(verbs: str, parser: argparse.ArgumentParser) -> Iterator[Node]:
