@@ -100,7 +100,10 @@ def report(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     table = _table(results, gallery.world)
     write_whole(folder / "table.txt", table.encode())
     write_whole(folder / "scores.json", json.dumps(results, indent=1).encode())
-    print(f"{table}\nVideos: {folder / 'videos'}\nContact sheet: {folder / PICTURE}")
+    print(
+        f"{table}\nVideos: {folder / 'videos'}\nContact sheet: {folder / PICTURE}"
+        f"\nA page of all of it: oneforcing evaluate report {workdir} --out report.html"
+    )
 
 
 def _identity(run: Run, workdir: Path, source: str) -> str | None:
