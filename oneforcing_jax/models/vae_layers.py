@@ -1,4 +1,4 @@
-"""Layers of the Wan2.1 video VAE, each a function of (chunk, what it kept of the past).
+"""Layers of the Wan video VAEs, each a function of (chunk, what it kept of the past).
 
 A chunk is a tuple of frames [b, y, x, c]: frames are never stacked, so that a shift in time is a choice
 of arrays and not a copy, and every convolution is one of images, channels last. A layer that looks back
@@ -47,12 +47,16 @@ class VAEConfig:
     """Architecture and arithmetic of the VAE; the defaults are Wan2.1's.
 
     Attributes:
-      width: channels of the first encoder stage and the last decoder stage.
+      width: channels of the first encoder stage.
       multipliers: channels of encoder stage i are `width * multipliers[i]`; one spatial halving lies
         between each two stages.
       blocks: residual blocks of an encoder stage (a decoder stage has one more).
       time_downsample: whether the halving after encoder stage i also halves the frame rate.
       mean, std: statistics of the latents by channel; their length is the number of channels.
+      decoder_width: channels of the last decoder stage; None: `width`.
+      patch: rows and columns of pixels that the network sees as one position.
+      shortcuts: whether a shortcut without parameters passes over each stage that has one in Wan2.2: all of
+        the encoder, and those of the decoder that end by doubling, which then keeps the width.
       dtype: compute dtype. Parameters are kept as given; norms and softmax are float32.
     """
 
@@ -62,6 +66,9 @@ class VAEConfig:
     time_downsample: tuple[bool, ...] = (False, True, True)
     mean: tuple[float, ...] = LATENT_MEAN
     std: tuple[float, ...] = LATENT_STD
+    decoder_width: int | None = None
+    patch: int = 1
+    shortcuts: bool = False
     dtype: Any = jnp.bfloat16
 
     def __post_init__(self) -> None:
@@ -82,9 +89,14 @@ class VAEConfig:
         return len(self.mean)
 
     @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of each decoder stage."""
+        return tuple((self.decoder_width or self.width) * m for m in reversed(self.multipliers))
+
+    @property
     def space_stride(self) -> int:
         """Pixel rows of one latent row."""
-        return int(2 ** len(self.time_downsample))
+        return int(self.patch * 2 ** len(self.time_downsample))
 
     @property
     def time_stride(self) -> int:
@@ -235,7 +247,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles rows and columns, and frames where `time`; halves the width.
+    """Doubles rows and columns, and frames where `time`; halves the width, but beside a shortcut.
 
     It keeps its last two input frames; the first frame of a video is never among them, and is not
     doubled in time.
@@ -255,7 +267,8 @@ class Upsample(nn.Module):
             both = TimeConv(self.config, 2 * c, name="time_conv")(x, past)
             # The first half of the channels holds the earlier of each two frames.
             x = tuple(half for frame in both for half in jnp.split(frame, 2, axis=-1))
-        conv = SpaceConv(self.config, c // 2, halves=False, name="conv")
+        width = c if self.config.shortcuts else c // 2
+        conv = SpaceConv(self.config, width, halves=False, name="conv")
         return tuple(conv(frame) for frame in x), kept
 
 
