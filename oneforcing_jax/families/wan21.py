@@ -78,11 +78,16 @@ def _described(folder: Path, length: int, decoder: str | None) -> tuple[WanCodec
     return WanCodec(config, None, "+".join(both)), WanText(reader, None, None, length, words)
 
 
-def outline(dtype: Any, decoder: str | None = None) -> tuple[WanCodec, WanText]:
-    """Both at their published sizes, without weights."""
-    small = (TinyDecoderConfig(dtype=dtype), None) if decoder else None
-    codec = WanCodec(VAEConfig(dtype=dtype), None, decoder=small)
-    return codec, WanText(UMT5Config(), None, None, sizes.TEXT_LEN)
+def outline(
+    dtype: Any,
+    decoder: str | None = None,
+    codec: VAEConfig = VAEConfig(),
+    small: TinyDecoderConfig = TinyDecoderConfig(),
+) -> tuple[WanCodec, WanText]:
+    """Both at their published sizes, those of a VAE and of its tiny decoder, without weights."""
+    config, other = (dataclasses.replace(size, dtype=dtype) for size in (codec, small))
+    made = WanCodec(config, None, decoder=(other, None) if decoder else None)
+    return made, WanText(UMT5Config(), None, None, sizes.TEXT_LEN)
 
 
 def _init(config: WanConfig, key: jax.Array, head: HeadConfig | None = None) -> Any:

@@ -21,13 +21,14 @@ def patched(x: Array, side: int) -> Array:
     return x.reshape(*lead, rows // side, columns // side, c * side**2)
 
 
-def unpatched(x: Array, side: int) -> Array:
-    """The inverse of `patched`."""
+def unpatched(x: Array, side: int, rows_first: bool = False) -> Array:
+    """The inverse of `patched`; with `rows_first`, of patches that lie as colours, rows, then columns."""
     if side == 1:
         return x
     *lead, rows, columns, c = x.shape
     x = x.reshape(*lead, rows, columns, c // side**2, side, side)
-    x = jnp.moveaxis(x, (-1, -2, -3), (-4, -2, -1))
+    row, column = (-2, -1) if rows_first else (-1, -2)
+    x = jnp.moveaxis(x, (row, column, -3), (-4, -2, -1))
     return x.reshape(*lead, rows * side, columns * side, c // side**2)
 
 
