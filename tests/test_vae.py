@@ -92,7 +92,11 @@ def config(golden: Golden) -> vae.VAEConfig:
         mean=tuple(golden.inputs["mean"].tolist()),
         std=tuple(golden.inputs["std"].tolist()),
         dtype=jnp.float32,
-        **({"decoder_width": golden.config["dec_dim"]} | NEWER if "dec_dim" in golden.config else {}),
+        **(
+            {"decoder_width": golden.config["dec_dim"]} | NEWER
+            if "dec_dim" in golden.config
+            else {}
+        ),
     )
 
 
@@ -453,6 +457,7 @@ def test_stream_of_another_size_is_refused(small: Any) -> None:
     [
         ({"std": (1.0,)}, "every latent channel"),
         ({"multipliers": (1, 2)}, "between each two stages"),
+        ({"multipliers": (1, 3, 5), "shortcuts": True}, "divide each other"),
     ],
 )
 def test_odd_configs_are_refused(change: dict, message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.families import encoders, records
-from oneforcing_jax.families.wan22_5b import FAMILY, WAN_5B
+from oneforcing_jax.families.wan22_5b import FAMILY, SMALL, WAN_5B
 from oneforcing_jax.generation import pretrained
-from oneforcing_jax.models.vae_layers import WAN22
+from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
+from oneforcing_jax.models.vae_layers import WAN22, VAEConfig
 from oneforcing_jax.models.wan import WanConfig
 
 torch = pytest.importorskip("torch")
@@ -105,19 +105,36 @@ def test_sizes_are_the_published_ones() -> None:
     assert (small.channels, small.space_stride, small.time_stride) == (48, 16, 4)
 
 
+def test_records_of_wan21_are_as_they_were() -> None:
+    """The fingerprint of a network, which stores keep, is made of its record."""
+    new = {"decoder_width", "patch", "shortcuts"}
+    for older, newer in ((VAEConfig(), VAE), (TinyDecoderConfig(), SMALL)):
+        said = records.describe(older)["config"]
+        assert not new & said.keys()
+        added = records.describe(newer)["config"].keys() - said.keys()
+        assert added == new & {field.name for field in dataclasses.fields(newer)}
+
+
 @pytest.mark.long
 def test_a_converted_folder_makes_videos(tmp_path: Path) -> None:
-    published(tmp_path / "in", "original")
+    """The teacher's by the VAE, those of a student in a file by the small decoder."""
+    made, out = published(tmp_path / "in", "original"), tmp_path / "out"
     write_torch(tmp_path / "taew2_2.pth", Golden("taew2_2_tiny").weights())
-    for source in (tmp_path / "in", tmp_path / "taew2_2.pth"):
-        run(CONVERT, source=source, out=tmp_path / "out")
-    command = ["--prompt=a red", f"--checkpoint={tmp_path / 'out'}", "--size=32x64", "--programs="]
-    for i, options in enumerate((["--teacher"], ["--method=framewise", "--decoder=tiny"])):
+    student = {f"model.{name}": value for name, value in made["transformer"].items()}
+    write_torch(tmp_path / "student.pt", {"generator": student})
+    run(CONVERT, source=tmp_path / "in", out=out)
+    run(CONVERT, source=tmp_path / "taew2_2.pth", out=out)
+    run(CONVERT, source=tmp_path / "student.pt", out=out / "student", num_heads=WAN.num_heads)
+    command = ["--prompt=a red", "--size=32x64", "--programs=", "--frames=9"]
+    for i, options in enumerate((
+        [f"--checkpoint={out}", "--teacher"],
+        [f"--checkpoint={out / 'student'}", "--method=framewise", "--decoder=tiny"],
+    )):  # fmt: skip
         file = tmp_path / f"{i}.mp4"
-        generate.main([*command, f"--out={file}", "--frames=9", *options])
+        generate.main([*command, f"--out={file}", *options])
         video, times = read_video(file)
         assert video.shape == (9, 32, 64, 3) and times.rate == 24
-    codec = encoders.load(tmp_path / "out", 12, jnp.float32).codec
+    codec = encoders.load(out, 12, jnp.float32).codec
     assert codec.latent_shape(9, 32, 64) == (3, 48, 2, 4)
     random = np.random.default_rng(0).integers(0, 256, (9, 32, 64, 3), np.uint8)
     latents = codec.encode(random)

@@ -44,7 +44,7 @@ def kind(shapes: Mapping[str, object]) -> str:
 
 
 def family(shapes: Shapes) -> str | None:
-    """The name of the family whose files have these tensors; None for a text encoder, which families share."""
+    """Which family's files have these tensors; None for a text encoder, which families share."""
     name = next((key for key in shapes if key in (*_VAE, TINY_FIRST) or key.endswith(_PATCHES)), "")
     first = shapes.get(name, ())
     if len(first) < 4:

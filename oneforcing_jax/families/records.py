@@ -27,8 +27,8 @@ STEP = "0"
 # What is made one by one is never as many as a record may claim.
 _MOST = {"blocks": 100, "layers": 1000, "num_layers": 1000}
 _ARITHMETIC = {"dtype", "remat"}
-# Sizes that later releases have. Where they are as they always were, records do not say them: what is converted
-# again has the record, and so the fingerprint, that it had.
+# Sizes that later releases have. Where they are as they always were, records do not say them: what is
+# converted again has the record, and so the fingerprint, that it had.
 _LATER = {
     "VAEConfig": ("decoder_width", "patch", "shortcuts"),
     "TinyDecoderConfig": ("patch",),
@@ -79,7 +79,9 @@ def describe(config: Any, head: HeadConfig | None = None) -> dict[str, Any]:
 def _later(config: Any) -> dict[str, Any]:
     """The fields of a config that came later, as they were before."""
     names = _LATER.get(type(config).__name__, ())
-    return {field.name: field.default for field in dataclasses.fields(config) if field.name in names}
+    return {
+        field.name: field.default for field in dataclasses.fields(config) if field.name in names
+    }
 
 
 def config_of(net: Mapping[str, Any], dtype: Any = jnp.float32, file: Path = Path(MODEL)) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,11 @@ def _described(folder: Path, length: int, decoder: str | None) -> tuple[WanCodec
 
 
 def outline(
-    dtype: Any,
-    decoder: str | None = None,
-    codec: VAEConfig = VAEConfig(),
-    small: TinyDecoderConfig = TinyDecoderConfig(),
+    codec: VAEConfig, small: TinyDecoderConfig, dtype: Any, decoder: str | None = None
 ) -> tuple[WanCodec, WanText]:
-    """Both at their published sizes, those of a VAE and of its tiny decoder, without weights."""
-    config, other = (dataclasses.replace(size, dtype=dtype) for size in (codec, small))
-    made = WanCodec(config, None, decoder=(other, None) if decoder else None)
+    """Both without weights: the published text encoder, and a codec of these sizes."""
+    tiny_one = (dataclasses.replace(small, dtype=dtype), None) if decoder else None
+    made = WanCodec(dataclasses.replace(codec, dtype=dtype), None, decoder=tiny_one)
     return made, WanText(UMT5Config(), None, None, sizes.TEXT_LEN)
 
 
@@ -112,7 +110,7 @@ FAMILY = Family(
     strides=(4, 8),
     model=wan.model,
     load=load,
-    outline=outline,
+    outline=functools.partial(outline, VAEConfig(), TinyDecoderConfig()),
     decoders=(TINY,),
     models={"1.3b": WAN_1_3B, "14b": WAN_14B},
     networks={

@@ -1,6 +1,6 @@
 """Wan2.2 TI2V-5B, text and image to video: Wan2.1's network and text encoder over latents of another VAE.
 
-A first latent frame that is given is clean: the transformer is told a noise level for every frame, and 0 for it.
+The transformer is told a noise level for every frame: a first latent frame that is given is clean, at 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAMILY = dataclasses.replace(
     video=dataclasses.replace(wan21.VIDEO, frames=121, rows=704, columns=1280, fps=24.0),
     channels=48,
     strides=(4, 16),
-    outline=functools.partial(wan21.outline, codec=WAN22, small=SMALL),
+    outline=functools.partial(wan21.outline, WAN22, SMALL),
     models={"5b": WAN_5B},
     networks={
         **wan21.FAMILY.networks,

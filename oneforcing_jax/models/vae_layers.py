@@ -83,6 +83,25 @@ class VAEConfig:
                 "give one number of each for every latent channel."
             )
 
+        if self.shortcuts and not self._even():
+            raise InputError(
+                f"VAEConfig.multipliers are {self.multipliers}, between which a shortcut cannot share out "
+                "channels; give ones that divide each other, as 1, 2, 4, 4."
+            )
+
+    def _even(self) -> bool:
+        """Whether each shortcut makes a channel of equally many, or of each channel equally many."""
+        up, down, time = self.multipliers, self.multipliers[::-1], self.time_downsample
+        parts = [4 * (1 + halves) for halves in time]
+        averages = zip((up[0], *up), up, (*parts, 1), strict=False)
+        repeats = zip((down[0], *down), down, parts[::-1], strict=False)
+        return not any(
+            [
+                *(a * n % b for a, b, n in averages),
+                *(b * n % a for a, b, n in repeats),
+            ]
+        )
+
     @property
     def channels(self) -> int:
         """Latent channels."""
@@ -121,9 +140,7 @@ _STD_22 = (
     + (0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887)
     + (0.3971, 1.06, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)
 )  # fmt: skip
-WAN22 = VAEConfig(
-    width=160, mean=_MEAN_22, std=_STD_22, decoder_width=256, patch=2, shortcuts=True
-)
+WAN22 = VAEConfig(width=160, mean=_MEAN_22, std=_STD_22, decoder_width=256, patch=2, shortcuts=True)
 
 
 def kernel(module: nn.Module, shape: tuple[int, ...], dtype: Any, name: str = "kernel") -> Array:
