@@ -176,6 +176,11 @@ def test_norm_equals_recorded() -> None:
     assert np.isfinite(slope).all()
 
 
+@pytest.mark.parametrize(
+    "golden",
+    ["vae_tiny", pytest.param("vae22_tiny", marks=pytest.mark.long)],
+    indirect=True,
+)
 def test_diffusers_agrees(config: vae.VAEConfig) -> None:
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")

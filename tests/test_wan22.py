@@ -71,7 +71,7 @@ def published(folder: Path, layout: str) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize("layout", ["original", "diffusers"])
+@pytest.mark.parametrize("layout", ["original", pytest.param("diffusers", marks=pytest.mark.long)])
 def test_a_folder_is_converted_and_back(tmp_path: Path, layout: str) -> None:
     made = published(tmp_path / "in", layout)
     run(CONVERT, source=tmp_path / "in", out=tmp_path / "out")
