@@ -6,8 +6,8 @@
 
 Reads the folder of a model of Wan2.1, or of Wan2.2's 5B, or of its diffusers version, a .pt file of
 One-Forcing, Causal Forcing or Self Forcing, the tiny decoder (taew2_1 or taew2_2, .pth or .safetensors;
-OUT gets a folder tiny/), or a Hugging Face repository (OWNER/NAME, OWNER/NAME:FILE for one file, OWNER/NAME@REVISION).
-The same command again skips what is finished.
+OUT gets a folder tiny/), or a Hugging Face repository (OWNER/NAME, OWNER/NAME:FILE for one file,
+OWNER/NAME@REVISION). The same command again skips what is finished.
 """
 
 from __future__ import annotations
