@@ -83,8 +83,8 @@ def outline(
     codec: VAEConfig, small: TinyDecoderConfig, dtype: Any, decoder: str | None = None
 ) -> tuple[WanCodec, WanText]:
     """Both without weights: the published text encoder, and a codec of these sizes."""
-    tiny_one = (dataclasses.replace(small, dtype=dtype), None) if decoder else None
-    made = WanCodec(dataclasses.replace(codec, dtype=dtype), None, decoder=tiny_one)
+    other = (dataclasses.replace(small, dtype=dtype), None) if decoder else None
+    made = WanCodec(dataclasses.replace(codec, dtype=dtype), None, decoder=other)
     return made, WanText(UMT5Config(), None, None, sizes.TEXT_LEN)
 
 
