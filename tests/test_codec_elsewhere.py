@@ -235,7 +235,7 @@ def test_plans_compile_its_programs(workdir):
         programs.encode(other, device)
 
 
-@pytest.mark.parametrize("name", ["wan21", "oneforcing_jax.toy.encoders", NAME])
+@pytest.mark.parametrize("name", ["wan21", "wan22_5b", "oneforcing_jax.toy.encoders", NAME])
 def test_what_a_family_says_of_latents_is_what_its_codec_makes(name, workdir):
     family = families.find(name)
     codec, words = family.outline(np.dtype(np.float32), None)
@@ -263,6 +263,6 @@ def test_a_network_says_its_family(workdir, tmp_path):
         assert (source.family.video.frames, source.fps, source.shift, latents) == expected
         assert source.first_steps == source.family.video.first_steps
     with pytest.raises(
-        ValueError, match=r"model.json: expected one of \['wan21'\], .*found 'wan22'"
+        ValueError, match=r"model.json: expected one of \['wan21', 'wan22_5b'\], .*found 'wan23'"
     ):
-        families.of(net | {"more": {"family": "wan22"}}, tmp_path / "model.json")
+        families.of(net | {"more": {"family": "wan23"}}, tmp_path / "model.json")

@@ -539,7 +539,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], tuple[str, ...]]] =
     "architecture": (
         _other_model,
         {},
-        ("expected the tensors of a Wan2.1 transformer", "unet.weight"),
+        ("expected the tensors of a Wan transformer", "unet.weight"),
     ),
     "folder": (_empty, {}, ("found no model among: notes.txt", "give the folder that holds them")),
     "part": (_other_model, {"only": "vae,text"}, ("found no vae and no text among",)),
@@ -570,7 +570,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], tuple[str, ...]]] =
     "pt architecture": (
         _pt({"generator": {"model.a": torch.zeros(3)}}),
         {},
-        ("model.pt: generator: expected the tensors of a Wan2.1 transformer",),
+        ("model.pt: generator: expected the tensors of a Wan transformer",),
     ),
     "pt old": (_old_format, {}, ("expected the zip format of torch.save",)),
     "pt pickle": (_plain_pickle, {}, ("model.pt: expected",)),

@@ -195,12 +195,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "one of them": (_named("Wan2_2-T2V-A14B-LowNoise.safetensors"), f"LowNoise.safetensors, {A14B}"),
     "image to video": (_file(f"{STEM}.safetensors", _sized(in_dim=36)), r"Wan I2V\), 36 channels in"),
     "control": (_file("control.safetensors", _sized(in_dim=32)), "32 channels in and 4 out"),
-    "TI2V-5B": (_file("5b.safetensors", _sized(in_dim=48, out_dim=48)), "found Wan2.2 TI2V-5B, 48 channels"),
-    "VAE of Wan2.2": (
-        _file("wan2.2_vae.safetensors", _plain("encoder.conv1.weight", (8, 12, 3, 3, 3))),
-        "found the VAE of Wan2.2, with latents of 48 channels",
+    "another VAE": (
+        _file("vae.safetensors", _plain("encoder.conv1.weight", (8, 4, 3, 3, 3))),
+        "found a VAE of 4 channels of pixels",
     ),
-    "taew2_2": (_file("taew2_2.safetensors", _plain("decoder.1.weight", (8, 48, 3, 3))), "taew2_2"),
     "CLIP": (
         _file("i2v.safetensors", lambda: made.wan_state() | _plain("img_emb.proj.0.bias", (3,))()),
         "image-to-video model with CLIP",

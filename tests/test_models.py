@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import ROUNDED, Golden, error, in_bfloat16
+from goldens import ROUNDED, Golden, abstract, allowed, error, in_bfloat16, wan_config
 
 from oneforcing_jax import flow
 from oneforcing_jax.causal import structures
+from oneforcing_jax.convert import keys
+from oneforcing_jax.convert import wan as keys_wan
 from oneforcing_jax.models import rope, wan
 from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.shapes import flat
@@ -75,6 +77,31 @@ def test_every_layer():
     tapped = jax.jit(forward)(params, latents, sigma, text, tapped=empty).tapped
     for i in range(config.num_layers):
         assert error(tapped[i], golden.outputs[f"block{i}"]) < TOLERANCE
+
+
+@pytest.mark.gpu
+def test_a_noise_level_for_every_frame():
+    """Wan2.2's 5B with a first frame that is clean, with one level, and with any."""
+    golden = Golden("wan22_ti2v_tiny")
+    config = wan_config(golden.config["model"])
+    net, given = wan.model(config), golden.inputs
+    params = keys.load(keys_wan.transformer(config.num_layers), golden.weights(), abstract(net))
+    (b, f, *_), text = given["latent"].shape, prompted(given["prompt_embeds"])
+
+    def tap(index, tokens, state):
+        return state.at[index].set(flat(tokens))
+
+    empty = jnp.zeros((config.num_layers, *golden.outputs["block0"].shape))
+    forward = jax.jit(functools.partial(net.apply, tap=tap))
+    for timestep, name in (
+        (given["timestep_first_clean"].reshape(b, f, -1)[..., 0], "flow"),
+        (jnp.tile(given["timestep"][:, None], (1, f)), "flow_text_only"),
+        (given["timestep_frames"], "flow_frames"),
+    ):
+        found = forward(params, given["latent"], timestep / 1000, text, tapped=empty)
+        assert error(found.flow, golden.outputs[name]) < allowed(1e-5), name
+        for i in range(config.num_layers * (name == "flow")):
+            assert error(found.tapped[i], golden.outputs[f"block{i}"]) < allowed(1e-5)
 
 
 @pytest.mark.gpu

@@ -18,6 +18,7 @@ from oneforcing_jax import sharding
 from oneforcing_jax.convert import keys, sizes
 from oneforcing_jax.convert import tiny_decoder as tiny_keys
 from oneforcing_jax.errors import InputError, MissingInput
+from oneforcing_jax.families import wan22_5b
 from oneforcing_jax.families.wan21 import FAMILY
 from oneforcing_jax.families.wan_codec import WanCodec, tiny
 from oneforcing_jax.models import vae_stream
@@ -27,16 +28,20 @@ from oneforcing_jax.models.vae_layers import VAEConfig
 # Most of the time goes into compiling; at these sizes the code need not be good.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # Its weights are those of a whole file, the encoder's too; `published` are names and shapes at full size.
-GOLDEN = Golden("taew2_1_tiny")
-CONFIG = TinyDecoderConfig(widths=tuple(GOLDEN.config["n_f"]), dtype=jnp.float32)
+GOLDEN, NEWER = Golden("taew2_1_tiny"), Golden("taew2_2_tiny")
 LATENTS, PIXELS = GOLDEN.inputs["latents"], GOLDEN.outputs["decode_pixels"]
+BOTH = pytest.mark.parametrize("golden", [GOLDEN, NEWER], ids=["taew2_1", "taew2_2"])
 
 
-@pytest.fixture(scope="module")
-def params() -> Any:
-    weights = GOLDEN.weights()
+def config_of(golden: Golden) -> TinyDecoderConfig:
+    newer = {"channels": 48, "patch": 2} if golden is NEWER else {}
+    return TinyDecoderConfig(widths=tuple(golden.config["n_f"]), dtype=jnp.float32, **newer)
+
+
+def params_of(golden: Golden) -> Any:
+    weights, config = golden.weights(), config_of(golden)
     decoder = {name: weights[name] for name in weights if not name.startswith("encoder.")}
-    return keys.load(tiny_keys.published(CONFIG), decoder, FAMILY.abstract(CONFIG))
+    return keys.load(tiny_keys.published(config), decoder, FAMILY.abstract(config))
 
 
 def shown(pixels: Any) -> np.ndarray:
@@ -44,35 +49,38 @@ def shown(pixels: Any) -> np.ndarray:
     return np.clip((np.asarray(pixels) + 1) / 2, 0, 1)
 
 
-def test_decode_equals_recorded(params: Any) -> None:
-    pixels = jit(TinyDecoder(CONFIG).apply)({"params": params}, LATENTS)
-    assert pixels.shape[1] == 1 + 4 * 3 and error(shown(pixels), PIXELS) < 1e-5
+@BOTH
+def test_decode_equals_recorded(golden: Golden) -> None:
+    latents, apply = golden.inputs["latents"], TinyDecoder(config_of(golden)).apply
+    pixels = jit(apply)({"params": params_of(golden)}, latents)
+    assert pixels.shape[1] == 1 + 4 * (latents.shape[1] - 1)
+    assert error(shown(pixels), golden.outputs["decode_pixels"]) < 1e-5
+    if golden is NEWER:
+        unclamped = (np.asarray(pixels) + 1) / 2
+        assert error(unclamped, golden.outputs["decode_unclamped"]) < 1e-5
 
 
-@pytest.mark.parametrize("cut", [(1, 1, 1, 1), (2, 2)])
-def test_stream_equals_recorded(params: Any, cut: tuple[int, ...]) -> None:
-    step, parts, start = jit(vae_stream.decode_step), [], 0
-    state = vae_stream.init_stream(CONFIG, 1, *LATENTS.shape[3:])
-    for count in cut:
-        part, state = step(params, state, LATENTS[:, start : start + count])
+@BOTH
+@pytest.mark.parametrize("size", [1, 2])
+def test_stream_equals_recorded(golden: Golden, size: int) -> None:
+    step, parts, latents = jit(vae_stream.decode_step), [], golden.inputs["latents"]
+    params = params_of(golden)
+    state = vae_stream.init_stream(config_of(golden), 1, *latents.shape[3:])
+    for start in range(0, latents.shape[1], size):
+        part, state = step(params, state, latents[:, start : start + size])
         parts.append(part)
-        start += count
-    assert error(shown(np.concatenate(parts, 1)), PIXELS) < 1e-5
+    assert error(shown(np.concatenate(parts, 1)), golden.outputs["decode_pixels"]) < 1e-5
 
 
-def test_key_map_is_a_bijection_at_full_size() -> None:
-    config = TinyDecoderConfig()
-    published = {name: tuple(shape) for name, shape in GOLDEN.config["published"].items()}
+@BOTH
+def test_key_map_is_a_bijection_at_full_size(golden: Golden) -> None:
+    config = wan22_5b.SMALL if golden is NEWER else TinyDecoderConfig()
+    published = {name: tuple(shape) for name, shape in golden.config["published"].items()}
     decoder = {name: published[name] for name in published if name.startswith("decoder.")}
     key_map, shapes = tiny_keys.published(config), FAMILY.abstract(config)
     keys.check(key_map, decoder, shapes)
     assert len({leaf.path for leaf in key_map.values()}) == len(jax.tree.leaves(shapes)) == 64
-    found, _ = sizes.tiny_config(published)
-    assert (found.channels, found.widths, found.time_upsample) == (
-        16,
-        (256, 128, 64, 64),
-        (0, 1, 1),
-    )
+    assert sizes.tiny_config(published)[0] == config
 
 
 def test_published_files_become_a_codec(tmp_path: Path, capsys: Any) -> None:
@@ -97,8 +105,8 @@ def test_published_files_become_a_codec(tmp_path: Path, capsys: Any) -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"decoder.4.conv.2.bias": None}, "missing decoder.4.conv.2.bias"),
     "unknown": ({"decoder.23.weight": np.zeros(3)}, "unexpected decoder.23.weight"),
-    "patches": ({"decoder.22.weight": np.zeros((12, 5, 3, 3))}, "decoder.22.weight has shape (12,"),
-    "other": ({"decoder.7.conv.weight": np.zeros(3)}, "expected the tensors of Wan2.1's tiny"),
+    "patches": ({"decoder.22.weight": np.zeros((12, 5, 3, 3))}, "decoder.22.bias has shape (3,)"),
+    "other": ({"decoder.7.conv.weight": np.zeros(3)}, "expected the tensors of Wan's tiny"),
 }
 
 

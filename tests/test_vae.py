@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneforcing_jax import sharding
-from oneforcing_jax.convert import keys
+from oneforcing_jax.convert import keys, sizes, theirs
 from oneforcing_jax.convert import vae as keys_vae
 from oneforcing_jax.families.wan_codec import WanCodec
-from oneforcing_jax.models import vae, vae_layers, vae_stream
+from oneforcing_jax.models import vae, vae_layers, vae_shortcuts, vae_stream
 
 SMALL = vae.VAEConfig(
     width=4,
@@ -32,6 +32,8 @@ SMALL = vae.VAEConfig(
     std=(1.5, 1.0, 0.5),
     dtype=jnp.float32,
 )
+# What Wan2.2's VAE has, and Wan2.1's has not.
+NEWER = {"patch": 2, "shortcuts": True}
 # Most of the time goes into compiling; at these sizes the code need not be good.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 PUBLISHED = json.loads((FOLDER / "checkpoint_keys.json").read_text())["keys"]["wan2.1_vae"]
@@ -62,9 +64,22 @@ def swap(video: Any) -> np.ndarray:
     return np.swapaxes(np.asarray(video), 1, 2)
 
 
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    return Golden("vae_tiny")
+@pytest.fixture(scope="module", params=["vae_tiny", "vae22_tiny"])
+def golden(request: Any) -> Golden:
+    return Golden(request.param)
+
+
+# Each case compiles for seconds. In the quick ones, a recorded stream stands for Wan2.2's decode.
+CASES = pytest.mark.parametrize(
+    ("golden", "prefix"),
+    [
+        ("vae_tiny", ""),
+        ("vae_tiny", "image_"),
+        pytest.param("vae22_tiny", "", marks=pytest.mark.long),
+        pytest.param("vae22_tiny", "image_", marks=pytest.mark.long),
+    ],
+    indirect=["golden"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +92,11 @@ def config(golden: Golden) -> vae.VAEConfig:
         mean=tuple(golden.inputs["mean"].tolist()),
         std=tuple(golden.inputs["std"].tolist()),
         dtype=jnp.float32,
+        **(
+            {"decoder_width": golden.config["dec_dim"]} | NEWER
+            if "dec_dim" in golden.config
+            else {}
+        ),
     )
 
 
@@ -87,7 +107,7 @@ def params(golden: Golden, config: vae.VAEConfig) -> Any:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("prefix", ["", "image_"])
+@CASES
 def test_encode_equals_recorded(golden: Golden, config: Any, params: Any, prefix: str) -> None:
     pixels = swap(golden.inputs["image" if prefix else "video"])
     latents = program(config, "encode")(params, pixels)
@@ -99,7 +119,34 @@ def test_encode_equals_recorded(golden: Golden, config: Any, params: Any, prefix
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("prefix", ["", "image_"])
+def test_shortcuts_equal_recorded() -> None:
+    """Of widths, too, that the published network has not."""
+    golden = Golden("vae22_tiny")
+
+    def check(name: str, made: Any) -> None:
+        found = np.moveaxis(np.stack(made, axis=1), -1, 1)
+        assert error(found, golden.outputs[f"{name}_y"]) < allowed(1e-6)
+
+    for name in golden.inputs:
+        kind, _, what = name.partition("_")
+        if not kind[-1].isdigit() or what != "x":
+            continue
+        x = jnp.moveaxis(golden.inputs[name], 1, -1)
+        frames = tuple(x[:, i] for i in range(x.shape[1]))
+        if kind.startswith("average"):
+            sizes = golden.inputs[f"{kind}_out_time_space"].tolist()
+            check(kind, vae_shortcuts.averaged(frames, *sizes))
+        else:
+            *sizes, first = golden.inputs[f"{kind}_out_time_space_first"].tolist()
+            check(kind, vae_shortcuts.repeated(frames, *sizes, first=bool(first)))
+    image = jnp.moveaxis(golden.inputs["image"], 1, -1)
+    patches = vae_shortcuts.patched(image, 2)
+    np.testing.assert_array_equal(jnp.moveaxis(patches, -1, 1), golden.outputs["patches"])
+    np.testing.assert_array_equal(vae_shortcuts.unpatched(patches, 2), image)
+
+
+@pytest.mark.gpu
+@CASES
 def test_decode_equals_recorded(golden: Golden, config: Any, params: Any, prefix: str) -> None:
     pixels = program(config, "decode")(params, swap(golden.inputs[f"{prefix}latents"]))
     assert error(swap(pixels), golden.outputs[f"{prefix}decode_pixels"]) < allowed(1e-5)
@@ -118,7 +165,8 @@ def test_stream_equals_recorded(golden: Golden, config: Any, params: Any) -> Non
 
 
 @pytest.mark.gpu
-def test_norm_equals_recorded(golden: Golden) -> None:
+def test_norm_equals_recorded() -> None:
+    golden = Golden("vae_tiny")
     x = jnp.moveaxis(golden.inputs["rms_x"], 1, -1)
     norm = vae_layers.Norm(jnp.float32)
     scale = golden.weights()["encoder.head.0.gamma"].reshape(-1)
@@ -128,6 +176,11 @@ def test_norm_equals_recorded(golden: Golden) -> None:
     assert np.isfinite(slope).all()
 
 
+@pytest.mark.parametrize(
+    "golden",
+    ["vae_tiny", pytest.param("vae22_tiny", marks=pytest.mark.long)],
+    indirect=True,
+)
 def test_diffusers_agrees(config: vae.VAEConfig) -> None:
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
@@ -138,6 +191,7 @@ def test_diffusers_agrees(config: vae.VAEConfig) -> None:
         dim_mult=list(config.multipliers),
         num_res_blocks=config.blocks,
         temperal_downsample=list(config.time_downsample),
+        **theirs.newer_vae(config),
     ).eval()
     with torch.no_grad():
         for name, weight in oracle.named_parameters():
@@ -153,13 +207,39 @@ def test_diffusers_agrees(config: vae.VAEConfig) -> None:
     assert error(swap(mu), posterior.mean) < 1e-4
     assert error(np.clip(swap(logvar), -30, 20), posterior.logvar) < 1e-4
 
-    latents = np.random.default_rng(1).normal(size=(1, 3, 4, 4, 6)).astype(np.float32)
+    size = (1, 3, config.channels, 32 // config.space_stride, 48 // config.space_stride)
+    latents = np.random.default_rng(1).normal(size=size).astype(np.float32)
     std = np.asarray(config.std, np.float32)[:, None, None]
     raw = latents * std + np.asarray(config.mean, np.float32)[:, None, None]
     with torch.no_grad():
         expected = oracle.decode(torch.from_numpy(swap(raw).copy())).sample
     pixels = vae.clamp(program(config, "decode")(params, latents))
     assert error(swap(pixels), expected) < 1e-4
+
+
+def test_wan22_has_its_published_size() -> None:
+    """Every tensor has the shape that diffusers says, and there are as many numbers as published."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    config, shapes = vae_layers.WAN22, abstract(vae_layers.WAN22)
+    with torch.device("meta"):
+        model = diffusers.AutoencoderKLWan.from_config(theirs._vae(config))
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    keys.check(keys_vae.diffusers(config), found, shapes)
+    leaves = jax.tree.leaves(shapes)
+    assert (len(leaves), sum(leaf.size for leaf in leaves)) == (196, 704_688_668)
+    for key_map in (keys_vae.original(config), keys_vae.diffusers(config)):
+        assert len({leaf.path for leaf in key_map.values()}) == len(key_map) == 196
+    # The original's numbers, a stage with a doubling and the last one.
+    names = set(keys_vae.original(config))
+    assert {
+        "encoder.downsamples.2.downsamples.2.time_conv.weight",
+        "encoder.downsamples.1.downsamples.0.shortcut.bias",
+        "decoder.upsamples.2.upsamples.3.resample.1.weight",
+        "decoder.upsamples.3.upsamples.0.shortcut.weight",
+    } <= names
+    read, _ = sizes.vae_config(found)
+    assert read == config
 
 
 def test_key_maps_are_bijections_at_full_size() -> None:
@@ -382,6 +462,7 @@ def test_stream_of_another_size_is_refused(small: Any) -> None:
     [
         ({"std": (1.0,)}, "every latent channel"),
         ({"multipliers": (1, 2)}, "between each two stages"),
+        ({"multipliers": (1, 3, 5), "shortcuts": True}, "divide each other"),
     ],
 )
 def test_odd_configs_are_refused(change: dict, message: str) -> None:

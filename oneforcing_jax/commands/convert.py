@@ -4,10 +4,10 @@
     oneforcing convert --source framewise.pt --out checkpoints/framewise --dtype bfloat16
     oneforcing convert --source taew2_1.pth --out checkpoints/wan_1.3b
 
-Reads the folder of a Wan2.1 model or of its diffusers version, a .pt file of One-Forcing, Causal
-Forcing or Self Forcing, the tiny decoder (taew2_1 .pth or .safetensors; OUT gets a folder tiny/), or a
-Hugging Face repository (OWNER/NAME, OWNER/NAME:FILE for one file, OWNER/NAME@REVISION).
-The same command again skips what is finished.
+Reads the folder of a model of Wan2.1, or of Wan2.2's 5B, or of its diffusers version, a .pt file of
+One-Forcing, Causal Forcing or Self Forcing, the tiny decoder (taew2_1 or taew2_2, .pth or .safetensors;
+OUT gets a folder tiny/), or a Hugging Face repository (OWNER/NAME, OWNER/NAME:FILE for one file,
+OWNER/NAME@REVISION). The same command again skips what is finished.
 """
 
 from __future__ import annotations

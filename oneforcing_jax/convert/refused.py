@@ -16,8 +16,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 _PATCHES = "patch_embedding.weight"
 _VAE = ("encoder.conv1.weight", "encoder.conv_in.weight")
 _TEXT = ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight")
-# Channels of Wan2.2's latents; Wan2.1's have 16.
-_WAN22 = 48
+# Families whose files are taken, by the channels that a VAE reads, and by those that the others read.
+_PIXELS, _LATENTS = {3: "wan21", 12: "wan22_5b"}, {48: "wan22_5b"}
 # Folders of the two experts in the original and in diffusers, and files of ComfyUI.
 _EXPERT = re.compile(
     r"(high|low)_noise_model|transformer_2|.*(high|low)[ _-]?noise.*\.(safetensors|gguf)",
@@ -29,7 +29,7 @@ _MARKS = {
     "VACE": r"vace_blocks\.",
     "Wan's image-to-video model with CLIP": r"(^|\.)(img_emb|image_embedder)\.",
 }
-_SUPPORTED = "give a text-to-video model of Wan2.1, or one distilled from it"
+_SUPPORTED = "give a text-to-video model of Wan2.1 or Wan2.2's 5B, or one distilled from them"
 
 
 def kind(shapes: Mapping[str, object]) -> str:
@@ -41,6 +41,15 @@ def kind(shapes: Mapping[str, object]) -> str:
     if any(name in shapes for name in _TEXT):
         return "text"
     return "transformer" if any(name.endswith(_PATCHES) for name in shapes) else ""
+
+
+def family(shapes: Shapes) -> str | None:
+    """Which family's files have these tensors; None for a text encoder, which families share."""
+    name = next((key for key in shapes if key in (*_VAE, TINY_FIRST) or key.endswith(_PATCHES)), "")
+    first = shapes.get(name, ())
+    if len(first) < 4:
+        return None
+    return _PIXELS.get(first[1]) if name in _VAE else _LATENTS.get(first[1], "wan21")
 
 
 def prefix(shapes: Shapes) -> str:
@@ -55,30 +64,26 @@ def check_tensors(shapes: Shapes, source: str) -> None:
     Raises:
       InputError: names the model.
     """
-    first = next((shapes[name] for name in (*_VAE, TINY_FIRST) if name in shapes), ())
+    first = next((shapes[name] for name in _VAE if name in shapes), ())
     found = [model for model, mark in _MARKS.items() if any(re.search(mark, key) for key in shapes)]
-    if kind(shapes) == "vae" and len(first) == 5 and first[1] != 3:
-        found.append(f"the VAE of Wan2.2, with latents of {_WAN22} channels")
-    if kind(shapes) == "tiny" and len(first) == 4 and first[1] == _WAN22:
-        found.append("the tiny decoder of Wan2.2 (taew2_2)")
+    if kind(shapes) == "vae" and len(first) == 5 and first[1] not in _PIXELS:
+        found.append(f"a VAE of {first[1]} channels of pixels")
     if found:
         raise InputError(f"{source}: found {found[0]}, which is not supported; {_SUPPORTED}")
 
 
 def check_config(config: WanConfig, source: str) -> None:
-    """Refuses transformers whose inputs are others than noisy latents of Wan2.1.
+    """Refuses transformers whose inputs are others than noisy latents.
 
     Raises:
       InputError: names the model, or its channels.
     """
-    channels = f"{config.in_dim} channels in and {config.out_dim} out"
     if config.in_dim != config.out_dim:
         model = "an image-to-video or control model" + " (Wan I2V)" * (config.in_dim == 36)
-    elif config.in_dim == _WAN22:
-        model = "Wan2.2 TI2V-5B"
-    else:
-        return
-    raise InputError(f"{source}: found {model}, {channels}, which is not supported; {_SUPPORTED}")
+        channels = f"{config.in_dim} channels in and {config.out_dim} out"
+        raise InputError(
+            f"{source}: found {model}, {channels}, which is not supported; {_SUPPORTED}"
+        )
 
 
 def check_experts(path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Wan2.1's architectures read from the shapes of tensors, so that no config has to be given by hand."""
+"""Wan's architectures read from the shapes of tensors, so that no config has to be given by hand."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.critic import HeadConfig
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.umt5 import UMT5Config
-from oneforcing_jax.models.vae_layers import VAEConfig
+from oneforcing_jax.models.vae_layers import WAN22, VAEConfig
 from oneforcing_jax.models.wan import WanConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -27,6 +28,11 @@ HEAD_DIM, TEXT_LEN = 128, 512
 CAUSAL = "causal"
 # Names of the token embedding in transformers' files, which may hold it under both.
 TIED = ("shared.weight", "encoder.embed_tokens.weight")
+# First convolution of a VAE and its last, in the original and in diffusers.
+_VAE_ENDS = (
+    ("encoder.conv1.weight", "decoder.head.2.weight"),
+    ("encoder.conv_in.weight", "decoder.conv_out.weight"),
+)
 # Beginnings of names that the original files do not have.
 _DIFFUSERS = ("condition_embedder.", "encoder.conv_in.", "encoder.block.")
 # Our names of the fields of config.json, original and diffusers'.
@@ -42,7 +48,7 @@ def _unlike(source: str, kind: str, shapes: Shapes) -> ValueError:
     found = ", ".join(list(shapes)[:3]) + (", ..." if len(shapes) > 3 else "")
     return InputError(
         f"{source}: expected the tensors of {kind}, found {len(shapes)} tensors ({found}); give a "
-        "checkpoint of Wan2.1 text-to-video or of a model distilled from it"
+        "checkpoint of Wan2.1 text-to-video, of Wan2.2's 5B, or of a model distilled from it"
     )
 
 
@@ -90,7 +96,7 @@ def wan(
     def shape(*path: str) -> tuple[int, ...]:
         key = names.get(path, "")
         if len(shapes.get(key, ())) != (5 if path[0] == "patch_embedding" else 2):
-            raise _unlike(source, "a Wan2.1 transformer", shapes)
+            raise _unlike(source, "a Wan transformer", shapes)
         return shapes[key]
 
     dim, in_dim, _, patch, _ = shape("patch_embedding", "kernel")
@@ -183,14 +189,18 @@ def vae_config(
 ) -> tuple[VAEConfig, KeyMap]:
     """The sizes of a VAE and the key map of its layout.
 
-    The scheme of its stages is Wan2.1's unless config.json tells another.
+    The scheme of its stages is that of its release, which the patches of its pixels tell, unless config.json
+    tells another.
     """
     s = settings or {}
     diffusers = layout(shapes) == "diffusers"
-    first = "encoder.conv_in.weight" if diffusers else "encoder.conv1.weight"
-    if len(shapes.get(first, ())) != 5:
-        raise _unlike(source, "the Wan2.1 VAE", shapes)
-    config = VAEConfig(width=shapes[first][0])
+    first, last = (shapes.get(name, ()) for name in _VAE_ENDS[diffusers])
+    newer = len(first) == 5 and first[1] == 3 * WAN22.patch**2
+    if len(first) != 5 or (newer and len(last) != 5):
+        raise _unlike(source, "the VAE of Wan2.1 or Wan2.2", shapes)
+    config = VAEConfig(width=first[0])
+    if newer:
+        config = dataclasses.replace(WAN22, width=first[0], decoder_width=last[1])
     given = {
         "multipliers": s.get("dim_mult"),
         "blocks": s.get("num_res_blocks"),
@@ -238,14 +248,14 @@ def text_config(
 def tiny_config(
     shapes: Shapes, source: str = "checkpoint", settings: Mapping[str, Any] | None = None
 ) -> tuple[TinyDecoderConfig, KeyMap]:
-    """The sizes of Wan2.1's tiny decoder and its key map."""
+    """The sizes of a tiny decoder and its key map."""
     like = TinyDecoderConfig()
     table = tiny_keys.published(like)
     names = {leaf.path: key for key, leaf in table.items()}
 
     def shape(*path: str) -> tuple[int, ...]:
         if len(shapes.get(names[path], ())) != 4:
-            raise _unlike(source, "Wan2.1's tiny autoencoder", shapes)
+            raise _unlike(source, "Wan's tiny autoencoder", shapes)
         return shapes[names[path]]
 
     stages = range(len(like.time_upsample))
@@ -254,6 +264,7 @@ def tiny_config(
         channels=first[1],
         widths=(first[0], *(shape(f"ups_{i}", "kernel")[0] for i in stages)),
         time_upsample=tuple(out > width for out, width, *_ in grown),
+        patch=max(1, math.isqrt(shape("conv_out", "kernel")[0] // 3)),
     )
     return config, table
 

@@ -3,7 +3,7 @@
 Wan2.1's folder holds `diffusion_pytorch_model*.safetensors` with `config.json`, and two `.pth`
 files; a folder of diffusers holds `transformer/`, `vae/` and `text_encoder/`; ComfyUI has one
 `.safetensors` file of any name for each; distilled generators are one `.pt` file, and the tiny decoder is
-`taew2_1.pth` or `taew2_1.safetensors`.
+`taew2_1` or `taew2_2`, .pth or .safetensors.
 """
 
 from __future__ import annotations
@@ -31,15 +31,19 @@ TORCH = (".pt", ".pth")
 # Files of one model, at most.
 SHARDS = 10_000
 _STEM = "diffusion_pytorch_model"
-_PTH = {"vae": "Wan2.1_VAE.pth", "text": "models_t5_umt5-xxl-enc-bf16.pth"}
+_PTH = {
+    "vae": ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth"),
+    "text": ("models_t5_umt5-xxl-enc-bf16.pth",),
+}
 _FOLDERS = {
     "transformer": ("transformer", _STEM),
     "vae": ("vae", _STEM),
     "text": ("text_encoder", "model"),
 }
 EXPECTED = (
-    f"a folder of Wan2.1 ({_STEM}*.safetensors, {_PTH['vae']}, {_PTH['text']}), one of diffusers "
-    "(transformer/, vae/, text_encoder/), one .safetensors file of such a model, a .pt file, or taew2_1.pth"
+    f"a folder of Wan2.1 ({_STEM}*.safetensors, {_PTH['vae'][0]}, {_PTH['text'][0]}) or Wan2.2's 5B, one of "
+    "diffusers (transformer/, vae/, text_encoder/), one .safetensors file of such a model, a .pt file, or "
+    "taew2_1.pth"
 )
 # Folders with the tokenizer, of Wan2.1 and of diffusers.
 _TOKENIZERS = ("google/umt5-xxl", "tokenizer")
@@ -135,7 +139,7 @@ def _patterns(name: str) -> list[str]:
     if name == "text":
         patterns += [f"{tokenizer}/*" for tokenizer in _TOKENIZERS]
     if name in _PTH:
-        return [*patterns, _PTH[name]]
+        return [*patterns, *_PTH[name]]
     return [*patterns, "config.json", f"{stem}*.safetensors*"]
 
 
@@ -191,7 +195,7 @@ def _told(files: tuple[Path, ...]) -> Part:
     name, folder = refused.kind(shapes), files[0].parent
     if not name:
         raise InputError(
-            f"{files[0]}: expected the tensors of a Wan2.1 model, found {', '.join(list(shapes)[:3])}; "
+            f"{files[0]}: expected the tensors of a Wan model, found {', '.join(list(shapes)[:3])}; "
             f"give {EXPECTED}"
         )
     return _with_tokenizer(Part(name, files, {} if name == TINY else _settings(folder)), folder)
@@ -236,8 +240,8 @@ def _weights(folder: Path, name: str) -> Part | None:
     if files:
         return Part(name, files, _settings(folder / subfolder))
     if name in _PTH:
-        path = folder / _PTH[name]
-        return Part(name, (path,), {}) if path.exists() else None
+        files = tuple(path for file in _PTH[name] if (path := folder / file).exists())
+        return Part(name, files[:1], {}) if files else None
     files = _shards(folder, stem)
     return Part(name, files, _settings(folder)) if files else None
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from oneforcing_jax import families
-from oneforcing_jax.convert import sizes
+from oneforcing_jax.convert import refused, sizes
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
@@ -39,7 +39,7 @@ def model(part: Part) -> Any:
     import torch
 
     tensors = part.open()
-    family = families.find(families.FIRST)
+    family = families.find(refused.family(tensors.shapes) or families.FIRST)
     config, table = family.networks[part.name].read(tensors.shapes, str(part), part.settings)
     needed = _BYTES * sum(float(np.prod(tensors.shapes[name])) for name in table if name in tensors)
     room.check_memory(
@@ -142,6 +142,21 @@ def _vae(config: VAEConfig) -> dict[str, Any]:
         "temperal_downsample": list(config.time_downsample),
         "latents_mean": list(config.mean),
         "latents_std": list(config.std),
+        **newer_vae(config),
+    }
+
+
+def newer_vae(config: VAEConfig) -> dict[str, Any]:
+    """What the config of diffusers' AutoencoderKLWan says of Wan2.2 alone."""
+    if not config.shortcuts:
+        return {}
+    return {
+        "decoder_base_dim": config.decoder_width or config.width,
+        "in_channels": 3 * config.patch**2,
+        "out_channels": 3 * config.patch**2,
+        "patch_size": config.patch,
+        "is_residual": True,
+        "scale_factor_spatial": config.space_stride,
     }
 
 

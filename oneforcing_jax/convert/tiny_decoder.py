@@ -1,4 +1,4 @@
-"""Key map of the tiny decoder in `taew2_1.pth` and `taew2_1.safetensors`, whose layers have numbers.
+"""Key map of the tiny decoders in `taew2_1` and `taew2_2` (.pth, .safetensors), whose layers have numbers.
 
 These files hold an encoder, too, which is not used: what a student has learned from are latents of the VAE.
 """
@@ -11,7 +11,7 @@ from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 # Layers without weights have numbers, too: bounds at the beginning, then activations and enlargements.
 _FIRST = 1
 _BLOCK = (0, 2, 4)
-# A tensor that these files have, and Wan2.1's others have not.
+# A tensor that these files have, and Wan's others have not.
 TELLING = f"decoder.{_FIRST}.weight"
 ENCODER = "encoder."
 

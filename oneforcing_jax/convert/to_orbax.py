@@ -3,7 +3,7 @@
     from a folder    out/transformer/0/params_model and out/transformer/model.json; the same for vae and
                      text, with the tokenizer in out/text/tokenizer
     from a .pt file  out/0/params_generator, ema_generator and params_critic beside it, and out/model.json
-    from taew2_1     out/tiny/0/params_model and out/tiny/model.json
+    a tiny decoder   out/tiny/0/params_model and out/tiny/model.json
 
 `oneforcing_jax.system.saved.load_net(out / "transformer", "model", abstract)` reads them, and so does
 `init` in a stage's config ("OUT:generator").
@@ -116,9 +116,11 @@ def _convert_part(
     if _finished(target, target / MODEL, order):
         report(f"{part.name}: finished before in {target}, skipped")
         return
-    tensors, network = part.open(), families.find(families.FIRST).networks[part.name]
+    tensors = part.open()
     shapes = tensors.shapes
     refused.check_tensors(shapes, str(part))
+    family = refused.family(shapes) or _beside(target)
+    network = families.find(family).networks[part.name]
     told = {"num_heads": num_heads} if part.name == "transformer" else {}
     config, key_map = network.read(shapes, str(part), part.settings, **told)
     tensors.shapes = {
@@ -127,7 +129,8 @@ def _convert_part(
         if name in key_map or not name.startswith(network.unread)
     }
     with staged(target) as temporary:
-        net = _write(temporary / STEP / "params_model", tensors, key_map, config, None, order, part)
+        item = temporary / STEP / "params_model"
+        net = _write(item, tensors, key_map, family, config, None, order, part)
         if part.name == "transformer":
             net[MORE]["causal"] = sizes.is_causal(part.settings)
         (temporary / MODEL).write_bytes(_record({**order, **more}, {"params_model": net}))
@@ -137,6 +140,15 @@ def _convert_part(
     report(f"{part.name}: {len(tensors.shapes)} tensors of {part} -> {target}")
     if part.name == "text" and not part.tokenizer:
         report(f"text: no tokenizer beside it; copy its folder to {target / TOKENIZER}")
+
+
+def _beside(target: Path) -> str:
+    """The family of the networks that were converted into folders beside this one, or the first."""
+    for name in source.PARTS:
+        if (record := target.parent / name / MODEL).is_file():
+            found = read_versioned(record, "nets", "params_model")
+            return str(found.get(MORE, {}).get(families.FIELD, families.FIRST))
+    return families.FIRST
 
 
 def _convert_file(
@@ -161,11 +173,13 @@ def _convert_file(
         )
     files = {net: TorchTensors(path, net, content) for net in nets}
     del content
-    records, network = {}, families.find(families.FIRST).networks["transformer"]
+    records = {}
     with staged(out / STEP) as temporary:
         for net in nets:
             tensors, where = files.pop(net), f"{path}: {net}"
             prefix = "model." if any(k.startswith("model.") for k in tensors) else ""
+            family = refused.family(tensors.shapes) or families.FIRST
+            network = families.find(family).networks["transformer"]
             config, key_map = network.read(
                 tensors.shapes, where, None, num_heads=num_heads, prefix=prefix
             )
@@ -174,7 +188,7 @@ def _convert_file(
                 key_map = wan_keys.critic(config.num_layers, len(head.layers))
             item = BARE_CRITIC if net == "critic" and not head else ITEMS[net]
             folder = temporary / item
-            records[item] = _write(folder, tensors, key_map, config, head, order, where)
+            records[item] = _write(folder, tensors, key_map, family, config, head, order, where)
             records[item][MORE]["causal"] = net != "critic"
             report(f"{net}: {len(tensors)} tensors of {path} -> {out / STEP / item}")
         integrity.seal(temporary)
@@ -203,13 +217,14 @@ def _write(
     folder: Path,
     tensors: Tensors,
     key_map: KeyMap,
+    family: str,
     config: Any,
     head: HeadConfig | None,
     order: Mapping[str, Any],
     where: Any,
 ) -> dict[str, Any]:
     """Writes one network; its part of model.json."""
-    shapes = families.find(families.FIRST).abstract(config, head)
+    shapes = families.find(family).abstract(config, head)
     keys.check(key_map, tensors.shapes, shapes, str(where))
     typed = keys.stored_dtypes(key_map, tensors, shapes)
     if order["dtype"] in DTYPES:
@@ -224,7 +239,7 @@ def _write(
     tensors.close()
     save_item(folder, tree)
     said = {"layout": sizes.layout(tensors.shapes), "dtype": _main_dtype(tree)}
-    return {**describe(config, head), **said, MORE: {families.FIELD: families.FIRST}}
+    return {**describe(config, head), **said, MORE: {families.FIELD: family}}
 
 
 def _main_dtype(tree: Any) -> str:

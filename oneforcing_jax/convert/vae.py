@@ -1,7 +1,7 @@
-"""Key maps of the VAE: the original Wan2.1 file, and `AutoencoderKLWan` of diffusers.
+"""Key maps of the VAEs: the original files of Wan2.1 and Wan2.2, and `AutoencoderKLWan` of diffusers.
 
 Both hold the same tensors in the same shapes under two sets of names. Pointwise convolutions are
-"linear" here: matrices on the channels.
+"linear" here: matrices on the channels. Wan2.2's files number layers within a stage, Wan2.1's all of a side.
 """
 
 from __future__ import annotations
@@ -57,36 +57,49 @@ def _ends(side: str) -> Iterator[_Layer]:
         yield path, kind, f"{original}.1.{first}", f"{diffusers}.attentions.0.{second}"
 
 
+def _original(config: VAEConfig, stages: str, i: int, j: int, count: int) -> str:
+    """Layer j of the `count` of stage i, below one side's `stages`."""
+    return f"{stages}.{i}.{stages}.{j}" if config.shortcuts else f"{stages}.{i * count + j}"
+
+
 def _encoder(config: VAEConfig) -> Iterator[_Layer]:
     yield from _ends("encoder")
-    flat, width = 0, config.width
+    width, count = config.width, config.blocks + 1
     for i, multiplier in enumerate(config.multipliers):
-        for j in range(config.blocks):
-            project = width != config.width * multiplier
-            names = f"encoder.downsamples.{flat}", f"encoder.down_blocks.{flat}"
-            yield from _block(("encoder", f"stage_{i}_block_{j}"), *names, project=project)
-            flat, width = flat + 1, config.width * multiplier
-        if i < len(config.time_downsample):
-            names = f"encoder.downsamples.{flat}", f"encoder.down_blocks.{flat}"
-            path = ("encoder", f"stage_{i}_down")
-            yield from _resampler(path, *names, time=config.time_downsample[i])
-            flat += 1
+        made = config.width * multiplier
+        for j in range(count):
+            resamples = j == config.blocks
+            first = f"encoder.{_original(config, 'downsamples', i, j, count)}"
+            second = f"encoder.down_blocks.{i * count + j}"
+            if config.shortcuts:
+                inner = "downsampler" if resamples else f"resnets.{j}"
+                second = f"encoder.down_blocks.{i}.{inner}"
+            if not resamples:
+                path = ("encoder", f"stage_{i}_block_{j}")
+                yield from _block(path, first, second, project=width != made)
+            elif i < len(config.time_downsample):
+                path = ("encoder", f"stage_{i}_down")
+                yield from _resampler(path, first, second, time=config.time_downsample[i])
+            width = made
 
 
 def _decoder(config: VAEConfig) -> Iterator[_Layer]:
     yield from _ends("decoder")
-    flat, width = 0, config.width * config.multipliers[-1]
-    for i, multiplier in enumerate(reversed(config.multipliers)):
-        for j in range(config.blocks + 1):
-            project = width != config.width * multiplier
-            names = f"decoder.upsamples.{flat}", f"decoder.up_blocks.{i}.resnets.{j}"
-            yield from _block(("decoder", f"stage_{i}_block_{j}"), *names, project=project)
-            flat, width = flat + 1, config.width * multiplier
-        if i < len(config.time_downsample):
-            names = f"decoder.upsamples.{flat}", f"decoder.up_blocks.{i}.upsamplers.0"
-            path = ("decoder", f"stage_{i}_up")
-            yield from _resampler(path, *names, time=config.time_downsample[-1 - i])
-            flat, width = flat + 1, width // 2
+    width, count = config.decoder_widths[0], config.blocks + 2
+    for i, made in enumerate(config.decoder_widths):
+        for j in range(count):
+            first = f"decoder.{_original(config, 'upsamples', i, j, count)}"
+            second = f"decoder.up_blocks.{i}"
+            if j <= config.blocks:
+                path = ("decoder", f"stage_{i}_block_{j}")
+                second = f"{second}.resnets.{j}"
+                yield from _block(path, first, second, project=width != made)
+                width = made
+            elif i < len(config.time_downsample):
+                path = ("decoder", f"stage_{i}_up")
+                second = f"{second}.upsampler" + "s.0" * (not config.shortcuts)
+                yield from _resampler(path, first, second, time=config.time_downsample[-1 - i])
+                width = made if config.shortcuts else made // 2
 
 
 def _layers(config: VAEConfig) -> Iterator[_Layer]:
@@ -108,7 +121,7 @@ def _key_map(config: VAEConfig, library: int) -> KeyMap:
 
 
 def original(config: VAEConfig) -> KeyMap:
-    """Keys of `Wan2.1_VAE.pth`."""
+    """Keys of `Wan2.1_VAE.pth` or `Wan2.2_VAE.pth`."""
     return _key_map(config, 0)
 
 

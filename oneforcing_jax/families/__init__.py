@@ -22,8 +22,7 @@ from oneforcing_jax.setup.run import Run
 from oneforcing_jax.sharding import unbox
 from oneforcing_jax.system.files import MORE
 
-# Records and configs that name none are of it, for releases before families knew this one alone. Its weights
-# are what convert_wan converts.
+# Records and configs that name none are of it, for releases before families knew this one alone.
 FIRST = "wan21"
 # What records of those releases call it.
 _OLD = "Wan2.1"

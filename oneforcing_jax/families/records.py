@@ -27,6 +27,12 @@ STEP = "0"
 # What is made one by one is never as many as a record may claim.
 _MOST = {"blocks": 100, "layers": 1000, "num_layers": 1000}
 _ARITHMETIC = {"dtype", "remat"}
+# Sizes that later releases have. Where they are as they always were, records do not say them: what is
+# converted again has the record, and so the fingerprint, that it had.
+_LATER = {
+    "VAEConfig": ("decoder_width", "patch", "shortcuts"),
+    "TinyDecoderConfig": ("patch",),
+}
 
 
 def read(folder: Path, *keys: str) -> dict[str, Any]:
@@ -63,10 +69,19 @@ def verify(folder: Path, name: str) -> None:
 def describe(config: Any, head: HeadConfig | None = None) -> dict[str, Any]:
     """The architecture as JSON: the fields of the config, without those of its arithmetic."""
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _ARITHMETIC}
+    fields = {k: v for k, v in fields.items() if _later(config).get(k, ...) != v}
     record = {"kind": type(config).__name__, "config": fields}
     if head:
         record["head"] = {"taps": len(head.layers), "ffn_dim": head.ffn_dim}
     return record
+
+
+def _later(config: Any) -> dict[str, Any]:
+    """The fields of a config that came later, as they were before."""
+    names = _LATER.get(type(config).__name__, ())
+    return {
+        field.name: field.default for field in dataclasses.fields(config) if field.name in names
+    }
 
 
 def config_of(net: Mapping[str, Any], dtype: Any = jnp.float32, file: Path = Path(MODEL)) -> Any:
@@ -89,7 +104,7 @@ def config_of(net: Mapping[str, Any], dtype: Any = jnp.float32, file: Path = Pat
             if not _fits(getattr(like, name), value, _MOST.get(name, 2**31)):
                 raise ValueError(f"{name} {str(value)[:60]}")
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return dataclasses.replace(like, **tuples | {"dtype": dtype})
+        return dataclasses.replace(like, **_later(like) | tuples | {"dtype": dtype})
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{MODEL}: expected a network of {', '.join(kinds)}, found another, or sizes that are not known "

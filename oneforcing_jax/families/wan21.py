@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,13 @@ def _described(folder: Path, length: int, decoder: str | None) -> tuple[WanCodec
     return WanCodec(config, None, "+".join(both)), WanText(reader, None, None, length, words)
 
 
-def outline(dtype: Any, decoder: str | None = None) -> tuple[WanCodec, WanText]:
-    """Both at their published sizes, without weights."""
-    small = (TinyDecoderConfig(dtype=dtype), None) if decoder else None
-    codec = WanCodec(VAEConfig(dtype=dtype), None, decoder=small)
-    return codec, WanText(UMT5Config(), None, None, sizes.TEXT_LEN)
+def outline(
+    codec: VAEConfig, small: TinyDecoderConfig, dtype: Any, decoder: str | None = None
+) -> tuple[WanCodec, WanText]:
+    """Both without weights: the published text encoder, and a codec of these sizes."""
+    other = (dataclasses.replace(small, dtype=dtype), None) if decoder else None
+    made = WanCodec(dataclasses.replace(codec, dtype=dtype), None, decoder=other)
+    return made, WanText(UMT5Config(), None, None, sizes.TEXT_LEN)
 
 
 def _init(config: WanConfig, key: jax.Array, head: HeadConfig | None = None) -> Any:
@@ -107,7 +110,7 @@ FAMILY = Family(
     strides=(4, 8),
     model=wan.model,
     load=load,
-    outline=outline,
+    outline=functools.partial(outline, VAEConfig(), TinyDecoderConfig()),
     decoders=(TINY,),
     models={"1.3b": WAN_1_3B, "14b": WAN_14B},
     networks={

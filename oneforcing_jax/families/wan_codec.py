@@ -174,10 +174,11 @@ def tiny(folder: Path, mesh: Any, dtype: Any, codec: VAEConfig) -> tuple[Any, An
     Raises:
       MissingInput, InputError: there is none, or one for other latents.
     """
+    name = f"taew2_{2 if codec.shortcuts else 1}.pth"
     if not (folder / records.MODEL).is_file():
         raise MissingInput(
             f"decoder: expected {folder} as tools/convert_wan.py makes it, found none; run it with "
-            f"--source taew2_1.pth --out {folder.parent}"
+            f"--source {name} --out {folder.parent}"
         )
     config, params, _ = records.net(
         folder, mesh, TinyDecoderConfig, tiny_decoder.init_params, dtype
@@ -186,6 +187,6 @@ def tiny(folder: Path, mesh: Any, dtype: Any, codec: VAEConfig) -> tuple[Any, An
     if expected != found:
         raise InputError(
             f"decoder: expected {folder} to take latents of {expected[0]} channels with strides "
-            f"{expected[1:]} as the VAE does, found {found[0]} and {found[1:]}; convert taew2_1.pth"
+            f"{expected[1:]} as the VAE does, found {found[0]} and {found[1:]}; convert {name}"
         )
     return config, params

@@ -1,4 +1,4 @@
-"""Wan2.1's tiny decoder (taew2_1): latents to pixels with little work, for previews and fast serving.
+"""Wan's tiny decoders (taew2_1, taew2_2): latents to pixels with little work, for previews and fast serving.
 
 Arrays are those of `vae`, and `vae_stream` decodes with it as frames come. A block of convolutions also
 reads what it read of the frame before: zeros at the start of a video. Every latent frame makes four
@@ -18,6 +18,7 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.vae import check_latents, drawn, over_chunks
 from oneforcing_jax.models.vae_convolutions import Array, Cache, Frames, conv, enlarged, placed
 from oneforcing_jax.models.vae_layers import kernel, weights
+from oneforcing_jax.models.vae_shortcuts import unpatched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class TinyDecoderConfig:
         and columns.
       blocks: of a stage.
       time_upsample: whether a stage ends by doubling frames, too.
+      patch: rows and columns of pixels that the last convolution makes of one position (taew2_2: 2).
       dtype: compute dtype. Parameters are kept as given.
     """
 
@@ -37,6 +39,7 @@ class TinyDecoderConfig:
     widths: tuple[int, ...] = (256, 128, 64, 64)
     blocks: int = 3
     time_upsample: tuple[bool, ...] = (False, True, True)
+    patch: int = 1
     dtype: Any = jnp.bfloat16
 
     def __post_init__(self) -> None:
@@ -49,7 +52,7 @@ class TinyDecoderConfig:
     @property
     def space_stride(self) -> int:
         """Pixel rows of one latent row."""
-        return int(2 ** len(self.time_upsample))
+        return int(self.patch * 2 ** len(self.time_upsample))
 
     @property
     def time_stride(self) -> int:
@@ -129,7 +132,7 @@ class TinyDecoder(nn.Module):
             Up(width, 2 if time else 1, c.dtype)
             for width, time in zip(c.widths[1:], c.time_upsample, strict=True)
         ]
-        self.conv_out = Conv(3, c.dtype)
+        self.conv_out = Conv(3 * c.patch**2, c.dtype)
 
     def __call__(self, latents: Array) -> Array:
         """Pixels [b, 1 + 4(f - 1), 3, 8y, 8x] f32 of latents [b, f, c, y, x]; not clamped.
@@ -166,6 +169,7 @@ class TinyDecoder(nn.Module):
             frames = tuple(new for frame in frames for new in up(frame))
         shown = frames if cache is not None else frames[-1:]
         pixels = [self.conv_out(nn.relu(frame)).astype(jnp.float32) for frame in shown]
+        pixels = [unpatched(frame, c.patch, rows_first=True) for frame in pixels]
         # It was trained on pixels in [0, 1].
         return 2 * jnp.stack([jnp.moveaxis(x, -1, 1) for x in pixels], axis=1) - 1, tuple(kept)
 

@@ -1,9 +1,10 @@
-"""The Wan2.1 video VAE: pixels <-> latents, whole; `vae_stream` decodes as frames come.
+"""The video VAEs of Wan2.1 and Wan2.2: pixels <-> latents, whole; `vae_stream` decodes as frames come.
 
 Public arrays are [b, f, c, y, x]: pixels in [-1, 1] (c = 3) and latents normalised by channel. 1 + 4k
-pixel frames are 1 + k latent frames, and 8 x 8 pixels one latent position. The network is causal in
-time, so a whole encode or decode is the stream run to its end: a scan over chunks of frames that
-carries what each layer keeps of the past. Its working memory does not depend on the video's length.
+pixel frames are 1 + k latent frames, and 8 x 8 pixels (Wan2.2: 16 x 16) one latent position. The
+network is causal in time, so a whole encode or decode is the stream run to its end: a scan over chunks
+of frames that carries what each layer keeps of the past. Its working memory does not depend on the
+video's length. Sizes in the docstrings are Wan2.1's.
 
     model = WanVAE(config)
     params = flax.linen.meta.unbox(init_params(config, key))
@@ -31,6 +32,11 @@ from oneforcing_jax.models.vae_layers import (
     Upsample,
     VAEConfig,
 )
+from oneforcing_jax.models.vae_shortcuts import averaged, patched, repeated, unpatched
+
+
+def _sum(x: Frames, y: Frames) -> Frames:
+    return tuple(a + b for a, b in zip(x, y, strict=True))
 
 
 def _middle(config: VAEConfig, x: Frames, past: Cache, new: dict[str, Cache]) -> Frames:
@@ -44,7 +50,7 @@ def _middle(config: VAEConfig, x: Frames, past: Cache, new: dict[str, Cache]) ->
 
 
 class Encoder(nn.Module):
-    """A chunk of frames [b, y, x, 3], 1 or 4, to one [b, y / 8, x / 8, 2 channels]."""
+    """A chunk of frames [b, y, x, c], 1 or 4, to one [b, y / 8, x / 8, 2 channels]; c has patches' pixels."""
 
     config: VAEConfig
 
@@ -54,14 +60,17 @@ class Encoder(nn.Module):
         new: dict[str, Cache] = {}
         x, new["conv_in"] = CausalConv(config, config.width, name="conv_in")(x, past.get("conv_in"))
         for i, multiplier in enumerate(config.multipliers):
+            before, halves = x, i < len(config.time_downsample)
+            time = halves and config.time_downsample[i]
             for j in range(config.blocks):
                 name = f"stage_{i}_block_{j}"
                 block = ResBlock(config, config.width * multiplier, name=name)
                 x, new[name] = block(x, past.get(name))
-            if i < len(config.time_downsample):
+            if halves:
                 name = f"stage_{i}_down"
-                down = Downsample(config, config.time_downsample[i], name=name)
-                x, new[name] = down(x, past.get(name))
+                x, new[name] = Downsample(config, time, name=name)(x, past.get(name))
+            if config.shortcuts:
+                x = _sum(x, averaged(before, x[0].shape[-1], 1 + time, 1 + halves))
         x = _middle(config, x, past, new)
         norm = Norm(config.dtype, name="norm_out")
         x = tuple(nn.silu(norm(frame)) for frame in x)
@@ -71,7 +80,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A frame [b, y, x, channels] to frames [b, 8 y, 8 x, 3]: 1 of a video's first, else 4."""
+    """A frame [b, y, x, channels] to frames [b, 8 y, 8 x, c]: 1 of a video's first, else 4."""
 
     config: VAEConfig
 
@@ -79,20 +88,23 @@ class Decoder(nn.Module):
     def __call__(self, x: Frames, cache: Cache) -> tuple[Frames, Cache]:
         config, past = self.config, cache or {}
         new: dict[str, Cache] = {}
-        widths = [config.width * m for m in reversed(config.multipliers)]
+        widths = config.decoder_widths
         x, new["conv_in"] = CausalConv(config, widths[0], name="conv_in")(x, past.get("conv_in"))
         x = _middle(config, x, past, new)
         for i, width in enumerate(widths):
+            before = x
             for j in range(config.blocks + 1):
                 name = f"stage_{i}_block_{j}"
                 x, new[name] = ResBlock(config, width, name=name)(x, past.get(name))
             if i < len(config.time_downsample):
-                name = f"stage_{i}_up"
-                up = Upsample(config, config.time_downsample[-1 - i], name=name)
-                x, new[name] = up(x, past.get(name))
+                name, time = f"stage_{i}_up", config.time_downsample[-1 - i]
+                x, new[name] = Upsample(config, time, name=name)(x, past.get(name))
+                if config.shortcuts:
+                    x = _sum(x, repeated(before, width, 1 + time, 2, first=cache is None))
         norm = Norm(config.dtype, name="norm_out")
         x = tuple(nn.silu(norm(frame)) for frame in x)
-        x, new["conv_out"] = CausalConv(config, 3, name="conv_out")(x, past.get("conv_out"))
+        head = CausalConv(config, 3 * config.patch**2, name="conv_out")
+        x, new["conv_out"] = head(x, past.get("conv_out"))
         return x, new
 
 
@@ -131,7 +143,7 @@ class WanVAE(nn.Module):
         Returns:
           Mean and log-variance [b, 1, 2c, y / 8, x / 8] f32, and the cache.
         """
-        x = jnp.moveaxis(pixels.astype(self.config.dtype), 2, -1)
+        x = patched(jnp.moveaxis(pixels.astype(self.config.dtype), 2, -1), self.config.patch)
         (x,), cache = self.encoder(tuple(placed(x[:, i]) for i in range(x.shape[1])), cache)
         return jnp.moveaxis(self.quant(x).astype(jnp.float32), -1, 1)[:, None], cache
 
@@ -149,7 +161,8 @@ class WanVAE(nn.Module):
         z = latents[:, 0].astype(jnp.float32) * std + mean
         x = self.post_quant(jnp.moveaxis(z.astype(self.config.dtype), 1, -1))
         frames, cache = self.decoder((placed(x),), cache)
-        return jnp.stack([jnp.moveaxis(frame, -1, 1) for frame in frames], axis=1), cache
+        shown = [unpatched(frame, self.config.patch) for frame in frames]
+        return jnp.stack([jnp.moveaxis(frame, -1, 1) for frame in shown], axis=1), cache
 
     def decode_frames(self, latents: Array, cache: Cache) -> tuple[Array, Cache]:
         """`decode` of the next latent frames [b, n, c, y, x]; the cache is as for `decode_chunk`."""

@@ -1,4 +1,4 @@
-"""Convolutions of the Wan2.1 video VAE: over space, and over the last frames in time.
+"""Convolutions of the Wan video VAEs: over space, and over the last frames in time.
 
 All are convolutions of single images, channels last, in the layout of their kernels.
 """

@@ -1,4 +1,4 @@
-"""Layers of the Wan2.1 video VAE, each a function of (chunk, what it kept of the past).
+"""Layers of the Wan video VAEs, each a function of (chunk, what it kept of the past).
 
 A chunk is a tuple of frames [b, y, x, c]: frames are never stacked, so that a shift in time is a choice
 of arrays and not a copy, and every convolution is one of images, channels last. A layer that looks back
@@ -47,12 +47,16 @@ class VAEConfig:
     """Architecture and arithmetic of the VAE; the defaults are Wan2.1's.
 
     Attributes:
-      width: channels of the first encoder stage and the last decoder stage.
+      width: channels of the first encoder stage.
       multipliers: channels of encoder stage i are `width * multipliers[i]`; one spatial halving lies
         between each two stages.
       blocks: residual blocks of an encoder stage (a decoder stage has one more).
       time_downsample: whether the halving after encoder stage i also halves the frame rate.
       mean, std: statistics of the latents by channel; their length is the number of channels.
+      decoder_width: channels of the last decoder stage; None: `width`.
+      patch: rows and columns of pixels that the network sees as one position.
+      shortcuts: whether a shortcut without parameters passes over each stage that has one in Wan2.2: all of
+        the encoder, and those of the decoder that end by doubling, which then keeps the width.
       dtype: compute dtype. Parameters are kept as given; norms and softmax are float32.
     """
 
@@ -62,6 +66,9 @@ class VAEConfig:
     time_downsample: tuple[bool, ...] = (False, True, True)
     mean: tuple[float, ...] = LATENT_MEAN
     std: tuple[float, ...] = LATENT_STD
+    decoder_width: int | None = None
+    patch: int = 1
+    shortcuts: bool = False
     dtype: Any = jnp.bfloat16
 
     def __post_init__(self) -> None:
@@ -76,20 +83,64 @@ class VAEConfig:
                 "give one number of each for every latent channel."
             )
 
+        if self.shortcuts and not self._even():
+            raise InputError(
+                f"VAEConfig.multipliers are {self.multipliers}, between which a shortcut cannot share out "
+                "channels; give ones that divide each other, as 1, 2, 4, 4."
+            )
+
+    def _even(self) -> bool:
+        """Whether each shortcut makes a channel of equally many, or of each channel equally many."""
+        up, down, time = self.multipliers, self.multipliers[::-1], self.time_downsample
+        parts = [4 * (1 + halves) for halves in time]
+        averages = zip((up[0], *up), up, (*parts, 1), strict=False)
+        repeats = zip((down[0], *down), down, parts[::-1], strict=False)
+        return not any(
+            [
+                *(a * n % b for a, b, n in averages),
+                *(b * n % a for a, b, n in repeats),
+            ]
+        )
+
     @property
     def channels(self) -> int:
         """Latent channels."""
         return len(self.mean)
 
     @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of each decoder stage."""
+        return tuple((self.decoder_width or self.width) * m for m in reversed(self.multipliers))
+
+    @property
     def space_stride(self) -> int:
         """Pixel rows of one latent row."""
-        return int(2 ** len(self.time_downsample))
+        return int(self.patch * 2 ** len(self.time_downsample))
 
     @property
     def time_stride(self) -> int:
         """Pixel frames of one latent frame, other than the first."""
         return int(2 ** sum(self.time_downsample))
+
+
+# Statistics of the latents of Wan2.2.
+_MEAN_22 = (
+    (-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557)
+    + (-0.1382, 0.0542, 0.2813, 0.0891, 0.157, -0.0098, 0.0375, -0.1825)
+    + (-0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502)
+    + (-0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.123)
+    + (-0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.052, 0.3748)
+    + (0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667)
+)  # fmt: skip
+_STD_22 = (
+    (0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.499, 0.4818, 0.5013)
+    + (0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978)
+    + (0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659)
+    + (0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093)
+    + (0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887)
+    + (0.3971, 1.06, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)
+)  # fmt: skip
+WAN22 = VAEConfig(width=160, mean=_MEAN_22, std=_STD_22, decoder_width=256, patch=2, shortcuts=True)
 
 
 def kernel(module: nn.Module, shape: tuple[int, ...], dtype: Any, name: str = "kernel") -> Array:
@@ -235,7 +286,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles rows and columns, and frames where `time`; halves the width.
+    """Doubles rows and columns, and frames where `time`; halves the width, but beside a shortcut.
 
     It keeps its last two input frames; the first frame of a video is never among them, and is not
     doubled in time.
@@ -255,7 +306,8 @@ class Upsample(nn.Module):
             both = TimeConv(self.config, 2 * c, name="time_conv")(x, past)
             # The first half of the channels holds the earlier of each two frames.
             x = tuple(half for frame in both for half in jnp.split(frame, 2, axis=-1))
-        conv = SpaceConv(self.config, c // 2, halves=False, name="conv")
+        width = c if self.config.shortcuts else c // 2
+        conv = SpaceConv(self.config, width, halves=False, name="conv")
         return tuple(conv(frame) for frame in x), kept
 
 

@@ -1,4 +1,4 @@
-"""The decoder of the Wan2.1 VAE, or the tiny one, as a stream: latent frames in, pixel frames out.
+"""The decoder of a Wan VAE, or the tiny one, as a stream: latent frames in, pixel frames out.
 
 step = jax.jit(decode_step)    # two programs: the first call, and the rest
 state = init_stream(config, batch, latent_y, latent_x)
