@@ -116,7 +116,7 @@ def _parts(folder: Path, published: str | None, only: Sequence[str] | None) -> d
         path, _ = source.locate(name, [part], commit)
         if not path.is_dir():
             raise InputError(
-                f"{path}: expected the folder of a Wan2.1 model, found a file; name it with --published"
+                f"{path}: expected the folder of a Wan model, found a file; name it with --published"
             )
         (parts[part],) = source.parts(path, [part])
     return parts

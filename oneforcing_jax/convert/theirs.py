@@ -57,7 +57,7 @@ def model(part: Part) -> Any:
     if wrong:
         raise InputError(
             f"{part}: expected the tensors of {type(made).__name__}, found others ({', '.join(wrong[:4])}); "
-            "give the folder of a Wan2.1 model or of its diffusers version"
+            "give the folder of a Wan model or of its diffusers version"
         )
     made.load_state_dict({k: v.reshape(shapes[k]) for k, v in state.items()}, assign=True)
     if any(buffer.is_meta for buffer in made.buffers()):

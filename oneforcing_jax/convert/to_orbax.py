@@ -169,7 +169,7 @@ def _convert_file(
         shown = ", ".join(str(name) for name in names[:3]) or type(content).__name__
         raise InputError(
             f"{path}: expected networks among {', '.join(ITEMS)}, found {shown}; give a .pt file "
-            "of One-Forcing, Causal Forcing or Self Forcing, or the folder of a Wan2.1 model"
+            "of One-Forcing, Causal Forcing or Self Forcing, or the folder of a Wan model"
         )
     files = {net: TorchTensors(path, net, content) for net in nets}
     del content
