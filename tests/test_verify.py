@@ -51,7 +51,7 @@ def test_a_random_folder_is_equal_and_an_altered_one_is_named(tmp_path, capsys):
         (["--only=head"], "expected parts among transformer, vae, text, found 'head'"),
         (["--only=vae"], "with vae, found no vae; convert the published weights into it"),
         (["transformer"], "gone: expected a folder of Wan2.1 .*, found nothing of that name"),
-        (["transformer", "--published={0}/a.pt"], "a.pt: expected the folder of a Wan2.1 model, found a"),
+        (["transformer", "--published={0}/a.pt"], "a.pt: expected the folder of a Wan model, found a"),
         (["transformer", "--published={0}"], "expected a folder of Wan2.1 .* found no transformer among"),
     ],
 )  # fmt: skip
