@@ -169,8 +169,10 @@ def run(
             stage.work(workdir)
             processes.exchange(None, f"the end of {stage.name!r}")
             if processes.is_first():
-                said = pace.ended(stage.name, time.monotonic() - began)
-                tqdm.write(said + _picture(workdir / stage.name), file=sys.stderr)
+                took = time.monotonic() - began
+                said = pace.ended(stage.name, took) + _picture(workdir / stage.name)
+                if took >= 1:  # otherwise it was done before
+                    tqdm.write(said, file=sys.stderr)
         if processes.is_first():
             lineage.finish(workdir)
 

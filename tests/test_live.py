@@ -643,7 +643,7 @@ def test_grey_of_16_bits_takes_no_wide_numbers():
 def test_a_token_of_any_letters(studio):
     token = 'ключ a&b#c+d=e%41;"f, g'
     with in_thread(studio, token=token) as address:
-        path = web.link("127.0.0.1", types.types.SimpleNamespace(getsockname=lambda: (0, 0)), token)
+        path = web.link("127.0.0.1", types.SimpleNamespace(getsockname=lambda: (0, 0)), token)
         connection = http.client.HTTPConnection(address, timeout=HANG)
         with contextlib.closing(connection):
             connection.request("GET", path[path.index("/?") :])
