@@ -28,7 +28,7 @@ import jax, jax.numpy as jnp
 step, x = jax.jit(lambda x: x + 1), jnp.ones((16, 1024, 1024))
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for turn in range(20):
+for turn in range(50):
     before = before if turn > 10 else faults()
     x = step(x).block_until_ready()
 print("faults", faults() - before)
@@ -79,5 +79,5 @@ def test_a_run_keeps_the_memory_that_it_frees():
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True
     )
-    # Given back and taken again, it would be 16,384 in each of nine steps.
-    assert int(done.stdout.split()[-1]) < 3 * 16_384
+    # Given back and taken again, it would be 16,384 in each of the last 39 steps.
+    assert int(done.stdout.split()[-1]) < 20 * 16_384
