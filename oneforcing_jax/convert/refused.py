@@ -6,18 +6,20 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from oneforcing_jax.convert.sizes import VAE_ENDS
 from oneforcing_jax.convert.tiny_decoder import TELLING as TINY_FIRST
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.models.vae_layers import WAN22
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.system.files import read_record
 
 Shapes = Mapping[str, tuple[int, ...]]
 # A tensor of each model that the others lack, in the original's names and in those of other libraries.
 _PATCHES = "patch_embedding.weight"
-_VAE = ("encoder.conv1.weight", "encoder.conv_in.weight")
+_VAE = tuple(first for first, _ in VAE_ENDS)
 _TEXT = ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight")
 # Families whose files are taken, by the channels that a VAE reads, and by those that the others read.
-_PIXELS, _LATENTS = {3: "wan21", 12: "wan22_5b"}, {48: "wan22_5b"}
+_PIXELS, _LATENTS = {3: "wan21", 3 * WAN22.patch**2: "wan22_5b"}, {48: "wan22_5b"}
 # Folders of the two experts in the original and in diffusers, and files of ComfyUI.
 _EXPERT = re.compile(
     r"(high|low)_noise_model|transformer_2|.*(high|low)[ _-]?noise.*\.(safetensors|gguf)",

@@ -29,7 +29,7 @@ CAUSAL = "causal"
 # Names of the token embedding in transformers' files, which may hold it under both.
 TIED = ("shared.weight", "encoder.embed_tokens.weight")
 # First convolution of a VAE and its last, in the original and in diffusers.
-_VAE_ENDS = (
+VAE_ENDS = (
     ("encoder.conv1.weight", "decoder.head.2.weight"),
     ("encoder.conv_in.weight", "decoder.conv_out.weight"),
 )
@@ -194,7 +194,7 @@ def vae_config(
     """
     s = settings or {}
     diffusers = layout(shapes) == "diffusers"
-    first, last = (shapes.get(name, ()) for name in _VAE_ENDS[diffusers])
+    first, last = (shapes.get(name, ()) for name in VAE_ENDS[diffusers])
     newer = len(first) == 5 and first[1] == 3 * WAN22.patch**2
     if len(first) != 5 or (newer and len(last) != 5):
         raise _unlike(source, "the VAE of Wan2.1 or Wan2.2", shapes)

@@ -95,12 +95,8 @@ class VAEConfig:
         parts = [4 * (1 + halves) for halves in time]
         averages = zip((up[0], *up), up, (*parts, 1), strict=False)
         repeats = zip((down[0], *down), down, parts[::-1], strict=False)
-        return not any(
-            [
-                *(a * n % b for a, b, n in averages),
-                *(b * n % a for a, b, n in repeats),
-            ]
-        )
+        shared = all(a * n % b == 0 for a, b, n in averages)
+        return shared and all(b * n % a == 0 for a, b, n in repeats)
 
     @property
     def channels(self) -> int:

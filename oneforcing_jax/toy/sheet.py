@@ -55,12 +55,16 @@ def contact_sheet(
         top = 2 * GAP + 20 + row * height
         draw.text((GAP, top), name, (20, 20, 20), font)
         found = results.get(name)
-        lines = found and (
-            f"as the caption says {found['joint']:.2f}",
-            f"clear {found['clear']:.2f}  sharp {found['sharpness']:.2f}",
-            f"Frechet {found['frechet']:.1f}",
+        lines = (
+            ()
+            if found is None
+            else (
+                f"as the caption says {found['joint']:.2f}",
+                f"clear {found['clear']:.2f}  sharp {found['sharpness']:.2f}",
+                f"Frechet {found['frechet']:.1f}",
+            )
         )
-        for n, line in enumerate(lines or ()):
+        for n, line in enumerate(lines):
             draw.text((GAP, top + 18 * (n + 1)), line, (110, 110, 110), font)
         own = real_captions if name.startswith("real") else captions
         for column, i in enumerate(chosen):

@@ -23,6 +23,8 @@ CONFIG, REPORT, VIDEOS, COMPARED = "config.json", "report", "videos", "compared"
 OWN = ""
 # The entry of a study's scores that is the row's own.
 STUDENT = "student"
+# A row of scores: whose it is, its name, and each metric.
+Row = tuple[str, str, dict[str, Estimate]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,12 +208,12 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def table(found: Found) -> list[tuple[str, str, dict[str, Estimate]]]:
+def table(found: Found) -> list[Row]:
     """Rows of scores: which of `Found.names` they belong to, their name, and each metric over seeds.
 
     Where runs have seeds, a row is a method's student; otherwise it is any model that a run scored.
     """
-    rows: list[tuple[str, str, dict[str, Estimate]]] = []
+    rows: list[Row] = []
     for method in found.methods:
         runs = [run for run in found.runs if run.method == method]
         seeded = bool(runs[0].seed)

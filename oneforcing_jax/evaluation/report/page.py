@@ -16,7 +16,7 @@ from oneforcing_jax.data.playable import playable
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.evaluation.report import meanings as known
 from oneforcing_jax.evaluation.report import svg
-from oneforcing_jax.evaluation.report.collect import Found, shown, table, tiles
+from oneforcing_jax.evaluation.report.collect import Found, Row, shown, table, tiles
 from oneforcing_jax.evaluation.study import Estimate
 
 # Scores below it are the rounding of sums.
@@ -31,15 +31,16 @@ def page(found: Found, title: str, most: int) -> str:
       title: of the page.
       most: prompts whose videos are embedded.
     """
-    clips = videos(found, most)
+    clips, rows = videos(found, most), table(found)
+    metrics = list(dict.fromkeys(metric for *_, values in rows for metric in values))
     parts = {
         "title": html.escape(title),
         "style": pages.part("theme.css") + pages.part("report.css"),
         "script": pages.part("together.js") + pages.part("report.js"),
         "methods": methods(found.names),
         "models": models(found),
-        "scores": scores(found),
-        "meanings": meanings(found),
+        "scores": scores(found, rows, metrics),
+        "meanings": meanings(metrics),
         "curves": curves(found),
         "config": config(found),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in found.notes),
@@ -68,10 +69,9 @@ def models(found: Found) -> str:
     return _list((f' class="m{found.names.index(name)}"', name, text) for name, text in lines)
 
 
-def meanings(found: Found) -> str:
+def meanings(metrics: Sequence[str]) -> str:
     """What the columns of the table of scores say."""
-    columns = dict.fromkeys(metric for *_, values in table(found) for metric in values)
-    return _list(("", name, known.SCORES[name]) for name in columns if name in known.SCORES)
+    return _list(("", name, known.SCORES[name]) for name in metrics if name in known.SCORES)
 
 
 def _list(lines: Iterable[tuple[str, str, str]]) -> str:
@@ -84,15 +84,13 @@ def _list(lines: Iterable[tuple[str, str, str]]) -> str:
     return f'<dl class="meanings">{content}</dl>' if content else ""
 
 
-def scores(found: Found) -> str:
+def scores(found: Found, rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """The table of scores; how many runs a row has is said where some have several."""
-    rows = table(found)
     if not rows:
         return ""
-    metrics = list(dict.fromkeys(metric for *_, values in rows for metric in values))
     several = any(value.count > 1 for *_, values in rows for value in values.values())
     head = "".join(
-        f'<th scope="col">{html.escape(name)}</th>' for name in ["runs"] * several + metrics
+        f'<th scope="col">{html.escape(name)}</th>' for name in ["runs"] * several + [*metrics]
     )
     lines = []
     for owner, name, values in rows:

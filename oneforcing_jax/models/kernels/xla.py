@@ -40,11 +40,11 @@ def structured(q: jax.Array, k: jax.Array, v: jax.Array, groups: tuple[Group, ..
     t, s = (x.shape[1] * x.shape[2] for x in (q, k))
     if len(groups) == 1 or t * s > _MASKED:
         return by_groups(attend, q, k, v, groups)
-    seen = np.zeros((q.shape[1], 1, k.shape[1], 1), bool)
+    seen = np.zeros((q.shape[1], k.shape[1]), bool)
     for (start, stop), keys in groups:
         for first, end in keys:
-            seen[start:stop, :, first:end] = True
-    mask = np.broadcast_to(seen, (*q.shape[1:3], *k.shape[1:3])).reshape(1, 1, t, s)
+            seen[start:stop, first:end] = True
+    mask = seen.repeat(q.shape[2], 0).repeat(k.shape[2], 1)[None, None]
     with jax.named_scope("attention_xla"):
         out = jax.nn.dot_product_attention(
             flat(q), flat(k), flat(v), mask=jnp.asarray(mask), implementation="xla"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.origin import Origin
-from oneforcing_jax.data.video import VideoWriter, write_video
+from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.generation.jobs import file_name
 from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.condition import prompted
@@ -128,18 +128,21 @@ def _compare(
       weights: of the rows that a model made.
       count: prompts.
     """
+    prompts = [gallery.captions[i] for i in _chosen(gallery, count)]
     for row, clips in list(videos.items())[:-1]:
-        own = gallery.captions if row in weights else gallery.real_captions
-        place = folder / file_name(row)
+        made, place = row in weights, folder / file_name(row)
+        own = gallery.captions if made else gallery.real_captions
         places.make(place)
-        for caption in (gallery.captions[i] for i in _chosen(gallery, count)):
-            if caption in own:
-                n, file = own.index(caption), place / f"{caption.replace(' ', '_')}.mp4"
-                made = row in weights
-                origin = Origin(weights[row], caption, gallery.run.seed, n) if made else Origin()
-                write_video(
-                    file, clips[n], worlds.FPS, crf=worlds.CRF, full_chroma=True, origin=origin
-                )
+        for n, caption in ((own.index(caption), caption) for caption in prompts if caption in own):
+            origin = Origin(weights[row], caption, gallery.run.seed, n) if made else Origin()
+            with _writer(place, caption, origin) as writer:
+                writer.write(clips[n])
+
+
+def _writer(folder: Path, caption: str, origin: Origin) -> VideoWriter:
+    """What writes the video of a caption."""
+    path = folder / f"{caption.replace(' ', '_')}.mp4"
+    return VideoWriter(path, worlds.FPS, crf=worlds.CRF, full_chroma=True, origin=origin)
 
 
 def _chosen(gallery: Gallery, count: int) -> list[int]:
@@ -157,12 +160,9 @@ def _stream(
     own = _chosen(gallery, count)[index::parts]
     for i in tqdm(own, desc="stream", unit="video", disable=not processes.is_first()):
         draws = jax.tree.map(lambda x, i=i: x[i : i + 1], noise)
-        path = folder / f"{gallery.captions[i].replace(' ', '_')}.mp4"
         said = gallery.run.blocks.said
         origin = Origin(weights, gallery.captions[i], gallery.run.seed, i, said)
-        with VideoWriter(
-            path, worlds.FPS, crf=worlds.CRF, full_chroma=True, origin=origin
-        ) as writer:
+        with _writer(folder, gallery.captions[i], origin) as writer:
             text = jnp.asarray(gallery.text[i : i + 1])
             condition = student.prepare(prompted(text))
             for block in student.stream(draws, condition, gallery.plan):

@@ -61,10 +61,8 @@ def make(run: Run, name: str, fields: Fields, workdir: Path) -> None:
     with processes.first("the world's picture") as mine:
         if mine and not (folder / PICTURE).exists():
             shown = pairs[: len(config.world.captions())]
-            clips, said = (
-                np.stack([read_video(path)[0] for path, _ in shown]),
-                [c for _, c in shown],
-            )
+            clips = np.stack([read_video(path)[0] for path, _ in shown])
+            said = [caption for _, caption in shown]
             contact_sheet(folder / PICTURE, {"real": clips}, {}, said, said)
     if left_out := made.left_out():
         raise InputError(f"{name}: {next(iter(left_out.values()))}; remove it and run again")
