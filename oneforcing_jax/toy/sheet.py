@@ -54,17 +54,7 @@ def contact_sheet(
     for row, (name, clips) in enumerate(videos.items()):
         top = 2 * GAP + 20 + row * height
         draw.text((GAP, top), name, (20, 20, 20), font)
-        found = results.get(name)
-        lines = (
-            ()
-            if found is None
-            else (
-                f"as the caption says {found['joint']:.2f}",
-                f"clear {found['clear']:.2f}  sharp {found['sharpness']:.2f}",
-                f"Frechet {found['frechet']:.1f}",
-            )
-        )
-        for n, line in enumerate(lines):
+        for n, line in enumerate(_lines(results[name]) if name in results else ()):
             draw.text((GAP, top + 18 * (n + 1)), line, (110, 110, 110), font)
         own = real_captions if name.startswith("real") else captions
         for column, i in enumerate(chosen):
@@ -76,3 +66,12 @@ def contact_sheet(
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     write_whole(path, buffer.getvalue())
+
+
+def _lines(scores: Mapping[str, float]) -> tuple[str, str, str]:
+    """What is said of a row."""
+    return (
+        f"as the caption says {scores['joint']:.2f}",
+        f"clear {scores['clear']:.2f}  sharp {scores['sharpness']:.2f}",
+        f"Frechet {scores['frechet']:.1f}",
+    )
