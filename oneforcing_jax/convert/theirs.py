@@ -48,7 +48,7 @@ def model(part: Part) -> Any:
     # In files of the original nothing says what diffusers' config does, but what our reader found.
     settings = part.settings if sizes.layout(tensors.shapes) == "diffusers" else {}
     with torch.device("meta"):
-        made = _empty(part.name, config, settings)
+        made = empty(part.name, config, settings)
     state = _state(part, config, table, tensors)
     shapes = {name: tuple(value.shape) for name, value in made.state_dict().items()}
     state |= {tied: state[sizes.TIED[0]] for tied in sizes.TIED if tied in shapes}
@@ -62,7 +62,7 @@ def model(part: Part) -> Any:
     made.load_state_dict({k: v.reshape(shapes[k]) for k, v in state.items()}, assign=True)
     if any(buffer.is_meta for buffer in made.buffers()):
         # Tables of positions, which no file holds; they do not depend on the number of layers.
-        small = _empty(part.name, config, {**settings, "num_layers": 1})
+        small = empty(part.name, config, {**settings, "num_layers": 1})
         for name, buffer in small.named_buffers():
             owner, _, last = name.rpartition(".")
             setattr(made.get_submodule(owner), last, buffer)
@@ -79,7 +79,7 @@ def _state(part: Part, config: Any, table: Mapping[str, Any], tensors: Tensors) 
     """Every tensor in float32, under the names of diffusers or transformers."""
     import torch
 
-    names = {leaf: name for name, leaf in _table(config).items()}
+    names = {leaf: name for name, leaf in table(config).items()}
     state = {}
     for name, leaf in table.items():
         if name not in tensors:
@@ -89,7 +89,8 @@ def _state(part: Part, config: Any, table: Mapping[str, Any], tensors: Tensors) 
     return state
 
 
-def _table(config: Any) -> Mapping[str, Any]:
+def table(config: Any) -> Mapping[str, Any]:
+    """The key map of a network in the names of diffusers or transformers."""
     if isinstance(config, WanConfig):
         return wan_keys.diffusers(config.num_layers)
     if isinstance(config, VAEConfig):
@@ -97,7 +98,7 @@ def _table(config: Any) -> Mapping[str, Any]:
     return umt5_keys.transformers(config, sizes.TIED[0])
 
 
-def _empty(name: str, config: Any, settings: Mapping[str, Any]) -> Any:
+def empty(name: str, config: Any, settings: Mapping[str, Any]) -> Any:
     """A model with any weights: of its own config.json, as far as there is one, or of our sizes."""
     given = {key: value for key, value in settings.items() if not key.startswith("_")}
     if name == "text":

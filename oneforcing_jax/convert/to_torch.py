@@ -28,7 +28,7 @@ from oneforcing_jax.system.bases import Piece
 from oneforcing_jax.system.files import staged
 
 LAYOUTS = ("original", "diffusers")
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PATCH = 2
 _BATCH_BYTES = 256 * 2**20
 
@@ -44,7 +44,7 @@ class Stored:
       product: gives the product of its matrices; it is asked where something lies beside kernels.
 
     Raises:
-      MissingInput, InputError: there is none, or it is no transformer.
+      MissingInput, InputError: there is none.
     """
 
     def __init__(
@@ -79,12 +79,21 @@ class Stored:
             )
         self.tree: Any = unflatten_dict(flat)
         self.critic = "registers" in self.tree
-        self.backbone: Any = self.tree["model"] if self.critic else self.tree
-        if "patch_embedding" not in self.backbone:
+
+    @property
+    def backbone(self) -> Any:
+        """The transformer's part of the tree.
+
+        Raises:
+          InputError: it has none.
+        """
+        backbone = self.tree["model"] if self.critic else self.tree
+        if "patch_embedding" not in backbone:
             raise InputError(
                 f"{self.path}: expected a transformer or critic, found "
-                f"{sorted(self.backbone)[:4]}; only these can be exported"
+                f"{sorted(backbone)[:4]}; only these can be exported"
             )
+        return backbone
 
     def read(self, paths: Collection[tuple[str, ...]]) -> Any:
         """A tree with the leaves at some paths."""
@@ -118,6 +127,14 @@ class Stored:
             batch.append(path)
             size += more
         yield batch
+
+    def leaves(self, key_map: KeyMap) -> Iterator[tuple[str, keys.Leaf, np.ndarray]]:
+        """Names of tensors, where they lie, and the whole leaves; few of these are in memory at a time."""
+        names = keys.by_leaf(key_map)
+        for batch in self.batches(names):
+            tree = self.read(set(batch))
+            for name in (name for path in batch for name in names[path]):
+                yield name, key_map[name], keys.get(tree, key_map[name].path)
 
     @property
     def layers(self) -> int:
@@ -167,6 +184,11 @@ class Stored:
 def _plain(dtype: np.dtype) -> np.dtype:
     """The dtype of a plain kernel, where a kernel lies as one dtype."""
     return np.dtype(np.float32) if np.issubdtype(dtype, np.integer) else dtype
+
+
+def plain_dtype(stored: Stored, leaf: keys.Leaf) -> np.dtype:
+    """The dtype of a tensor that is written as it is stored."""
+    return _plain(np.dtype(keys.get(stored.tree, leaf.path).dtype))
 
 
 def _metadata(piece: Piece) -> dict[LeafPath, Any]:
@@ -248,28 +270,26 @@ def export(
     room.check_disk(f"export of {stored.path}", needed, out)
     if layout == "original":
         room.check_memory(f"export of {stored.path}", needed, "choose --layout=diffusers")
-    if layout == "diffusers":
-        _diffusers(stored, out, dtype, num_heads)
-    else:
-        _original(stored, out, net, ema, dtype)
+    with staged(out) as temporary:
+        if layout == "original":
+            _original(stored, temporary, net, ema, dtype)
+        elif out.suffix:
+            _write(stored, temporary, dtype)
+        else:
+            write_folder(stored, temporary, dtype, num_heads)
     report(f"{stored.path} -> {out}")
 
 
 def _tensors(
     stored: Stored, key_map: KeyMap, dtype: str | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every PyTorch tensor; few leaves of ours are in memory at a time."""
-    names = keys.by_leaf(key_map)
-    for batch in stored.batches(names):
-        tree = stored.read(set(batch))
-        for name in (name for path in batch for name in names[path]):
-            leaf = key_map[name]
-            array = keys.get(tree, leaf.path)
-            found = keys.tensor(leaf, array, torch_shape(name, leaf, array.shape))
-            yield name, found.astype(DTYPES[dtype]) if dtype else found
+    """Every PyTorch tensor of a transformer."""
+    for name, leaf, array in stored.leaves(key_map):
+        found = keys.tensor(leaf, array, torch_shape(name, leaf, array.shape))
+        yield name, found.astype(DTYPES[dtype]) if dtype else found
 
 
-def _original(stored: Stored, out: Path, net: str, ema: bool, dtype: str | None) -> None:
+def _original(stored: Stored, file: Path, net: str, ema: bool, dtype: str | None) -> None:
     import_torch()
     if stored.critic:
         taps = stored.tree["registers"].shape[0]
@@ -278,28 +298,29 @@ def _original(stored: Stored, out: Path, net: str, ema: bool, dtype: str | None)
         key_map = wan_keys.transformer(stored.layers, "model.")
     name = "critic" if stored.critic or net in ("critic", "fake_score") else "generator"
     tensors = dict(_tensors(stored, key_map, dtype))
-    with staged(out) as temporary:
-        state = {key: tensors[key] for key in key_map}
-        write_torch(temporary, {f"{name}_ema" if ema else name: state})
+    state = {key: tensors[key] for key in key_map}
+    write_torch(file, {f"{name}_ema" if ema else name: state})
 
 
-def _diffusers(stored: Stored, out: Path, dtype: str | None, num_heads: int | None) -> None:
+def write_folder(
+    stored: Stored, folder: Path, dtype: str | None = None, num_heads: int | None = None
+) -> None:
+    """Weights of a transformer in diffusers' names, and its config.json, into a folder that it makes."""
+    config = stored.config_json(num_heads)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    _write(stored, folder / WEIGHTS, dtype)
+
+
+def _write(stored: Stored, file: Path, dtype: str | None) -> None:
     if stored.critic:
         raise InputError(
             f"{stored.path}: a critic has an adversarial head, for which diffusers has no layout; "
             "export it with --layout original"
         )
     key_map = wan_keys.diffusers(stored.layers)
-    config = stored.config_json(num_heads) if not out.suffix else None
     shapes, dtypes = {}, {}
     for name, leaf in key_map.items():
-        metadata = keys.get(stored.tree, leaf.path)
-        shapes[name] = torch_shape(name, leaf, tuple(metadata.shape))
-        dtypes[name] = DTYPES[dtype] if dtype else _plain(np.dtype(metadata.dtype))
-    with staged(out) as temporary:
-        weights = temporary
-        if config is not None:
-            temporary.mkdir()
-            weights = temporary / _WEIGHTS
-            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        write_safetensors(weights, shapes, dtypes, _tensors(stored, key_map, dtype))
+        shapes[name] = torch_shape(name, leaf, tuple(keys.get(stored.tree, leaf.path).shape))
+        dtypes[name] = DTYPES[dtype] if dtype else plain_dtype(stored, leaf)
+    write_safetensors(file, shapes, dtypes, _tensors(stored, key_map, dtype))

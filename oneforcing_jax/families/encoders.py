@@ -49,11 +49,8 @@ def load(
     Raises:
       MissingInput, InputError: nothing of the kind there, or damaged.
     """
-    folder = places.path(folder)
+    folder = _folder(folder)
     said = _said(folder)
-    if "folder" in said:
-        folder = places.normal(places.within(folder, said["folder"]))
-        said = _said(folder)
     kind = "kind" in said
     family = families.find(said["kind"], folder / ENCODERS) if kind else _converted(folder)
     try:
@@ -62,6 +59,29 @@ def load(
         raise InputError(f"encoders {folder}: {error}") from None
     found = family.load(folder, text_len, dtype, mesh, decoder, weights)
     return Encoders(*found, family.video.negative)
+
+
+def converted(folder: str | Path) -> Path:
+    """The folder of encoders that tools/convert_wan.py wrote, of such a folder or of a store.
+
+    Raises:
+      MissingInput, InputError: nothing of the kind there, or encoders of a family that is not converted.
+    """
+    folder = _folder(folder)
+    if kind := _said(folder).get("kind"):
+        raise InputError(
+            f"encoders {folder}: expected {CODEC}/ and {TEXT}/ as tools/convert_wan.py writes them, found "
+            f"those of {kind}; give a student of a converted family"
+        )
+    _converted(folder)
+    return folder
+
+
+def _folder(folder: str | Path) -> Path:
+    """The folder of encoders, where that may be a store, which knows it."""
+    folder = places.path(folder)
+    said = _said(folder)
+    return places.normal(places.within(folder, said["folder"])) if "folder" in said else folder
 
 
 def _converted(folder: Path) -> families.Family:
