@@ -66,7 +66,7 @@ setup(
     entry_points={"console_scripts": ["oneforcing=oneforcing_jax.cli:main"]},
     package_data={
         "oneforcing_jax": ["py.typed"],
-        "oneforcing_jax.pages": ["*.css", "*.html", "*.js"],
+        "oneforcing_jax.pages": ["*.css", "*.html", "*.js", "*.md"],
         "oneforcing_jax.toy": ["demo/**"],
     },
     license="Apache-2.0",

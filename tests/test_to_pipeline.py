@@ -61,7 +61,7 @@ def test_the_same_frames(tmp_path):
     ("options", "message"),
     [
         (["--layout=pipeline", "--net=critic"], "--net is for single networks; leave it out"),
-        (["--encoders=weights"], "--encoders is for --layout=pipeline; leave it out"),
+        (["--encoders=weights"], "--encoders is for the layouts pipeline, student; leave it out"),
         (["--layout=pipeline", "--out=a.pt"], "expected the name of a new folder"),
         (["--layout=pipeline"], "expected a causal student, found a bidirectional model"),
     ],

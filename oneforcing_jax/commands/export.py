@@ -3,17 +3,20 @@
     oneforcing export --checkpoint runs/framewise/one_forcing/checkpoints \\
         --ema --out framewise.pt
     oneforcing export --checkpoint checkpoints/framewise --layout diffusers --out folder
-    oneforcing export --checkpoint runs/framewise/one_forcing --ema --layout pipeline --out student
+    oneforcing export --checkpoint runs/framewise/one_forcing --ema --layout pipeline --out pipeline
+    oneforcing export --checkpoint runs/framewise/one_forcing --ema --layout student --out student
 
 The original layout is a .pt file for the inference script of One-Forcing: {"generator": ...}, or
 {"generator_ema": ...} with --ema. The diffusers layout is a .safetensors file, or a folder that
 WanTransformer3DModel.from_pretrained reads. What lies beside kernels, such as adapters, is merged with them.
 A pipeline is a folder of all networks, which makes videos with diffusers alone:
 
-    pipe = diffusers.DiffusionPipeline.from_pretrained("student", trust_remote_code=True)
+    pipe = diffusers.DiffusionPipeline.from_pretrained("pipeline", trust_remote_code=True)
     pipe("a cat on a sofa").frames[0]
 
-It holds a file of code, causal_pipeline.py, which diffusers runs only when it is told to trust it. Extra: verify.
+It holds a file of code, which diffusers runs only when it is told to trust it. Extra: verify.
+
+A student is a folder of ours with its encoders and the draft of a card, for `oneforcing publish`.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ import argparse
 import functools
 from collections.abc import Sequence
 
-from oneforcing_jax.convert import to_pipeline, to_torch
+from oneforcing_jax.convert import to_pipeline, to_student, to_torch
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.system.command import Help, any_path, count, ending
 
-PIPELINE = "pipeline"
+# Folders of a student with its encoders.
+WHOLE = {"pipeline": to_pipeline.export, "student": to_student.export}
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing export") -> None:
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing export"
     parser.add_argument("--checkpoint", required=True, type=any_path, help="folder of checkpoints")
     parser.add_argument("--out", required=True, type=any_path, help=".pt, .safetensors or a folder")
     parser.add_argument(
-        "--layout", choices=(*to_torch.LAYOUTS, PIPELINE), default="original", help="of the file"
+        "--layout", choices=(*to_torch.LAYOUTS, *WHOLE), default="original", help="of the file"
     )
     parser.add_argument("--net", default="generator", help="generator, critic, teacher, ...")
     parser.add_argument("--ema", action="store_true", help="the moving average of its parameters")
@@ -46,19 +50,19 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing export"
     parser.add_argument(
         "--encoders",
         type=any_path,
-        help="of a pipeline: their folder, if they are not the checkpoint's",
+        help="of a pipeline or student: their folder, if they are not the checkpoint's",
     )
     parts.add_option(parser)
     given = parser.parse_args(arguments)
     with ending("nothing was written"):
-        if given.layout == PIPELINE:
+        if export := WHOLE.get(given.layout):
             for option, usual in (("net", "generator"), ("num_heads", None)):
                 if getattr(given, option) != usual:
                     parser.error(f"--{option} is for single networks; leave it out")
-            to_pipeline.export(given.checkpoint, given.out, given.ema, given.dtype, given.encoders)
+            export(given.checkpoint, given.out, given.ema, given.dtype, given.encoders)
             return
         if given.encoders:
-            parser.error(f"--encoders is for --layout={PIPELINE}; leave it out")
+            parser.error(f"--encoders is for the layouts {', '.join(WHOLE)}; leave it out")
         product = functools.partial(pretrained.product, given.checkpoint, given.net)
         to_torch.export(
             given.checkpoint, given.out, given.layout, given.net, given.ema, given.dtype, given.num_heads,

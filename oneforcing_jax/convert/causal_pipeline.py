@@ -1,6 +1,6 @@
 """A one-step causal student as a pipeline of diffusers.
 
-`oneforcing export --layout=pipeline` puts this file into the folder that it writes. Torch and diffusers suffice:
+`oneforcing export --layout=pipeline` puts this file into the folder that it writes:
 
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     frames = pipe("a red square moving left").frames[0]
@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 TRAIN_STEPS = 1000
 
 
-class BlockCausal(WanAttnProcessor):  # type: ignore[misc]
+class BlockCausal(WanAttnProcessor):
     """Attention of Wan, the self-attention under a mask of queries and keys."""
 
     mask: torch.Tensor | None = None
@@ -178,7 +178,7 @@ class OneForcingPipeline(WanPipeline):  # type: ignore[misc]
         block = (frame - own.first_frames).div(own.block_frames, rounding_mode="floor").clamp(-1)
         block = block.repeat_interleave(tokens)
         level = torch.where(frame < clean.shape[2], 0.0, sigma * TRAIN_STEPS)
-        causal = BlockCausal()
+        causal: Any = BlockCausal()
         causal.mask = block[:, None] >= block
         for layer in self.transformer.blocks:
             layer.attn1.set_processor(causal)

@@ -79,7 +79,7 @@ def _state(part: Part, config: Any, table: Mapping[str, Any], tensors: Tensors) 
     """Every tensor in float32, under the names of diffusers or transformers."""
     import torch
 
-    names = {leaf: name for name, leaf in table(config).items()}
+    names = {leaf: name for name, leaf in key_map(config).items()}
     state = {}
     for name, leaf in table.items():
         if name not in tensors:
@@ -89,7 +89,7 @@ def _state(part: Part, config: Any, table: Mapping[str, Any], tensors: Tensors) 
     return state
 
 
-def table(config: Any) -> Mapping[str, Any]:
+def key_map(config: Any) -> Mapping[str, Any]:
     """The key map of a network in the names of diffusers or transformers."""
     if isinstance(config, WanConfig):
         return wan_keys.diffusers(config.num_layers)

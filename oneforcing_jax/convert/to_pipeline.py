@@ -90,7 +90,7 @@ def _write(stored: Stored, config: Any, out: Path, file: str) -> None:
         empty.save_config(out)
     else:
         empty.config.save_pretrained(out)
-    key_map = theirs.table(config)
+    key_map = theirs.key_map(config)
     state = empty.state_dict()
     shapes = {name: tuple(state[name].shape) for name in key_map}
     dtypes = {name: to_torch.plain_dtype(stored, leaf) for name, leaf in key_map.items()}

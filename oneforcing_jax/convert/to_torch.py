@@ -128,6 +128,12 @@ class Stored:
             size += more
         yield batch
 
+    @property
+    def paths(self) -> list[LeafPath]:
+        """Where the leaves of the network lie, without what lies beside kernels."""
+        beside = {path for paths in self._beside.values() for path in paths}
+        return [path for path in flatten_dict(self.tree) if path not in beside]
+
     def leaves(self, key_map: KeyMap) -> Iterator[tuple[str, keys.Leaf, np.ndarray]]:
         """Names of tensors, where they lie, and the whole leaves; few of these are in memory at a time."""
         names = keys.by_leaf(key_map)

@@ -101,7 +101,7 @@ def config_of(net: Mapping[str, Any], dtype: Any = jnp.float32, file: Path = Pat
     try:
         like, fields = kinds[net["kind"]], dict(net["config"])
         for name, value in fields.items():
-            if not _fits(getattr(like, name), value, _MOST.get(name, 2**31)):
+            if not fits(getattr(like, name), value, _MOST.get(name, 2**31)):
                 raise ValueError(f"{name} {str(value)[:60]}")
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return dataclasses.replace(like, **_later(like) | tuples | {"dtype": dtype})
@@ -112,11 +112,12 @@ def config_of(net: Mapping[str, Any], dtype: Any = jnp.float32, file: Path = Pat
         ) from None
 
 
-def _fits(like: Any, value: Any, most: int) -> bool:
-    """Whether a field of a record can stand for one like another: a count, a number, a switch, or several."""
+def fits(like: Any, value: Any, most: int) -> bool:
+    """Whether a field of a record can stand for one like another: a count below `most`, a number, a switch,
+    or several of them."""
     if isinstance(like, tuple):
         few = isinstance(value, list | tuple) and len(value) < 1000
-        return few and all(_fits(like[0], inner, most) for inner in value)
+        return few and all(fits(like[0], inner, most) for inner in value)
     if type(like) is int:
         return type(value) is int and 0 < value < most
     if type(like) is float:

@@ -31,6 +31,11 @@ EXPECTED = (
 )
 # In the record of a network, below `MORE`: the dtype that it computes in, where nobody chooses one.
 COMPUTES = "computes"
+# The same, of what a published student makes: the fields of `Source` below, where they are not its family's.
+VIDEO = "video"
+LAYOUT = (
+    "shift", "frames", "rows", "columns", "fps", "block_frames", "first_frames", "steps", "first_steps",
+)  # fmt: skip
 # Stores of which one was made from the other. A damaged record may lead round in a circle.
 MOST_STORES = 16
 
@@ -44,7 +49,7 @@ class Source:
       net: name of the network in them.
       ema: whether to read its moving average.
       model: the transformer.
-      family: that it is of.
+      family, kind: that it is of, and the name that records have for it.
       shift: of the noise schedule.
       frames, rows, columns: of the latents.
       fps: frames per second of the videos.
@@ -58,6 +63,7 @@ class Source:
     ema: bool
     model: Model
     family: Family
+    kind: str
     shift: float
     frames: int
     rows: int
@@ -166,11 +172,33 @@ def _converted(folder: Path, ema: bool, dtype: str | None) -> Source:
     video, (frames, rows, columns) = family.video, family.latents
     # Records of before say it by their items alone: a folder of Wan's is a teacher, a file has a generator.
     causal = more.get("causal", name != "params_model")
-    return Source(
-        folder, name.split("_", 1)[1], ema, family.model(config), family, video.shift,
+    source = Source(
+        folder, name.split("_", 1)[1], ema, family.model(config), family,
+        more.get(families.FIELD, families.FIRST), video.shift,
         frames=frames, rows=rows, columns=columns, fps=video.fps, block_frames=1, first_frames=None,
         steps=video.steps, first_steps=video.first_steps, causal=causal,
     )  # fmt: skip
+    return dataclasses.replace(source, **_layout(more.get(VIDEO, {}), source))
+
+
+def _layout(said: Any, like: Source) -> dict[str, Any]:
+    """What a record says of a student's videos.
+
+    Raises:
+      InputError: what no student has.
+    """
+    usual = {name: getattr(like, name) for name in LAYOUT}
+    usual["first_frames"] = like.block_frames
+    found = {}
+    for name, value in said.items() if isinstance(said, dict) else [("", said)]:
+        absent = value is None and name.startswith("first_")
+        if name not in usual or not (absent or records.fits(usual[name], value, 2**20)):
+            raise InputError(
+                f"{like.folder / MODEL}: expected the {VIDEO} of a student, found {name} {str(value)[:60]}; "
+                "use the release that wrote it, or get it again"
+            )
+        found[name] = tuple(value) if isinstance(value, list) else value
+    return found
 
 
 def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
@@ -187,7 +215,8 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
     family = families.of_run(run)
     alone = family.video.first_steps if len(blocks.steps) == 1 else None
     return Source(
-        folder / checkpoint.FOLDER, method.sampled.net, ema, made, family, run.shift,
+        folder / checkpoint.FOLDER, method.sampled.net, ema, made, family, run.family or families.FIRST,
+        run.shift,
         frames=size.frames, rows=size.rows, columns=size.columns, fps=run.fps,
         block_frames=blocks.frames, first_frames=blocks.first_frames or None,
         steps=blocks.steps, first_steps=blocks.first_steps or alone,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import oneforcing_jax
 from oneforcing_jax.errors import InputError
 
 # OWNER/NAME[@REVISION][:FILE]
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^:@]+))?(?::(.+))?")
 # The name of a commit, which stays what it is.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+_MISSING = 'needs huggingface_hub, which is not installed; run pip install "oneforcing_jax[torch]"'
 
 
 def download(
@@ -33,8 +37,7 @@ def download(
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except ImportError as error:
         raise InputError(
-            f"{source}: not on disk, and downloading needs huggingface_hub, which is not "
-            'installed; run pip install "oneforcing_jax[torch]" or download it by hand'
+            f"{source}: not on disk, and downloading {_MISSING} or download it by hand"
         ) from error
     except Exception as error:  # network, disk, repository, login: a dozen types
         reason = " ".join(str(error).split())[:200]
@@ -42,6 +45,40 @@ def download(
             f"{source}: not on disk, and it could not be downloaded ({reason}); check the name and "
             "the connection, and run the same command again: what is there already is kept"
         ) from error
+
+
+def upload(folder: Path, repository: str, private: bool, files: list[str]) -> str:
+    """Uploads files of a folder, as one commit, whose name is returned.
+
+    Args:
+      folder: of this machine.
+      repository: OWNER/NAME, which is made if it is not there.
+      private: of a new repository.
+      files: their paths in the folder.
+
+    Raises:
+      InputError: huggingface_hub is not installed, or the hub refuses them.
+    """
+    try:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        made = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=files,
+            commit_message=f"A student of oneforcing_jax {oneforcing_jax.__version__}",
+        )
+    except ImportError as error:
+        raise InputError(f"{repository}: uploading {_MISSING}") from error
+    except Exception as error:  # network, login, names, quotas: a dozen types
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{repository}: could not be uploaded ({reason}); log in with hf auth login, check the name "
+            "and the connection, and run the same command again"
+        ) from error
+    return str(made.oid)
 
 
 def commit(snapshot: Path) -> str | None:

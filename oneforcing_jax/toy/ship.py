@@ -19,10 +19,11 @@ import orbax.checkpoint as ocp
 
 import oneforcing_jax
 from oneforcing_jax import demos
+from oneforcing_jax.convert.card import README
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.families import FIELD, encoders, records
 from oneforcing_jax.generation import pretrained
-from oneforcing_jax.generation.pretrained import COMPUTES, Source
+from oneforcing_jax.generation.pretrained import COMPUTES, LAYOUT, Source
 from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint, files, integrity, places
 from oneforcing_jax.system.command import Help, any_path, commit, ending
@@ -39,11 +40,6 @@ REPORT = Path("report") / "scores.json"
 BESIDE = ("real", "teacher")
 # What all files may have, in bytes.
 MOST = 3_000_000
-README = "README.md"
-# What a folder of weights does not say, but its family: the run's must be the same.
-LAYOUT = (
-    "shift", "frames", "rows", "columns", "fps", "block_frames", "first_frames", "steps", "first_steps",
-)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -113,7 +109,8 @@ def _save_weights(folder: Path, source: Source) -> None:
 
 
 def _check(folder: Path, source: Source) -> None:
-    """Refuses a folder that would not make the run's videos, or is too large."""
+    """Refuses a folder that would not make the run's videos, for its record leaves them to the family, or is
+    too large."""
     found = pretrained.find(folder)
     for name in LAYOUT:
         was, is_ = getattr(source, name), getattr(found, name)
@@ -180,7 +177,7 @@ def _seconds(stage: Path) -> int:
 
 
 def page(said: Mapping[str, Any]) -> str:
-    """A card as a page, with the sections of docs/model_card.md."""
+    """A card as a page, with the sections of `convert.card`."""
     names = list(dict.fromkeys(name for row in said["scores"].values() for name in row))
     table = ["|" + "|".join(["", *names]) + "|", "|" + "---|" * (len(names) + 1)]
     for row, scores in said["scores"].items():

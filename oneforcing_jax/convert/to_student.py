@@ -1,0 +1,109 @@
+"""A trained student and its encoders as one folder of ours, to be published: what `Pipeline.from_pretrained`
+takes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import oneforcing_jax
+from oneforcing_jax import families
+from oneforcing_jax.convert import card
+from oneforcing_jax.convert.to_orbax import REVISION, save_item
+from oneforcing_jax.convert.to_torch import Stored
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.families import encoders, records
+from oneforcing_jax.generation import pretrained
+from oneforcing_jax.generation.pretrained import COMPUTES, LAYOUT, VIDEO, Source
+from oneforcing_jax.setup.dtypes import DTYPES
+from oneforcing_jax.system import integrity, room
+from oneforcing_jax.system.command import commit
+from oneforcing_jax.system.files import FORM, MORE, VERSION, record, staged, write_whole
+
+_ITEM = "params_generator"
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    ema: bool = False,
+    dtype: str | None = None,
+    encoders_of: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Packs a causal student: weights and what they make, encoders, checksums, the draft of a card.
+
+    Args:
+      checkpoint: a stage of a training run, or a converted student.
+      out: the folder.
+      ema: the moving average.
+      dtype: of the weights, "float32" or "bfloat16"; None: as stored.
+      encoders_of: folder of codec and text encoder; None: the checkpoint's own.
+      report: called with a line at the end.
+
+    Raises:
+      MissingInput, InputError: no causal student with converted encoders there; a folder that exists.
+    """
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose another --out, or delete it")
+    source = pretrained.find(checkpoint, ema)
+    source.check(teacher=False)
+    beside = encoders.converted(encoders_of or pretrained.find_encoders(checkpoint))
+    stored = Stored(
+        source.folder, source.net, ema, lambda: pretrained.product(checkpoint, source.net)
+    )
+    needed = room.size(stored.tree, DTYPES[dtype] if dtype else None)
+    room.check_memory(f"weights of {stored.path}", needed, "pack it on a machine with more")
+    room.check_disk(f"student of {stored.path}", needed, out)
+    tree = stored.read(stored.paths)
+    tree = jax.tree.map(lambda x: np.asarray(x, DTYPES[dtype]) if dtype else np.asarray(x), tree)
+    with staged(out) as temporary:
+        transformer = temporary / "transformer"
+        save_item(transformer / records.STEP / _ITEM, tree)
+        write_whole(transformer / records.MODEL, record(_said(source, tree)))
+        integrity.seal(transformer)
+        for name in (encoders.CODEC, encoders.TEXT):
+            shutil.copytree(beside / name, temporary / name)
+        _check(temporary, source)
+        write_whole(temporary / card.README, card.draft(_known(temporary, source)).encode())
+    report(f"{stored.path} and the encoders of {beside} -> {out}; fill in {out / card.README}")
+
+
+def _said(source: Source, tree: Any) -> dict[str, Any]:
+    """The record of the weights, with what their family does not say."""
+    video = {name: getattr(source, name) for name in LAYOUT}
+    computes = np.dtype(source.config.dtype).name
+    more = {families.FIELD: source.kind, "causal": True, COMPUTES: computes, VIDEO: video}
+    (dtype,) = {leaf.dtype.name for leaf in jax.tree.leaves(tree)} or {""}
+    nets = {_ITEM: {**records.describe(source.config), "dtype": dtype, MORE: more}}
+    return {VERSION: FORM, "nets": nets}
+
+
+def _check(folder: Path, source: Source) -> None:
+    """Refuses a folder that would be read as another student."""
+    found = pretrained.find(folder)
+    for name in ("kind", *LAYOUT):
+        if (was := getattr(source, name)) != (now := getattr(found, name)):
+            raise InputError(f"{source.folder}: expected {name} {was} in its record, found {now}")
+
+
+def _known(folder: Path, source: Source) -> dict[str, str]:
+    """Words of the card."""
+    time, space = source.family.strides
+    frames, steps = 1 + time * (source.frames - 1), len(source.steps)
+    size = f"{source.rows * space}x{source.columns * space}"
+    read = records.read(folder / encoders.CODEC)
+    revision = read.get(MORE, {}).get(REVISION)
+    origin = f"{read.get('source')}" + (f" at {revision}" if revision else "")
+    return {
+        "makes": f"Videos have {frames} frames of {size}, {source.fps:g} a second, in "
+        f"blocks of {source.block_frames} latent frames of {steps} step{'s' * (steps > 1)}.",
+        "source": f"Codec and text encoder were converted from {origin}.",
+        "packed": f"Packed by oneforcing_jax {oneforcing_jax.__version__} {commit()}".strip() + ".",
+        "identity": f"the SHA-256 of those of the weights is {pretrained.find(folder).identity}.",
+    }
