@@ -178,7 +178,7 @@ class OneForcingPipeline(WanPipeline):  # type: ignore[misc]
         block = (frame - own.first_frames).div(own.block_frames, rounding_mode="floor").clamp(-1)
         block = block.repeat_interleave(tokens)
         level = torch.where(frame < clean.shape[2], 0.0, sigma * TRAIN_STEPS)
-        causal: Any = BlockCausal()
+        causal: Any = BlockCausal()  # type: ignore[no-untyped-call]
         causal.mask = block[:, None] >= block
         for layer in self.transformer.blocks:
             layer.attn1.set_processor(causal)
