@@ -164,6 +164,7 @@ def test_a_stream_changes_at_once(trained):
         assert error(np.concatenate(rest, 1), found[:, 2:]) < 1e-5
 
 
+@pytest.mark.long
 def test_gradients_pass(trained):
     source = pretrained.find(trained)
     params, plan = source.params(), make_plan(4, 1, (1000.0,), 5.0)

@@ -77,6 +77,7 @@ def toy(sigmas_of_rows=(), **settings):
     return made, {name: jnp.float32(rng.normal(size=s)) for name, s in shapes.items()}
 
 
+@pytest.mark.long
 def test_self_distillation_takes_longer_clips_for_real(random_params):
     """ASD: L_D of the student's clips in one step, and of its own in two from the same noise."""
     m, batch = toy(real="self", relativistic=True, gan_discriminator_weight=2.0)

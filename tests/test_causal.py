@@ -402,8 +402,15 @@ def of_mode(params, form, first, mode, since=0):
     return gradient(params, noise, prompt(1), weight, form, first, mode)
 
 
-@pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("mode", ["straight_through", "stop"])
+@pytest.mark.parametrize(
+    ("mode", "first"),
+    [
+        ("straight_through", 0),
+        ("stop", 1),
+        pytest.param("straight_through", 1, marks=pytest.mark.long),
+        pytest.param("stop", 0, marks=pytest.mark.long),
+    ],
+)
 def test_replay_gradients_are_sequential(mode, first, random_params):
     params = random_params(NET)
     if mode == "stop":
@@ -415,6 +422,7 @@ def test_replay_gradients_are_sequential(mode, first, random_params):
     assert error(of_mode(params, "differentiable", first, mode), expected) < 1e-4
 
 
+@pytest.mark.long
 def test_context_gradients_differ(random_params):
     params = random_params(NET)
     found = {mode: of_mode(params, "sequential", 0, mode) for mode in CONTEXT_GRADIENTS}
