@@ -62,6 +62,7 @@ def whole(run):
     return run("whole", "mesh.data=8")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 def test_meshes_and_shares_make_the_same_pairs(run, whole):
     expected = pairs(whole)

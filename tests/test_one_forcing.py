@@ -116,7 +116,13 @@ def assert_gradients(found, expected):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "name", [f"train_generator{kind}" for kind in ("", "_chunkwise", *MULTISTEP)]
+    "name",
+    [
+        "train_generator",
+        "train_generator_multistep_chunkwise",
+        pytest.param("train_generator_chunkwise", marks=pytest.mark.long),
+        pytest.param("train_generator_multistep", marks=pytest.mark.long),
+    ],
 )
 def test_generator_update(name, monkeypatch):
     golden = Golden(name)
