@@ -2,7 +2,7 @@
 
     python -m oneforcing_jax.main --config=configs/wan22_5b_framewise.py --workdir=runs/wan22_5b
 
-It reads `weights/wan22_5b` and `store/` as docs/data.md makes them, and has the stages of
+It reads `weights/wan_5b` and `store/` as docs/data.md makes them, and has the stages of
 configs/recipe_framewise.py. Student, critic and teacher are the 5B: no other published model has its latents.
 Values are the paper's where they do not follow from the family. Nothing published says how often the first
 latent frame should be given; `one_forcing.given_rate=0` trains for text alone.
@@ -20,7 +20,7 @@ def other(name):
     return runpy.run_path(str(Path(__file__).with_name(name)))
 
 
-WEIGHTS = "weights/wan22_5b/transformer:model"
+WEIGHTS = "weights/wan_5b/transformer:model"
 
 
 def student(c):
