@@ -119,12 +119,7 @@ class ClipDraws(NamedTuple):
 
     def frame_levels(self, sigma: jax.Array, plan: Plan) -> jax.Array:
         """Noise levels [b] of clips as those of their frames [b, f], 0 of given ones; None given: [b]."""
-        return sigma if self.given is None else self._clean(sigma[:, None], plan)
-
-    def _clean(self, sigma: jax.Array, plan: Plan) -> jax.Array:
-        """Levels [b or 1, frames or 1] as [b, frames], 0 where they are given."""
-        first = jnp.arange(num_frames(plan))[None] < plan[0].frames
-        return jnp.where(self.given[:, None] & first, 0.0, sigma)
+        return sigma if self.given is None else _clean(self.given, sigma[:, None], plan)
 
     def last_levels(self, plan: Plan) -> jax.Array:
         """Noise level [f] of the step at which each frame's block ends; [b, f] where some are given."""
@@ -134,11 +129,17 @@ class ClipDraws(NamedTuple):
             return jnp.full(block.frames, jnp.array(block.sigmas)[-1 if exit is None else exit])
 
         levels = jnp.concatenate([level(block) for block in plan])
-        return levels if self.given is None else self._clean(levels[None], plan)
+        return levels if self.given is None else _clean(self.given, levels[None], plan)
 
     def exit_of(self, block: Block, plan: Plan) -> jax.Array | None:
         """Number of the step at which a block of the plan ends; None: its last."""
         return None if self.exit is None or not exits(block, plan) else self.exit[0]
+
+
+def _clean(given: jax.Array, sigma: jax.Array, plan: Plan) -> jax.Array:
+    """Levels [b or 1, f or 1] as [b, f], 0 of the first block where it is given [b]."""
+    first = jnp.arange(num_frames(plan))[None] < plan[0].frames
+    return jnp.where(given[:, None] & first, 0.0, sigma)
 
 
 def exits(block: Block, plan: Plan) -> bool:
@@ -163,17 +164,18 @@ def draw(
     are not computed, which a step for each clip of a batch would not allow.
     """
     start, context, renoise = jax.random.split(key, 3)
-    given = jax.random.fold_in(key, 3)
-    extra, exit = max(len(block.sigmas) for block in plan) - 1, None
+    extra, exit, given = max(len(block.sigmas) for block in plan) - 1, None, None
     if random_exit and exits(plan[-1], plan):
         renoise, step = jax.random.split(renoise)
         exit = jnp.full(shape[:1], jax.random.randint(step, (), 0, len(plan[-1].sigmas)))
+    if given_rate:
+        given = jax.random.bernoulli(jax.random.fold_in(key, 3), given_rate, shape[:1])
     return ClipDraws(
         jax.random.normal(start, shape),
         jax.random.normal(context, shape) if context_sigma else None,
         jax.random.normal(renoise, (shape[0], extra, *shape[1:])) if extra else None,
         exit,
-        jax.random.bernoulli(given, given_rate, shape[:1]) if given_rate else None,
+        given,
     )
 
 

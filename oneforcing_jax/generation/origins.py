@@ -54,7 +54,7 @@ class Origins:
         if look.teacher and (given.video or (given.image and not source.family.frame_levels)):
             raise InputError(
                 f"--teacher: it makes whole clips and cannot continue {given.continued}; only networks that "
-                "are told a noise level for every frame (Wan2.2's 5B) take an image; leave one out"
+                "are told a noise level for every frame take one image; leave one out"
             )
         source.check(look.teacher)
         folder = loading.encoders or pretrained.find_encoders(loading.checkpoint)
