@@ -97,10 +97,9 @@ def sequential(
     for i, j in pieces(plan, first):
         block = plan[i]
         steps = BlockDraws(
-            *(
-                cut(x, done, j - i, block.frames)
-                for x in (draws.start, draws.renoise, draws.context)
-            ),
+            cut(draws.start, done, j - i, block.frames),
+            cut(draws.renoise, done, j - i, block.frames),
+            cut(draws.context, done, j - i, block.frames),
             None if i or draws.given is None else draws.given[None],
         )
         limit, exit = done + (j - i) * block.frames, draws.exit_of(block, plan)

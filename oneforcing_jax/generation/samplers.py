@@ -154,7 +154,7 @@ def sample(
     def put(x: jax.Array) -> jax.Array:
         return x if given is None else jnp.concatenate([given, x[:, given.shape[1] :]], 1)
 
-    def levels(told: jax.Array) -> jax.Array:
+    def levels(told: Any) -> jax.Array:
         count, frames = 2 * noise.shape[0], noise.shape[1]
         if given is None:
             return jnp.full(count, told)
