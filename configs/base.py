@@ -85,6 +85,8 @@ def get_config():
         "context_sigma": 0.004980080295354128,
         # Blocks of several steps end at one drawn from their list (False: all run).
         "random_exit": True,
+        # Share of clips whose first block is given, the data's, as in videos that begin with an image.
+        "given_rate": 0.0,
         # s in cond + s (cond - uncond) of the teacher.
         "guidance": 5.0,
         "gan_generator_weight": 0.03,

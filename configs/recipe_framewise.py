@@ -25,8 +25,13 @@ STORE = str(Path("store").absolute())
 WAN_1_3B, WAN_14B = "weights/wan_1.3b/transformer:model", "weights/wan_14b/transformer:model"
 
 
-def recipe(c):
-    """Adds the stages before One-Forcing to a config that has it alone."""
+def recipe(c, small=WAN_1_3B, teacher=WAN_14B):
+    """Adds the stages before One-Forcing to a config that has it alone.
+
+    Args:
+      c: the config.
+      small, teacher: where student and critic, and where the teacher begin.
+    """
     # Share of prompts that the negative one replaces, so that the causal teacher can be guided.
     c.prompt_drop_rate = 0.1
     # Of the first stage, as the original's.
@@ -44,7 +49,7 @@ def recipe(c):
     causal = "teacher_forcing:model"
     c.stages.update(
         {
-            "teacher_forcing": stage("teacher_forcing", STORE, 2000, {"model": WAN_1_3B}),
+            "teacher_forcing": stage("teacher_forcing", STORE, 2000, {"model": small}),
             "ode_pairs": {
                 "kind": "ode_pairs",
                 "source": causal,
@@ -67,8 +72,8 @@ def recipe(c):
     c.stages.one_forcing.data = STORE
     c.stages.one_forcing.init = {
         "generator": "causal_ode:model",
-        "critic": WAN_1_3B,
-        "teacher": WAN_14B,
+        "critic": small,
+        "teacher": teacher,
     }
     c.run = ("teacher_forcing", "ode_pairs", "causal_ode", "one_forcing")
     return c

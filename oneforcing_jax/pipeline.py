@@ -26,7 +26,8 @@ import numpy as np
 
 from oneforcing_jax import demos
 from oneforcing_jax.causal.cache import Window
-from oneforcing_jax.data.origin import Origin
+from oneforcing_jax.data.images import read_image
+from oneforcing_jax.data.origin import Origin, digest
 from oneforcing_jax.data.resize import enlarged
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.errors import InputError, MissingInput
@@ -110,6 +111,7 @@ class Pipeline:
         width: int | None = None,
         seed: int = 0,
         num_inference_steps: int | None = None,
+        image: str | Path | None = None,
     ) -> np.ndarray:
         """A video, uint8 [num_frames, height, width, 3].
 
@@ -120,15 +122,18 @@ class Pipeline:
           seed: of the noise, 0 to 2^32 - 1. A longer video begins with the shorter one of its seed.
           num_inference_steps: of every block, spaced evenly; None: the timesteps of its training, which for
             a model of one step are four in the first block, and one in the others.
+          image: file of the first frame, scaled to cover the video's size; None: it is made, too.
 
         Raises:
-          InputError: a prompt that the text encoder does not read, or numbers and sizes that do not fit.
+          MissingInput, InputError: a prompt that the text encoder does not read, numbers and sizes that do
+            not fit, or no image.
           NotFinite: weights that make no picture.
         """
         settings = self._settings(num_frames, height, width, num_inference_steps)
-        blocks = self._blocks(prompt, settings, seed)
+        blocks = self._blocks(prompt, settings, seed, image)
         frames = np.concatenate(list(blocks))
-        said = origins.blocks(settings.taken(False)) | {
+        named = {} if image is None else {"image": digest(places.read(Path(image)))}
+        said = origins.blocks(settings.taken(image is not None)) | named | {
             "frames": len(frames), "size": list(frames.shape[1:3]), "fps": self.fps,
             "shift": self.model.source.shift, "dtype": self.model.source.config.dtype.name,
         }  # fmt: skip
@@ -144,13 +149,14 @@ class Pipeline:
         width: int | None = None,
         seed: int = 0,
         num_inference_steps: int | None = None,
+        image: str | Path | None = None,
     ) -> Iterator[np.ndarray]:
         """Frames uint8 [height, width, 3] as they are made; arguments and errors are those of `generate`.
 
         `switch` changes the prompt of the newest stream. Who stops asking ends it.
         """
         settings = self._settings(num_frames, height, width, num_inference_steps)
-        blocks = self._blocks(prompt, settings, seed)
+        blocks = self._blocks(prompt, settings, seed, image)
         return itertools.chain.from_iterable(blocks)
 
     def switch(self, prompt: str) -> None:
@@ -222,12 +228,17 @@ class Pipeline:
             changes = {"steps": spaced, "first_steps": None}
         return self.model.settings(frames, (height or rows, width or columns), **changes)
 
-    def _blocks(self, prompt: str, settings: Settings, seed: int) -> Iterator[np.ndarray]:
+    def _blocks(
+        self, prompt: str, settings: Settings, seed: int, image: str | Path | None
+    ) -> Iterator[np.ndarray]:
         """Frames of a video block by block, whose prompt `switch` changes."""
         self._check_prompt(prompt)
         _check("seed", Seed, seed)
+        given = None
+        if image is not None:
+            given = self.model.continued_latents(read_image(image), settings)
         self._prompt = said = [prompt]
-        return self.model.stream(lambda _: said[0], settings, seed)
+        return self.model.stream(lambda _: said[0], settings, seed, given)
 
     def _check_prompt(self, prompt: str) -> None:
         if not prompt.strip():

@@ -143,6 +143,61 @@ def test_forward_kl_is_equation_10(random_params):
     assert error(ravel_pytree(gradient)[0], ravel_pytree(expected[1])[0]) < 1e-4
 
 
+def test_a_given_block_is_seen_clean_and_takes_no_loss(random_params):
+    """Critic's and generator's losses of the other frame alone, where all clips are given the first."""
+    m, batch = toy(given_rate=1.0, gan_generator_weight=0.0, gan_discriminator_weight=0.0)
+    generator, critic, teacher = (random_params(net, i) for i, net in enumerate(
+        (m.generator, m.critic, m.teacher)))  # fmt: skip
+    shape, latents = batch["latents"].shape, batch["latents"]
+    batch["negative"] = jnp.zeros((8, 8))
+    condition = m.generator.condition(batch)
+    draws = distillation.draw_critic(m, jax.random.key(0), shape)
+    assert draws.rollout.given.all()
+
+    def student(noise):
+        """Its second frame, after the data's first."""
+        seen, one = flow.add_noise(latents, noise.context, 0.1), jnp.ones((2, 2))
+        given = m.generator, generator, seen, noise.start, one, condition, (1, 1)
+        return noise.start[:, 1] - flow_matching.teacher_forced(*given)[:, 1]
+
+    def noisy(x, noise, level):
+        second = (1 - level[:, None, None, None]) * x + level[:, None, None, None] * noise[:, 1]
+        levels = jnp.stack([jnp.zeros(2), level], 1)
+        return jnp.stack([latents[:, 0], second], 1), levels
+
+    def denoising(critic):
+        x, level = student(draws.rollout), draws.denoise_sigma
+        out = m.critic.apply(critic, *noisy(x, draws.denoise_noise, level), condition)
+        return jnp.square(out.flow[:, 1] - (draws.denoise_noise[:, 1] - x)).sum() / latents.size
+
+    value, _ = jax.jit(own_rollout.critic_loss, static_argnums=0)(
+        m, critic, generator, batch, draws
+    )
+    assert error(value, jax.jit(denoising)(critic)) < 1e-5
+
+    draws = distillation.draw_generator(m, jax.random.key(1), shape)
+
+    @jax.jit
+    def matching():
+        x, level = student(draws.rollout), draws.dmd_sigma
+        seen = noisy(x, draws.dmd_noise, level)
+
+        def clean(net, params, text):
+            v = net.apply(params, *seen, prompted(text)).flow[:, 1]
+            return seen[0][:, 1] - level[:, None, None, None] * v
+
+        fake, nothing = clean(m.critic, critic, batch["text"]), jnp.zeros((2, 8, 8))
+        real, free = clean(m.teacher, teacher, batch["text"]), clean(m.teacher, teacher, nothing)
+        real = real + 5 * (real - free)
+        gradient = (fake - real) / jnp.abs(x - real).mean((1, 2, 3), keepdims=True)
+        return 0.5 * jnp.square(gradient).sum() / latents.size
+
+    value, _ = jax.jit(own_rollout.generator_loss, static_argnums=0)(
+        m, generator, critic, teacher, batch, draws
+    )
+    assert error(value, matching()) < 1e-4
+
+
 # What a config says.
 
 
@@ -160,6 +215,7 @@ def described(**changes):
         ({"real": "selves"}, "real: expected one of .'data', 'self'., found 'selves'"),
         ({"dmd_weight": 0.0, "gan_generator_weight": 0.0}, "a loss of the generator, found"),
         ({"forward_kl_weight": 1.0}, r"a section 'ode' that keeps a row .* found rows at \[\]"),
+        ({"given_rate": 1.5}, "given_rate"),
     ],
 )
 def test_odd_settings_are_refused(changes, message):
@@ -194,7 +250,7 @@ def test_work_is_that_of_the_terms():
 METHODS = {
     "self forcing": {"gan_generator_weight": 0.0, "gan_discriminator_weight": 0.0},
     "adversarial alone": {"dmd_weight": 0.0},
-    "ASD": {"real": "self", "relativistic": True},
+    "ASD": {"real": "self", "relativistic": True, "given_rate": 0.5},
     "forward KL": {"forward_kl_weight": 1.0},
 }
 

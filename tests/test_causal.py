@@ -377,6 +377,42 @@ def test_one_exit_is_drawn_for_all(random_params):
     assert draw(jax.random.key(0), shape, one_step, 0.0, random_exit=True).exit is None
 
 
+# A first block that is given to some clips, as in training on videos that begin with an image.
+
+
+def test_a_given_block_is_what_a_video_continues(random_params):
+    """As it is trained, so it is served; the other clips of the batch are as without."""
+    plan = (Block(1, (1.0, 0.6)), *blocks(2, 2, 1.0))  # an image is one latent frame
+    params, text = random_params(NET), prompt(2)
+    noise, latents = draws(2, plan), normal(9, 2, num_frames(plan), CONFIG.in_dim, ROWS, COLUMNS)
+    noise = noise._replace(renoise=np.swapaxes(noise.renoise, 0, 1))
+    half = noise._replace(given=np.array([True, False])).beginning(latents, plan)
+    found = generated(params, half, text, plan, Window(), 0.0)
+    without = generated(params, noise, text, plan, Window(), 0.0)
+    np.testing.assert_array_equal(found.latents[0, :1], latents[0, :1])
+    assert error(found.latents[1], without.latents[1]) < 1e-5
+    rest = ClipDraws(noise.start[:, 1:])
+    served = clip(params, CONFIG, rest, text, plan[1:], latents[:, :1]).latents
+    assert error(found.latents[0, 1:], served[0]) < 1e-5
+    np.testing.assert_array_equal(found.levels, np.float32([[0, 1, 1, 1, 1], [0.6, 1, 1, 1, 1]]))
+
+
+@pytest.mark.long
+def test_no_gradient_passes_to_a_given_block(random_params):
+    params, mode = random_params(NET), "straight_through"
+    noise = draws(1, PLAN, context=True)
+    noise = noise._replace(given=np.array([True])).beginning(normal(9, *noise.start.shape), PLAN)
+    weight = normal(4, *noise.start.shape)
+    found, expected = (
+        gradient(params, noise, prompt(1), weight, form, 0, mode)
+        for form in ("differentiable", "sequential")
+    )
+    assert error(found, expected) < 1e-4
+    weight[:, 0] = 7  # on what the block itself is
+    again = gradient(params, noise, prompt(1), weight, "differentiable", 0, mode)
+    assert error(again, found) < 1e-5
+
+
 # Gradients through the context.
 
 

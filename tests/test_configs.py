@@ -94,8 +94,12 @@ def test_every_config_builds(file, tmp_path):
 
 # tests/test_toy_chain.py runs all of tiny.py, and so One-Forcing with the toy's stages; tests/test_train.py
 # runs noise.py. Of the recipes, the stage that no other config has is in tests/test_baselines.py. At the
-# smallest size toy_large.py is toy.py. tests/test_study.py runs chains of study.py.
-RUN_ELSEWHERE = ("tiny", "noise", "recipe_framewise", "recipe_chunkwise", "study", "toy_large")
+# smallest size toy_large.py is toy.py. tests/test_study.py runs chains of study.py, and tests/test_wan22.py
+# all of wan22_5b_framewise.py.
+RUN_ELSEWHERE = (
+    "tiny", "noise", "recipe_framewise", "recipe_chunkwise", "study", "toy_large",
+    "wan22_5b_framewise",
+)  # fmt: skip
 RUN = [f.stem for f in CONFIGS if f.stem not in RUN_ELSEWHERE]
 
 
@@ -196,19 +200,31 @@ def test_the_base_install_suffices():
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_presets_fill_their_target(name):
+@pytest.mark.parametrize("file", ["framewise", "wan22_5b_framewise"])
+def test_presets_fill_their_target(name, file):
     """Sizes of the mesh multiply to the devices, and divide batch, tokens and heads."""
     target = topology.parse(presets.find(name).target)
-    config = configs.load("configs/framewise.py", presets.overrides(name))
+    config = configs.load(file, presets.overrides(name))
     sizes = dict.fromkeys(sharding.MESH_AXES, 1) | dict(config.mesh)
     devices = math.prod(target.shape) * target.slices
     sizes["fsdp"] = devices if sizes["fsdp"] == -1 else sizes["fsdp"]
     assert math.prod(sizes.values()) == devices
     stage = config.stages.one_forcing
     assert (stage.microbatch or stage.batch) % (sizes["data"] * sizes["fsdp"]) == 0
-    assert 1560 % (sizes["context"] * sizes["sequence"]) == 0
+    tokens = config.latents.rows * config.latents.columns // 4
+    assert tokens in (1560, 880) and tokens % (sizes["context"] * sizes["sequence"]) == 0
     for heads in (config.generator.num_heads, config.teacher.num_heads):
         assert heads % (sizes["tensor"] * sizes["sequence"]) == 0
+
+
+def test_a_teacher_of_other_latents_is_refused(tmp_path):
+    """The 14B of Wan2.1 cannot judge the 5B's clips."""
+    of_14b = {"dim": 5120, "num_heads": 40, "num_layers": 40, "in_dim": 16, "out_dim": 16}
+    overrides = [f"--config.teacher.{field}={value}" for field, value in of_14b.items()]
+    with pytest.raises(
+        ValueError, match="expected in_dim 48 of network 'teacher', .* found 16; set"
+    ):
+        main.run("configs/wan22_5b_framewise.py", tmp_path, overrides, dry_run=True)
 
 
 def test_a_preset_that_there_is_not(tmp_path):

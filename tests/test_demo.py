@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 from browser import assert_accessible, chromium, page_of, until
+from PIL import Image
 
 from oneforcing_jax import Pipeline, demos, generate, serve
 from oneforcing_jax.convert import card
-from oneforcing_jax.data.origin import read_origin
+from oneforcing_jax.data.origin import digest, read_origin
 from oneforcing_jax.data.resize import enlarged
 from oneforcing_jax.data.video import read_video
 from oneforcing_jax.families import encoders
@@ -213,6 +214,20 @@ def test_a_stream_is_the_same_video_until_it_is_switched(pipeline):
     same = [np.array_equal(*pair) for pair in zip([*begun, *coming], whole, strict=True)]
     assert same == [True] * 3 + [False] * 3  # one block was on its way
     np.testing.assert_array_equal(np.stack(list(older)), whole)
+
+
+def test_a_video_begins_with_an_image(pipeline, tmp_path):
+    whole, file = pipeline.generate(LEFT, num_frames=3, seed=3), tmp_path / "first.png"
+    Image.fromarray(whole[0]).save(file)
+    made = pipeline.generate(UP, num_frames=3, seed=4, image=file)
+    codec = pipeline.model.encoders.codec
+    kept = pipeline.model.continued_latents(whole[:1], pipeline.model.settings(3))
+    np.testing.assert_array_equal(made[0], np.asarray(codec.stream()(kept))[0, 0])
+    pipeline.save(tmp_path / "a.mp4")
+    assert read_origin(tmp_path / "a.mp4")["settings"]["image"] == digest(file.read_bytes())
+    assert not np.array_equal(pipeline.generate(UP, num_frames=3, seed=4)[0], made[0])
+    with pytest.raises(FileNotFoundError, match="no image file at .*gone.png"):
+        pipeline.stream(UP, image=tmp_path / "gone.png")
 
 
 def test_saved_videos_say_what_made_them(pipeline, demo, tmp_path):

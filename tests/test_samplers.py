@@ -122,6 +122,36 @@ def test_sampling_is_the_pipeline_of_diffusers(pair):
     assert error(other, found) > 1e-2
 
 
+def test_a_given_frame_is_told_clean_and_stays(pair):
+    """Wan2.2's loop in diffusers' parts: before every step the frame is put back, and its tokens are at 0."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    theirs, params = pair
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+    )
+    scheduler.set_timesteps(3)
+    noise, first = normal(1, *SHAPE), normal(4, 1, 1, *SHAPE[2:])
+    text, negative = normal(2, 2, 1, CONFIG.text_len, CONFIG.text_dim)
+    x, image = (torch.from_numpy(y).transpose(1, 2) for y in (noise, first))
+    tokens = SHAPE[3] * SHAPE[4] // 4
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = torch.cat([image, x[:, :, 1:]], 2)
+            told = torch.cat([torch.zeros(1, tokens), torch.full((1, tokens), float(t))], 1)
+            v, free = (
+                theirs(x, told, torch.from_numpy(words), return_dict=False)[0]
+                for words in (text, negative)
+            )
+            x = scheduler.step(free + 3 * (v - free), t, x, return_dict=False)[0]
+    expected = torch.cat([image, x[:, :, 1:]], 2).transpose(1, 2).numpy()
+    sampler = samplers.unipc(scheduler.sigmas.numpy())
+    given = wan.model(CONFIG), params, noise, prompted(text), prompted(negative[0]), sampler
+    found = samplers.sample(*given, guidance=2.0, given=first)
+    assert error(found, expected) < 1e-4
+    np.testing.assert_array_equal(found[:, :1], first)
+    assert error(samplers.sample(*given, guidance=2.0)[:, 1:], found[:, 1:]) > 1e-2
+
+
 def test_euler_is_the_plain_loop():
     grid, x = flow.grid(7, 5.0), normal(1, 5)
     found = steps_of(samplers.euler(grid), x, field)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import Golden
+from goldens import Golden, error
+from PIL import Image
 from safetensors.numpy import save_file
 from test_convert import CONVERT, EXPORT, assert_same, load, run, tensors, write_json, write_torch
 from test_wan_path import TEXT, save_tokenizer
@@ -20,10 +25,12 @@ from oneforcing_jax.convert import keys
 from oneforcing_jax.convert import umt5 as umt5_keys
 from oneforcing_jax.convert import vae as vae_keys
 from oneforcing_jax.convert import wan as wan_keys
-from oneforcing_jax.data.video import read_video
+from oneforcing_jax.data.store import Store
+from oneforcing_jax.data.video import read_video, write_video
 from oneforcing_jax.families import encoders, records
 from oneforcing_jax.families.wan22_5b import FAMILY, SMALL, WAN_5B
 from oneforcing_jax.generation import pretrained
+from oneforcing_jax.models.condition import prompted
 from oneforcing_jax.models.tiny_decoder import TinyDecoderConfig
 from oneforcing_jax.models.vae_layers import WAN22, VAEConfig
 from oneforcing_jax.models.wan import WanConfig
@@ -139,3 +146,89 @@ def test_a_converted_folder_makes_videos(tmp_path: Path) -> None:
     random = np.random.default_rng(0).integers(0, 256, (9, 32, 64, 3), np.uint8)
     latents = codec.encode(random)
     assert latents.shape == (3, 48, 2, 4) and np.isfinite(latents).all()
+
+
+ROOT = Path(__file__).parents[1]
+# The sizes of these weights, of clips of 9 frames of 32x64, and of a run of two iterations a stage.
+SIZES = [
+    *(f"{net}.{field}={getattr(WAN, field)}"
+      for net in ("generator", "teacher", "critic")
+      for field in ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_len")),
+    "head.layers=(1,)", "head.ffn_dim=16", "one_forcing.gradient_blocks=2",
+    "latents.frames=3", "latents.rows=2", "latents.columns=4", "ode.steps=2", "ode.kept=(0,1)",
+    "stages.ode_pairs.count=2", "stages.ode_pairs.batch=2", "stages.one_forcing.samples.every=0",
+    *(f"stages.{stage}.{field}=2" for stage in ("teacher_forcing", "causal_ode", "one_forcing")
+      for field in ("iterations", "batch")),
+    "stages.teacher_forcing.microbatch=0", "stages.causal_ode.microbatch=0",
+    "one_forcing.generator_every=1",
+]  # fmt: skip
+
+
+@pytest.mark.long
+def test_a_folder_becomes_a_student_that_diffusers_computes(tmp_path: Path) -> None:
+    """Converted, encoded, trained in all stages, shown with and without an image, and given back."""
+    diffusers = pytest.importorskip("diffusers")
+    published(tmp_path / "in", "diffusers")
+    weights, videos = tmp_path / "out", tmp_path / "videos"
+    run(CONVERT, source=tmp_path / "in", out=weights)
+    videos.mkdir()
+    random, lines = np.random.default_rng(0), []
+    for i in range(2):
+        write_video(videos / f"{i}.mp4", random.integers(0, 256, (9, 32, 64, 3), np.uint8), 24)
+        lines.append(json.dumps({"video": f"{i}.mp4", "caption": "a red"}))
+    (videos / "captions.jsonl").write_text("\n".join(lines))
+    store, work = tmp_path / "store", tmp_path / "work"
+    start = f"{weights / 'transformer'}:model"
+    reads = ("teacher_forcing", "ode_pairs", "one_forcing")
+    fields = [
+        *SIZES, *(f"stages.{stage}.data={store}" for stage in reads),
+        f"stages.teacher_forcing.init.model={start}",
+        *(f"stages.one_forcing.init.{net}={start}" for net in ("critic", "teacher")),
+    ]  # fmt: skip
+    overrides = [f"--config.{field}" for field in fields]
+    config = f"--config={ROOT / 'configs/wan22_5b_framewise.py'}"
+
+    def command(*arguments: str) -> None:
+        flags = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f)
+        done = subprocess.run(
+            [sys.executable, "-m", "oneforcing_jax.cli", *arguments],
+            env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    command(
+        "encode", f"--videos={videos}", f"--captions={videos / 'captions.jsonl'}",
+        f"--checkpoint={weights}", f"--out={store}", config, *overrides,
+    )  # fmt: skip
+    command("train", config, f"--workdir={work}", *overrides)
+    student = work / "one_forcing"
+    Image.fromarray(read_video(videos / "0.mp4")[0][0]).save(tmp_path / "first.png")
+    first = f"--image={tmp_path / 'first.png'}"
+    for name, more in {
+        "text": [f"--checkpoint={student}"],
+        "image": [f"--checkpoint={student}", first],
+        "teacher": [f"--checkpoint={weights}", "--teacher", "--sampling_steps=2", first],
+    }.items():
+        size = ["--frames=9", "--size=32x64"] if name == "teacher" else []
+        out = f"--out={tmp_path / name}.mp4"
+        generate.main([*more, *size, "--prompt=a red", "--save_latents", "--programs=", out])
+        assert read_video(tmp_path / f"{name}.mp4")[0].shape == (9, 32, 64, 3)
+    made = {name: np.load(tmp_path / f"{name}.npy") for name in ("text", "image", "teacher")}
+    kept = Store.open(store).read(0)["latents"]
+    for name in ("image", "teacher"):
+        assert error(made[name][0], kept[0]) < 0.02
+    assert error(made["image"][1:], made["text"][1:]) > 0.01
+
+    run(EXPORT, checkpoint=student, layout="diffusers", out=tmp_path / "back")
+    theirs = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "back")
+    source = pretrained.find(student, dtype="float32")
+    x, text = jnp.asarray(kept)[None], random.normal(size=(1, 12, 16)).astype(np.float32)
+    sigma, tokens = np.float32([[0, 0.5, 0.5]]), WAN.frame_tokens(2, 4)
+    told = torch.from_numpy(1000 * np.repeat(sigma, tokens, 1))
+    with torch.no_grad():
+        expected = theirs(
+            torch.from_numpy(np.array(x)).transpose(1, 2), told, torch.from_numpy(text),
+            return_dict=False,
+        )[0]  # fmt: skip
+    found = source.model.apply(source.params(None), x, sigma, prompted(text)).flow
+    assert error(found, expected.transpose(1, 2).numpy()) < 1e-4

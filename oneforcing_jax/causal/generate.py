@@ -30,7 +30,6 @@ from oneforcing_jax.causal.plan import (
     Plan,
     cut,
     join,
-    last_levels,
     num_frames,
     pieces,
 )
@@ -50,7 +49,7 @@ class Rollout(NamedTuple):
     Attributes:
       latents: [b, f, c, y, x], generated (without the given first frames).
       inputs: [b, f, c, y, x], what the last denoising step of each block saw.
-      levels: [f], its noise levels.
+      levels: [f], its noise levels; [b, f] where some clips are given their first block.
       cache: keys and values of the clean frames; the last block's are not in it.
     """
 
@@ -106,22 +105,20 @@ def forward(
     start: Any,
     limit: int,
 ) -> tuple[jax.Array, Any]:
-    """One forward of consecutive blocks (latents, noise level), the first beginning at frame `start`. The
-    frames' part of the condition is theirs.
+    """One forward of consecutive blocks (latents, noise level), the first beginning at frame `start`; a level
+    is one for all clips, or [b]. The frames' part of the condition is theirs.
 
     Returns the flow of the last block, and what `kv.cached` gives back, which `kept` takes.
     """
     latents = jnp.concatenate([x for x, _ in parts], 1)
     sizes = tuple(x.shape[1] for x, _ in parts)
-    sigma = jnp.repeat(
-        jnp.array([s for _, s in parts]), jnp.array(sizes), total_repeat_length=sum(sizes)
-    )
+    levels = (jnp.broadcast_to(jnp.float32(s)[..., None], x.shape[:2]) for x, s in parts)
     in_place = not isinstance(cache, Cache)
     attend = kv.cached(sizes, start, g.window, limit, in_place, g.config.rope_theta, g.frozen)
     out = g.model.apply(
         g.params,
         latents,
-        jnp.broadcast_to(sigma, latents.shape[:2]),
+        jnp.concatenate(list(levels), 1),
         condition,
         frames=start + jnp.arange(sum(sizes)),
         attend=attend,
@@ -156,7 +153,8 @@ def denoise_block(
 
     Returns the block's clean latents, the input of its last step, and the cache with `before` in it.
     """
-    x, parts = step.start, [(step.start, block.sigmas[0])]
+    level = step.level(block.sigmas[0])
+    x, parts = step.start, [(step.start, level)]
     clean = 0 if before is None else before.shape[1]
     if before is not None:
         noised = (
@@ -168,10 +166,11 @@ def denoise_block(
     v, new = forward(g, cache, condition, parts, start - clean, limit)
     own_condition = condition.cut(clean)
     cache = kept(g, cache, new, clean, start - clean)
-    x0 = flow.x0_from_flow(x, v, block.sigmas[0])
+    x0 = flow.x0_from_flow(x, v, level)
 
     def again(carry: Any, xs: Any) -> Any:
         (sigma, noise), (_, x0, own) = xs, carry
+        sigma = step.level(sigma)
         x = flow.add_noise(x0, noise, sigma)
         memory = cache if own is None else own
         v, new = forward(g, memory, own_condition, [(x, sigma)], start, limit)
@@ -292,6 +291,7 @@ def generate(
             cut(draws.start, done, j - i, block.frames),
             cut(draws.renoise, done, j - i, block.frames) if len(block.sigmas) > 1 else None,
             cut(draws.context, done - last, j - i, last) if i else None,
+            None if i or draws.given is None else draws.given[None],
         )
         limit, exit = offset + done + (j - i) * block.frames, draws.exit_of(block, plan)
         clean = 0 if before is None else before.shape[1]
@@ -315,5 +315,5 @@ def generate(
         latents.append(join(x0))
         inputs.append(join(x))
         done += (j - i) * block.frames
-    levels = last_levels(plan, draws)
+    levels = draws.last_levels(plan)
     return Rollout(jnp.concatenate(latents, 1), jnp.concatenate(inputs, 1), levels, cache)

@@ -99,16 +99,47 @@ class ClipDraws(NamedTuple):
       renoise: [b, steps - 1, f, c, y, x], added between steps; None where no block has a second step.
       exit: int [b], all equal: the number of the step whose prediction is the output of a block that
         `exits`; None: the last.
+      given: bool [b], clips whose first block is given: it lies clean in `start`, at noise level 0, and so
+        stays what it is; None: no clip's.
     """
 
     start: jax.Array
     context: jax.Array | None = None
     renoise: jax.Array | None = None
     exit: jax.Array | None = None
+    given: jax.Array | None = None
+
+    def beginning(self, latents: jax.Array, plan: Plan) -> ClipDraws:
+        """With the first block of latents [b, f, c, y, x] in `start`, where it is given."""
+        if self.given is None:
+            return self
+        size, given = plan[0].frames, self.given[:, None, None, None, None]
+        first = jnp.where(given, latents[:, :size], self.start[:, :size])
+        return self._replace(start=jnp.concatenate([first, self.start[:, size:]], 1))
+
+    def frame_levels(self, sigma: jax.Array, plan: Plan) -> jax.Array:
+        """Noise levels [b] of clips as those of their frames [b, f], 0 of given ones; None given: [b]."""
+        return sigma if self.given is None else _clean(self.given, sigma[:, None], plan)
+
+    def last_levels(self, plan: Plan) -> jax.Array:
+        """Noise level [f] of the step at which each frame's block ends; [b, f] where some are given."""
+
+        def level(block: Block) -> jax.Array:
+            exit = self.exit_of(block, plan)
+            return jnp.full(block.frames, jnp.array(block.sigmas)[-1 if exit is None else exit])
+
+        levels = jnp.concatenate([level(block) for block in plan])
+        return levels if self.given is None else _clean(self.given, levels[None], plan)
 
     def exit_of(self, block: Block, plan: Plan) -> jax.Array | None:
         """Number of the step at which a block of the plan ends; None: its last."""
         return None if self.exit is None or not exits(block, plan) else self.exit[0]
+
+
+def _clean(given: jax.Array, sigma: jax.Array, plan: Plan) -> jax.Array:
+    """Levels [b or 1, f or 1] as [b, f], 0 of the first block where it is given [b]."""
+    first = jnp.arange(num_frames(plan))[None] < plan[0].frames
+    return jnp.where(given[:, None] & first, 0.0, sigma)
 
 
 def exits(block: Block, plan: Plan) -> bool:
@@ -125,22 +156,26 @@ def draw(
     plan: Plan,
     context_sigma: float,
     random_exit: bool = False,
+    given_rate: float = 0.0,
 ) -> ClipDraws:
-    """Fresh randomness for latents of `shape`.
+    """Fresh randomness for latents of `shape`; a share `given_rate` of the clips is given its first block.
 
     With `random_exit` one exit step is drawn from the plan's list for all clips and blocks: steps after it
     are not computed, which a step for each clip of a batch would not allow.
     """
     start, context, renoise = jax.random.split(key, 3)
-    extra, exit = max(len(block.sigmas) for block in plan) - 1, None
+    extra, exit, given = max(len(block.sigmas) for block in plan) - 1, None, None
     if random_exit and exits(plan[-1], plan):
         renoise, step = jax.random.split(renoise)
         exit = jnp.full(shape[:1], jax.random.randint(step, (), 0, len(plan[-1].sigmas)))
+    if given_rate:
+        given = jax.random.bernoulli(jax.random.fold_in(key, 3), given_rate, shape[:1])
     return ClipDraws(
         jax.random.normal(start, shape),
         jax.random.normal(context, shape) if context_sigma else None,
         jax.random.normal(renoise, (shape[0], extra, *shape[1:])) if extra else None,
         exit,
+        given,
     )
 
 
@@ -150,22 +185,17 @@ def mean_steps(plan: Plan, random_exit: bool = False) -> tuple[float, ...]:
     return tuple((count + 1) / 2 if drawn else float(count) for count, drawn in counts)
 
 
-def last_levels(plan: Plan, draws: ClipDraws) -> jax.Array:
-    """Noise level [f] of the step at which each frame's block ends."""
-
-    def level(block: Block) -> jax.Array:
-        exit = draws.exit_of(block, plan)
-        return jnp.full(block.frames, jnp.array(block.sigmas)[-1 if exit is None else exit])
-
-    return jnp.concatenate([level(block) for block in plan])
-
-
 class BlockDraws(NamedTuple):
     """`ClipDraws` of one block; `context` is for the block before it, or in `sequential` for itself."""
 
     start: jax.Array
     renoise: jax.Array | None
     context: jax.Array | None
+    given: jax.Array | None = None
+
+    def level(self, sigma: Any) -> Any:
+        """Noise level of a step: of all clips, or [b] of each, where some are given the block."""
+        return sigma if self.given is None else jnp.where(self.given, 0.0, sigma)
 
 
 def first_of_window(plan: Plan, blocks: int | None) -> int:

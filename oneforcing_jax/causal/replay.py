@@ -70,7 +70,7 @@ def replay(
         )
     groups = structures.noisy_after_clean(layout, first=first)
     x = jax.lax.stop_gradient(rollout.inputs[:, before:])
-    sigma = jnp.broadcast_to(rollout.levels[before:], x.shape[:2])
+    sigma = jnp.broadcast_to(rollout.levels[..., before:], x.shape[:2])
     attend = context(straight_through, groups, before)
     frames = before + jnp.arange(total - before)
     own = condition.cut(before)

@@ -56,12 +56,13 @@ def _both_passes(
 
     def denoise(x: jax.Array, xs: Any) -> jax.Array:
         sigma, noise, after = xs
+        sigma, after = step.level(sigma), step.level(after)
         v, _ = forward(still, stop(cache), stop(condition), [(x, sigma)], start, limit)
         return flow.add_noise(flow.x0_from_flow(x, v, sigma), noise, after)
 
     if len(block.sigmas) > 1:
         x = loop(denoise, x, (sigmas[:-1], renoise_of(step, block), sigmas[1:]), exit)
-    sigma = sigmas[-1 if exit is None else exit]
+    sigma = step.level(sigmas[-1 if exit is None else exit])
     v, noisy = forward(g, cache, condition, [(x, sigma)], start, limit)
     x0 = flow.x0_from_flow(x, v, sigma)
     clean = x0 if step.context is None else flow.add_noise(x0, step.context, g.context_sigma)
@@ -96,10 +97,10 @@ def sequential(
     for i, j in pieces(plan, first):
         block = plan[i]
         steps = BlockDraws(
-            *(
-                cut(x, done, j - i, block.frames)
-                for x in (draws.start, draws.renoise, draws.context)
-            )
+            cut(draws.start, done, j - i, block.frames),
+            cut(draws.renoise, done, j - i, block.frames),
+            cut(draws.context, done, j - i, block.frames),
+            None if i or draws.given is None else draws.given[None],
         )
         limit, exit = done + (j - i) * block.frames, draws.exit_of(block, plan)
         frames = condition.blocks(done, j - i, block.frames)

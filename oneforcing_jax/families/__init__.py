@@ -90,6 +90,8 @@ class Family:
       models: sizes of its published transformers.
       networks: by their names among converted files: "transformer", "vae", "text", ...
       students: latent frames of a block of its published students.
+      frame_levels: whether its many-step model is told a noise level for every frame, and so takes first
+        frames that are given, clean, at 0.
     """
 
     video: Video
@@ -102,6 +104,7 @@ class Family:
     models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
     students: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    frame_levels: bool = False
 
     @property
     def latents(self) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ FAMILY = dataclasses.replace(
     video=dataclasses.replace(wan21.VIDEO, frames=121, rows=704, columns=1280, fps=24.0),
     channels=48,
     strides=(4, 16),
+    frame_levels=True,
     outline=functools.partial(wan21.outline, WAN22, SMALL),
     models={"5b": WAN_5B},
     networks={

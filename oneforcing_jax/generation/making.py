@@ -18,7 +18,6 @@ from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.resize import enlarged
 from oneforcing_jax.data.video import VideoWriter
-from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.jobs import Job
 from oneforcing_jax.generation.loading import SAMPLERS, Loading
 from oneforcing_jax.generation.origins import Origins
@@ -73,10 +72,6 @@ class Making:
           InputError: an option outside its range, or beside one that it does not go with.
         """
         look, files = options(Look, given), options(Given, given)
-        if look.teacher and files.continued:
-            raise InputError(
-                f"--teacher: it makes whole clips and cannot continue {files.continued}; leave one out"
-            )
         return cls(look, files, options(Loading, given), options(Writing, given))
 
     def fitted(self, videos: int) -> Making:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from oneforcing_jax.data.origin import Origin, digest
+from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.families.records import describe
 from oneforcing_jax.generation import pretrained
@@ -50,6 +51,11 @@ class Origins:
             sizes that they cannot take.
         """
         source = pretrained.find(loading.checkpoint, loading.ema, loading.dtype, loading.shift)
+        if look.teacher and (given.video or (given.image and not source.family.frame_levels)):
+            raise InputError(
+                f"--teacher: it makes whole clips and cannot continue {given.continued}; only networks that "
+                "are told a noise level for every frame take one image; leave one out"
+            )
         source.check(look.teacher)
         folder = loading.encoders or pretrained.find_encoders(loading.checkpoint)
         config = source.config

@@ -131,6 +131,7 @@ def sample(
     *,
     guidance: float,
     states: bool = False,
+    given: jax.Array | None = None,
 ) -> jax.Array:
     """The clean clip [b, f, c, y, x] that the noise flows to; with `states` the way there, [b, steps + 1, f,
     c, y, x].
@@ -141,6 +142,8 @@ def sample(
       condition, null: of the clips, and what says nothing.
       sampler: from `euler` or `unipc`.
       guidance: s in cond + s (cond - uncond), which is Wan's guidance scale less 1.
+      given: [b, f0, c, y, x] first latents, which stay; the network, told a noise level for every frame, is
+        told 0 of theirs. The noise in their place is not read.
     """
     unguided = conditions.everywhere(null, condition)
     both = jax.tree.map(lambda *x: jnp.concatenate(x), condition, unguided)
@@ -148,17 +151,28 @@ def sample(
     def weigh(weights: Any, *arrays: jax.Array) -> Any:
         return sum(w * x for w, x in zip(weights, arrays, strict=True))
 
+    def put(x: jax.Array) -> jax.Array:
+        return x if given is None else jnp.concatenate([given, x[:, given.shape[1] :]], 1)
+
+    def levels(told: Any) -> jax.Array:
+        count, frames = 2 * noise.shape[0], noise.shape[1]
+        if given is None:
+            return jnp.full(count, told)
+        one = jnp.where(jnp.arange(frames) < given.shape[1], 0.0, told)
+        return jnp.broadcast_to(one, (count, frames))
+
     def step(carry: Any, row: Sampler) -> tuple[Any, Any]:
         x, last, earlier, before = carry
-        told = jnp.full(2 * x.shape[0], row.told)
+        x, told = put(x), levels(row.told)
         out: Any = model.apply(params, jnp.concatenate([x, x]), told, both)
         conditional, unconditional = jnp.split(out.flow, 2)
         v = flow.guide(conditional, unconditional, guidance)
         clean = flow.x0_from_flow(x, v, row.sigma)
         corrected = weigh(row.correct, x, last, earlier, before, clean)
         after = weigh(row.predict, corrected, before, clean)
-        return (after, corrected, before, clean), corrected if states else None
+        return (after, corrected, before, clean), put(corrected) if states else None
 
     zero, rows = jnp.zeros_like(noise), jax.tree.map(jnp.asarray, sampler)
     (end, *_), way = jax.lax.scan(step, (noise, noise, zero, zero), rows)
+    end = put(end)
     return jnp.moveaxis(jnp.concatenate([way, end[None]]), 0, 1) if states else end

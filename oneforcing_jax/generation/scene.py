@@ -130,6 +130,8 @@ class Scene:
                 pixels, settings, lambda line: print(f"{given.continued}: {line}")
             )
         known = 0 if first is None else first.shape[1]
+        if look.teacher:
+            settings = dataclasses.replace(settings, block_frames=settings.shape[0] - known)
         plan = settings.plan(model.source.shift, known)
         draws = embeddings = None
         if given.noise_file:

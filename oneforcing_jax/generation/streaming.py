@@ -340,5 +340,7 @@ def load_teacher(
     negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
     null = source.model.null({NEGATIVE: jnp.asarray(negative)})
     scale = guidance(source.family)
-    teacher = Teacher(source.model, params, null, sampler(source.family, source.shift), scale, mesh)
+    steps = sampler(source.family, source.shift)
+    told = source.family.frame_levels
+    teacher = Teacher(source.model, params, null, steps, scale, mesh, told)
     return VideoModel(teacher, source, loaded, mesh)

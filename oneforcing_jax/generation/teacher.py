@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from oneforcing_jax import sharding
@@ -28,6 +29,7 @@ class Teacher:
       null: the condition that guidance leads away from.
       sampler, guidance: see `samplers.sample`.
       mesh: devices over which a batch is split; None: the default device.
+      frame_levels: of its family.
     """
 
     model: Model
@@ -36,6 +38,7 @@ class Teacher:
     sampler: samplers.Sampler
     guidance: float
     mesh: Mesh | None
+    frame_levels: bool = False
 
     def prepare(self, condition: Condition) -> Condition:
         """The condition itself."""
@@ -47,14 +50,20 @@ class Teacher:
         """What `Student.stream` gives, frame by frame, so that decoding holds one at a time.
 
         Raises:
-          InputError: given frames, or conditions that change.
+          InputError: conditions that change, or given frames where the network knows one noise level a clip.
         """
-        if given is not None or callable(conditions):
-            raise InputError("teacher: it makes whole clips, from one prompt and no given frames")
-        start = noise(0, Block(num_frames(plan), (1.0,))).start
+        if callable(conditions) or (given is not None and not self.frame_levels):
+            raise InputError(
+                "teacher: it makes whole clips, from one prompt; frames are given only to networks that are "
+                "told a noise level for every frame"
+            )
+        known = 0 if given is None else given.shape[1]
+        start = noise(known, Block(num_frames(plan), (1.0,))).start
+        if given is not None:
+            start = jnp.concatenate([given, start], 1)
         with sharding.using(self.mesh):
             clip = samplers.sample(
                 self.model, self.params, start, conditions, self.null, self.sampler,
-                guidance=self.guidance,
+                guidance=self.guidance, given=given,
             )  # fmt: skip
-        yield from (clip[:, i : i + 1] for i in range(clip.shape[1]))
+        yield from (clip[:, i : i + 1] for i in range(known, clip.shape[1]))

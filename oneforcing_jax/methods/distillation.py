@@ -67,6 +67,8 @@ class Settings:
       context_sigma: noise level of finished blocks before their clean pass.
       random_exit: blocks of several steps end at a step drawn from their list, one for all blocks and
         clips of an update (Self Forcing); otherwise all their steps run. The last that runs takes gradients.
+      given_rate: share of clips whose first block is given: the clean latents of the data, as in videos
+        that begin with an image. No loss falls on it, and all networks are told level 0 of its frames.
       guidance: s in cond + s (cond - uncond) of the teacher.
       gan_generator_weight, gan_discriminator_weight: lambda_G and lambda_D; 0 leaves the branch out.
       real: what the discriminator takes for real: clips of the "data", or the student's "self", its own
@@ -85,6 +87,7 @@ class Settings:
     context_gradient: str = "straight_through"
     context_sigma: Share = 0.0
     random_exit: bool = True
+    given_rate: Share = 0.0
     guidance: float = 5.0
     gan_generator_weight: NotNegative = 0.03
     gan_discriminator_weight: NotNegative = 0.03
@@ -143,12 +146,14 @@ class Distillation:
 
     def draw_rollout(self, key: jax.Array, shape: tuple[int, ...]) -> ClipDraws:
         """Fresh randomness of a rollout of latents of `shape`."""
-        return draw(key, shape, self.plan, self.settings.context_sigma, self.settings.random_exit)
+        settings = self.settings
+        how = settings.context_sigma, settings.random_exit, settings.given_rate
+        return draw(key, shape, self.plan, *how)
 
     def draw_longer(self, key: jax.Array, shape: tuple[int, ...], rollout: ClipDraws) -> ClipDraws:
         """Randomness of the same clips in one step more a block; only the noise between steps is fresh."""
         fresh = draw(key, shape, self.longer, 0.0)
-        return fresh._replace(start=rollout.start, context=rollout.context)
+        return fresh._replace(start=rollout.start, context=rollout.context, given=rollout.given)
 
     @property
     def steps(self) -> tuple[float, ...]:

@@ -65,7 +65,8 @@ def described(config: Config, run: Run) -> Distillation:
     """Networks, plan and settings of the losses.
 
     Raises:
-      InputError: a forward KL without trajectories at a noise level of the student.
+      InputError: a forward KL without trajectories at a noise level of the student, or given blocks of
+        clips that have no other.
     """
     made = Distillation(
         wan.model(config.generator),
@@ -81,6 +82,11 @@ def described(config: Config, run: Run) -> Distillation:
             f"one_forcing.forward_kl_weight: expected a section 'ode' that keeps a row at one of the noise "
             f"levels {list(made.plan[-1].sigmas)} of the student's steps, found rows at "
             f"{list(made.levels)}; change ode.kept, or set the weight to 0"
+        )
+    if made.settings.given_rate and len(made.plan) == 1:
+        raise InputError(
+            "one_forcing.given_rate: expected clips of 2 blocks or more, of which the first is given, found "
+            f"1 block of {run.latents.frames} frames; set blocks.first_frames, or the rate to 0"
         )
     return made
 

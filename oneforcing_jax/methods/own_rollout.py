@@ -40,6 +40,12 @@ def real_x0(
     return flow.x0_from_flow(x_t, guided, sigma)
 
 
+def made(sigma: jax.Array) -> jax.Array | None:
+    """1 for the frames [b, f] that a clip has noise in, 0 for those that are given; None: it is one level [b]
+    a clip, and all frames are made."""
+    return None if sigma.ndim == 1 else (sigma > 0).astype(jnp.float32)
+
+
 def generator_loss(
     method: Distillation,
     params: Params,
@@ -53,8 +59,8 @@ def generator_loss(
     Args:
       method: networks and settings.
       params, critic, teacher: parameters; only `params` takes gradients. L_DMD alone reads the teacher's.
-      batch: conditions; their null for L_DMD; "latents" [b, f, c, y, x] for the relativistic L_adv and
-        L_fkl; "trajectory" of `causal_ode.trajectory` for L_fkl.
+      batch: conditions; their null for L_DMD; "latents" [b, f, c, y, x] for given blocks, the
+        relativistic L_adv and L_fkl; "trajectory" of `causal_ode.trajectory` for L_fkl.
       draws: randomness.
     """
     settings = method.settings
@@ -63,7 +69,7 @@ def generator_loss(
         with jax.named_scope("rollout"):
             x = differentiable(
                 method.student(params),
-                draws.rollout,
+                draws.rollout.beginning(batch["latents"], method.plan),
                 method.generator.condition(batch),
                 method.plan,
                 method.first,
@@ -97,14 +103,15 @@ def distribution_matching(
     draws: GeneratorDraws,
 ) -> tuple[jax.Array, Metrics]:
     """L_DMD of generated latents x [b, f, c, y, x] over the gradient window, and how its gradient looks."""
-    clean, sigma = jax.lax.stop_gradient(x), draws.dmd_sigma
+    clean = jax.lax.stop_gradient(x)
+    sigma = draws.rollout.frame_levels(draws.dmd_sigma, method.plan)
     with jax.named_scope("scores"):
         x_t = flow.add_noise(clean, draws.dmd_noise, sigma)
         condition = method.critic.condition(batch)
         fake: Any = method.critic.apply(critic, x_t, sigma, condition, want_logit=False)
         x0_fake = flow.x0_from_flow(x_t, fake.flow, sigma)
         x0_real = real_x0(method, teacher, x_t, sigma, batch)
-    gradient, replaced = dmd.gradient(clean, x0_fake, x0_real)
+    gradient, replaced = dmd.gradient(clean, x0_fake, x0_real, made(sigma))
     frames = num_frames(method.plan[method.first :])
     loss = dmd.loss(x, gradient, frames)
     size = jnp.abs(gradient[:, -frames:]).mean()
@@ -120,6 +127,7 @@ def real_clip(
         return batch["latents"]
     with jax.named_scope("rollout_real"):
         condition = method.generator.condition(batch)
+        draws = draws.beginning(batch["latents"], method.plan)
         longer = generate(method.student(generator), draws, condition, method.longer)
     return jax.lax.stop_gradient(longer.latents)
 
@@ -138,10 +146,11 @@ def generator_adversarial(
     """
 
     condition = method.critic.condition(batch)
+    sigma = draws.rollout.frame_levels(draws.gan_sigma, method.plan)
 
     def logit(latents: jax.Array) -> Any:
-        x_t = flow.add_noise(latents, draws.gan_noise, draws.gan_sigma)
-        scores: Any = method.critic.apply(critic, x_t, draws.gan_sigma, condition, want_flow=False)
+        x_t = flow.add_noise(latents, draws.gan_noise, sigma)
+        scores: Any = method.critic.apply(critic, x_t, sigma, condition, want_flow=False)
         return scores.logit
 
     found = logit(fake)
@@ -177,13 +186,20 @@ def critic_loss(
     settings = method.settings
     with jax.named_scope("rollout"):
         condition = method.generator.condition(batch)
-        x = generate(method.student(generator), draws.rollout, condition, method.plan).latents
+        begun = draws.rollout.beginning(batch["latents"], method.plan)
+        x = generate(method.student(generator), begun, condition, method.plan).latents
     x = jax.lax.stop_gradient(x)
-    clips = [flow.add_noise(x, draws.denoise_noise, draws.denoise_sigma)]
+    denoised, judged = (
+        draws.rollout.frame_levels(sigma, method.plan)
+        for sigma in (draws.denoise_sigma, draws.gan_sigma)
+    )
+    clips = [flow.add_noise(x, draws.denoise_noise, denoised)]
     penalties: list[tuple[str, Penalty, int]] = []
+    free = made(judged)
+    free = jnp.ones(()) if free is None else free[..., None, None, None]
     if settings.gan_discriminator_weight:
         fake, real = (
-            flow.add_noise(y, draws.gan_noise, draws.gan_sigma)
+            flow.add_noise(y, draws.gan_noise, judged)
             for y in (x, real_clip(method, generator, batch, draws.real))
         )
         clips += [fake, real]
@@ -193,13 +209,13 @@ def critic_loss(
         ):
             if penalty.weight:
                 penalties.append((name, penalty, of))
-                clips.append(clip + penalty.sigma * noise)
-    sigmas = [draws.denoise_sigma, *[draws.gan_sigma] * (len(clips) - 1)]
+                clips.append(clip + penalty.sigma * noise * free)
+    sigmas = [denoised, *[judged] * (len(clips) - 1)]
     with jax.named_scope("judged"):
         flow_of_first, logits = _judged(
             method, params, clips, sigmas, method.critic.condition(batch)
         )
-    loss = denoise.loss(flow_of_first, x, draws.denoise_noise)
+    loss = denoise.loss(flow_of_first, x, draws.denoise_noise, made(denoised))
     metrics = {"denoise_loss": loss}
     if len(clips) > 1:
         adversarial = _discriminator(method, *logits[1:3])
