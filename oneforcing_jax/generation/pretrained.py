@@ -208,7 +208,7 @@ def _run(folder: Path) -> Run:
 
 def _method(run: Run, folder: Path) -> Method:
     """The method of the stage in a folder."""
-    return methods.make(str(run.stages[folder.name].get("method", "")), run)
+    return methods.of_stage(run, folder.name)
 
 
 def _record(folder: Path) -> Path:

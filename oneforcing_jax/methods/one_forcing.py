@@ -68,9 +68,9 @@ def described(config: Config, run: Run) -> Distillation:
       InputError: a forward KL without trajectories at a noise level of the student.
     """
     made = Distillation(
-        wan.model(config.generator),
+        wan.model(config.generator, run.product("generator")),
         wan.model(config.teacher),
-        critic.model(config.critic, config.head),
+        critic.model(config.critic, config.head, run.product("critic")),
         run.plan,
         config.one_forcing,
         run.shift,

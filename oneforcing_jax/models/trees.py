@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -11,6 +11,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 Params = Mapping[str, Any]
 # Keys from the root of a tree to a leaf.
 Path = tuple[str, ...]
+
+
+def paths(tree: Any) -> Iterator[Path]:
+    """The paths of all leaves."""
+    return iter(flatten_dict(tree))
 
 
 def select(tree: Params, wanted: Callable[[Path], bool] | None) -> Params:

@@ -2,7 +2,8 @@
 
 A step is a function of (state, what is frozen, batch, iteration): random keys are folded from the
 iteration, so that a resumed run draws what an unbroken one would have drawn. Of a network that is trained in
-part, the state holds that part, and the rest lies with the frozen networks.
+part, the state holds that part, and the rest lies with the frozen networks: once for all networks that
+start from the same one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,7 +25,7 @@ from oneforcing_jax import sharding
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import AVERAGE, SHARED, Batch, Method, Metrics, Update
 from oneforcing_jax.models import trees
-from oneforcing_jax.models.trees import Params
+from oneforcing_jax.models.trees import Params, Path
 from oneforcing_jax.setup.ranges import Decay, Natural
 from oneforcing_jax.system.room import HOST
 from oneforcing_jax.training import randomness
@@ -61,6 +63,7 @@ class Trainer:
       microbatch: samples of one forward and backward, over all devices; 0: the whole batch. Results do
         not depend on it, memory does.
       offload_optimiser: keep optimiser states in the host's memory between steps.
+      init: what each network starts from, as a config says it.
 
     Raises:
       InputError: a batch that does not divide into microbatches, or those over the devices.
@@ -75,6 +78,7 @@ class Trainer:
     batch: int
     microbatch: int = 0
     offload_optimiser: bool = False
+    init: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = self.microbatch or self.batch
@@ -97,6 +101,41 @@ class Trainer:
         """Names of the networks of which a part is trained."""
         nets = self.method.nets
         return tuple(n for n in self.method.trained if nets[n].model.trains is not None)
+
+    @functools.cached_property
+    def lent(self) -> dict[str, str]:
+        """Networks whose base is another's that is only read: they start from the same source, and compute in
+        the same dtypes. That base is held once."""
+        found: dict[str, str] = {}
+        held: dict[str, Params] = {}
+        for net in (*self.method.frozen, *self.partial):
+            model, source = self.method.nets[net].model, self.init.get(net, "")
+            whole = model.in_use(self.mesh)
+            own = flatten_dict(model.base(whole) if net in self.partial else whole)
+            for other in held if net in self.partial and source else ():
+                same = self.init.get(other) == source
+                if same and own == flatten_dict(self._lend(net, other, held[other])):
+                    found[net] = other
+                    break
+            else:
+                held[net] = unflatten_dict(own)
+        return found
+
+    def _lend(self, net: str, other: str, params: Params) -> Params:
+        """What was read of another network, in the tree of `net`."""
+        nets, source = self.method.nets, self.init[net]
+        if inner := nets[other].filled(other, source):
+            params = params[inner]
+        place = nets[net].filled(net, source)
+        return {place: params} if place else params
+
+    def lend(self, frozen: Mapping[str, Params]) -> dict[str, Params]:
+        """With the bases that are another network's."""
+        return dict(frozen) | {
+            net: self._lend(net, other, frozen[other])
+            for net, other in self.lent.items()
+            if other in frozen
+        }
 
     @property
     def parts(self) -> int:
@@ -146,30 +185,28 @@ class Trainer:
             opt,
         )
 
-    def init_net(self, name: str) -> Any:
-        """Random parameters of one network, born sharded."""
+    def init_net(self, name: str, wanted: Callable[[Path], bool] | None = None) -> Any:
+        """Random parameters of one network, or its wanted leaves, born sharded."""
         model = self.method.nets[name].model
         key = randomness.key(self.seed, self.stage, name, "init")
-        like = self.whole(*self.abstract())[name]
+        like = trees.select(self.whole(*self.abstract())[name], wanted)
 
         def make() -> Any:
-            return jax.tree.map(
-                lambda x, kept: x.astype(kept.dtype),
-                sharding.unbox(model.init(key)),
-                like,
-            )
+            made = trees.select(sharding.unbox(model.init(key)), wanted)
+            return jax.tree.map(lambda x, kept: x.astype(kept.dtype), made, like)
 
         return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
 
     def frozen(self, params: Mapping[str, Any]) -> dict[str, Params]:
         """What is only read, of the parameters of networks: frozen networks, and of the others what no update
-        trains."""
+        trains, unless it is `lent`."""
         read = {n: params[n] for n in self.method.frozen if n in params}
-        return read | {n: self.method.nets[n].model.base(params[n]) for n in self.partial}
+        own = [n for n in self.partial if n not in self.lent]
+        return read | {n: self.method.nets[n].model.base(params[n]) for n in own}
 
     def whole(self, state: State, frozen: Mapping[str, Params]) -> Params:
         """The parameters of all networks."""
-        return trees.merge(state["params"], frozen)
+        return trees.merge(state["params"], self.lend(frozen))
 
     def init_state(self, params: Mapping[str, Any]) -> State:
         """The state before the first iteration, from the parameters of the trained networks."""
@@ -188,7 +225,8 @@ class Trainer:
         net = self.method.sampled.net
         parts = {"": state["params"].get(net, {})}
         parts |= {"ema": state["ema"][net]} if self.averaged else {}
-        return {name: trees.merge(part, frozen.get(net, {})) for name, part in parts.items()}
+        base = self.lend(frozen).get(net, {})
+        return {name: trees.merge(part, base) for name, part in parts.items()}
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch on the devices, split over the batch axis (what is shared has none)."""
