@@ -38,8 +38,8 @@ def train_stage(method, data, iterations, batch, optimisers, init, **changes):
         "ema": {"decay": 0.0, "start": 0},
         # What each network starts from: "random", "STAGE:NET", or "DIRECTORY:NET" of checkpoints.
         "init": init,
-        # Low-rank adapters of each network, which alone are then trained (rank 0: all of it is): multiplied by
-        # alpha / rank (alpha 0: by 1), beside the matrices of these names.
+        # Low-rank adapters of each network, all that is then trained of it (rank 0: none): multiplied by
+        # alpha / rank (alpha 0: by 1), beside matrices of these names.
         "low_rank": {net: section(LowRank()) for net in optimisers},
         "log_every": 1,
         # Sample videos of these prompts, raw weights and average, in every so many iterations (0: none), by
