@@ -55,11 +55,11 @@ def test_adapters_alone_have_state_and_one_base_serves_three_networks():
     assert size(frozen) == size(adapted.method.nets["teacher"].model.shapes)
     # A layer's ten matrices of 16x16 at rank 3; the head of the critic is new and trained whole.
     assert size(state["params"]["generator"]) == 3 * 10 * (16 + 16) == size(state["ema"])
-    assert all(is_adapter(path) for path in trees.paths(state["params"]["generator"]))
+    assert all(is_adapter(path) for path in trees.flat(state["params"]["generator"]))
     critic = state["params"]["critic"]
-    chosen = {path[:-1] for path in trees.paths(critic["model"])}
+    chosen = {path[:-1] for path in trees.flat(critic["model"])}
     assert chosen == {("time_projection",), *(("blocks", "self_attn", n) for n in "qk")}
-    assert not [path for path in trees.paths(critic["readers"]) if is_adapter(path)]
+    assert not [path for path in trees.flat(critic["readers"]) if is_adapter(path)]
     assert size(state["opt"]["critic"]) < 2 * size(critic) + 10
     whole = adapted.whole(state, frozen)
     for net, params in whole.items():

@@ -1,7 +1,7 @@
 """Files of low-rank adapters, in the conventions of Diffusers, PEFT, kohya and ComfyUI, read and written.
 
-A file changes a matrix by kernel += alpha / rank * down @ up. Some also hold differences of whole tensors, such
-as norms and biases, which are added to these.
+A file changes a matrix by kernel += alpha / rank * down @ up. Some also hold differences of whole tensors,
+such as norms and biases, which are added to these.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def read(path: Path) -> Lora:
     numbers = [int(n) for name in tensors for n in re.findall(r"blocks[._](\d{1,6})[._]", name)]
     layers = max(numbers, default=-1) + 1
     if layers > _MOST_LAYERS:
-        raise InputError(f"{path}: expected layers below {_MOST_LAYERS}, found {layers - 1}; get another")
+        raise InputError(
+            f"{path}: expected layers below {_MOST_LAYERS}, found {layers - 1}; get another"
+        )
     known = _modules(wan_keys.diffusers(layers)) | _modules(wan_keys.transformer(layers))
     underscored = {name.replace(".", "_"): module for name, module in known.items()}
 
@@ -162,7 +164,7 @@ def read(path: Path) -> Lora:
             _add(differences, path, name, leaf, _finite(path, tensors, name))
         else:
             raise InputError(
-                f"{path}: expected low-rank adapters (lora_A and lora_B, lora_down and lora_up, alpha, diff), "
+                f"{path}: expected adapters (lora_A and lora_B, or lora_down and lora_up; alpha, diff), "
                 f"found {name!r}; give a LoRA of this kind"
             )
     pairs = {}
@@ -175,9 +177,24 @@ def read(path: Path) -> Lora:
             )
         pairs[leaf.path, leaf.layer] = _pair(path, tensors, held, its.name, settings)
         if "up_bias" in held:
-            bias, scale = _finite(path, tensors, held["up_bias"]), pairs[leaf.path, leaf.layer].scale
+            bias, scale = (
+                _finite(path, tensors, held["up_bias"]),
+                pairs[leaf.path, leaf.layer].scale,
+            )
             _add(differences, path, name, its.leaves.get("bias"), np.float32(scale) * bias)
     return Lora(pairs, differences, str(path))
+
+
+def check_there(path: Path) -> None:
+    """Refuses a place without such a file.
+
+    Raises:
+      MissingInput: names it.
+    """
+    if not path.is_file():
+        raise MissingInput(
+            f"lora: expected a .safetensors file, or a folder with {WEIGHTS}, found none at {path}; check it"
+        )
 
 
 def _opened(path: Path) -> tuple[Tensors, Mapping[str, Any]]:
@@ -185,10 +202,7 @@ def _opened(path: Path) -> tuple[Tensors, Mapping[str, Any]]:
     if path.is_dir() and (path / WEIGHTS).is_file():
         settings = read_record(path / SETTINGS) if (path / SETTINGS).is_file() else {}
         return SafeTensors([path / WEIGHTS]), settings
-    if not path.is_file():
-        raise MissingInput(
-            f"lora: expected a .safetensors file, or a folder with {WEIGHTS}, found none at {path}; check it"
-        )
+    check_there(path)
     if path.suffix != ".safetensors":
         return TorchTensors(path), {}
     said = SafeTensors.metadata(path).get(METADATA)
@@ -196,7 +210,9 @@ def _opened(path: Path) -> tuple[Tensors, Mapping[str, Any]]:
         found = bounded.parsed(said) if said else {}
         settings = {str(k).removeprefix("transformer."): v for k, v in found.items()}
     except (ValueError, AttributeError):
-        raise InputError(f"{path}: expected JSON as {METADATA}, found {said!r:.60}; get it again") from None
+        raise InputError(
+            f"{path}: expected JSON as {METADATA}, found {said!r:.60}; get it again"
+        ) from None
     return SafeTensors([path]), settings
 
 
@@ -213,7 +229,9 @@ def _add(
     to: dict[Place, np.ndarray], path: Path, name: str, leaf: Leaf | None, tensor: np.ndarray
 ) -> None:
     if leaf is None:
-        raise InputError(f"{path}: expected a tensor that {name!r} changes, found none; get another file")
+        raise InputError(
+            f"{path}: expected a tensor that {name!r} changes, found none; get another file"
+        )
     mine = np.asarray(keys.from_torch(tensor, leaf.layout))
     old = to.get((leaf.path, leaf.layer))
     to[leaf.path, leaf.layer] = mine if old is None else old + mine
@@ -225,8 +243,8 @@ def _pair(
     down, up = (keys.from_torch(_finite(path, tensors, held[n]), "linear") for n in ("down", "up"))
     if down.ndim != 2 or up.ndim != 2 or down.shape[1] != up.shape[0] or not down.shape[1]:
         raise InputError(
-            f"{path}: expected adapters of one rank, found {list(down.shape)} and {list(up.shape)} of {name}; "
-            "get it again"
+            f"{path}: expected adapters of one rank, found {list(down.shape)} and {list(up.shape)} of "
+            f"{name}; get it again"
         )
     rank = down.shape[1]
     if "alpha" in held:

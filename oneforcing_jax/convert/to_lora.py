@@ -18,8 +18,14 @@ from oneforcing_jax.models.products.low_rank import DOWN, UP, LowRank
 from oneforcing_jax.models.trees import Path as LeafPath
 from oneforcing_jax.system.files import staged
 
-# Who reads them: ComfyUI's names are read by Diffusers and LightX2V, too; kohya's by musubi-tuner and ComfyUI.
-LAYOUTS = ("comfyui", "diffusers", "kohya", "peft")
+# ComfyUI's names are read by Diffusers and LightX2V, too; kohya's by musubi-tuner and ComfyUI.
+_PREFIXES = {
+    "comfyui": "diffusion_model.",
+    "diffusers": "transformer.",
+    "kohya": "lora_unet_",
+    "peft": "base_model.model.",
+}
+LAYOUTS = tuple(_PREFIXES)
 
 
 def of_leaves(leaves: Mapping[LeafPath, np.ndarray], adapters: LowRank, source: str) -> Lora:
@@ -66,7 +72,7 @@ def write(lora: Lora, layout: str, out: Path) -> None:
             f"{lora.source}: expected low-rank adapters alone for layout {layout!r}, found differences of "
             f"{len(lora.differences)} whole tensors; choose --layout=comfyui"
         )
-    tensors, settings = dict(_tensors(lora, layout)), _settings(lora)
+    tensors, settings = dict(sorted(_tensors(lora, layout))), _settings(lora)
     with staged(out) as temporary:
         if folder:
             temporary.mkdir()
@@ -91,18 +97,15 @@ def _names(lora: Lora, diffusers: bool) -> dict[Place, str]:
 
 def _tensors(lora: Lora, layout: str) -> Iterator[tuple[str, np.ndarray]]:
     names = _names(lora, layout in ("diffusers", "peft"))
-    prefix = {"comfyui": "diffusion_model.", "diffusers": "transformer.", "peft": "base_model.model."}
-    down, up = ("lora_down", "lora_up") if layout == "kohya" else ("lora_A", "lora_B")
+    prefix, underscored = _PREFIXES[layout], layout == "kohya"
+    down, up = ("lora_down", "lora_up") if underscored else ("lora_A", "lora_B")
     for place, pair in lora.pairs.items():
         module = names[place].removesuffix(".weight")
-        if layout == "kohya":
-            module = "lora_unet_" + module.replace(".", "_")
-        else:
-            module = prefix[layout] + module
+        module = prefix + (module.replace(".", "_") if underscored else module)
         yield f"{module}.{down}.weight", np.ascontiguousarray(pair.down.T)
         yield f"{module}.{up}.weight", np.ascontiguousarray(pair.up.T)
         # Without one readers take the rank.
-        if layout == "kohya" or (layout == "comfyui" and pair.alpha != pair.rank):
+        if underscored or (layout == "comfyui" and pair.alpha != pair.rank):
             yield f"{module}.alpha", np.asarray(pair.alpha, np.float32)
     for place, difference in lora.differences.items():
         module, _, kind = names[place].rpartition(".")
@@ -115,11 +118,12 @@ def _tensors(lora: Lora, layout: str) -> Iterator[tuple[str, np.ndarray]]:
 def _settings(lora: Lora) -> dict[str, Any]:
     """What PEFT says of adapters: the commonest rank and alpha, and the modules that have others."""
     names = _names(lora, diffusers=True)
-    pairs = {names[place].removesuffix(".weight"): pair for place, pair in lora.pairs.items()}
+    named = {names[place].removesuffix(".weight"): pair for place, pair in lora.pairs.items()}
+    pairs = dict(sorted(named.items()))
     ranks = Counter((pair.rank, pair.alpha) for pair in pairs.values())
     rank, alpha = max(ranks, key=lambda both: ranks[both], default=(1, 1.0))
     return {
-        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": sorted(pairs),
+        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": list(pairs),
         "rank_pattern": {name: pair.rank for name, pair in pairs.items() if pair.rank != rank},
         "alpha_pattern": {name: pair.alpha for name, pair in pairs.items() if pair.alpha != alpha},
         "bias": "none", "use_rslora": False, "use_dora": False, "lora_bias": False,

@@ -1,12 +1,13 @@
 """Files of adapters beside a transformer while it makes videos: chosen without a compilation.
 
-All that are given are read when the model is loaded. Every choice of them has the same shapes, for what it lacks
-of the common rank is zero; and parameters are arguments of the compiled programs.
+All that are given are read when the model is loaded. Every choice of them has the same shapes, for what it
+lacks of the common rank is zero; and parameters are arguments of the compiled programs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.trees import Params
 
 
-class Given(NamedTuple):
+class File(NamedTuple):
     """A file of adapters, and what they are multiplied by."""
 
     file: Path
@@ -39,10 +40,23 @@ class Given(NamedTuple):
         """Of the file or folder, without its ending."""
         return self.file.stem
 
+    @classmethod
+    def of(cls, text: str) -> File:
+        """ "FILE" or "FILE:WEIGHT", of an option."""
+        name, _, number = text.rpartition(":")
+        try:
+            weight = float(number) if name else math.nan
+        except ValueError:
+            weight = math.nan
+        if math.isfinite(weight):
+            return cls(Path(name), weight)
+        return cls(Path(text))
+
     @property
     def said(self) -> str:
         """What names the file and its weight in a video's file."""
         file = self.file / lora.WEIGHTS if self.file.is_dir() else self.file
+        lora.check_there(file)
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         return f"{digest[:16]}:{self.weight:g}"
@@ -65,7 +79,7 @@ class Adapters:
         that has adapters already.
     """
 
-    def __init__(self, model: Model, given: Sequence[Given], together: bool = True) -> None:
+    def __init__(self, model: Model, given: Sequence[File], together: bool = True) -> None:
         self.weights = {one.name: one.weight for one in given}
         if len(self.weights) < len(given):
             raise InputError(
@@ -114,7 +128,7 @@ class Adapters:
         taken: dict[Place, int] = {}
         for file, weight in chosen:
             for place, pair in file.pairs.items():
-                *path, _ = _path(place)
+                path = _path(place)[:-1]
                 start = taken.get(place, 0)
                 taken[place] = end = start + pair.rank
                 down, up = new[*path, DOWN], new[*path, UP]
@@ -125,10 +139,14 @@ class Adapters:
                 down[:, start:end] = pair.down
                 up[start:end] = weight * pair.scale * np.asarray(pair.up, np.float32)
             for place, difference in file.differences.items():
-                path = _path(place)
-                old = np.asarray(new.get(path, flat[path]), np.float32)
-                new[path] = old + weight * np.reshape(np.asarray(difference, np.float32), old.shape)
-        placed = {p: jax.device_put(x.astype(like[p].dtype), like[p].sharding) for p, x in new.items()}
+                where = _path(place)
+                old = np.asarray(new.get(where, flat[where]), np.float32)
+                new[where] = old + weight * np.reshape(
+                    np.asarray(difference, np.float32), old.shape
+                )
+        placed = {
+            p: jax.device_put(x.astype(like[p].dtype), like[p].sharding) for p, x in new.items()
+        }
         found = unflatten_dict(flat | placed)
         return found | {"blocks": tuple(found["blocks"][i] for i in range(len(base["blocks"])))}
 

@@ -215,9 +215,13 @@ class _Adapted:
 
 def of_stage(run: Run, stage: str) -> Method:
     """The method of a stage, with its adapters; see `make`."""
-    fields = run.stages[stage]
-    read = configs.read(_Adapted, {"low_rank": fields.get("low_rank", {})}, f"stages.{stage}")
-    return make(str(fields.get("method", "")), run, read.low_rank)
+    return make(str(run.stages[stage].get("method", "")), run, adapters_of(run, stage))
+
+
+def adapters_of(run: Run, stage: str) -> Mapping[str, LowRank]:
+    """The adapters of a stage's networks, those of rank 0 too."""
+    given = {"low_rank": run.stages[stage].get("low_rank", {})}
+    return configs.read(_Adapted, given, f"stages.{stage}").low_rank
 
 
 def _check_adapters(method: Method, net: str, own: LowRank) -> None:
@@ -231,7 +235,7 @@ def _check_adapters(method: Method, net: str, own: LowRank) -> None:
             f"low_rank: expected a method whose {net!r} multiplies by run.product({net!r}), found one that "
             "does not; train it whole, or see CONTRIBUTING.md"
         )
-    paths = list(trees.paths(model.shapes))
+    paths = list(trees.flat(model.shapes))
     if not any(path[-1] == DOWN for path in paths):
         known = {".".join(path[:-1]) for path in paths if path[-1] == "kernel"}
         raise InputError(

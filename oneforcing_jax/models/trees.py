@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -13,9 +13,9 @@ Params = Mapping[str, Any]
 Path = tuple[str, ...]
 
 
-def paths(tree: Any) -> Iterator[Path]:
-    """The paths of all leaves."""
-    return iter(flatten_dict(tree))
+def flat(tree: Any) -> dict[Path, Any]:
+    """The leaves by their paths."""
+    return dict(flatten_dict(tree))
 
 
 def select(tree: Params, wanted: Callable[[Path], bool] | None) -> Params:

@@ -222,8 +222,8 @@ def _initial(
         found = sources.begin(run, workdir, network, net, source, abstract)
     else:
         found = lent
-    known = set(trees.paths(found))
-    if known == set(trees.paths(abstract)):
+    known = set(trees.flat(found))
+    if known == set(trees.flat(abstract)):
         return found
     return trees.merge(found, trainer.init_net(net, lambda path: path not in known))
 
