@@ -261,7 +261,7 @@ def test_a_server_changes_adapters_without_compiling(adapters, weights, tmp_path
     one = Lora({PLACE: adapters.pairs[PLACE]}, {(("head", "bias"), None): drawn(16)}, "two")
     to_lora.write(one, "comfyui", files[1].file)
     studio = made_studio(weights, weights, files)
-    assert studio.adapters == ("one", "two")
+    assert studio.adapters == {"one": 0.5, "two": 1.0}
     words = "a red square"
 
     def frames(studio, adapter):

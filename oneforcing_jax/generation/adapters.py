@@ -6,6 +6,7 @@ lacks of the common rank is zero; and parameters are arguments of the compiled p
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import re
@@ -22,6 +23,9 @@ from oneforcing_jax import sharding
 from oneforcing_jax.convert import lora
 from oneforcing_jax.convert.lora import Lora, Place
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.generation import pretrained, streaming
+from oneforcing_jax.generation.streaming import VideoModel
+from oneforcing_jax.generation.student import Student
 from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.products import low_rank
 from oneforcing_jax.models.products.low_rank import DOWN, UP, LowRank
@@ -149,6 +153,55 @@ class Adapters:
         }
         found = unflatten_dict(flat | placed)
         return found | {"blocks": tuple(found["blocks"][i] for i in range(len(base["blocks"])))}
+
+
+class Adapted(VideoModel):
+    """A causal student that may be given adapters.
+
+    Args:
+      student: makes latents, without adapters.
+      model: what the student is of, and the encoders.
+      adapters: that it may be given.
+
+    Attributes:
+      adapters: as given.
+    """
+
+    def __init__(self, student: Student, model: VideoModel, adapters: Adapters) -> None:
+        with_leaves = Student(adapters.model, student.params, student.window, student.mesh)
+        super().__init__(with_leaves, model.source, model.encoders, model.mesh)
+        self.adapters, self._student, self._base = adapters, with_leaves, student.params
+
+    def adapted(self, weights: Mapping[str, float]) -> Adapted:
+        """The same compiled programs with some adapters; see `Adapters.chosen`."""
+        other, mesh = copy.copy(self), self.mesh or sharding.first_device()
+        other.maker = self._student.of(self.adapters.chosen(self._base, weights, mesh))
+        return other
+
+
+def load(
+    checkpoint: str | Path,
+    encoders: str | Path | None,
+    files: Sequence[File],
+    together: bool = True,
+    **options: Any,
+) -> Adapted:
+    """A causal student with its encoders, and adapters.
+
+    Args:
+      checkpoint, encoders, options: see `streaming.load`.
+      files: of adapters.
+      together: whether it begins with all of them; otherwise with none, and `adapted` chooses one at a time.
+
+    Raises:
+      MissingInput, InputError: see `streaming.load` and `Adapters`.
+    """
+    source = pretrained.find(checkpoint, options.get("ema", False), options.get("dtype"))
+    adapters = Adapters(source.model, files, together)  # files are refused before weights are read
+    model = streaming.load(checkpoint, encoders, **options)
+    student: Any = model.maker
+    made = Adapted(student, model, adapters)
+    return made.adapted(adapters.weights if together else {})
 
 
 def _flat(params: Any) -> dict[Any, Any]:

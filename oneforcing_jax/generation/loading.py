@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import Family
-from oneforcing_jax.generation import samplers, streaming
+from oneforcing_jax.generation import adapters, samplers, streaming
 from oneforcing_jax.generation.adapters import File
 from oneforcing_jax.generation.streaming import VideoModel
 from oneforcing_jax.setup.ranges import Amount, Count, Natural, Positive
@@ -68,12 +69,13 @@ class Loading:
         return self.sampling_steps or family.video.sampling_steps
 
     def model(self, together: bool = True) -> VideoModel:
-        """The student, or with `teacher` the bidirectional model in many steps; see `streaming.load`."""
+        """The student, or with `teacher` the bidirectional model in many steps; `together`: see
+        `adapters.load`."""
         if not self.teacher:
-            return streaming.load(
+            load = functools.partial(adapters.load, files=self.lora, together=together)
+            return (load if self.lora else streaming.load)(
                 self.checkpoint, self.encoders, decoder=self.decoder, ema=self.ema, dtype=self.dtype,
                 shift=self.shift, window=self.sight(), batch=self.batch, split=self.mesh,
-                lora=self.lora, together=together,
             )  # fmt: skip
 
         def sampler(family: Family, shift: float) -> samplers.Sampler:

@@ -11,7 +11,6 @@ for frames in model.stream(prompt, model.settings(frames=161)):
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
@@ -32,7 +31,6 @@ from oneforcing_jax.families import Family
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.families.codec import Codec, Encoders, pad_embeddings
 from oneforcing_jax.generation import pretrained, samplers
-from oneforcing_jax.generation.adapters import Adapters, File
 from oneforcing_jax.generation.noise import Noise, sample_keys, seeded
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.student import Conditions, Settings, Student
@@ -112,40 +110,12 @@ class VideoModel:
       source: what the transformer was trained for.
       encoders: codec and text encoder.
       mesh: devices over which a batch is split; None: the default device.
-      adapters: that it may be given; the parameters of the maker are then those without.
     """
 
-    def __init__(
-        self,
-        maker: Maker,
-        source: Source,
-        encoders: Encoders,
-        mesh: Any = None,
-        adapters: Adapters | None = None,
-    ):
+    def __init__(self, maker: Maker, source: Source, encoders: Encoders, mesh: Any = None):
         self.maker, self.source, self.encoders, self.mesh = maker, source, encoders, mesh
-        self._adapters, self._base = adapters, getattr(maker, "params", {})
         # The samples of a prompt come one after the other.
         self._encode = functools.lru_cache(maxsize=16)(encoders.text.encode)
-
-    @property
-    def adapters(self) -> Mapping[str, float]:
-        """Names of the adapters that it may be given, with the weights that they came with."""
-        return self._adapters.weights if self._adapters else {}
-
-    def adapted(self, weights: Mapping[str, float]) -> VideoModel:
-        """The same compiled programs with some adapters, each times its weight; {}: with none.
-
-        Raises:
-          InputError: names of others, or more at once than were loaded for.
-        """
-        if self._adapters is None and not weights:
-            return self
-        if self._adapters is None or not isinstance(self.maker, Student):
-            raise InputError(f"lora: expected no adapters of this model, found {list(weights)}")
-        other, mesh = copy.copy(self), self.mesh or sharding.first_device()
-        other.maker = self.maker.of(self._adapters.chosen(self._base, weights, mesh))
-        return other
 
     def settings(
         self, frames: int | None = None, size: tuple[int, int] | None = None, **changes: Any
@@ -323,8 +293,6 @@ def load(
     window: Window = Window(),
     batch: int = 1,
     split: Mapping[str, int] | None = None,
-    lora: Sequence[File] = (),
-    together: bool = True,
 ) -> VideoModel:
     """A causal student with its encoders.
 
@@ -335,23 +303,15 @@ def load(
       window: how far back a block sees; one with a size holds memory constant.
       batch: videos made side by side, which decides on how many devices.
       split: devices of each video along the mesh axes context, sequence and tensor; None: one device.
-      lora: files of adapters, with which it begins.
-      together: whether these are used all at once; otherwise `adapted` chooses one at a time, and it begins
-        without.
 
     Raises:
       MissingInput, InputError: one line on what is missing or does not fit.
     """
-    adapters = None
-    if lora:  # before weights are read
-        adapters = Adapters(pretrained.find(checkpoint, ema, dtype).model, lora, together)
     source, loaded, mesh, params = _read(
         checkpoint, encoders, decoder, ema, dtype, shift, batch, split
     )
-    model = adapters.model if adapters else source.model
-    student = Student(model, unstacked(params), window, mesh)
-    made = VideoModel(student, source, loaded, mesh, adapters)
-    return made.adapted(made.adapters if together else {})
+    student = Student(source.model, unstacked(params), window, mesh)
+    return VideoModel(student, source, loaded, mesh)
 
 
 def load_teacher(

@@ -19,6 +19,7 @@ from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.data.origin import Origin, digest
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
+from oneforcing_jax.generation.adapters import Adapted
 from oneforcing_jax.generation.noise import sample_keys, seeded
 from oneforcing_jax.generation.origins import blocks as layout
 from oneforcing_jax.generation.streaming import VideoModel, decoded
@@ -96,7 +97,7 @@ class Studio:
     ) -> None:
         self.model, self.settings, self.fps, self.most = model, settings.taken(False), fps, most
         self.windows, self.sink = _windows(window, settings), window.sink
-        self.adapters = tuple(model.adapters)
+        self.adapters = model.adapters.weights if isinstance(model, Adapted) else {}
         self.frames = self.pixel_frames(settings.shape[0])
         if most < self.frames:
             raise InputError(
@@ -162,7 +163,7 @@ class Studio:
             "window": wish.window or next(iter(self.windows)), "sink": self.sink,
         }  # fmt: skip
         if wish.adapter:
-            said["adapter"] = f"{wish.adapter}:{self.model.adapters[wish.adapter]:g}"
+            said["adapter"] = f"{wish.adapter}:{self.adapters[wish.adapter]:g}"
         if wish.image is not None:
             said["image"] = digest(wish.image.tobytes())
         return Origin(
@@ -207,7 +208,9 @@ class Studio:
 
     def _adapted(self, name: str) -> VideoModel:
         """The model with an adapter, or without; nothing is compiled for it."""
-        return self.model.adapted({name: self.model.adapters[name]}) if name else self.model
+        if not isinstance(self.model, Adapted) or not name:
+            return self.model
+        return self.model.adapted({name: self.adapters[name]})
 
     def _plan(self, wish: Wish, given: int) -> Plan:
         """The blocks of the longest video."""

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -28,7 +27,7 @@ from oneforcing_jax.models import trees
 from oneforcing_jax.models.trees import Params, Path
 from oneforcing_jax.setup.ranges import Decay, Natural
 from oneforcing_jax.system.room import HOST
-from oneforcing_jax.training import randomness
+from oneforcing_jax.training import lending, randomness
 from oneforcing_jax.training.optim import Optimiser
 
 State = dict[str, Any]
@@ -104,38 +103,12 @@ class Trainer:
 
     @functools.cached_property
     def lent(self) -> dict[str, str]:
-        """Networks whose base is another's that is only read: they start from the same source, and compute in
-        the same dtypes. That base is held once."""
-        found: dict[str, str] = {}
-        held: dict[str, Params] = {}
-        for net in (*self.method.frozen, *self.partial):
-            model, source = self.method.nets[net].model, self.init.get(net, "")
-            whole = model.in_use(self.mesh)
-            own = flatten_dict(model.base(whole) if net in self.partial else whole)
-            for other in held if net in self.partial and source else ():
-                same = self.init.get(other) == source
-                if same and own == flatten_dict(self._lend(net, other, held[other])):
-                    found[net] = other
-                    break
-            else:
-                held[net] = unflatten_dict(own)
-        return found
-
-    def _lend(self, net: str, other: str, params: Params) -> Params:
-        """What was read of another network, in the tree of `net`."""
-        nets, source = self.method.nets, self.init[net]
-        if inner := nets[other].filled(other, source):
-            params = params[inner]
-        place = nets[net].filled(net, source)
-        return {place: params} if place else params
+        """Networks whose base is another's; see `lending.find`."""
+        return lending.find(self.method, self.partial, self.init, self.mesh)
 
     def lend(self, frozen: Mapping[str, Params]) -> dict[str, Params]:
-        """With the bases that are another network's."""
-        return dict(frozen) | {
-            net: self._lend(net, other, frozen[other])
-            for net, other in self.lent.items()
-            if other in frozen
-        }
+        """What is frozen, with the bases that are another network's."""
+        return lending.lend(self.method, self.init, self.lent, frozen)
 
     @property
     def parts(self) -> int:
