@@ -11,9 +11,10 @@ from goldens import error
 from live import CONFIG, OPTIONS, make_weights
 from safetensors.numpy import load_file, save_file
 
-from oneforcing_jax import serve, sharding
+from oneforcing_jax import generate, serve, sharding
 from oneforcing_jax.convert import lora, to_lora
 from oneforcing_jax.convert.lora import Lora, Pair
+from oneforcing_jax.data.origin import read_origin
 from oneforcing_jax.errors import InputError, Refused
 from oneforcing_jax.generation import merging, pretrained, streaming
 from oneforcing_jax.generation.adapters import Adapters, File
@@ -294,6 +295,19 @@ def test_a_server_changes_adapters_without_compiling(adapters, weights, tmp_path
     with pytest.raises(Refused, match=r"adapter: expected one of \['one', 'two'\]"):
         wire.wish_of({"prompt": words, "adapter": "three"}, studio)
     assert studio.origin(Wish(words, adapter="one")).settings["adapter"] == "one:0.5"
+
+
+@pytest.mark.long
+def test_a_video_says_its_adapters(adapters, weights, tmp_path):
+    file, out = tmp_path / "one.safetensors", tmp_path / "x.mp4"
+    to_lora.write(adapters, "comfyui", file)
+    command = [f"--checkpoint={weights}", *OPTIONS, "--prompt=a red square", f"--out={out}"]
+    generate.main([*command, f"--lora={file}:0.5"])
+    assert read_origin(out).settings["lora"] == [File(file, 0.5).said]
+    with pytest.raises(SystemExit, match="lora"):
+        generate.main(command)
+    with pytest.raises(SystemExit, match="--lora: expected a causal student"):
+        generate.main([*command, f"--lora={file}", "--teacher"])
 
 
 def test_several_are_used_together(adapters, weights, tmp_path):

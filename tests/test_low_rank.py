@@ -10,6 +10,7 @@ import pytest
 from goldens import error
 
 from oneforcing_jax import main
+from oneforcing_jax.convert import lora
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation import pretrained
 from oneforcing_jax.models import trees, wan
@@ -23,6 +24,7 @@ from oneforcing_jax.setup.run import Run
 from oneforcing_jax.system import checkpoint, items, saved
 from oneforcing_jax.training import tiny
 from oneforcing_jax.training.train import trainer
+from tools import export_lora, import_lora
 
 CONFIG = WanConfig(16, 24, 2, 2, in_dim=2, out_dim=2, text_dim=8, text_len=4, freq_dim=8)
 STAGE = "--config.stages.one_forcing."
@@ -174,3 +176,14 @@ def test_it_trains_keeps_adapters_alone_and_resumes_to_the_same_numbers(tmp_path
     kept = trees.select(params, lambda path: not is_adapter(path))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, kept, base)))
     assert np.abs(params["blocks"]["ffn"]["0"]["up"]).max() > 0
+    # What is exported and merged into the base is the network that was trained.
+    out = tmp_path / "trained.safetensors"
+    export_lora.main([f"--checkpoint={resumed / 'one_forcing'}", f"--out={out}", "--layout=kohya"])
+    kernel = ("blocks", "ffn", "0", "kernel")
+    leaves = params["blocks"]["ffn"]["0"]
+    merged = lora.merged(kernel, leaves["kernel"], [(lora.read(out), 1.0)])
+    assert error(merged, leaves["kernel"] + leaves["down"] @ leaves["up"]) < 1e-6
+    options = [f"--checkpoint={resumed / 'one_forcing'}", f"--out={tmp_path / 'base'}"]
+    import_lora.main([*options, f"--lora={out}:-1"])
+    again = trees.flat(pretrained.find(tmp_path / "base", dtype="float32").params())
+    assert error(again[kernel], trees.flat(base)[kernel]) < 1e-6

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,19 +104,55 @@ class Lora:
                 )
 
 
-class _Module(NamedTuple):
-    """A module of the network by its name in one layout: its leaves by "weight", "bias", "modulation"."""
+class _Modules:
+    """The modules of a transformer, by their names in any convention.
 
-    name: str
-    leaves: dict[str, Leaf]
+    Args:
+      path: of the file, for errors.
+      tensors: names of its tensors, which say how many layers there are.
+    """
 
+    def __init__(self, path: Path, tensors: Iterable[str]) -> None:
+        found = (n for name in tensors for n in re.findall(r"blocks[._](\d{1,6})[._]", name))
+        layers = max(map(int, found), default=-1) + 1
+        if layers > _MOST_LAYERS:
+            raise InputError(
+                f"{path}: expected layers below {_MOST_LAYERS}, found {layers - 1}; get another file"
+            )
+        self._path, self._leaves = path, dict[str, dict[str, Leaf]]()
+        for key_map in (wan_keys.diffusers(layers), wan_keys.transformer(layers)):
+            for key, leaf in key_map.items():
+                name, _, kind = key.rpartition(".")
+                self._leaves.setdefault(name, {})[kind] = leaf
+        self._dotted = {name.replace(".", "_"): name for name in self._leaves}
 
-def _modules(key_map: keys.KeyMap) -> dict[str, _Module]:
-    found: dict[str, _Module] = {}
-    for key, leaf in key_map.items():
-        name, _, kind = key.rpartition(".")
-        found.setdefault(name, _Module(name, {})).leaves[kind] = leaf
-    return found
+    def name(self, name: str) -> str:
+        """Of a module in Diffusers' or the original's way, from any.
+
+        Raises:
+          InputError: there is none of that name.
+        """
+        short = name
+        if _UNDERSCORED.match(name):
+            short = self._dotted.get(_UNDERSCORED.sub("", name, count=1), name)
+        while prefix := next((p for p in _PREFIXES if short.startswith(p)), ""):
+            short = short.removeprefix(prefix)
+        if short not in self._leaves:
+            raise InputError(
+                f"{self._path}: expected adapters of a text-to-video transformer of Wan, found one of "
+                f"{name!r}; give a file for this model"
+            )
+        return short
+
+    def leaf(self, name: str, kind: str) -> Leaf:
+        """Its "weight", "bias" or "modulation"; raises as `name`, and where the module has none."""
+        found = self._leaves[self.name(name)].get(kind)
+        if found is None:
+            raise InputError(
+                f"{self._path}: expected adapters of what the model has, found one of the {kind} of "
+                f"{name!r}; get another file"
+            )
+        return found
 
 
 def read(path: Path) -> Lora:
@@ -126,63 +162,53 @@ def read(path: Path) -> Lora:
       MissingInput, InputError: no such file, a damaged one, or one of another model or kind.
     """
     tensors, settings = _opened(path)
-    numbers = [int(n) for name in tensors for n in re.findall(r"blocks[._](\d{1,6})[._]", name)]
-    layers = max(numbers, default=-1) + 1
-    if layers > _MOST_LAYERS:
-        raise InputError(
-            f"{path}: expected layers below {_MOST_LAYERS}, found {layers - 1}; get another"
-        )
-    known = _modules(wan_keys.diffusers(layers)) | _modules(wan_keys.transformer(layers))
-    underscored = {name.replace(".", "_"): module for name, module in known.items()}
-
-    def module(name: str) -> _Module:
-        short, table = name, known
-        if _UNDERSCORED.match(name):
-            short, table = _UNDERSCORED.sub("", name, count=1), underscored
-        while prefix := next((p for p in _PREFIXES if short.startswith(p)), ""):
-            short = short.removeprefix(prefix)
-        if short not in table:
-            raise InputError(
-                f"{path}: expected adapters of a text-to-video transformer of Wan, found one of {name!r}; "
-                "give a file for this model"
-            )
-        return table[short]
-
-    parts: dict[str, dict[str, str]] = {}
+    modules, (adapted, different) = _Modules(path, tensors), _sorted(path, tensors)
     differences: dict[Place, np.ndarray] = {}
+
+    def add(name: str, kind: str, tensor: np.ndarray) -> None:
+        leaf = modules.leaf(name, kind)
+        mine, place = keys.from_torch(tensor, leaf.layout), (leaf.path, leaf.layer)
+        differences[place] = differences[place] + mine if place in differences else mine
+
+    for name, (module, kind) in different.items():
+        add(module, kind, _finite(path, tensors, name))
+    pairs = {}
+    for module, held in adapted.items():
+        leaf = modules.leaf(module, "weight")
+        if leaf.layout != "linear" or not {"down", "up"} <= held.keys():
+            raise InputError(
+                f"{path}: expected both adapters of a matrix, found {sorted(held)} of "
+                f"{module!r}; get it again"
+            )
+        pair = _pair(path, tensors, held, modules.name(module), settings)
+        pairs[leaf.path, leaf.layer] = pair
+        if "bias" in held:
+            add(module, "bias", np.float32(pair.scale) * _finite(path, tensors, held["bias"]))
+    return Lora(pairs, differences, str(path))
+
+
+def _sorted(
+    path: Path, tensors: Iterable[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, tuple[str, str]]]:
+    """Names of the tensors "down", "up", "bias" and "alpha" of each module; and of differences, each with the
+    module and what they change of it."""
+    adapted: dict[str, dict[str, str]] = {}
+    different: dict[str, tuple[str, str]] = {}
     for name in tensors:
         ending = next((end for end in _DIFFERENCES if name.endswith(end)), "")
         if matched := _TENSOR.fullmatch(name):
-            kind = "down" if matched["down"] else "up"
-            kind += "_bias" * (matched["kind"] == "bias")
-            parts.setdefault(matched["module"], {})[kind] = name
+            kind = "down" if matched["down"] else "bias" if matched["kind"] == "bias" else "up"
+            adapted.setdefault(matched["module"], {})[kind] = name
         elif name.endswith(".alpha"):
-            parts.setdefault(name.removesuffix(".alpha"), {})["alpha"] = name
+            adapted.setdefault(name.removesuffix(".alpha"), {})["alpha"] = name
         elif ending:
-            kind = _DIFFERENCES[ending]
-            leaf = module(name.removesuffix(ending)).leaves.get(kind)
-            _add(differences, path, name, leaf, _finite(path, tensors, name))
+            different[name] = name.removesuffix(ending), _DIFFERENCES[ending]
         else:
             raise InputError(
                 f"{path}: expected adapters (lora_A and lora_B, or lora_down and lora_up; alpha, diff), "
                 f"found {name!r}; give a LoRA of this kind"
             )
-    pairs = {}
-    for name, held in parts.items():
-        its = module(name)
-        leaf = its.leaves.get("weight")
-        if leaf is None or leaf.layout != "linear" or not {"down", "up"} <= held.keys():
-            raise InputError(
-                f"{path}: expected both adapters of a matrix, found {sorted(held)} of {name!r}; get it again"
-            )
-        pairs[leaf.path, leaf.layer] = _pair(path, tensors, held, its.name, settings)
-        if "up_bias" in held:
-            bias, scale = (
-                _finite(path, tensors, held["up_bias"]),
-                pairs[leaf.path, leaf.layer].scale,
-            )
-            _add(differences, path, name, its.leaves.get("bias"), np.float32(scale) * bias)
-    return Lora(pairs, differences, str(path))
+    return adapted, different
 
 
 def check_there(path: Path) -> None:
@@ -223,18 +249,6 @@ def _finite(path: Path, tensors: Tensors, name: str) -> np.ndarray:
             f"{path}: expected finite weights, found {wrong} values of {name} that are not; get it again"
         )
     return found
-
-
-def _add(
-    to: dict[Place, np.ndarray], path: Path, name: str, leaf: Leaf | None, tensor: np.ndarray
-) -> None:
-    if leaf is None:
-        raise InputError(
-            f"{path}: expected a tensor that {name!r} changes, found none; get another file"
-        )
-    mine = np.asarray(keys.from_torch(tensor, leaf.layout))
-    old = to.get((leaf.path, leaf.layer))
-    to[leaf.path, leaf.layer] = mine if old is None else old + mine
 
 
 def _pair(

@@ -118,8 +118,8 @@ ROWS = (*METHODS, *CONDITIONS)
 
 
 def _adapters(rank: int) -> Row:
-    """One-Forcing with adapters of student and critic. A learning rate moves these less than whole matrices, so
-    alpha is above the rank."""
+    """One-Forcing with adapters of student and critic. A learning rate moves these less than whole matrices,
+    so alpha is above the rank."""
     own = {"rank": rank, "alpha": 4.0 * rank}
     fields = {
         f"stages.one_forcing.low_rank.{net}.{name}": value
