@@ -6,6 +6,7 @@ Other configs begin with `get_config()` of this file and change what differs.
 from ml_collections import ConfigDict
 
 from oneforcing_jax.families.wan21 import FAMILY, VIDEO, WAN_1_3B, WAN_14B
+from oneforcing_jax.models.products.low_rank import LowRank
 from oneforcing_jax.setup.config import section
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.training.optim import Optimiser
@@ -37,6 +38,9 @@ def train_stage(method, data, iterations, batch, optimisers, init, **changes):
         "ema": {"decay": 0.0, "start": 0},
         # What each network starts from: "random", "STAGE:NET", or "DIRECTORY:NET" of checkpoints.
         "init": init,
+        # Low-rank adapters of each network, all that is then trained of it (rank 0: none): multiplied by
+        # alpha / rank (alpha 0: by 1), beside matrices of these names.
+        "low_rank": {net: section(LowRank()) for net in optimisers},
         "log_every": 1,
         # Sample videos of these prompts, raw weights and average, in every so many iterations (0: none), by
         # the codec's decoder ("") or Wan's tiny one ("tiny").

@@ -31,6 +31,8 @@ VERBS = {
     "verify": Verb("commands.verify", "compares converted weights with the published ones"),
     "export": Verb("commands.export", "writes weights for PyTorch"),
     "publish": Verb("commands.publish", "uploads a student to the Hugging Face hub"),
+    "import-lora": Verb("commands.import_lora", "merges files of adapters into weights"),
+    "export-lora": Verb("commands.export_lora", "writes adapters for others"),
     "encode": Verb("commands.encode", "makes training data of captioned videos"),
     "import": Verb("commands.import_lmdb", "makes training data of the original's LMDB"),
     "evaluate curvature": Verb("commands.curvature", "measures where trajectories bend"),

@@ -115,7 +115,7 @@ def make_studio(loading: Loading, look: Look, most_frames: int) -> Studio:
     if loading.window is None:
         source = pretrained.find(loading.checkpoint, loading.ema, loading.dtype, loading.shift)
         loading = dataclasses.replace(loading, window=source.frames)
-    model = loading.model()
+    model = loading.model(together=False)
     fps = look.fps or model.source.fps
     settings = look.settings(model.source, model.encoders.codec)
     return Studio(model, settings, fps, most_frames, loading.sight())

@@ -334,6 +334,11 @@ def abstract(boxed: Any, mesh: Mesh) -> Any:
     )
 
 
+def first_device() -> Mesh:
+    """A mesh of this process's first device."""
+    return make_mesh({"data": 1}, jax.local_devices()[:1])
+
+
 def unbox(tree: Any) -> Any:
     """The tree without its logical axes."""
     return nn.meta.unbox(tree)

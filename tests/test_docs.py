@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A command of ours, as a page writes it.
 OURS = re.compile(
-    r"python3? (?:-m (oneforcing_jax[\w.]*)|(tools/\w+\.py))|\b(oneforcing (?:evaluate )?[a-z]+)"
+    r"python3? (?:-m (oneforcing_jax[\w.]*)|(tools/\w+\.py))|\b(oneforcing (?:evaluate )?[a-z-]+)"
 )
 # What stands in for programs, where a block of commands is run to see what it calls: Python notes what it is
 # given, and those that start commands start them. Bash itself knows loops, braces and quotes.

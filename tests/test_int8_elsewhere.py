@@ -22,7 +22,7 @@ from oneforcing_jax.system import checkpoint
 CONFIG = WanConfig(32, 48, 2, 2, 4, 4, text_dim=16, text_len=8, freq_dim=16)
 
 
-def leaves(init, shape, axes):
+def leaves(init, shape, axes, name):
     """A kernel of whole numbers, and a scale for each of its columns."""
     whole = Leaf(lambda key, shape: jnp.zeros(shape, jnp.int8), shape, axes)
     return {"kernel": whole, "scale": Leaf(jax.nn.initializers.ones, shape[1:], axes[1:])}

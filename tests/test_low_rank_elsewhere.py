@@ -33,9 +33,9 @@ from oneforcing_jax.sharding import gathered
 RANK = 3
 
 
-def leaves(init, shape, axes):
+def leaves(init, shape, axes, name):
     """Adapters beside the kernels of attention, the second zero at first."""
-    found = plain.leaves(init, shape, axes)
+    found = plain.leaves(init, shape, axes, name)
     if "heads" in axes:
         down, up = nn.initializers.normal(shape[0] ** -0.5), nn.initializers.zeros_init()
         found["down"] = Leaf(down, (shape[0], RANK), (axes[0], None))

@@ -101,7 +101,7 @@ def test_a_study_of_which_nothing_ran_still_has_a_page(tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("row", study.ROWS, ids=lambda row: row.folder)
+@pytest.mark.parametrize("row", (*study.ROWS, *study.LOW_RANK), ids=lambda row: row.folder)
 def test_every_row_is_a_run(row):
     fields = row.fields | {"run": ",".join(row.stages)}
     fields |= {"stages.report.students": f"(('student', '{row.student}'),)"}

@@ -25,7 +25,7 @@ from oneforcing_jax.setup.stages import Kind
 from oneforcing_jax.toy import stages as toy
 
 # Fields of a run that no config has, and what has headings of its own.
-NOT_SAID = ("stages", "sections", "text", "read_from")
+NOT_SAID = ("stages", "sections", "text", "low_rank", "read_from")
 # A default that is longer is read in the file.
 LONGEST = 80
 PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
@@ -156,7 +156,9 @@ def _of_stage(base: Mapping[str, Any], kind: str) -> dict[str, Any]:
     begin, found = "stages.one_forcing.", {}
     for name, value in base.items():
         if name.startswith(begin):
-            own = name.removeprefix(begin).replace("optimisers.generator", "optimisers.NET")
+            own = name.removeprefix(begin)
+            for record in ("optimisers", "low_rank"):
+                own = own.replace(f"{record}.generator", f"{record}.NET")
             found[f"stages.NAME.{own}"] = value
     return found
 

@@ -30,6 +30,7 @@ from oneforcing_jax.evaluation.figures import strips
 from oneforcing_jax.evaluation.study import (
     BASES,
     COMMON,
+    LOW_RANK,
     METHODS,
     OWN,
     ROWS,
@@ -250,10 +251,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing evaluat
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=Help)
     parser.add_argument("--out", required=True, type=any_path, help="folder of all runs")
     parser.add_argument("--config", type=any_path, default=Path("study"), help="default: ours")
-    known = {row.name: row for row in ROWS}
+    known = {row.name: row for row in (*ROWS, *LOW_RANK)}
+    usual, others = ([row.name for row in rows] for rows in (ROWS, LOW_RANK))
     parser.add_argument(
-        "--rows", nargs="+", default=list(known), metavar="NAME",
-        help=f"some of (default all): {', '.join(map(repr, known))}",
+        "--rows", nargs="+", default=usual, metavar="NAME",
+        help=f"some of (default all): {', '.join(map(repr, usual))}; or {', '.join(map(repr, others))}",
     )  # fmt: skip
     parser.add_argument("--seeds", type=count, help="of each row; default: its own number")
     parser.add_argument("--jobs", type=count, default=1, help="runs at once")

@@ -238,11 +238,11 @@ def _write(
     tree = keys.load(key_map, tensors, typed, str(where))
     tensors.close()
     save_item(folder, tree)
-    said = {"layout": sizes.layout(tensors.shapes), "dtype": _main_dtype(tree)}
+    said = {"layout": sizes.layout(tensors.shapes), "dtype": main_dtype(tree)}
     return {**describe(config, head), **said, MORE: {families.FIELD: family}}
 
 
-def _main_dtype(tree: Any) -> str:
+def main_dtype(tree: Any) -> str:
     """The dtype of most of the weights."""
     sizes_of: dict[str, int] = {}
     for leaf in jax.tree.leaves(tree):

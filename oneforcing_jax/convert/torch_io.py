@@ -114,6 +114,12 @@ class SafeTensors(Tensors):
         specs: dict[str, tuple[tuple[int, ...], str]] = cls._with(path, cls._specs)
         return {name: spec for name, spec in specs.items() if name not in _NO_TENSORS}
 
+    @classmethod
+    def metadata(cls, path: Path) -> dict[str, str]:
+        """What the header of one file says beside its tensors; it raises as `specs` does."""
+        found: dict[str, str] = cls._with(path, lambda file: file.metadata() or {})
+        return found
+
     @staticmethod
     def _with(path: Path, read: Callable[[Any], Any]) -> Any:
         _check_file(path)
@@ -295,6 +301,7 @@ def write_safetensors(
     shapes: Mapping[str, tuple[int, ...]],
     dtypes: Mapping[str, np.dtype],
     tensors: Iterator[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a safetensors file from tensors that come one at a time, in any order.
 
@@ -302,6 +309,7 @@ def write_safetensors(
       path: of the file.
       shapes, dtypes: of every tensor, in the order of the file.
       tensors: (name, array) of each of them.
+      metadata: what the header says beside them.
     """
     codes = {dtype: code for code, dtype in DTYPES.items()}
     header: dict[str, Any] = {}
@@ -312,7 +320,8 @@ def write_safetensors(
         span = [start, end]
         header[name] = {"dtype": codes[dtypes[name]], "shape": shape, "data_offsets": span}
         offsets[name], start = start, end
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
+    said = {"format": "pt", **(metadata or {})}
+    text = json.dumps({"__metadata__": said, **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

@@ -166,9 +166,14 @@ def of(net: Mapping[str, Any], file: Path) -> Family:
     Raises:
       InputError: see `find`.
     """
+    return find(name_of(net), file)
+
+
+def name_of(net: Mapping[str, Any]) -> str:
+    """The family that the record of a network names."""
     more = net.get(MORE)
     name = more.get(FIELD) if isinstance(more, Mapping) else None
-    return find(FIRST if name in (None, _OLD) else name, file)
+    return FIRST if name in (None, _OLD) else name
 
 
 def of_run(run: Run) -> Family:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import Family
-from oneforcing_jax.generation import samplers, streaming
+from oneforcing_jax.generation import adapters, samplers, streaming
+from oneforcing_jax.generation.adapters import File
 from oneforcing_jax.generation.streaming import VideoModel
 from oneforcing_jax.setup.ranges import Amount, Count, Natural, Positive
 
@@ -40,8 +42,13 @@ class Loading:
     sampler: str
     sampling_steps: Count | None
     guidance: float | None
+    lora: Sequence[File] = ()
 
     def __post_init__(self) -> None:
+        if self.lora and self.teacher:
+            raise InputError(
+                "--lora: expected a causal student with it, found --teacher; merge it with import-lora"
+            )
         if self.sink and self.window is None:
             raise InputError(f"sink: expected --window with it, found a sink of {self.sink} alone")
         if self.relative and not self.sink:
@@ -61,10 +68,12 @@ class Loading:
         """Steps of the teacher: as chosen, or the family's."""
         return self.sampling_steps or family.video.sampling_steps
 
-    def model(self) -> VideoModel:
-        """The student, or with `teacher` the bidirectional model in many steps."""
+    def model(self, together: bool = True) -> VideoModel:
+        """The student, or with `teacher` the bidirectional model in many steps; `together`: see
+        `adapters.load`."""
         if not self.teacher:
-            return streaming.load(
+            load = functools.partial(adapters.load, files=self.lora, together=together)
+            return (load if self.lora else streaming.load)(
                 self.checkpoint, self.encoders, decoder=self.decoder, ema=self.ema, dtype=self.dtype,
                 shift=self.shift, window=self.sight(), batch=self.batch, split=self.mesh,
             )  # fmt: skip

@@ -18,6 +18,8 @@ from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.resize import enlarged
 from oneforcing_jax.data.video import VideoWriter
+from oneforcing_jax.errors import InputError
+from oneforcing_jax.generation.adapters import File
 from oneforcing_jax.generation.jobs import Job
 from oneforcing_jax.generation.loading import SAMPLERS, Loading
 from oneforcing_jax.generation.origins import Origins
@@ -133,6 +135,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
     add("--decoder", help="tiny, in place of the VAE's, for previews; docs/generate.md")
     add("--ema", action="store_true", help="the moving average of the weights")
+    one_of = "adapters of a .safetensors file or PEFT folder, FILE[:WEIGHT]; once for each (docs/generate.md)"
+    add("--lora", type=File.of, action="append", default=[], help=one_of)
     add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
 
     add("--frames", type=int, help="pixel frames, given ones included; default as trained, or its family's")

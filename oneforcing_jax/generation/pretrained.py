@@ -7,7 +7,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from oneforcing_jax import families, methods, sharding
@@ -18,6 +17,7 @@ from oneforcing_jax.families.records import MODEL
 from oneforcing_jax.methods import Method
 from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.products import Product
+from oneforcing_jax.models.products.low_rank import LowRank
 from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.models.wan import WanConfig
 from oneforcing_jax.setup.dtypes import DTYPES
@@ -55,6 +55,7 @@ class Source:
       fps: frames per second of the videos.
       block_frames, first_frames: latent frames of a block, and of the first; None: as the others.
       steps, first_steps: unwarped timesteps of a block, and of the first; None: as the others.
+      family_name: as records say it.
       causal: whether it makes videos block by block, or whole clips in many steps; None: nobody says.
     """
 
@@ -73,6 +74,7 @@ class Source:
     first_frames: int | None
     steps: tuple[float, ...]
     first_steps: tuple[float, ...] | None
+    family_name: str = families.FIRST
     causal: bool | None = None
 
     @property
@@ -107,7 +109,7 @@ class Source:
 
     def params(self, mesh: Mesh | None = None) -> Any:
         """The parameters over a mesh, by default on the first device."""
-        mesh = mesh or sharding.make_mesh({"data": 1}, jax.local_devices()[:1])
+        mesh = mesh or sharding.first_device()
         abstract, devices = self.model.in_use(mesh), list(mesh.devices.flat)
         needed = room.per_device(abstract) * len(devices)
         advice = "choose --dtype=bfloat16, a smaller model or more devices"
@@ -177,6 +179,7 @@ def _converted(folder: Path, ema: bool, dtype: str | None) -> Source:
         more.get(families.FIELD, families.FIRST), video.shift,
         frames=frames, rows=rows, columns=columns, fps=video.fps, block_frames=1, first_frames=None,
         steps=video.steps, first_steps=video.first_steps, causal=causal,
+        family_name=families.name_of(nets[name]),
     )  # fmt: skip
     return dataclasses.replace(source, **_layout(more.get(VIDEO, {}), source))
 
@@ -220,7 +223,7 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
         frames=size.frames, rows=size.rows, columns=size.columns, fps=run.fps,
         block_frames=blocks.frames, first_frames=blocks.first_frames or None,
         steps=blocks.steps, first_steps=blocks.first_steps or alone,
-        causal=method.sampled.plan is not None,
+        causal=method.sampled.plan is not None, family_name=run.family or families.FIRST,
     )  # fmt: skip
 
 
@@ -237,7 +240,7 @@ def _run(folder: Path) -> Run:
 
 def _method(run: Run, folder: Path) -> Method:
     """The method of the stage in a folder."""
-    return methods.make(str(run.stages[folder.name].get("method", "")), run)
+    return methods.of_stage(run, folder.name)
 
 
 def _record(folder: Path) -> Path:
@@ -264,6 +267,15 @@ def product(folder: str | Path, net: str) -> Product:
         return PLAIN
     nets = _method(_run(stage), stage).nets
     return nets[net].model.product if net in nets else PLAIN
+
+
+def adapters(folder: str | Path, net: str) -> LowRank | None:
+    """What the adapters of a stage's network were trained as; None: it has none."""
+    stage = _stage(places.path(folder))
+    if not _record(stage).is_file():
+        return None
+    found = methods.adapters_of(_run(stage), stage.name).get(net)
+    return found if found and found.rank else None
 
 
 def find_encoders(folder: str | Path) -> Path:

@@ -184,6 +184,7 @@ class Server:
             "say": "hello", "model": studio.name, "boot": self._boot, "ready": self._queue.ready,
             "fps": studio.fps, "rows": rows, "columns": columns, "frames": studio.frames,
             "most_frames": studio.most, "first_steps": studio.first_steps, "windows": list(studio.windows),
+            "adapters": list(studio.adapters),
             "examples": studio.examples, "longest_prompt": wire.LONGEST_PROMPT,
             "largest_image": wire.LARGEST_IMAGE,
         })  # fmt: skip

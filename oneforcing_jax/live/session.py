@@ -186,6 +186,7 @@ class Session:
                 "kept_from": self._made - self.recording.count, "prompt": self._prompt,
                 "asked": self._asked, "seed": self.wish.seed, "first_steps": self.wish.first_steps,
                 "window": self.wish.window, "recompute": self.wish.recompute,
+                "adapter": self.wish.adapter,
                 "marks": [mark._asdict() for mark in self._marks],
                 "meters": self._meters and self._meters._asdict(),
             }  # fmt: skip

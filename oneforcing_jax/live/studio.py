@@ -19,6 +19,7 @@ from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.data.origin import Origin, digest
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.flow import TRAIN_STEPS
+from oneforcing_jax.generation.adapters import Adapted
 from oneforcing_jax.generation.noise import sample_keys, seeded
 from oneforcing_jax.generation.origins import blocks as layout
 from oneforcing_jax.generation.streaming import VideoModel, decoded
@@ -53,6 +54,7 @@ class Wish:
       image: uint8 [1, y, x, 3], the first frame; None: there is none.
       window: latent frames that a block sees, one of `Studio.windows`; None: the first of them.
       recompute: with a new prompt, what is still seen passes anew under it.
+      adapter: the name of one of `Studio.adapters`; "": none.
     """
 
     prompt: str
@@ -62,6 +64,7 @@ class Wish:
     image: np.ndarray | None = None
     window: int | None = None
     recompute: bool = False
+    adapter: str = ""
 
 
 class Made(NamedTuple):
@@ -94,6 +97,7 @@ class Studio:
     ) -> None:
         self.model, self.settings, self.fps, self.most = model, settings.taken(False), fps, most
         self.windows, self.sink = _windows(window, settings), window.sink
+        self.adapters = model.adapters.weights if isinstance(model, Adapted) else {}
         self.frames = self.pixel_frames(settings.shape[0])
         if most < self.frames:
             raise InputError(
@@ -158,6 +162,8 @@ class Studio:
             "dtype": self.model.source.config.dtype.name, "recompute": wish.recompute,
             "window": wish.window or next(iter(self.windows)), "sink": self.sink,
         }  # fmt: skip
+        if wish.adapter:
+            said["adapter"] = f"{wish.adapter}:{self.adapters[wish.adapter]:g}"
         if wish.image is not None:
             said["image"] = digest(wish.image.tobytes())
         return Origin(
@@ -175,7 +181,7 @@ class Studio:
         Raises:
           NotFinite: the model makes no picture.
         """
-        model, (_, *shape) = self.model, self.settings.shape
+        model, (_, *shape) = self._adapted(wish.adapter), self.settings.shape
         given = (
             None
             if wish.image is None
@@ -199,6 +205,12 @@ class Studio:
             for _, frames in decoded([latents], decode):
                 yield Made(frames[0], ready - begun, time.perf_counter() - ready)
             begun = time.perf_counter()
+
+    def _adapted(self, name: str) -> VideoModel:
+        """The model with an adapter, or without; nothing is compiled for it."""
+        if not isinstance(self.model, Adapted) or not name:
+            return self.model
+        return self.model.adapted({name: self.adapters[name]})
 
     def _plan(self, wish: Wish, given: int) -> Plan:
         """The blocks of the longest video."""

@@ -116,6 +116,7 @@ def wish_of(said: Mapping[str, Any], studio: Studio) -> Wish:
         number_of(said, "first_steps", studio.first_steps, 1, studio.first_steps),
         window=_window(said, studio),
         recompute=_choice(said, "recompute"),
+        adapter=_adapter(said, studio),
     )
     # An image is decoded where all else is right.
     return dataclasses.replace(wish, image=_image(said.get("image"), studio))
@@ -125,6 +126,13 @@ def _window(said: Mapping[str, Any], studio: Studio) -> int:
     found = said.get("window", next(iter(studio.windows)))
     if type(found) is not int or found not in studio.windows:
         raise Refused(400, f"window: expected one of {list(studio.windows)}")
+    return found
+
+
+def _adapter(said: Mapping[str, Any], studio: Studio) -> str:
+    found = said.get("adapter", "")
+    if not isinstance(found, str) or found not in ("", *studio.adapters):
+        raise Refused(400, f"adapter: expected one of {list(studio.adapters)}, or none")
     return found
 
 

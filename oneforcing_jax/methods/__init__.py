@@ -15,10 +15,13 @@ import jax
 
 from oneforcing_jax.causal.plan import Plan
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.models import trees
 from oneforcing_jax.models.condition import NEGATIVE
 from oneforcing_jax.models.model import Model
+from oneforcing_jax.models.products.low_rank import DOWN, LowRank
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanConfig
+from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.run import Run
 
@@ -56,6 +59,10 @@ class Network(NamedTuple):
         """Sizes of its transformer."""
         config: WanConfig = self.model.config
         return config
+
+    def filled(self, net: str, source: str) -> str:
+        """The part of this network `net` that a source "PLACE:NET" fills, whose rest is random; "": all."""
+        return self.backbone if source.rpartition(":")[2] != net else ""
 
 
 class Work(NamedTuple):
@@ -181,14 +188,60 @@ def find(name: str, folders: File | None = None) -> Definition:
     return definition
 
 
-def make(name: str, run: Run) -> Method:
+def make(name: str, run: Run, adapters: Mapping[str, LowRank] | None = None) -> Method:
     """The method of that name for a run.
 
+    Args:
+      name, run: which.
+      adapters: of its trained networks, by name; a rank of 0 is none.
+
     Raises:
-      InputError: there is none, or its sections of the config are not what it needs.
+      InputError: there is none, or its sections of the config are not what it needs; or adapters of a network
+        that has no matrices of these names, or is not trained.
     """
     definition = find(name, run.read_from)
-    return definition.make(run.view(definition.config), run)
+    adapters = {net: own for net, own in (adapters or {}).items() if own.rank}
+    run = dataclasses.replace(run, low_rank=adapters)
+    made = definition.make(run.view(definition.config), run)
+    for net, own in adapters.items():
+        _check_adapters(made, net, own)
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adapted:
+    low_rank: Mapping[str, LowRank]
+
+
+def of_stage(run: Run, stage: str) -> Method:
+    """The method of a stage, with its adapters; see `make`."""
+    return make(str(run.stages[stage].get("method", "")), run, adapters_of(run, stage))
+
+
+def adapters_of(run: Run, stage: str) -> Mapping[str, LowRank]:
+    """The adapters of a stage's networks, those of rank 0 too."""
+    given = {"low_rank": run.stages[stage].get("low_rank", {})}
+    return configs.read(_Adapted, given, f"stages.{stage}").low_rank
+
+
+def _check_adapters(method: Method, net: str, own: LowRank) -> None:
+    if net not in method.trained:
+        raise InputError(
+            f"low_rank: expected trained networks among {list(method.trained)}, found {net!r}; name these"
+        )
+    model = method.nets[net].model
+    if model.product.own is None:
+        raise InputError(
+            f"low_rank: expected a method whose {net!r} multiplies by run.product({net!r}), found one that "
+            "does not; train it whole, or see CONTRIBUTING.md"
+        )
+    paths = list(trees.flat(model.shapes))
+    if not any(path[-1] == DOWN for path in paths):
+        known = {".".join(path[:-1]) for path in paths if path[-1] == "kernel"}
+        raise InputError(
+            f"low_rank.{net}.where: expected names of matrices among {sorted(known)}, found "
+            f"{list(own.where)}; change them"
+        )
 
 
 def sample_fields(run: Run, model: Model) -> dict[str, tuple[int, ...]]:

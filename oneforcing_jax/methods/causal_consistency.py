@@ -76,19 +76,21 @@ def distillation(
     sigmas: np.ndarray,
     guidance: float,
     work: Work = Work(),
+    teacher: Model | None = None,
 ) -> Update:
     """The update of a student of the causal teacher.
 
     The batch holds real "latents" [b, f, c, y, x], conditions, and their null.
 
     Args:
-      model: of student and teacher.
+      model: of the student.
       layout: frames of each block.
       sigmas: [steps + 1] noise levels of the solver, from 1 to 0.
       guidance: of the teacher.
       work: operations.
+      teacher: its model; None: as the student's.
     """
-    levels = jnp.asarray(sigmas, jnp.float32)
+    solved, levels = teacher or model, jnp.asarray(sigmas, jnp.float32)
 
     def draw(key: jax.Array, batch: Batch) -> Draws:
         step, noise = jax.random.split(key)
@@ -114,12 +116,12 @@ def distillation(
 
             return of
 
-        def teacher(x: jax.Array, sigma: jax.Array) -> jax.Array:
-            given = condition, model.null(batch)
-            return guided(model, nets["teacher"], clean, x, sigma, *given, layout, guidance)
+        def solver(x: jax.Array, sigma: jax.Array) -> jax.Array:
+            given = condition, solved.null(batch)
+            return guided(solved, nets["teacher"], clean, x, sigma, *given, layout, guidance)
 
         x = flow.add_noise(clean, draws.noise, now)
-        value = consistency.loss(end(params), end(nets[AVERAGE]), teacher, x, now, after)
+        value = consistency.loss(end(params), end(nets[AVERAGE]), solver, x, now, after)
         return value, {"loss": value}
 
     return Update("model", 1, draw, loss, work)
@@ -127,11 +129,14 @@ def distillation(
 
 def make(config: Config, run: Run) -> Method:
     """The method."""
-    model, settings = wan.model(config.generator), config.consistency
+    model = wan.model(config.generator, run.product("model"))
+    teacher, settings = wan.model(config.generator), config.consistency
     sigmas = flow.grid(settings.steps, run.shift)
     return Method(
-        nets={"model": Network(model, "generator"), "teacher": Network(model, "generator")},
-        updates=(distillation(model, run.layout, sigmas, settings.guidance, work(config, run)),),
+        nets={"model": Network(model, "generator"), "teacher": Network(teacher, "generator")},
+        updates=(
+            distillation(model, run.layout, sigmas, settings.guidance, work(config, run), teacher),
+        ),
         sampled=Sampled("model", run.plan),
         fields=sample_fields(run, model),
     )

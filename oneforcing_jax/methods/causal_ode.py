@@ -153,7 +153,7 @@ def regression(
 
 def make(config: Config, run: Run) -> Method:
     """The method."""
-    model, ode = wan.model(config.generator), config.ode
+    model, ode = wan.model(config.generator, run.product("model")), config.ode
     work = flow_matching.work(config.generator, run)
     fields = sample_fields(run, model)
     return Method(

@@ -69,9 +69,9 @@ def described(config: Config, run: Run) -> Distillation:
         clips that have no other.
     """
     made = Distillation(
-        wan.model(config.generator),
+        wan.model(config.generator, run.product("generator")),
         wan.model(config.teacher),
-        critic.model(config.critic, config.head),
+        critic.model(config.critic, config.head, run.product("critic")),
         run.plan,
         config.one_forcing,
         run.shift,

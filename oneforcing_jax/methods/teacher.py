@@ -65,7 +65,7 @@ def bidirectional(model: Model, shift: float, drop_rate: float, work: Work = Wor
 
 def make(config: Config, run: Run) -> Method:
     """The method."""
-    model = wan.model(config.teacher)
+    model = wan.model(config.teacher, run.product("model"))
     passed = flops.clip(
         config.teacher, config.teacher.frame_tokens(*run.latents.shape[2:]), run.latents.frames
     )

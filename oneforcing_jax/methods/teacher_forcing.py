@@ -77,7 +77,7 @@ def causal(
 
 def make(config: Config, run: Run) -> Method:
     """The method."""
-    model = wan.model(config.generator)
+    model = wan.model(config.generator, run.product("model"))
     work = flow_matching.work(config.generator, run)
     rate, bell = config.prompt_drop_rate, config.bell_weighting
     return Method(

@@ -67,15 +67,14 @@ class Reader(nn.Module):
 
     config: WanConfig
     ffn_dim: int
-    product: Product = PLAIN
 
     @nn.compact
     def __call__(self, register: jax.Array, tokens: jax.Array) -> jax.Array:
         """register [b, d], tokens [b, f, n, d] -> [b, d]."""
         c = self.config
-        cross = Attention(c.dim, c.num_heads, c.dtype, product=self.product, name="cross_attn")
+        cross = Attention(c.dim, c.num_heads, c.dtype, name="cross_attn")
         x = register + cross.read(register, LayerNorm(c.dtype, name="norm3")(tokens))
-        ffn = FeedForward(c.dim, self.ffn_dim, c.dtype, self.product, name="ffn")
+        ffn = FeedForward(c.dim, self.ffn_dim, c.dtype, name="ffn")
         return x + ffn(layer_norm(x).astype(c.dtype))
 
 
@@ -83,17 +82,19 @@ class Classifier(nn.Module):
     """LayerNorm, linear, SiLU, linear to one logit, in float32."""
 
     width: int
-    product: Product = PLAIN
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         x = LayerNorm(jnp.float32, eps=1e-5, name="0")(features.astype(jnp.float32))
-        x = nn.silu(Dense(self.width, (None, "embed"), jnp.float32, self.product, name="1")(x))
-        return Dense(1, ("embed", None), jnp.float32, self.product, name="3")(x)[..., 0]
+        x = nn.silu(Dense(self.width, (None, "embed"), jnp.float32, name="1")(x))
+        return Dense(1, ("embed", None), jnp.float32, name="3")(x)[..., 0]
 
 
 class Critic(nn.Module):
-    """Fake score and discriminator in one network; its attributes are those of `WanDiT`, and its head."""
+    """Fake score and discriminator in one network; its attributes are those of `WanDiT`, and its head.
+
+    The head is new and trained whole, so the product is the transformer's alone.
+    """
 
     config: WanConfig
     head: HeadConfig
@@ -110,9 +111,9 @@ class Critic(nn.Module):
         init = logical(nn.initializers.normal(0.02), ("taps", "embed"))
         self.registers = self.param("registers", init, (len(layers), c.dim))
         self.register_norm = RMSNorm(jnp.float32)
-        self.reader = Reader(c, self.head.ffn_dim, self.product, parent=None)
+        self.reader = Reader(c, self.head.ffn_dim, parent=None)
         self.readers = stacked(self, "readers", self._init_readers)
-        self.classifier = Classifier(c.dim, self.product)
+        self.classifier = Classifier(c.dim)
 
     def _init_readers(self, key: jax.Array) -> Any:
         register = jnp.zeros((1, self.config.dim), self.config.dtype)

@@ -48,7 +48,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        declared = self.product.leaves(self.kernel_init, (x.shape[-1], self.features), self.axes)
+        shape, name = (x.shape[-1], self.features), ".".join(self.path)
+        declared = self.product.leaves(self.kernel_init, shape, self.axes, name)
         leaves = {
             name: self.param(name, logical(leaf.init, leaf.axes), leaf.shape)
             for name, leaf in declared.items()

@@ -13,6 +13,11 @@ Params = Mapping[str, Any]
 Path = tuple[str, ...]
 
 
+def flat(tree: Any) -> dict[Path, Any]:
+    """The leaves by their paths."""
+    return dict(flatten_dict(tree))
+
+
 def select(tree: Params, wanted: Callable[[Path], bool] | None) -> Params:
     """The tree without the leaves that are not wanted, and without what is then empty; None: the whole."""
     if wanted is None:

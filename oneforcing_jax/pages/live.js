@@ -79,6 +79,8 @@ function greeted(message) {
     for (let n = 1; n <= hello.first_steps; n++) $("steps").add(new Option(n === 1 ? "1 step" : `${n} steps`, n));
     $("steps").value = hello.first_steps;
     for (const n of hello.windows) $("window").add(new Option(`${n} frames`, n));
+    for (const name of hello.adapters) $("adapter").add(new Option(name, name));
+    $("adapters").hidden = !hello.adapters.length;
     $("examples").replaceChildren(...hello.examples.map(example));
     $("prompt").value ||= hello.examples[0] || "";
     fill(given);
@@ -108,13 +110,13 @@ function example(words) {
 }
 
 function fill(given) {
-  for (const name of ["prompt", "seed", "frames", "steps", "window"]) if (given.has(name)) $(name).value = given.get(name);
+  for (const name of ["prompt", "seed", "frames", "steps", "window", "adapter"]) if (given.has(name)) $(name).value = given.get(name);
   $("recompute").checked = given.get("recompute") === "true";
 }
 
 // What a video was asked for, as links have it.
-function settings({ seed, frames, first_steps: steps, window, recompute }, prompt) {
-  return new URLSearchParams({ prompt, seed, frames, steps, window, recompute });
+function settings({ seed, frames, first_steps: steps, window, recompute, adapter }, prompt) {
+  return new URLSearchParams({ prompt, seed, frames, steps, window, recompute, adapter });
 }
 
 function joined(message) {
@@ -221,6 +223,7 @@ function start() {
   blank = false;
   const wish = { do: "start", prompt: $("prompt").value };
   wish.recompute = $("recompute").checked;
+  wish.adapter = $("adapter").value;
   const numbers = { seed: "seed", frames: "frames", first_steps: "steps", window: "window" };
   for (const [name, id] of Object.entries(numbers)) wish[name] = Number($(id).value);
   if (image) wish.image = image;

@@ -16,6 +16,9 @@ from ml_collections import ConfigDict
 
 from oneforcing_jax.causal.plan import Plan, make_plan
 from oneforcing_jax.errors import InputError
+from oneforcing_jax.models.products import Product, low_rank
+from oneforcing_jax.models.products.low_rank import LowRank
+from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.setup import config as configs
 from oneforcing_jax.setup.ranges import Count, Frames, Natural, Positive, Rate, Seed
 from oneforcing_jax.system import files, integrity
@@ -88,6 +91,7 @@ class Run:
       text: the whole config as JSON, for whoever goes on from what the run leaves.
       profile_process: the one of several processes whose iterations are traced.
       family: of its models (`families`); "": the first, as in runs of before.
+      low_rank: adapters of networks by name, of the stage whose method is made (`methods.of_stage`).
       read_from: the file of a folder that says this, which may name none but trusted parts (`parts`); None:
         a config of the user's.
     """
@@ -107,6 +111,7 @@ class Run:
     profile_process: Natural = 0
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     family: str = ""
+    low_rank: Mapping[str, LowRank] = dataclasses.field(default_factory=dict)
     read_from: Path | None = None
 
     @classmethod
@@ -184,6 +189,11 @@ class Run:
         """Frames of each block of a training clip."""
         return tuple(block.frames for block in self.plan)
 
+    def product(self, net: str) -> Product:
+        """How the matrices of a method's network multiply: with adapters, where the stage says so."""
+        found = self.low_rank.get(net)
+        return low_rank.product(found) if found else PLAIN
+
     def view(self, sections: type[Sections]) -> Sections:
         """The sections that a record has fields for.
 
@@ -210,4 +220,9 @@ class Run:
 
 def _own_fields() -> set[str]:
     """Names that every config has."""
-    return {field.name for field in dataclasses.fields(Run)} - {"sections", "text", "read_from"}
+    return {field.name for field in dataclasses.fields(Run)} - {
+        "sections",
+        "text",
+        "low_rank",
+        "read_from",
+    }

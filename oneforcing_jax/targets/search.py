@@ -149,7 +149,7 @@ def meshes(devices: int) -> Iterator[dict[str, int]]:
 def _variants(run: Run, name: str, shares: int, has_host: bool) -> Iterator[dict[str, Any]]:
     """What can be changed on one mesh."""
     stage = trained(run)[name]
-    method = methods.make(stage.method, run)
+    method = methods.of_stage(run, name)
     parts = [n for n in (1, 2, 4, 8) if stage.batch % (n * shares) == 0]
     host = (False, True) if has_host else (False,)
     for part, remat, away, *chosen in itertools.product(
@@ -193,7 +193,7 @@ def _weighed(
 ) -> Setting:
     """A setting with the least time and memory that arithmetic gives it."""
     stage, chip = trained(run)[name], target.chip
-    method = methods.make(stage.method, run)
+    method = methods.of_stage(run, name)
     net, size = method.nets[method.trained[0]].config, run.latents
     tokens = stage.batch * size.frames * net.frame_tokens(size.rows, size.columns)
     # With "none", the clips of a critic update leave all that their layers keep, even when they go in turn.

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from oneforcing_jax.data.store import META, Store
 from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.models import trees
 from oneforcing_jax.models.condition import NEGATIVE
+from oneforcing_jax.models.products.low_rank import LowRank
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.ranges import Count, Natural
 from oneforcing_jax.setup.run import Run
@@ -66,6 +67,7 @@ class Train:
       optimisers: of each trained network.
       ema: moving average of the network that makes videos.
       init: what each network starts from: "random", "STAGE:NET", or "DIRECTORY:NET" of checkpoints.
+      low_rank: adapters of networks by name, which are then all that is trained of these.
       log_every: iterations from one line of metrics to the next.
       samples: sample videos, of raw weights and average.
       checkpoint_every: iterations from one checkpoint to the next.
@@ -87,6 +89,7 @@ class Train:
     checkpoint_every: Count
     keep: Count
     best: Best
+    low_rank: Mapping[str, LowRank] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -177,17 +180,18 @@ def _begin(
     abstract, frozen = trainer.abstract()
     whole, method = trainer.whole(abstract, frozen), trainer.method
 
-    def initial(nets: Iterable[str]) -> dict[str, Params]:
-        return {
-            net: _initial(run, trainer, stage.init[net], net, whole[net], workdir) for net in nets
-        }
+    def initial(net: str, lent: Params | None = None) -> Params:
+        return _initial(run, trainer, stage.init[net], net, whole[net], workdir, lent)
 
-    params = initial(method.frozen)
+    params = {net: initial(net) for net in method.frozen}
     restored = checkpoint.restore(manager, abstract)
+    own = [net for net in method.trained if net not in trainer.lent]
     if restored is None:
-        params |= initial(method.trained)
+        params |= {net: initial(net) for net in own}
+        lent = trainer.lend(trainer.frozen(params))
+        params |= {net: initial(net, lent[net]) for net in trainer.lent}
         return 0, trainer.init_state(params), trainer.frozen(params), {}
-    for net in trainer.partial:
+    for net in set(trainer.partial).intersection(own):
         params[net] = saved.load_net(manager.directory, net, whole[net])
     start, state, latest = restored
     return start, state, trainer.frozen(params), latest
@@ -202,15 +206,26 @@ def _bases(run: Run, stage: Train, trainer: Trainer, workdir: Path) -> dict[str,
 
 
 def _initial(
-    run: Run, trainer: Trainer, source: str, net: str, abstract: Any, workdir: Path
+    run: Run,
+    trainer: Trainer,
+    source: str,
+    net: str,
+    abstract: Any,
+    workdir: Path,
+    lent: Params | None,
 ) -> Params:
-    """Parameters that a network begins with."""
+    """Parameters that a network begins with; `lent` is its base, where that is in memory already."""
     if source == sources.RANDOM:
         return trainer.init_net(net)
-    found = sources.begin(run, workdir, trainer.method.nets[net], net, source, abstract)
-    if len(jax.tree.leaves(found)) == len(jax.tree.leaves(abstract)):
+    network = trainer.method.nets[net]
+    if lent is None or sources.has_beside(run, workdir, network, source):
+        found = sources.begin(run, workdir, network, net, source, abstract)
+    else:
+        found = lent
+    known = set(trees.flat(found))
+    if known == set(trees.flat(abstract)):
         return found
-    return trees.merge(found, trainer.init_net(net))
+    return trees.merge(found, trainer.init_net(net, lambda path: path not in known))
 
 
 def _cost(run: Run, trainer: Trainer) -> Cost:

@@ -73,6 +73,12 @@ def _held(folder: Path, net: str, abstract: Any, beside: Collection[str]) -> Any
     return trees.select(abstract, lambda path: path[-1] not in beside)
 
 
+def has_beside(run: Run, workdir: Path, network: Network, source: str) -> bool:
+    """Whether a source has leaves beside kernels of those that the network trains."""
+    own = network.model.product.own or ()
+    return any(path[-1] in own for path in saved.paths(*place(run, workdir, source)))
+
+
 def begin(
     run: Run, workdir: Path, network: Network, net: str, source: str, abstract: Any
 ) -> Params:
@@ -102,7 +108,7 @@ def _asked(
     network: Network, net: str, source: str, abstract: Any
 ) -> tuple[str, Any, Collection[str]]:
     """The part of a network that a source fills, its shapes, and the leaves beside kernels that may lack."""
-    name = part(network, net, source)
+    name = network.filled(net, source)
     return name, abstract[name] if name else abstract, network.model.product.own or ()
 
 
@@ -115,7 +121,7 @@ def base(run: Run, workdir: Path, network: Network, net: str, source: str) -> Ba
     folder, name = place(run, workdir, source)
     step = saved.find(folder)
     at = places.relative(step, workdir)
-    return Base(at, name, part(network, net, source), saved.identity(step, name))
+    return Base(at, name, network.filled(net, source), saved.identity(step, name))
 
 
 def check_made(
@@ -138,11 +144,6 @@ def check_made(
     with _maker_named(run, source):
         _check_schedule(run, folder, net)
         saved.check_net(folder, net, _held(folder, net, abstract, beside))
-
-
-def part(network: Network, net: str, source: str) -> str:
-    """The part of a network `net` that a source fills, whose rest is random; "": all of it."""
-    return network.backbone if source.rpartition(":")[2] != net else ""
 
 
 @contextlib.contextmanager
@@ -171,7 +172,7 @@ def _check_schedule(run: Run, folder: Path, net: str) -> None:
     read_record(record)  # damage is no other version
     try:
         then = Run.read(record)
-        sampled = methods.make(str(then.stages[stage.name]["method"]), then).sampled
+        sampled = methods.of_stage(then, stage.name).sampled
     except InputError:
         return  # of another version, or with a method that is not here: it says nothing
     if sampled is None or sampled.net != net or sampled.plan is None:
@@ -195,8 +196,8 @@ def network(run: Run, source: str) -> Network:
       InputError: no such stage, no such network of its method, or one for other latents.
     """
     stage, _, net = source.rpartition(":")
-    method = run.stages.get(stage, {}).get("method")
-    nets = methods.make(method, run).nets if method else {}
+    trains = "method" in run.stages.get(stage, {})
+    nets = methods.of_stage(run, stage).nets if trains else {}
     if net not in nets:
         raise InputError(
             f"config: expected 'STAGE:NET' with a stage that trains among {list(run.stages)}, found "

@@ -2,7 +2,8 @@
 
 A step is a function of (state, what is frozen, batch, iteration): random keys are folded from the
 iteration, so that a resumed run draws what an unbroken one would have drawn. Of a network that is trained in
-part, the state holds that part, and the rest lies with the frozen networks.
+part, the state holds that part, and the rest lies with the frozen networks: once for all networks that
+start from the same one.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from oneforcing_jax import sharding
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.methods import AVERAGE, SHARED, Batch, Method, Metrics, Update
 from oneforcing_jax.models import trees
-from oneforcing_jax.models.trees import Params
+from oneforcing_jax.models.trees import Params, Path
 from oneforcing_jax.setup.ranges import Decay, Natural
 from oneforcing_jax.system.room import HOST
-from oneforcing_jax.training import randomness
+from oneforcing_jax.training import lending, randomness
 from oneforcing_jax.training.optim import Optimiser
 
 State = dict[str, Any]
@@ -61,6 +62,7 @@ class Trainer:
       microbatch: samples of one forward and backward, over all devices; 0: the whole batch. Results do
         not depend on it, memory does.
       offload_optimiser: keep optimiser states in the host's memory between steps.
+      init: what each network starts from, as a config says it.
 
     Raises:
       InputError: a batch that does not divide into microbatches, or those over the devices.
@@ -75,6 +77,7 @@ class Trainer:
     batch: int
     microbatch: int = 0
     offload_optimiser: bool = False
+    init: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = self.microbatch or self.batch
@@ -97,6 +100,15 @@ class Trainer:
         """Names of the networks of which a part is trained."""
         nets = self.method.nets
         return tuple(n for n in self.method.trained if nets[n].model.trains is not None)
+
+    @functools.cached_property
+    def lent(self) -> dict[str, str]:
+        """Networks whose base is another's; see `lending.find`."""
+        return lending.find(self.method, self.partial, self.init, self.mesh)
+
+    def lend(self, frozen: Mapping[str, Params]) -> dict[str, Params]:
+        """What is frozen, with the bases that are another network's."""
+        return lending.lend(self.method, self.init, self.lent, frozen)
 
     @property
     def parts(self) -> int:
@@ -146,30 +158,28 @@ class Trainer:
             opt,
         )
 
-    def init_net(self, name: str) -> Any:
-        """Random parameters of one network, born sharded."""
+    def init_net(self, name: str, wanted: Callable[[Path], bool] | None = None) -> Any:
+        """Random parameters of one network, or its wanted leaves, born sharded."""
         model = self.method.nets[name].model
         key = randomness.key(self.seed, self.stage, name, "init")
-        like = self.whole(*self.abstract())[name]
+        like = trees.select(self.whole(*self.abstract())[name], wanted)
 
         def make() -> Any:
-            return jax.tree.map(
-                lambda x, kept: x.astype(kept.dtype),
-                sharding.unbox(model.init(key)),
-                like,
-            )
+            made = trees.select(sharding.unbox(model.init(key)), wanted)
+            return jax.tree.map(lambda x, kept: x.astype(kept.dtype), made, like)
 
         return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
 
     def frozen(self, params: Mapping[str, Any]) -> dict[str, Params]:
         """What is only read, of the parameters of networks: frozen networks, and of the others what no update
-        trains."""
+        trains, unless it is `lent`."""
         read = {n: params[n] for n in self.method.frozen if n in params}
-        return read | {n: self.method.nets[n].model.base(params[n]) for n in self.partial}
+        own = [n for n in self.partial if n not in self.lent]
+        return read | {n: self.method.nets[n].model.base(params[n]) for n in own}
 
     def whole(self, state: State, frozen: Mapping[str, Params]) -> Params:
         """The parameters of all networks."""
-        return trees.merge(state["params"], frozen)
+        return trees.merge(state["params"], self.lend(frozen))
 
     def init_state(self, params: Mapping[str, Any]) -> State:
         """The state before the first iteration, from the parameters of the trained networks."""
@@ -188,7 +198,8 @@ class Trainer:
         net = self.method.sampled.net
         parts = {"": state["params"].get(net, {})}
         parts |= {"ema": state["ema"][net]} if self.averaged else {}
-        return {name: trees.merge(part, frozen.get(net, {})) for name, part in parts.items()}
+        base = self.lend(frozen).get(net, {})
+        return {name: trees.merge(part, base) for name, part in parts.items()}
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch on the devices, split over the batch axis (what is shared has none)."""

@@ -33,7 +33,7 @@ def trainer(run: Run, name: str, stage: Train, devices: Any = None) -> Trainer:
       InputError: an unknown method, a network without an optimiser, sizes that do not fit the mesh.
     """
     try:
-        method = methods.make(stage.method, run)
+        method = methods.make(stage.method, run, stage.low_rank)
     except InputError as error:
         raise InputError(f"config: stage {name!r}: {error}") from None
     if method.refused:
@@ -54,6 +54,7 @@ def trainer(run: Run, name: str, stage: Train, devices: Any = None) -> Trainer:
         stage.batch,
         stage.microbatch,
         stage.offload_optimiser,
+        stage.init,
     )
 
 
@@ -92,7 +93,7 @@ def student(run: Run) -> Network:
     """
     known = trained(run)
     for name in reversed([name for name in run.run if name in known]):
-        method = methods.make(known[name].method, run)
+        method = methods.of_stage(run, name)
         if method.sampled:
             return method.nets[method.sampled.net]
     raise InputError(
@@ -142,6 +143,8 @@ def _made_from(
     unread = (*methods.find(stage.method).unread, *made.method.choices, "fps")
     own = f"stages.{name}"
     fields = {f"{own}.method": stage.method, f"{own}.batch": stage.batch}
+    if adapters := {net: found for net, found in stage.low_rank.items() if found.rank}:
+        fields |= kinds.leaves({f"{own}.low_rank": adapters})
     course = {f"{own}.optimisers": stage.optimisers, f"{own}.ema": stage.ema}
     return MadeFrom(
         kinds.results(run, views(stage), unread) | fields,

@@ -40,16 +40,17 @@ class Product:
     """How the linear layers of a network multiply.
 
     Attributes:
-      leaves: leaves(initialiser of a kernel, its shape [d, e], its axes) -> the parameters of a layer without
-        its bias, by name: "kernel", and what lies beside it. They are drawn in this order. Leaves of whole
-        numbers stay as they lie, and all others but the kernel are used in float32.
+      leaves: leaves(initialiser of a kernel, its shape [d, e], its axes, the layer's name, such as
+        "self_attn.q") -> the parameters of a layer without its bias, by name: "kernel", and what lies beside
+        it. They are drawn in this order. Leaves of whole numbers stay as they lie, and all others but the
+        kernel are used in float32.
       multiply: multiply(x [..., d], such parameters as arrays, the kernel's axes) -> [..., e], in the dtype
         of x.
       merged: merged(such parameters as arrays) -> the plain kernel [d, e] that does the same.
       own: names of the leaves that it trains; None: it trains all parameters of a network.
     """
 
-    leaves: Callable[[Any, tuple[int, int], Axes], Mapping[str, Leaf]]
+    leaves: Callable[[Any, tuple[int, int], Axes, str], Mapping[str, Leaf]]
     multiply: Callable[[jax.Array, Leaves, Axes], jax.Array]
     merged: Callable[[Leaves], Any]
     own: tuple[str, ...] | None = None

@@ -11,7 +11,7 @@ from oneforcing_jax.models.products import Axes, Leaf, Leaves, Product
 from oneforcing_jax.sharding import gathered, sharded_tokens, target
 
 
-def leaves(init: Any, shape: tuple[int, int], axes: Axes) -> Mapping[str, Leaf]:
+def leaves(init: Any, shape: tuple[int, int], axes: Axes, name: str) -> Mapping[str, Leaf]:
     """The kernel alone."""
     return {"kernel": Leaf(init, shape, axes)}
 
