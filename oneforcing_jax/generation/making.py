@@ -18,7 +18,6 @@ from oneforcing_jax.data import mark
 from oneforcing_jax.data.origin import Origin
 from oneforcing_jax.data.resize import enlarged
 from oneforcing_jax.data.video import VideoWriter
-from oneforcing_jax.errors import InputError
 from oneforcing_jax.generation.adapters import File
 from oneforcing_jax.generation.jobs import Job
 from oneforcing_jax.generation.loading import SAMPLERS, Loading
