@@ -127,7 +127,7 @@ def test_a_student_is_packed(tmp_path):
     found = weights(tmp_path, causal=True)
     run(EXPORT, checkpoint=found, layout="student", dtype="float32", out=tmp_path / "out")
     ours, packed = pretrained.find(found), pretrained.find(tmp_path / "out")
-    for name in ("kind", *pretrained.LAYOUT):
+    for name in ("family_name", *pretrained.LAYOUT):
         assert getattr(ours, name) == getattr(packed, name), name
     jax.tree.map(np.testing.assert_array_equal, ours.params(), packed.params())
     page = (tmp_path / "out" / card.README).read_text()

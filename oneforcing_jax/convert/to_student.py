@@ -12,14 +12,13 @@ import jax
 import numpy as np
 
 import oneforcing_jax
-from oneforcing_jax import families
 from oneforcing_jax.convert import card
-from oneforcing_jax.convert.to_orbax import REVISION, save_item
+from oneforcing_jax.convert.to_orbax import REVISION, main_dtype, save_item
 from oneforcing_jax.convert.to_torch import Stored
 from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import encoders, records
 from oneforcing_jax.generation import pretrained
-from oneforcing_jax.generation.pretrained import COMPUTES, LAYOUT, VIDEO, Source
+from oneforcing_jax.generation.pretrained import LAYOUT, Source
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.system import integrity, room
 from oneforcing_jax.system.command import commit
@@ -76,18 +75,14 @@ def export(
 
 def _said(source: Source, tree: Any) -> dict[str, Any]:
     """The record of the weights, with what their family does not say."""
-    video = {name: getattr(source, name) for name in LAYOUT}
-    computes = np.dtype(source.config.dtype).name
-    more = {families.FIELD: source.kind, "causal": True, COMPUTES: computes, VIDEO: video}
-    (dtype,) = {leaf.dtype.name for leaf in jax.tree.leaves(tree)} or {""}
-    nets = {_ITEM: {**records.describe(source.config), "dtype": dtype, MORE: more}}
-    return {VERSION: FORM, "nets": nets}
+    net = pretrained.described(source) | {"dtype": main_dtype(tree)}
+    return {VERSION: FORM, "nets": {_ITEM: net}}
 
 
 def _check(folder: Path, source: Source) -> None:
     """Refuses a folder that would be read as another student."""
     found = pretrained.find(folder)
-    for name in ("kind", *LAYOUT):
+    for name in ("family_name", *LAYOUT):
         if (was := getattr(source, name)) != (now := getattr(found, name)):
             raise InputError(f"{source.folder}: expected {name} {was} in its record, found {now}")
 

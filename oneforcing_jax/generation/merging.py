@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from flax.traverse_util import unflatten_dict
 
-from oneforcing_jax import families, sharding
+from oneforcing_jax import sharding
 from oneforcing_jax.convert import keys, lora, to_lora, to_orbax
 from oneforcing_jax.convert.lora import Lora
 from oneforcing_jax.convert.to_torch import Stored
@@ -22,7 +21,7 @@ from oneforcing_jax.models import trees
 from oneforcing_jax.models.products.low_rank import DOWN, UP
 from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.system import integrity, room
-from oneforcing_jax.system.files import FORM, MORE, VERSION, record, staged
+from oneforcing_jax.system.files import FORM, VERSION, record, staged
 
 
 def merge(
@@ -51,19 +50,16 @@ def merge(
     shapes = sharding.unbox(source.model.with_product(PLAIN).shapes)
     for one in read:
         one.check(shapes)
-    said = records.describe(dataclasses.replace(source.config, remat="none"))
-    more = {families.FIELD: source.family_name, "causal": source.causal is not False}
-    net = {**said, "layout": "original", MORE: more}
+    net = pretrained.described(source) | {"layout": "original"}
     records.config_of(net)  # a family that converts nothing is refused before anything is read
     product = functools.partial(pretrained.product, checkpoint, source.net)
     stored = Stored(source.folder, source.net, ema, product)
-    paths = [path for path in trees.flat(stored.tree) if path[-1] not in (DOWN, UP)]
     needed = room.size(stored.tree)
     room.check_memory(f"merging {stored.path}", needed, "merge it on a machine with more")
     room.check_disk(f"merging {stored.path}", needed, out)
     weighed = list(zip(read, (one.weight for one in files), strict=True))
     flat: dict[trees.Path, Any] = {}
-    for batch in stored.batches(paths):
+    for batch in stored.batches(stored.paths):
         tree = stored.read(batch)
         flat |= {path: lora.merged(path, keys.get(tree, path), weighed) for path in batch}
     merged = unflatten_dict(flat)

@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from oneforcing_jax import families, methods, sharding
@@ -49,7 +50,7 @@ class Source:
       net: name of the network in them.
       ema: whether to read its moving average.
       model: the transformer.
-      family, kind: that it is of, and the name that records have for it.
+      family: that it is of.
       shift: of the noise schedule.
       frames, rows, columns: of the latents.
       fps: frames per second of the videos.
@@ -64,7 +65,6 @@ class Source:
     ema: bool
     model: Model
     family: Family
-    kind: str
     shift: float
     frames: int
     rows: int
@@ -175,13 +175,25 @@ def _converted(folder: Path, ema: bool, dtype: str | None) -> Source:
     # Records of before say it by their items alone: a folder of Wan's is a teacher, a file has a generator.
     causal = more.get("causal", name != "params_model")
     source = Source(
-        folder, name.split("_", 1)[1], ema, family.model(config), family,
-        more.get(families.FIELD, families.FIRST), video.shift,
+        folder, name.split("_", 1)[1], ema, family.model(config), family, video.shift,
         frames=frames, rows=rows, columns=columns, fps=video.fps, block_frames=1, first_frames=None,
         steps=video.steps, first_steps=video.first_steps, causal=causal,
         family_name=families.name_of(nets[name]),
     )  # fmt: skip
     return dataclasses.replace(source, **_layout(more.get(VIDEO, {}), source))
+
+
+def described(source: Source) -> dict[str, Any]:
+    """What the record of converted weights says of a transformer, its dtype left out: sizes, family,
+    arithmetic, and what its videos are. `find` reads it."""
+    video = {name: getattr(source, name) for name in LAYOUT}
+    more = {
+        families.FIELD: source.family_name,
+        "causal": source.causal is not False,
+        COMPUTES: np.dtype(source.config.dtype).name,
+        VIDEO: video,
+    }
+    return {**records.describe(source.config), MORE: more}
 
 
 def _layout(said: Any, like: Source) -> dict[str, Any]:
@@ -218,8 +230,7 @@ def _trained(folder: Path, ema: bool, dtype: str | None) -> Source:
     family = families.of_run(run)
     alone = family.video.first_steps if len(blocks.steps) == 1 else None
     return Source(
-        folder / checkpoint.FOLDER, method.sampled.net, ema, made, family, run.family or families.FIRST,
-        run.shift,
+        folder / checkpoint.FOLDER, method.sampled.net, ema, made, family, run.shift,
         frames=size.frames, rows=size.rows, columns=size.columns, fps=run.fps,
         block_frames=blocks.frames, first_frames=blocks.first_frames or None,
         steps=blocks.steps, first_steps=blocks.first_steps or alone,
