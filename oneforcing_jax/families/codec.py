@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,17 @@ class TextEncoder(Protocol):
 
     def digest(self) -> str:
         """A short fingerprint: encoders with equal digests give equal embeddings."""
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A text encoder that reads its weights when they are first needed, and may have them on the host."""
+
+    def ready(self) -> None:
+        """Reads them now."""
+
+    def on_host(self) -> TextEncoder:
+        """The same, whose weights will lie in the memory of the host."""
 
 
 class Encoders(NamedTuple):

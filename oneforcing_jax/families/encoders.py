@@ -16,7 +16,7 @@ from typing import Any
 from oneforcing_jax import families
 from oneforcing_jax.errors import InputError, MissingInput
 from oneforcing_jax.families import records
-from oneforcing_jax.families.codec import Encoders
+from oneforcing_jax.families.codec import Encoders, Waiting
 from oneforcing_jax.system import places
 from oneforcing_jax.system.files import read_record, write_whole
 from oneforcing_jax.system.files import record as record_of
@@ -35,6 +35,7 @@ def load(
     mesh: Any = None,
     decoder: str | None = None,
     weights: bool = True,
+    later: bool = False,
 ) -> Encoders:
     """The encoders in a folder.
 
@@ -45,6 +46,7 @@ def load(
       mesh: over which a codec splits videos and their columns; None: all devices, a video each.
       decoder: of the family's `decoders`; None: the codec's own.
       weights: read those that take a minute; without them there are sizes and digests alone.
+      later: let a text encoder that can read its weights when the first prompt needs them.
 
     Raises:
       MissingInput, InputError: nothing of the kind there, or damaged.
@@ -57,8 +59,10 @@ def load(
         family.check_decoder(decoder)
     except InputError as error:
         raise InputError(f"encoders {folder}: {error}") from None
-    found = family.load(folder, text_len, dtype, mesh, decoder, weights)
-    return Encoders(*found, family.video.negative)
+    codec, text = family.load(folder, text_len, dtype, mesh, decoder, weights)
+    if weights and not later and isinstance(text, Waiting):
+        text.ready()
+    return Encoders(codec, text, family.video.negative)
 
 
 def converted(folder: str | Path) -> Path:

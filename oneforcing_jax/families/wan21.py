@@ -66,8 +66,12 @@ def load(
     codec = WanCodec(config, params, fingerprint, small)
     records.verify(folder / "text", TOKENIZER)
     tokenizer = load_tokenizer(folder / "text" / TOKENIZER)
-    config, params, fingerprint = records.net(folder / "text", every, UMT5Config, umt5.init_params)
-    return codec, WanText(config, params, tokenizer, length, fingerprint)
+    text, reader = folder / "text", records.described(folder / "text", UMT5Config)
+
+    def words(mesh: Any) -> Any:
+        return records.net(text, mesh, UMT5Config, umt5.init_params)[1]
+
+    return codec, WanText(reader, words, tokenizer, length, records.fingerprint(text))
 
 
 def _described(folder: Path, length: int, decoder: str | None) -> tuple[WanCodec, WanText]:

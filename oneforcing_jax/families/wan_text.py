@@ -165,7 +165,16 @@ def embed_prompts(
 
 
 class WanText:
-    """The UMT5 encoder with its tokenizer and the original's cleaning of prompts."""
+    """The UMT5 encoder with its tokenizer and the original's cleaning of prompts.
+
+    Args:
+      config: its sizes.
+      params: its weights, or what reads them onto a mesh when they are first needed.
+      tokenizer: from `load_tokenizer`.
+      length: the most tokens of a prompt.
+      fingerprint: of their source.
+      mesh: where weights that are yet to be read will lie; None: on all devices that divide the width.
+    """
 
     dtype: ClassVar[str] = "bfloat16"
 
@@ -176,9 +185,40 @@ class WanText:
         tokenizer: Any,
         length: int,
         fingerprint: str = "",
+        mesh: Mesh | None = None,
     ) -> None:
-        self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.length, self._fingerprint = length, fingerprint
+        self.config, self._params, self.tokenizer = config, params, tokenizer
+        self.length, self._fingerprint, self._mesh = length, fingerprint, mesh
+
+    @property
+    def params(self) -> Any:
+        """The weights, which are read when they are first asked for."""
+        if callable(self._params):
+            mesh = self._mesh or mesh_of(self.config, jax.local_devices())
+            self._params = self._params(mesh)
+        return self._params
+
+    def ready(self) -> None:
+        """Reads the weights, if that was not done before."""
+        _ = self.params
+
+    def on_host(self) -> WanText:
+        """The same with its weights in the memory of the host, whose processors encode prompts.
+
+        Raises:
+          InputError: JAX was told to use no processors.
+        """
+        try:
+            cpus = jax.local_devices(backend="cpu")
+        except RuntimeError as error:
+            raise InputError(
+                "text_encoder: expected processors beside the devices for host, found none; add cpu to "
+                "JAX_PLATFORMS"
+            ) from error
+        mesh = mesh_of(self.config, cpus[:1])
+        return WanText(
+            self.config, self._params, self.tokenizer, self.length, self._fingerprint, mesh
+        )
 
     @property
     def dim(self) -> int:

@@ -169,7 +169,7 @@ class Adapted(VideoModel):
 
     def __init__(self, student: Student, model: VideoModel, adapters: Adapters) -> None:
         with_leaves = Student(adapters.model, student.params, student.window, student.mesh)
-        super().__init__(with_leaves, model.source, model.encoders, model.mesh)
+        super().__init__(with_leaves, model.source, model.encoders, model.mesh, model.encode)
         self.adapters, self._student, self._base = adapters, with_leaves, student.params
 
     def adapted(self, weights: Mapping[str, float]) -> Adapted:

@@ -14,13 +14,15 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import Family
 from oneforcing_jax.generation import adapters, samplers, streaming
 from oneforcing_jax.generation.adapters import File
-from oneforcing_jax.generation.streaming import VideoModel
+from oneforcing_jax.generation.streaming import VideoModel, Words
 from oneforcing_jax.setup.ranges import Amount, Count, Natural, Positive
 
 SAMPLERS: dict[str, Callable[[np.ndarray], samplers.Sampler]] = {
     "unipc": samplers.unipc,
     "euler": samplers.euler,
 }
+# Where the text encoder may lie.
+PLACES = ("device", "host")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Loading:
     sampling_steps: Count | None
     guidance: float | None
     lora: Sequence[File] = ()
+    text_encoder: str = PLACES[0]
+    kept_prompts: Path | None = None
 
     def __post_init__(self) -> None:
         if self.lora and self.teacher:
@@ -55,6 +59,10 @@ class Loading:
             raise InputError(
                 "relative: expected --sink with it, found none; it moves the sink alone"
             )
+
+    def words(self) -> Words:
+        """How prompts are embedded."""
+        return Words(self.text_encoder == "host", self.kept_prompts)
 
     def sight(self) -> Window:
         """How far back a block sees."""
@@ -76,6 +84,7 @@ class Loading:
             return (load if self.lora else streaming.load)(
                 self.checkpoint, self.encoders, decoder=self.decoder, ema=self.ema, dtype=self.dtype,
                 shift=self.shift, window=self.sight(), batch=self.batch, split=self.mesh,
+                words=self.words(),
             )  # fmt: skip
 
         def sampler(family: Family, shift: float) -> samplers.Sampler:
@@ -87,4 +96,5 @@ class Loading:
             self.checkpoint, self.encoders, sampler=sampler,
             guidance=lambda family: self.guidance_of(family) - 1,
             decoder=self.decoder, ema=self.ema, dtype=self.dtype, shift=self.shift, batch=self.batch,
+            words=self.words(),
         )  # fmt: skip

@@ -20,7 +20,7 @@ from oneforcing_jax.data.resize import enlarged
 from oneforcing_jax.data.video import VideoWriter
 from oneforcing_jax.generation.adapters import File
 from oneforcing_jax.generation.jobs import Job
-from oneforcing_jax.generation.loading import SAMPLERS, Loading
+from oneforcing_jax.generation.loading import PLACES, SAMPLERS, Loading
 from oneforcing_jax.generation.origins import Origins
 from oneforcing_jax.generation.scene import Given, Look, Scene
 from oneforcing_jax.live import display as displays
@@ -132,6 +132,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--checkpoint", type=any_path, help=found)
     demos.add_option(one)
     add("--encoders", type=any_path, help="folder of VAE and text encoder; default: the checkpoint's own")
+    where = "whose memory holds the text encoder, and who runs it; host for small devices"
+    add("--text_encoder", choices=PLACES, default=PLACES[0], help=where)
+    add("--kept_prompts", type=any_path, help="folder of embeddings, so that a prompt is encoded once")
     add("--decoder", help="tiny, in place of the VAE's, for previews; docs/generate.md")
     add("--ema", action="store_true", help="the moving average of the weights")
     one_of = "adapters of a .safetensors file or PEFT folder, FILE[:WEIGHT]; once for each (docs/generate.md)"

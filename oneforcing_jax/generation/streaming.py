@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,9 @@ from oneforcing_jax import sharding
 from oneforcing_jax.causal.cache import Window
 from oneforcing_jax.data.images import fit
 from oneforcing_jax.errors import InputError, NotFinite
-from oneforcing_jax.families import Family
+from oneforcing_jax.families import Family, kept
 from oneforcing_jax.families import encoders as encoding
-from oneforcing_jax.families.codec import Codec, Encoders, pad_embeddings
+from oneforcing_jax.families.codec import Codec, Encoders, TextEncoder, Waiting, pad_embeddings
 from oneforcing_jax.generation import pretrained, samplers
 from oneforcing_jax.generation.noise import Noise, sample_keys, seeded
 from oneforcing_jax.generation.pretrained import Source
@@ -91,6 +91,31 @@ def settings_of(
     return Settings(shape, **({name: getattr(source, name) for name in _TRAINED} | changes))
 
 
+class Words(NamedTuple):
+    """How prompts are embedded.
+
+    Attributes:
+      host: the text encoder lies in the memory of the host, and its processors run it.
+      kept: a folder of embeddings that were made before, see `families.kept`; what is there needs no encoder.
+    """
+
+    host: bool = False
+    kept: Path | None = None
+
+    def placed(self, text: TextEncoder) -> TextEncoder:
+        """The text encoder where it is to be."""
+        if not self.host or not isinstance(text, Waiting):
+            return text
+        moved = text.on_host()
+        if not self.kept and isinstance(moved, Waiting):
+            moved.ready()
+        return moved
+
+    def encode(self, text: TextEncoder) -> Callable[[str], np.ndarray]:
+        """An embedding [n, d] of a prompt."""
+        return kept.encoder(text, self.kept) if self.kept else text.encode
+
+
 class Maker(Protocol):
     """A `Student`, or a `Teacher`."""
 
@@ -110,12 +135,22 @@ class VideoModel:
       source: what the transformer was trained for.
       encoders: codec and text encoder.
       mesh: devices over which a batch is split; None: the default device.
+      encode: in place of the text encoder's own, such as `kept.encoder`.
+
+    Attributes:
+      encode: a prompt's embedding [n, d]. The samples of a prompt come one after the other: it keeps some.
     """
 
-    def __init__(self, maker: Maker, source: Source, encoders: Encoders, mesh: Any = None):
+    def __init__(
+        self,
+        maker: Maker,
+        source: Source,
+        encoders: Encoders,
+        mesh: Any = None,
+        encode: Callable[[str], np.ndarray] | None = None,
+    ) -> None:
         self.maker, self.source, self.encoders, self.mesh = maker, source, encoders, mesh
-        # The samples of a prompt come one after the other.
-        self._encode = functools.lru_cache(maxsize=16)(encoders.text.encode)
+        self.encode = functools.lru_cache(maxsize=16)(encode or encoders.text.encode)
 
     def settings(
         self, frames: int | None = None, size: tuple[int, int] | None = None, **changes: Any
@@ -146,7 +181,7 @@ class VideoModel:
         """
         if any(not prompt.strip() for prompt in prompts):
             raise InputError("prompt: expected words, found an empty prompt; say what to show")
-        rows = [self._encode(prompt) for prompt in prompts]
+        rows = [self.encode(prompt) for prompt in prompts]
         return self.prepared(pad_embeddings(rows, self.source.config.text_len))
 
     def prepared(self, text: Any) -> Condition:
@@ -237,6 +272,7 @@ def _read(
     dtype: Any,
     shift: Any,
     batch: int,
+    words: Words,
     split: Any = None,
     teacher: bool = False,
 ) -> Any:
@@ -263,10 +299,12 @@ def _read(
         sharding.check("attention heads", heads, "whole_heads", mesh)
         sharding.check("the tokens of a frame", tokens, "tokens", mesh)
     found = encoders or pretrained.find_encoders(checkpoint)
+    over, later = mesh if each > 1 else None, bool(words.host or words.kept)
     loaded = encoding.load(
-        found, source.config.text_len, source.config.dtype, mesh if each > 1 else None, decoder
+        found, source.config.text_len, source.config.dtype, over, decoder, later=later
     )
     _check_fit(source, loaded)
+    loaded = loaded._replace(text=words.placed(loaded.text))
     return source, loaded, mesh, source.params(mesh)
 
 
@@ -293,6 +331,7 @@ def load(
     window: Window = Window(),
     batch: int = 1,
     split: Mapping[str, int] | None = None,
+    words: Words = Words(),
 ) -> VideoModel:
     """A causal student with its encoders.
 
@@ -303,15 +342,16 @@ def load(
       window: how far back a block sees; one with a size holds memory constant.
       batch: videos made side by side, which decides on how many devices.
       split: devices of each video along the mesh axes context, sequence and tensor; None: one device.
+      words: where prompts are encoded, and what is kept of that.
 
     Raises:
       MissingInput, InputError: one line on what is missing or does not fit.
     """
     source, loaded, mesh, params = _read(
-        checkpoint, encoders, decoder, ema, dtype, shift, batch, split
+        checkpoint, encoders, decoder, ema, dtype, shift, batch, words, split
     )
     student = Student(source.model, unstacked(params), window, mesh)
-    return VideoModel(student, source, loaded, mesh)
+    return VideoModel(student, source, loaded, mesh, words.encode(loaded.text))
 
 
 def load_teacher(
@@ -325,6 +365,7 @@ def load_teacher(
     dtype: str | None = None,
     shift: float | None = None,
     batch: int = 1,
+    words: Words = Words(),
 ) -> VideoModel:
     """A bidirectional model with its encoders; a video is one block of many steps.
 
@@ -332,15 +373,16 @@ def load_teacher(
       sampler: makes one for the family of the model and the shift of the noise schedule, such as `lambda
         family, shift: samplers.unipc(samplers.wan_grid(family.video.sampling_steps, shift))`.
       guidance: for the family of the model, see `samplers.sample`.
-      checkpoint, encoders, decoder, ema, dtype, shift, batch: see `load`.
+      checkpoint, encoders, decoder, ema, dtype, shift, batch, words: see `load`.
     """
     source, loaded, mesh, params = _read(
-        checkpoint, encoders, decoder, ema, dtype, shift, batch, teacher=True
+        checkpoint, encoders, decoder, ema, dtype, shift, batch, words, teacher=True
     )
-    negative = pad_embeddings([loaded.text.encode(loaded.negative)], source.config.text_len)[0]
+    encode = words.encode(loaded.text)
+    negative = pad_embeddings([encode(loaded.negative)], source.config.text_len)[0]
     null = source.model.null({NEGATIVE: jnp.asarray(negative)})
     scale = guidance(source.family)
     steps = sampler(source.family, source.shift)
     told = source.family.frame_levels
     teacher = Teacher(source.model, params, null, steps, scale, mesh, told)
-    return VideoModel(teacher, source, loaded, mesh)
+    return VideoModel(teacher, source, loaded, mesh, encode)
