@@ -1,4 +1,4 @@
-"""Embeddings of prompts in a folder: a prompt is encoded once, and later read without the encoder's weights."""
+"""Embeddings of prompts in a folder: each is made once, and later read without the encoder's weights."""
 
 from __future__ import annotations
 
