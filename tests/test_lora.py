@@ -208,6 +208,13 @@ def test_differences_of_whole_tensors_are_added(tmp_path, random_params):
         ("0.self_attn.q", {"dora_scale": DOWN}, "found 'blocks.0.self_attn.q.dora_scale'"),
         ("0.norm3", {"lora_A": DOWN, "lora_B": UP}, "expected both adapters of a matrix"),
         ("0.self_attn.q", {"lora_A": DOWN, "lora_B": UP[:, :3]}, "expected adapters of one rank"),
+        ("0.self_attn.q", {"lora_A": DOWN[0, 0], "lora_B": UP}, "expected adapters of one rank"),
+        (
+            "0.self_attn.q",
+            {"lora_A": DOWN, "lora_B": UP, "alpha": UP},
+            "expected one number as alpha",
+        ),
+        ("0.self_attn.q", {"diff": UP[0]}, "expected a matrix"),
         ("0.self_attn.q", {"lora_A": DOWN * np.nan, "lora_B": UP}, "expected finite weights"),
         ("999999.self_attn.q", {"lora_A": DOWN}, "expected layers below 1000"),
     ],
