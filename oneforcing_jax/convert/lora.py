@@ -285,7 +285,7 @@ def _alpha(path: Path, settings: Mapping[str, Any], name: str, rank: int) -> flo
     alpha: Any = settings.get("lora_alpha")
     patterns: Any = settings.get("alpha_pattern") or {}
     try:
-        # As names and not as patterns, as PEFT reads them: these may take for ever, and a file may be anybody's.
+        # As names, and not as the patterns that PEFT reads: these may take for ever in anybody's file.
         for module, its in patterns.items():
             alpha = its if f".{name}".endswith(f".{module}") else alpha
         if settings.get("use_dora"):
