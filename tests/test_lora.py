@@ -35,6 +35,9 @@ MATRICES = {
 RNG = np.random.default_rng(0)
 
 
+WORDS = "a red square"
+
+
 def drawn(*shape):
     return RNG.standard_normal(shape, np.float32) / 4
 
@@ -205,6 +208,13 @@ def test_differences_of_whole_tensors_are_added(tmp_path, random_params):
         ("0.self_attn.q", {"dora_scale": DOWN}, "found 'blocks.0.self_attn.q.dora_scale'"),
         ("0.norm3", {"lora_A": DOWN, "lora_B": UP}, "expected both adapters of a matrix"),
         ("0.self_attn.q", {"lora_A": DOWN, "lora_B": UP[:, :3]}, "expected adapters of one rank"),
+        ("0.self_attn.q", {"lora_A": DOWN[0, 0], "lora_B": UP}, "expected adapters of one rank"),
+        (
+            "0.self_attn.q",
+            {"lora_A": DOWN, "lora_B": UP, "alpha": UP},
+            "expected one number as alpha",
+        ),
+        ("0.self_attn.q", {"diff": UP[0]}, "expected a matrix"),
         ("0.self_attn.q", {"lora_A": DOWN * np.nan, "lora_B": UP}, "expected finite weights"),
         ("999999.self_attn.q", {"lora_A": DOWN}, "expected layers below 1000"),
     ],
@@ -255,55 +265,68 @@ def made_studio(weights, encoders, files=()):
     return serve.make_studio(options(Loading, found), options(Look, found), 2000)
 
 
-def test_a_server_changes_adapters_without_compiling(adapters, weights, tmp_path):
-    """Frames are those of merged weights, and without an adapter those of the plain model to the bit."""
-    files = [File(tmp_path / "one.safetensors", 0.5), File(tmp_path / "two.safetensors")]
+@pytest.fixture(scope="module")
+def files(adapters, tmp_path_factory):
+    """Two, the second of one matrix and a difference."""
+    folder = tmp_path_factory.mktemp("files")
+    files = [File(folder / "one.safetensors", 0.5), File(folder / "two.safetensors")]
     to_lora.write(adapters, "comfyui", files[0].file)
-    one = Lora({PLACE: adapters.pairs[PLACE]}, {(("head", "bias"), None): drawn(16)}, "two")
-    to_lora.write(one, "comfyui", files[1].file)
-    studio = made_studio(weights, weights, files)
+    difference = {(("head", "bias"), None): drawn(16)}
+    two = Lora({PLACE: adapters.pairs[PLACE]}, difference, "two")
+    to_lora.write(two, "comfyui", files[1].file)
+    return files
+
+
+@pytest.fixture(scope="module")
+def studio(weights, files):
+    return made_studio(weights, weights, files)
+
+
+def frames(studio, adapter=""):
+    wish = wire.wish_of({"prompt": WORDS, "adapter": adapter, "first_steps": 1}, studio)
+    blocks = itertools.islice(studio.make(wish, lambda _: WORDS), 3)
+    return np.concatenate([made.frames for made in blocks])
+
+
+def test_a_server_changes_adapters_without_compiling(studio):
     assert studio.adapters == {"one": 0.5, "two": 1.0}
-    words = "a red square"
-
-    def frames(studio, adapter):
-        wish = wire.wish_of({"prompt": words, "adapter": adapter, "first_steps": 1}, studio)
-        blocks = itertools.islice(studio.make(wish, lambda _: words), 3)
-        return np.concatenate([made.frames for made in blocks])
-
     compilations = []
 
     def heard(event, seconds, **_):
         if event == "/jax/core/compile/backend_compile_duration":
             compilations.append(seconds)
 
-    first = frames(studio, "")
+    first = frames(studio)
     jax.monitoring.register_event_duration_secs_listener(heard)
     try:
         changed = [frames(studio, name) for name in ("one", "two")]
-        assert np.array_equal(frames(studio, ""), first)
+        assert np.array_equal(frames(studio), first)
         assert not compilations
     finally:
         jax.monitoring.unregister_event_duration_listener(heard)
-    assert not np.array_equal(changed[0], first) and not np.array_equal(changed[0], changed[1])
-    assert np.array_equal(frames(made_studio(weights, weights), ""), first)
-    for found, file in zip(changed, files, strict=True):
-        merging.merge(weights, [file], tmp_path / file.name)
-        differences = np.abs(
-            frames(made_studio(tmp_path / file.name, weights), "").astype(int) - found
-        )
-        assert differences.max() <= 2
+    for one, other in itertools.combinations([first, *changed], 2):
+        assert not np.array_equal(one, other)
     with pytest.raises(Refused, match=r"adapter: expected one of \['one', 'two'\]"):
-        wire.wish_of({"prompt": words, "adapter": "three"}, studio)
-    assert studio.origin(Wish(words, adapter="one")).settings["adapter"] == "one:0.5"
+        wire.wish_of({"prompt": WORDS, "adapter": "three"}, studio)
+    assert studio.origin(Wish(WORDS, adapter="one")).settings["adapter"] == "one:0.5"
 
 
 @pytest.mark.long
-def test_a_video_says_its_adapters(adapters, weights, tmp_path):
-    file, out = tmp_path / "one.safetensors", tmp_path / "x.mp4"
-    to_lora.write(adapters, "comfyui", file)
+def test_it_shows_what_merged_weights_show(studio, files, weights, tmp_path):
+    """And without an adapter what the plain model shows, to the bit."""
+    assert np.array_equal(frames(made_studio(weights, weights)), frames(studio))
+    for file in files:
+        merging.merge(weights, [file], tmp_path / file.name)
+        merged = frames(made_studio(tmp_path / file.name, weights))
+        assert np.abs(merged.astype(int) - frames(studio, file.name)).max() <= 2
+
+
+@pytest.mark.long
+def test_a_video_says_its_adapters(files, weights, tmp_path):
+    file, out = files[0].file, tmp_path / "x.mp4"
     command = [f"--checkpoint={weights}", *OPTIONS, "--prompt=a red square", f"--out={out}"]
     generate.main([*command, f"--lora={file}:0.5"])
-    assert read_origin(out).settings["lora"] == [File(file, 0.5).said]
+    assert read_origin(out)["settings"]["lora"] == [File(file, 0.5).said]
     with pytest.raises(SystemExit, match="lora"):
         generate.main(command)
     with pytest.raises(SystemExit, match="--lora: expected a causal student"):

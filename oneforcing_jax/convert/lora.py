@@ -167,6 +167,10 @@ def read(path: Path) -> Lora:
 
     def add(name: str, kind: str, tensor: np.ndarray) -> None:
         leaf = modules.leaf(name, kind)
+        if leaf.layout == "linear" and tensor.ndim < 2:
+            raise InputError(
+                f"{path}: expected a matrix, found {tensor.shape} of {name!r}; get it again"
+            )
         mine, place = keys.from_torch(tensor, leaf.layout), (leaf.path, leaf.layer)
         differences[place] = differences[place] + mine if place in differences else mine
 
@@ -254,16 +258,25 @@ def _finite(path: Path, tensors: Tensors, name: str) -> np.ndarray:
 def _pair(
     path: Path, tensors: Tensors, held: Mapping[str, str], name: str, settings: Mapping[str, Any]
 ) -> Pair:
-    down, up = (keys.from_torch(_finite(path, tensors, held[n]), "linear") for n in ("down", "up"))
-    if down.ndim != 2 or up.ndim != 2 or down.shape[1] != up.shape[0] or not down.shape[1]:
+    found = [_finite(path, tensors, held[kind]) for kind in ("down", "up")]
+    if (
+        min(x.ndim for x in found) < 2
+        or found[0].shape[0] != found[1].shape[1]
+        or not found[0].size
+    ):
         raise InputError(
-            f"{path}: expected adapters of one rank, found {list(down.shape)} and {list(up.shape)} of "
+            f"{path}: expected adapters of one rank, found {' and '.join(str(x.shape) for x in found)} of "
             f"{name}; get it again"
         )
+    down, up = (keys.from_torch(x, "linear") for x in found)
     rank = down.shape[1]
     if "alpha" in held:
-        said = float(_finite(path, tensors, held["alpha"]).reshape(-1)[0])
-        return Pair(down, up, said or float(rank))
+        said = _finite(path, tensors, held["alpha"])
+        if said.size != 1:
+            raise InputError(
+                f"{path}: expected one number as alpha, found {said.shape} of {name}; get it again"
+            )
+        return Pair(down, up, said.item() or float(rank))
     return Pair(down, up, _alpha(path, settings, name, rank))
 
 
@@ -272,14 +285,15 @@ def _alpha(path: Path, settings: Mapping[str, Any], name: str, rank: int) -> flo
     alpha: Any = settings.get("lora_alpha")
     patterns: Any = settings.get("alpha_pattern") or {}
     try:
-        for pattern, its in patterns.items():
-            alpha = its if re.fullmatch(rf"(.*\.)?({pattern})", name) else alpha
+        # As names, and not as the patterns that PEFT reads: these may take for ever in anybody's file.
+        for module, its in patterns.items():
+            alpha = its if f".{name}".endswith(f".{module}") else alpha
         if settings.get("use_dora"):
             raise ValueError("DoRA")
         value = float(rank if alpha is None else alpha)
         if not math.isfinite(value):
             raise ValueError(value)
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: expected numbers as lora_alpha and alpha_pattern, found {error}; get another file"
         ) from None
