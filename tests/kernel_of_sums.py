@@ -1,4 +1,4 @@
-"""A kernel in one file: it gives its sums of weights, and has rollouts with layers apart, as that of GPUs does."""
+"""A kernel in one file: it gives its sums of weights, and rollouts have layers apart, as for that of GPUs."""
 
 import functools
 
