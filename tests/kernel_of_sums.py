@@ -1,4 +1,4 @@
-"""A kernel in one file: it gives its sums of weights, as that of GPUs does."""
+"""A kernel in one file: it gives its sums of weights, and rollouts have layers apart, as for that of GPUs."""
 
 import functools
 
@@ -16,7 +16,8 @@ asked = []
 
 
 def kernel(device_kind):
-    return Kernel(attend, functools.partial(by_groups, attend), lambda q: True, summed)
+    structured = functools.partial(by_groups, attend)
+    return Kernel(attend, structured, lambda q: True, summed, cuts_copy=True)
 
 
 def summed(q, k, v, length=None):

@@ -182,6 +182,10 @@ def test_what_compilers_for_accelerators_write():
     assert fused.read == 2 * 2 * 8**2  # one of the two through a fusion that gives it another shape
     assert found["splash_mha_fwd.1"].read == 0.25 * 2 * 2 * 2 * 4 * 256 * 64
     assert found["permute-start"].written == 2 * 8**2
+    put = found[
+        "put-start"
+    ]  # a GPU's copy beside other kernels; it takes the update alone, and where it goes
+    assert put.overlaps and (put.read, put.written) == (2 * 8**2 + 4, 2 * 8**2)
     gather, scatter = found["gather-start"], found["scatter"]
     assert gather.overlaps and gather.sent.bytes == 3 * 128 and gather.sent.group == (0, 1, 2, 3)
     assert scatter.sent.bytes == 128 / 2 and scatter.sent.group == (0, 4)
@@ -194,6 +198,7 @@ def test_what_compilers_for_accelerators_write():
             "fused",
             "splash_mha_fwd.1",
             "permute-start",
+            "put-start",
             "gather-start",
             "scatter",
         ),

@@ -37,8 +37,12 @@ from oneforcing_jax.system import room
 # Conditions that `Student.prepare` prepared: of the whole video, or a function that gives them for the block
 # whose first frame has a number, and their frames from that one on.
 Conditions = Condition | Callable[[int], Condition]
-# Graphs of kernels take longer to begin than the kernels, each by itself, while a block is waited for.
-COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
+# Graphs of kernels take longer to begin than the kernels, each by itself, while a block is waited for. And a
+# product that XLA first plans for Triton goes to cuBLAS after all, but then without the GELU that cuBLAS can
+# compute with it: one more kernel a layer, 1.2 of a block's 38 ms at 480x832.
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    "gpu": {"xla_gpu_enable_command_buffer": "", "xla_gpu_enable_triton_gemm": False}
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,7 +178,7 @@ class _Walk:
             reads = [r * self.keys if n in largest else r for n, r in enumerate(reads)]
         read = sum(reads)
         written = self._written(inside, i)
-        if i.opcode.endswith("-start"):
+        if i.opcode.endswith("-start") and i.opcode != "fusion-start":
             written = sum(_hbm(array) for array in _results(i))
         moved = (*i.arrays, *(a for name in i.operands for a in inside.instructions[name].arrays))
         host = sum(a.bytes for a in moved[:2] if a.space == hlo.HOST)
@@ -213,7 +213,7 @@ class _Walk:
             return min(whole, float(sum(array.bytes for array in _results(i))))
         if _updates(i) and number == 0:
             return 0.0
-        if i.opcode == "fusion" and len(operand.arrays) == 1:
+        if i.opcode in ("fusion", "fusion-start") and len(operand.arrays) == 1:
             called = self.module.computations[i.called[0]]
             if number in called.parameters:
                 return min(whole, self._used(called, called.parameters[number], whole))
@@ -243,16 +243,17 @@ class _Walk:
     def _written(self, inside: Computation, i: Instruction) -> float:
         if _updates(i):
             return min(_update_bytes(inside, i), sum(_hbm(array) for array in i.arrays))
-        if i.opcode != "fusion":
+        if i.opcode not in ("fusion", "fusion-start"):
             return float(sum(_hbm(array) for array in i.arrays))
+        arrays = _results(i)
         called = self.module.computations[i.called[0]]
         root = called.instructions[called.root]
         roots = (
             [called.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
         )
-        if len(roots) != len(i.arrays):
-            return float(sum(_hbm(array) for array in i.arrays))
-        pairs = zip(i.arrays, roots, strict=True)
+        if len(roots) != len(arrays):
+            return float(sum(_hbm(array) for array in arrays))
+        pairs = zip(arrays, roots, strict=True)
         return sum(min(_hbm(a), self._made(called, r)) for a, r in pairs)
 
     def _made(self, inside: Computation, root: Instruction) -> float:
@@ -302,6 +303,8 @@ def _results(i: Instruction) -> tuple[Array, ...]:
     """What an instruction makes; the result of one that begins something holds its operands too."""
     if not i.opcode.endswith("-start"):
         return i.arrays
+    if i.opcode == "fusion-start":  # operands, results and a state
+        return i.arrays[len(i.operands) : -1]
     arrays = tuple(array for array in i.arrays if array.space != hlo.FLAGS)
     return arrays[:1] if i.opcode == "copy-start" else arrays[len(arrays) // 2 :]
 
