@@ -208,14 +208,7 @@ class WanText:
         Raises:
           InputError: JAX was told to use no processors.
         """
-        try:
-            cpus = jax.local_devices(backend="cpu")
-        except RuntimeError as error:
-            raise InputError(
-                "text_encoder: expected processors beside the devices for host, found none; add cpu to "
-                "JAX_PLATFORMS"
-            ) from error
-        mesh = mesh_of(self.config, cpus[:1])
+        mesh = mesh_of(self.config, sharding.processors("text_encoder")[:1])
         return WanText(
             self.config, self._params, self.tokenizer, self.length, self._fingerprint, mesh
         )
