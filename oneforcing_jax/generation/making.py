@@ -39,6 +39,11 @@ SMALL = 128
 # From so many latent frames on, a command says how long they may take: seconds of a steady block of the 1.3B
 # student at 480x832, the mean of 21 that docs/performance.md has.
 MANY, STEADY = 10_000, 0.043
+# What `generate` has options for, and a command that streams one video does not choose.
+STREAMED = {
+    "teacher": False, "sampler": "unipc", "sampling_steps": 1, "guidance": 0.0, "batch": 1,
+    "crf": 0, "first_steps": None,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
