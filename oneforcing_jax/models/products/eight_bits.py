@@ -21,8 +21,9 @@ from oneforcing_jax.errors import InputError
 from oneforcing_jax.models.products import Axes, Leaf, Leaves, Product, plain
 from oneforcing_jax.sharding import gathered
 
-# The dtypes of the matrices.
+# The dtypes of the matrices, and the greatest number of each that a column uses.
 KINDS = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
+MOST = {"int8": 127.0, "fp8": 448.0}
 # Those of a transformer's layers, by their names without the number of a layer.
 MATRICES = tuple(
     [f"{part}.{name}" for part in ("self_attn", "cross_attn") for name in "qkvo"]
@@ -118,10 +119,8 @@ def _layer(params: Any, eight: EightBits, *names: str) -> Any:
 @functools.partial(jax.jit, static_argnames="kind")
 def _rounded(kernel: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
     """Kernels [..., d, e] as they will lie, and their scales [..., e] float32."""
-    kernel, dtype = kernel.astype(jnp.float32), KINDS[kind]
-    whole = jnp.issubdtype(dtype, jnp.integer)
-    most = float(jnp.iinfo(dtype).max if whole else jnp.finfo(dtype).max)
+    kernel, most = kernel.astype(jnp.float32), MOST[kind]
     scale = jnp.maximum(jnp.abs(kernel).max(-2), LEAST) / most
     # The quotient of the greatest may be rounded up, beyond what the dtype holds.
     parts = jnp.clip(kernel / scale[..., None, :], -most, most)
-    return (jnp.round(parts) if whole else parts).astype(dtype), scale
+    return (jnp.round(parts) if kind == "int8" else parts).astype(KINDS[kind]), scale
