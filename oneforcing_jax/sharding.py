@@ -339,25 +339,6 @@ def first_device() -> Mesh:
     return make_mesh({"data": 1}, jax.local_devices()[:1])
 
 
-def processors(what: str) -> list[Any]:
-    """The host's processors as devices.
-
-    Args:
-      what: is to lie there, in the error.
-
-    Raises:
-      InputError: JAX was told to use none.
-    """
-    try:
-        found: list[Any] = jax.local_devices(backend="cpu")
-    except RuntimeError as error:
-        raise InputError(
-            f"{what}: expected processors beside the devices for host, found none; add cpu to "
-            "JAX_PLATFORMS"
-        ) from error
-    return found
-
-
 def unbox(tree: Any) -> Any:
     """The tree without its logical axes."""
     return nn.meta.unbox(tree)

@@ -35,7 +35,7 @@ def load(source: Source, eight: EightBits, mesh: Mesh | None = None) -> tuple[So
     like, devices = served.in_use(mesh, apart=True), list(mesh.devices.flat)
     needed = room.per_device(like) * len(devices)
     room.check_memory(f"weights of {source.folder}", needed, "choose a smaller model", devices)
-    host = sharding.make_mesh({"data": 1}, sharding.processors("precision")[:1])
+    host = sharding.make_mesh({"data": 1}, room.processors("precision")[:1])
     whole: Any = saved.load_net(source.folder, source.net, source.model.in_use(host), source.ema)
     params = jax.tree.map(
         lambda x, leaf: jax.device_put(x, leaf.sharding), unstacked(quantised(whole, eight)), like

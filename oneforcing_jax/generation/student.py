@@ -183,8 +183,7 @@ class Student:
           plan: blocks and their steps, without the given frames.
           given: [b, f0, c, y, x] clean latents that the video continues, taken in blocks of the size
             of the plan's last. Frame numbers count them.
-          recompute: under a new clip's part the frames that the next block sees pass anew, as given ones
-            do; else they keep what they were under the old one.
+          recompute: frames seen under a new clip's part pass anew, as given ones do; else they stay.
           window: instead of the student's own; each has programs of its own.
           clean: [b, f, c, y, x] latents that later blocks see in place of what was made, given ones included.
         """
