@@ -38,6 +38,7 @@ VERBS = {
     "evaluate curvature": Verb("commands.curvature", "measures where trajectories bend"),
     "evaluate figures": Verb("evaluation.figures", "draws the paper's figures of one's own runs"),
     "evaluate measures": Verb("evaluation.measures", "measures videos without any network"),
+    "evaluate precision": Verb("commands.precision", "says what eight bits cost, block by block"),
     "evaluate provenance": Verb("evaluation.provenance", "says where videos come from"),
     "evaluate raters": Verb("evaluation.raters.__main__", "lets people compare clips"),
     "evaluate report": Verb("evaluation.report.__main__", "writes one page about runs and studies"),

@@ -20,18 +20,12 @@ from oneforcing_jax import demos
 from oneforcing_jax.errors import MissingPackage
 from oneforcing_jax.generation import origins, pretrained
 from oneforcing_jax.generation.loading import Loading
-from oneforcing_jax.generation.making import add_model
+from oneforcing_jax.generation.making import STREAMED, add_model
 from oneforcing_jax.generation.scene import Look
 from oneforcing_jax.live.studio import Studio
 from oneforcing_jax.setup.ranges import Amount, Positive, options
 from oneforcing_jax.system import compiled
 from oneforcing_jax.system.command import Help, ending
-
-# What `generate` has options for, and a live video does not choose.
-_FIXED = {
-    "teacher": False, "sampler": "unipc", "sampling_steps": 1, "guidance": 0.0, "batch": 1,
-    "crf": 0, "first_steps": None,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         raise MissingPackage(
             f'serve needs the package {error.name}: pip install "oneforcing_jax[serve]"'
         ) from error
-    given: dict[str, Any] = _FIXED | vars(args)
+    given: dict[str, Any] = STREAMED | vars(args)
     serving, look, loading = options(Serving, given), options(Look, given), options(Loading, given)
     token = secrets.token_urlsafe(16) if args.token is None else web.checked(args.token, "--token")
     token = "" if web.is_local(args.host) else token

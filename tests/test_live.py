@@ -68,7 +68,7 @@ def studio(weights):
     args = serve._parser("serve").parse_args(
         [f"--checkpoint={weights}", *OPTIONS, "--most_frames=2000"]
     )
-    given = serve._FIXED | vars(args)
+    given = serve.STREAMED | vars(args)
     return serve.make_studio(options(Loading, given), options(Look, given), args.most_frames)
 
 

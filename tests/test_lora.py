@@ -261,7 +261,7 @@ def test_files_are_merged_into_weights_that_are_read_again(adapters, weights, tm
 def made_studio(weights, encoders, files=()):
     given = [f"--checkpoint={weights}", f"--encoders={encoders}", *OPTIONS]
     given += [f"--lora={file.file}:{file.weight}" for file in files]
-    found = serve._FIXED | vars(serve._parser("serve").parse_args(given))
+    found = serve.STREAMED | vars(serve._parser("serve").parse_args(given))
     return serve.make_studio(options(Loading, found), options(Look, found), 2000)
 
 

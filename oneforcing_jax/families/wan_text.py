@@ -27,7 +27,7 @@ from oneforcing_jax.errors import InputError, MissingPackage
 from oneforcing_jax.families.codec import Call
 from oneforcing_jax.models import umt5
 from oneforcing_jax.models.umt5 import UMT5Config, UMT5Encoder
-from oneforcing_jax.system import places
+from oneforcing_jax.system import places, room
 
 # Programs are compiled for lengths that are multiples of this. There are four of them, and short prompts do
 # not pay for 512 tokens. Padded keys are masked, so the embeddings do not depend on it.
@@ -208,14 +208,7 @@ class WanText:
         Raises:
           InputError: JAX was told to use no processors.
         """
-        try:
-            cpus = jax.local_devices(backend="cpu")
-        except RuntimeError as error:
-            raise InputError(
-                "text_encoder: expected processors beside the devices for host, found none; add cpu to "
-                "JAX_PLATFORMS"
-            ) from error
-        mesh = mesh_of(self.config, cpus[:1])
+        mesh = mesh_of(self.config, room.processors("text_encoder")[:1])
         return WanText(
             self.config, self._params, self.tokenizer, self.length, self._fingerprint, mesh
         )

@@ -15,6 +15,7 @@ from oneforcing_jax.families import Family
 from oneforcing_jax.generation import adapters, samplers, streaming
 from oneforcing_jax.generation.adapters import File
 from oneforcing_jax.generation.streaming import VideoModel, Words
+from oneforcing_jax.models.products.eight_bits import EightBits
 from oneforcing_jax.setup.ranges import Amount, Count, Natural, Positive
 
 SAMPLERS: dict[str, Callable[[np.ndarray], samplers.Sampler]] = {
@@ -47,8 +48,15 @@ class Loading:
     lora: Sequence[File] = ()
     text_encoder: str = PLACES[0]
     kept_prompts: Path | None = None
+    precision: EightBits | None = None
 
     def __post_init__(self) -> None:
+        if self.precision and (self.lora or self.teacher):
+            found = "--lora" if self.lora else "--teacher"
+            raise InputError(
+                f"--precision: expected a causal student without adapters with it, found {found}; leave one "
+                "out, or merge adapters with import-lora"
+            )
         if self.lora and self.teacher:
             raise InputError(
                 "--lora: expected a causal student with it, found --teacher; merge it with import-lora"
@@ -84,7 +92,7 @@ class Loading:
             return (load if self.lora else streaming.load)(
                 self.checkpoint, self.encoders, decoder=self.decoder, ema=self.ema, dtype=self.dtype,
                 shift=self.shift, window=self.sight(), batch=self.batch, split=self.mesh,
-                words=self.words(),
+                words=self.words(), precision=self.precision,
             )  # fmt: skip
 
         def sampler(family: Family, shift: float) -> samplers.Sampler:

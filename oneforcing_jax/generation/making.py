@@ -26,6 +26,7 @@ from oneforcing_jax.generation.scene import Given, Look, Scene
 from oneforcing_jax.live import display as displays
 from oneforcing_jax.live import watching
 from oneforcing_jax.live.display import Display
+from oneforcing_jax.models.products.eight_bits import EightBits
 from oneforcing_jax.setup import parts
 from oneforcing_jax.setup.dtypes import DTYPES
 from oneforcing_jax.setup.ranges import Amount, Quality, options
@@ -38,6 +39,11 @@ SMALL = 128
 # From so many latent frames on, a command says how long they may take: seconds of a steady block of the 1.3B
 # student at 480x832, the mean of 21 that docs/performance.md has.
 MANY, STEADY = 10_000, 0.043
+# What `generate` has options for, and a command that streams one video does not choose.
+STREAMED = {
+    "teacher": False, "sampler": "unipc", "sampling_steps": 1, "guidance": 0.0, "batch": 1,
+    "crf": 0, "first_steps": None,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +146,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     one_of = "adapters of a .safetensors file or PEFT folder, FILE[:WEIGHT]; once for each (docs/generate.md)"
     add("--lora", type=File.of, action="append", default=[], help=one_of)
     add("--dtype", choices=sorted(DTYPES), help="default: the run's; bfloat16 for converted weights")
+    bits = "int8 or fp8: matrices of eight bits; KIND:NAMES leaves some as they are, such as int8:ffn.2 "
+    bits += "(docs/generate.md)"
+    add("--precision", type=EightBits.of, help=bits)
 
     add("--frames", type=int, help="pixel frames, given ones included; default as trained, or its family's")
     add("--size", type=size, help="rows x columns in pixels; default as trained, or its family's")

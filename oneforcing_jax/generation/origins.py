@@ -78,6 +78,7 @@ class Origins:
             "relative": loading.relative, "ema": loading.ema, "dtype": config.dtype.name,
             "network": digest(json.dumps(describe(config), default=str)),
             "encoders": digest(f"{found.codec.digest()} {found.text.digest()}"),
+            "precision": str(loading.precision) if loading.precision else None,
             "lora": [one.said for one in loading.lora] or None,
             "decoder": loading.decoder, **given.digests(), "crf": crf,
             "mark": None if mark is None else digest(f"mark {mark}"), "side": side,

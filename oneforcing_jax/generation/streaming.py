@@ -30,13 +30,14 @@ from oneforcing_jax.errors import InputError, NotFinite
 from oneforcing_jax.families import Family, kept
 from oneforcing_jax.families import encoders as encoding
 from oneforcing_jax.families.codec import Codec, Encoders, TextEncoder, Waiting, pad_embeddings
-from oneforcing_jax.generation import pretrained, samplers
+from oneforcing_jax.generation import pretrained, reduced, samplers
 from oneforcing_jax.generation.noise import Noise, sample_keys, seeded
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.generation.student import Conditions, Settings, Student
 from oneforcing_jax.generation.teacher import Teacher
 from oneforcing_jax.models.condition import NEGATIVE, Condition, prompted
 from oneforcing_jax.models.model import unstacked
+from oneforcing_jax.models.products.eight_bits import EightBits
 
 # Latents of real clips stay below 10 or so. What is beyond this, or no number, is no picture when decoded.
 BEYOND = 1e6
@@ -275,6 +276,7 @@ def _read(
     words: Words,
     split: Any = None,
     teacher: bool = False,
+    precision: EightBits | None = None,
 ) -> Any:
     source = pretrained.find(checkpoint, ema, dtype, shift)
     source.check(teacher)
@@ -305,7 +307,11 @@ def _read(
     )
     _check_fit(source, loaded)
     loaded = loaded._replace(text=words.placed(loaded.text))
-    return source, loaded, mesh, source.params(mesh)
+    if precision:
+        source, params = reduced.load(source, precision, mesh)
+    else:
+        params = source.params(mesh)
+    return source, loaded, mesh, params
 
 
 def _check_fit(source: Source, encoders: Encoders) -> None:
@@ -332,6 +338,7 @@ def load(
     batch: int = 1,
     split: Mapping[str, int] | None = None,
     words: Words = Words(),
+    precision: EightBits | None = None,
 ) -> VideoModel:
     """A causal student with its encoders.
 
@@ -343,12 +350,13 @@ def load(
       batch: videos made side by side, which decides on how many devices.
       split: devices of each video along the mesh axes context, sequence and tensor; None: one device.
       words: where prompts are encoded, and what is kept of that.
+      precision: matrices of eight bits; None: the weights in the compute dtype.
 
     Raises:
       MissingInput, InputError: one line on what is missing or does not fit.
     """
     source, loaded, mesh, params = _read(
-        checkpoint, encoders, decoder, ema, dtype, shift, batch, words, split
+        checkpoint, encoders, decoder, ema, dtype, shift, batch, words, split, precision=precision
     )
     student = Student(source.model, unstacked(params), window, mesh)
     return VideoModel(student, source, loaded, mesh, words.encode(loaded.text))

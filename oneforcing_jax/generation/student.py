@@ -172,6 +172,7 @@ class Student:
         *,
         recompute: bool = False,
         window: Window | None = None,
+        clean: jax.Array | None = None,
     ) -> Iterator[jax.Array]:
         """Clean latents [b, frames of the block, c, y, x], block by block as they are asked for.
 
@@ -186,9 +187,9 @@ class Student:
           plan: blocks and their steps, without the given frames.
           given: [b, f0, c, y, x] clean latents that the video continues, taken in blocks of the size
             of the plan's last. Frame numbers count them.
-          recompute: under a new clip's part the frames that the next block sees pass anew, as given ones
-            do; else they keep what they were under the old one.
+          recompute: frames seen under a new clip's part pass anew, as given ones do; else they stay.
           window: instead of the student's own; each has programs of its own.
+          clean: [b, f, c, y, x] latents that later blocks see in place of what was made, given ones included.
         """
         window = window or self.window
         for block in plan:
@@ -228,7 +229,7 @@ class Student:
             latents, frames = (None, own) if before is None else (before[0], joined(before[1], own))
             state = self.params, cache, Condition(clip, frames), draws, latents
             made, cache = self._run(self._step, *state, jnp.int32(position), block, limit, window)
-            before = made, own
+            before = (made if clean is None else clean[:, start : start + block.frames]), own
             start, position = start + block.frames, position + block.frames
             if past is not None:
                 past.add(before)

@@ -95,8 +95,9 @@ class Model:
 
     def compute_dtype(self, path: Path, leaf: Any) -> Any:
         """The dtype that a parameter is used in: that of the config for kernels and biases of linear layers
-        that are not `wide`, and float32 for all others. Whole numbers stay as they are."""
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        that are not `wide`, and float32 for all others. Whole numbers, and floats of eight bits, stay as they
+        are."""
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype.itemsize == 1:
             return leaf.dtype
         wide = path[-1] not in ("kernel", "bias") or any(n.startswith(self.wide) for n in path)
         return jnp.float32 if wide else self.config.dtype
@@ -135,7 +136,9 @@ def _names(path: Any) -> Path:
 
 
 def unstacked(params: Any) -> Any:
-    """Parameters whose layers lie apart, from stacked ones."""
+    """Parameters whose layers lie apart, from stacked ones; others stay as they are."""
+    if isinstance(params["blocks"], tuple):
+        return params
     layers = len(params["blocks"]["modulation"])
     return params | {
         "blocks": tuple(jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(layers))

@@ -54,6 +54,25 @@ def per_device(tree: Any) -> int:
     )
 
 
+def processors(what: str) -> list[Any]:
+    """The host's processors as devices.
+
+    Args:
+      what: is to lie there, in the error.
+
+    Raises:
+      InputError: JAX was told to use none.
+    """
+    try:
+        found: list[Any] = jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise InputError(
+            f"{what}: expected processors beside the devices for host, found none; add cpu to "
+            "JAX_PLATFORMS"
+        ) from error
+    return found
+
+
 def check_memory(what: str, needed: float, advice: str, devices: Sequence[Any] = ()) -> None:
     """Compares bytes with the memory of devices.
 

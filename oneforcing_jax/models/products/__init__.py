@@ -42,8 +42,8 @@ class Product:
     Attributes:
       leaves: leaves(initialiser of a kernel, its shape [d, e], its axes, the layer's name, such as
         "self_attn.q") -> the parameters of a layer without its bias, by name: "kernel", and what lies beside
-        it. They are drawn in this order. Leaves of whole numbers stay as they lie, and all others but the
-        kernel are used in float32.
+        it. They are drawn in this order. Leaves of whole numbers or of eight bits stay as they lie, and all
+        others but the kernel are used in float32.
       multiply: multiply(x [..., d], such parameters as arrays, the kernel's axes) -> [..., e], in the dtype
         of x.
       merged: merged(such parameters as arrays) -> the plain kernel [d, e] that does the same.
