@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from oneforcing_jax.causal.plan import make_plan
-from oneforcing_jax.convert import keys, sizes, theirs, to_torch
+from oneforcing_jax.convert import keys, sizes, theirs, to_student, to_torch
 from oneforcing_jax.convert.to_torch import Stored
 from oneforcing_jax.convert.torch_io import write_safetensors
-from oneforcing_jax.errors import InputError
 from oneforcing_jax.families import encoders, records
-from oneforcing_jax.generation import pretrained
 from oneforcing_jax.generation.pretrained import Source
 from oneforcing_jax.models.umt5 import UMT5Config
 from oneforcing_jax.models.vae_layers import VAEConfig
@@ -52,16 +50,9 @@ def export(
       report: called with a line at the end.
 
     Raises:
-      MissingInput, InputError: no causal student there, or one without encoders of Wan; a folder that exists.
+      MissingInput, InputError: see `to_student.export`.
     """
-    if out.exists() or out.suffix:
-        raise InputError(f"{out}: expected the name of a new folder; choose another --out")
-    source = pretrained.find(checkpoint, ema, dtype)
-    source.check(teacher=False)
-    beside = encoders.converted(encoders_of or pretrained.find_encoders(checkpoint))
-    student = Stored(
-        source.folder, source.net, ema, lambda: pretrained.product(checkpoint, source.net)
-    )
+    source, student, beside = to_student.begun(checkpoint, out, ema, encoders_of)
     parts = [Stored(beside / ours, "model", False) for ours, *_ in PARTS]
     needed = sum(room.size(part.tree, None) for part in (student, *parts))
     room.check_disk(f"pipeline of {student.path}", needed, out)

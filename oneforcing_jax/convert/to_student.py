@@ -3,6 +3,7 @@ takes."""
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,14 +49,7 @@ def export(
     Raises:
       MissingInput, InputError: no causal student with converted encoders there; a folder that exists.
     """
-    if out.exists():
-        raise InputError(f"{out}: exists already; choose another --out, or delete it")
-    source = pretrained.find(checkpoint, ema)
-    source.check(teacher=False)
-    beside = encoders.converted(encoders_of or pretrained.find_encoders(checkpoint))
-    stored = Stored(
-        source.folder, source.net, ema, lambda: pretrained.product(checkpoint, source.net)
-    )
+    source, stored, beside = begun(checkpoint, out, ema, encoders_of)
     needed = room.size(stored.tree, DTYPES[dtype] if dtype else None)
     room.check_memory(f"weights of {stored.path}", needed, "pack it on a machine with more")
     room.check_disk(f"student of {stored.path}", needed, out)
@@ -71,6 +65,24 @@ def export(
         _check(temporary, source)
         write_whole(temporary / card.README, card.draft(_known(temporary, source)).encode())
     report(f"{stored.path} and the encoders of {beside} -> {out}; fill in {out / card.README}")
+
+
+def begun(
+    checkpoint: Path, out: Path, ema: bool, encoders_of: Path | None
+) -> tuple[Source, Stored, Path]:
+    """A causal student, its weights, and the folder of its encoders, for a new folder `out`; arguments
+    and errors are those of `export`."""
+    if out.exists() or out.suffix:
+        raise InputError(f"{out}: expected the name of a new folder; choose another --out")
+    source = pretrained.find(checkpoint, ema)
+    source.check(teacher=False)
+    beside = encoders.converted(encoders_of or pretrained.find_encoders(checkpoint))
+    if not (beside / encoders.TEXT / records.TOKENIZER).is_dir():
+        raise InputError(
+            f"{beside}: expected a tokenizer in {encoders.TEXT}/, found none; copy it there"
+        )
+    product = functools.partial(pretrained.product, checkpoint, source.net)
+    return source, Stored(source.folder, source.net, ema, product), beside
 
 
 def _said(source: Source, tree: Any) -> dict[str, Any]:
