@@ -39,8 +39,8 @@ def get_config():
     c.latents = {"frames": 8, "channels": 12, "rows": 6, "columns": 6}
     c.fps = FPS
     c.seconds = {
-        "world": 30, "teacher": 340, "exam": 10, "teacher_forcing": 65, "ode_pairs": 20, "ode": 45,
-        "one_forcing": 110, "report": 30,
+        "world": 76, "teacher": 458, "exam": 18, "teacher_forcing": 88, "ode_pairs": 37, "ode": 64,
+        "one_forcing": 199, "report": 100,
     }  # fmt: skip
     c.shift = 3.0
     # It is as Wan's, but the rotary frequencies suit eight frames of 3x3 tokens, and attention looks at
