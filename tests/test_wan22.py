@@ -222,7 +222,10 @@ def test_a_folder_becomes_a_student_that_diffusers_computes(tmp_path: Path) -> N
     run(EXPORT, checkpoint=student, layout="diffusers", num_heads=2, out=tmp_path / "back")
     theirs = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "back")
     source = pretrained.find(student, dtype="float32")
-    x, text = jnp.asarray(kept, jnp.float32)[None], random.normal(size=(1, 12, 16)).astype(np.float32)
+    x, text = (
+        jnp.asarray(kept, jnp.float32)[None],
+        random.normal(size=(1, 12, 16)).astype(np.float32),
+    )
     sigma, tokens = np.float32([[0, 0.5, 0.5]]), WAN.frame_tokens(2, 4)
     told = torch.from_numpy(1000 * np.repeat(sigma, tokens, 1))
     with torch.no_grad():
