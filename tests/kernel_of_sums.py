@@ -1,4 +1,4 @@
-"""A kernel in one file: it gives its sums of weights, and rollouts have layers apart, as for that of GPUs."""
+"""A kernel in one file: it gives its sums of weights, as that of GPUs does."""
 
 import functools
 
@@ -16,8 +16,7 @@ asked = []
 
 
 def kernel(device_kind):
-    structured = functools.partial(by_groups, attend)
-    return Kernel(attend, structured, lambda q: True, summed, cuts_copy=True)
+    return Kernel(attend, functools.partial(by_groups, attend), lambda q: True, summed)
 
 
 def summed(q, k, v, length=None):

@@ -126,9 +126,6 @@ def test_training(name, stage, mesh, target):
         assert bool(exchanged) == (mesh == "sequence")
         assert all(k.sent.dtype == "bf16" for k in exchanged)
         assert not [k.source for k in in_layers(text, program, "all-gather")]
-        if target.platform == "cuda" and program.readings[0].name.endswith("/critic"):
-            # A rollout cuts nothing out of a stack, layer by layer; the generator's replay may.
-            assert not re.findall(r'rollout\)[^"]*WanDiT[^"]*dynamic_(?:index|update_index)', text)
 
 
 def small_video(*more):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -97,11 +98,6 @@ def init(
     return tuple(Cache(empty(), empty()) for _ in range(config.num_layers))
 
 
-def stacked(cache: Caches) -> Cache:
-    """A cache in the stacked form, [l, b, slots, n, h, k], from either that is not of rows."""
-    return cache if isinstance(cache, Cache) else jax.tree.map(lambda *x: jnp.stack(x), *cache)
-
-
 def size(config: WanConfig, batch: int, slots: int, frame_tokens: int) -> int:
     """Bytes of a cache, over all devices that hold it."""
     tokens = batch * slots * frame_tokens
@@ -174,6 +170,7 @@ def cached(
     limit: int,
     in_place: bool = False,
     theta: float = 10000.0,
+    frozen: bool = False,
 ) -> Attend:
     """An `attend` for consecutive blocks that follow the frames in the cache.
 
@@ -189,6 +186,7 @@ def cached(
         where its clean pass will write again, and nobody reads those slots in between; so what they hold
         then is left open.
       theta: base of the rotary frequencies, by which the keys of a `relative` sink turn.
+      frozen: no gradient passes.
 
     Returns:
       attend(q, k, v, memory), where memory is one layer's Cache [b, slots, n, h, k] and the second
@@ -201,6 +199,8 @@ def cached(
         kernel, new, all_slots = kernels.chosen(), Cache(k, v), memory.k.shape[1]
         if in_place and kernel.sums(q) and _share(parts, window, all_slots):
             return _attend_once(parts[0], start, window, limit, q, new, memory)
+        if frozen and not in_place and kernel.sums(q) and not window.rolls(all_slots):
+            return _attend_beside(parts, start, limit, q, new, memory), new
         stored = (
             memory if limit >= all_slots or in_place else Cache(*(x[:, :limit] for x in memory))
         )
@@ -262,6 +262,21 @@ def _attend_once(
     # What is read here is read before the next block is written, or it would be copied.
     out, stored = jax.lax.optimization_barrier((out, stored))
     return out.reshape(q.shape), stored
+
+
+def _attend_beside(
+    parts: tuple[int, ...], start: jax.Array, limit: int, q: jax.Array, new: Cache, stored: Cache
+) -> jax.Array:
+    """What `cached` answers where a cache grows and stays as it is: a call over what all blocks see of it,
+    and one for the keys of each block, which it sees and the blocks after it. To write these into a layer's
+    cache first is to copy that."""
+    summed = kernels.chosen().summed
+    keys, values = (flat(x[:, :limit]) for x in stored)
+    answers = [summed(flat(q), keys, values, start * new.k.shape[2])]
+    for done, size in zip(itertools.accumulate(parts, initial=0), parts, strict=False):
+        own = (flat(x) for x in (q[:, done:], *(x[:, done : done + size] for x in new)))
+        answers.append(after(summed(*own), done * q.shape[2]))
+    return joined(answers).out.astype(q.dtype).reshape(q.shape)
 
 
 def _paired(q: jax.Array, seen: Cache, first: jax.Array) -> Answer:

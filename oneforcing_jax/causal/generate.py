@@ -34,9 +34,8 @@ from oneforcing_jax.causal.plan import (
     pieces,
 )
 from oneforcing_jax.errors import InputError
-from oneforcing_jax.models import kernels
 from oneforcing_jax.models.condition import Condition
-from oneforcing_jax.models.model import Model, unstacked
+from oneforcing_jax.models.model import Model
 from oneforcing_jax.models.trees import Params
 from oneforcing_jax.models.wan import WanConfig
 
@@ -68,31 +67,18 @@ class Generator:
       model, params: of `wan.model` or its equal.
       window: how far back a block sees.
       context_sigma: noise level that a finished block gets before its clean pass; the network is told 0.
+      frozen: no gradient passes, so that kernels may be used which have none.
     """
 
     model: Model
     params: Params
     window: Window = Window()
     context_sigma: float = 0.0
+    frozen: bool = False
 
     def stopped(self) -> Generator:
         """The same model without gradient."""
         return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
-
-    def apart(self) -> Generator:
-        """The same model with layers that lie apart."""
-        return (
-            self if self._lies_apart else dataclasses.replace(self, params=unstacked(self.params))
-        )
-
-    @property
-    def _lies_apart(self) -> bool:
-        return isinstance(self.params["blocks"], tuple)
-
-    def empty_cache(self, batch: int, slots: int, latents: jax.Array) -> Any:
-        """A cache for such latents, in the form in which the layers lie."""
-        tokens = self.frame_tokens(latents)
-        return kv.init(self.config, batch, slots, tokens, not self._lies_apart)
 
     @property
     def config(self) -> WanConfig:
@@ -128,7 +114,7 @@ def forward(
     sizes = tuple(x.shape[1] for x, _ in parts)
     levels = (jnp.broadcast_to(jnp.float32(s)[..., None], x.shape[:2]) for x, s in parts)
     in_place = not isinstance(cache, Cache)
-    attend = kv.cached(sizes, start, g.window, limit, in_place, g.config.rope_theta)
+    attend = kv.cached(sizes, start, g.window, limit, in_place, g.config.rope_theta, g.frozen)
     out = g.model.apply(
         g.params,
         latents,
@@ -276,7 +262,7 @@ def generate(
     Args:
       g: the model.
       draws: noise for the frames of the plan.
-      condition: of the clip, not prepared, and of all its frames, given ones included.
+      condition: of the clip, prepared or not, and of all its frames, given ones included.
       plan: blocks and their steps.
       given: [b, f0, c, y, x] clean latents that the clip continues (image to video: one frame). They
         are taken in blocks of the size of the plan's last.
@@ -284,8 +270,7 @@ def generate(
     Raises:
       InputError: shapes that do not agree with the plan or with each other.
     """
-    if kernels.chosen().cuts_copy:
-        g = g.apart()
+    g = dataclasses.replace(g, frozen=True)
     total, size = num_frames(plan), draws.start.shape
     shapes.check("draws.start", draws.start, "b f c y x", f=total, c=g.config.in_dim)
     offset = 0
@@ -295,8 +280,8 @@ def generate(
         )["f"]
     for block in plan:
         g.window.check_block(block.frames)
-    condition = g.prepared(condition)
-    cache = g.empty_cache(size[0], g.window.slots(offset + total), draws.start)
+    condition, tokens = g.prepared(condition), g.frame_tokens(draws.start)
+    cache: Any = kv.init(g.config, size[0], g.window.slots(offset + total), tokens)
     before, done, latents, inputs = None, 0, [], []
     if given is not None:
         cache, before = _prefill(g, cache, condition, given, plan[-1].frames)
@@ -331,6 +316,4 @@ def generate(
         inputs.append(join(x))
         done += (j - i) * block.frames
     levels = draws.last_levels(plan)
-    return Rollout(
-        jnp.concatenate(latents, 1), jnp.concatenate(inputs, 1), levels, kv.stacked(cache)
-    )
+    return Rollout(jnp.concatenate(latents, 1), jnp.concatenate(inputs, 1), levels, cache)

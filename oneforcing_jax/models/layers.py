@@ -16,7 +16,7 @@ from oneforcing_jax.models import kernels
 from oneforcing_jax.models.products import Axes, Product
 from oneforcing_jax.models.products.plain import PLAIN
 from oneforcing_jax.shapes import flat, trailing
-from oneforcing_jax.sharding import by_tokens, constrain, target
+from oneforcing_jax.sharding import by_tokens, constrain
 
 EPS = 1e-6
 Dtype = Any
@@ -92,39 +92,28 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, over the whole width (all heads together).
-
-    Attributes:
-      turned: a rotary embedding turns the result next. XLA for GPUs makes one kernel of a norm, but none of
-        a norm and what turns it: the result would be written between them, in float32. So the factor is a
-        kernel, and all that is done to each feature another.
-    """
+    """x / sqrt(mean(x^2) + eps) * scale, over the whole width (all heads together)."""
 
     dtype: Dtype
     eps: float = EPS
-    turned: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = logical(nn.initializers.ones_init(), ("norm",))
         scale = self.param("scale", init, (x.shape[-1],))
         x = x.astype(jnp.float32)
-        factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        if self.turned and target().platform in ("gpu", "cuda"):
-            factor = jax.lax.optimization_barrier(factor)
-        y = x * factor
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
         return (y * trailing(scale, y)).astype(self.dtype)
 
 
 class Attention(nn.Module):
-    """Projections of multi-head attention with normalised queries and keys, which may be `turned` next."""
+    """Projections of multi-head attention with normalised queries and keys."""
 
     dim: int
     num_heads: int
     dtype: Dtype
     qk_bias: float = 0.0
     product: Product = PLAIN
-    turned: bool = False
 
     def setup(self) -> None:
         into, out = ("embed", "heads"), ("heads", "embed")
@@ -132,8 +121,7 @@ class Attention(nn.Module):
         self.k = Dense(self.dim, into, self.dtype, self.product, self.qk_bias)
         self.v = Dense(self.dim, into, self.dtype, self.product)
         self.o = Dense(self.dim, out, self.dtype, self.product)
-        self.norm_q = RMSNorm(self.dtype, turned=self.turned)
-        self.norm_k = RMSNorm(self.dtype, turned=self.turned)
+        self.norm_q, self.norm_k = RMSNorm(self.dtype), RMSNorm(self.dtype)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.num_heads, self.dim // self.num_heads)

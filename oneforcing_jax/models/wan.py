@@ -145,9 +145,7 @@ class Layer(nn.Module):
         c = self.config
         init = logical(nn.initializers.normal(c.dim**-0.5), (None, "norm"))
         self.modulation = self.param("modulation", init, (6, c.dim))
-        self.self_attn = Attention(
-            c.dim, c.num_heads, c.dtype, c.qk_bias, self.product, turned=True
-        )
+        self.self_attn = Attention(c.dim, c.num_heads, c.dtype, c.qk_bias, self.product)
         self.norm3 = LayerNorm(c.dtype)
         self.cross_attn = Attention(c.dim, c.num_heads, c.dtype, product=self.product)
         self.ffn = FeedForward(c.dim, c.ffn_dim, c.dtype, self.product)

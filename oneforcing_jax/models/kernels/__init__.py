@@ -59,8 +59,6 @@ class Kernel:
         is; any other is turned and copied before every call.
       prefixes: prefixes(q, k, v, ends) -> [b, t, h, k], of k, v in such rows: query number i sees the first
         ends[i] keys.
-      cuts_copy: whether programs copy what a call reads of a stack of layers; then a rollout has its layers
-        and caches apart.
       skips: whether keys beyond `length` take no time; if not, it pays to give `attend` a static part of all.
       keeps: policy of `jax.checkpoint` that keeps the answers where keys are at least as many as queries.
         They take the longest to compute again, and the least memory to keep.
@@ -72,7 +70,6 @@ class Kernel:
     summed: Callable[..., Answer] = _unasked
     rows: Callable[[int], int] | None = None
     prefixes: Callable[..., jax.Array] = _unasked
-    cuts_copy: bool = False
     skips: bool = False
     keeps: Callable[..., bool] = named_answers
 

@@ -122,7 +122,7 @@ PASSES = levels.Passes(forward, backward)
 
 def kernel(device_kind: str) -> Kernel:
     """The kernel of GPUs. Queries that cuDNN does not take have XLA's, and nothing is joined."""
-    return Kernel(attend, structured, sums, summed, cuts_copy=True, skips=True, keeps=keeps)
+    return Kernel(attend, structured, sums, summed, skips=True, keeps=keeps)
 
 
 def _takes(q: jax.Array) -> bool:
