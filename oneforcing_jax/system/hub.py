@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import oneforcing_jax
@@ -12,9 +14,19 @@ from oneforcing_jax.errors import InputError
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^:@]+))?(?::(.+))?")
 # The name of a commit, which stays what it is.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
 _MISSING = 'needs huggingface_hub, which is not installed; run pip install "oneforcing_jax[torch]"'
+
+
+@contextlib.contextmanager
+def _asked(absent: str, failed: str, advice: str) -> Iterator[None]:
+    """Asks the hub, and says in a line that its package is absent, or why it failed."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(absent) from error
+    except Exception as error:  # network, disk, names, login, quotas: a dozen types
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{failed} ({reason}); {advice}") from error
 
 
 def download(
@@ -31,20 +43,14 @@ def download(
     Raises:
       InputError: huggingface_hub is not installed, or the files cannot be had.
     """
-    try:
+    with _asked(
+        f"{source}: not on disk, and downloading {_MISSING} or download it by hand",
+        f"{source}: not on disk, and it could not be downloaded",
+        "check the name and the connection, and run the same command again: what is there already is kept",
+    ):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except ImportError as error:
-        raise InputError(
-            f"{source}: not on disk, and downloading {_MISSING} or download it by hand"
-        ) from error
-    except Exception as error:  # network, disk, repository, login: a dozen types
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{source}: not on disk, and it could not be downloaded ({reason}); check the name and "
-            "the connection, and run the same command again: what is there already is kept"
-        ) from error
 
 
 def upload(folder: Path, repository: str, private: bool, files: list[str]) -> str:
@@ -59,7 +65,11 @@ def upload(folder: Path, repository: str, private: bool, files: list[str]) -> st
     Raises:
       InputError: huggingface_hub is not installed, or the hub refuses them.
     """
-    try:
+    with _asked(
+        f"{repository}: uploading {_MISSING}",
+        f"{repository}: could not be uploaded",
+        "log in with hf auth login, check the name and the connection, and run the same command again",
+    ):
         from huggingface_hub import HfApi
 
         api = HfApi()
@@ -70,15 +80,7 @@ def upload(folder: Path, repository: str, private: bool, files: list[str]) -> st
             allow_patterns=files,
             commit_message=f"A student of oneforcing_jax {oneforcing_jax.__version__}",
         )
-    except ImportError as error:
-        raise InputError(f"{repository}: uploading {_MISSING}") from error
-    except Exception as error:  # network, login, names, quotas: a dozen types
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{repository}: could not be uploaded ({reason}); log in with hf auth login, check the name "
-            "and the connection, and run the same command again"
-        ) from error
-    return str(made.oid)
+        return str(made.oid)
 
 
 def commit(snapshot: Path) -> str | None:
