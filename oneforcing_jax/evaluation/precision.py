@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +23,10 @@ from oneforcing_jax.models.condition import Condition, prompted
 from oneforcing_jax.models.products.eight_bits import (
     MATRICES,
     EightBits,
-    merged,
     product,
     quantised,
+    rounded,
 )
-from oneforcing_jax.models.trees import Params
 from oneforcing_jax.setup.ranges import options
 from oneforcing_jax.system import room
 
@@ -88,26 +87,11 @@ def compared(student: Student, clips: list[Clip], plan: Plan) -> Worst:
     return Worst(float(found.min()), where, float(found.mean()))
 
 
-def rounded(params: Params, eight: EightBits) -> Params:
-    """Plain parameters, layers apart, with the values that eight bits can hold: no program is compiled to try
-    them."""
-
-    def layer(new: Any, old: Any) -> Any:
-        if "kernel" not in old:
-            return {
-                name: layer(new[name], part) if isinstance(part, Mapping) else part
-                for name, part in old.items()
-            }
-        return {**old, "kernel": merged(new).astype(old["kernel"].dtype)}
-
-    pairs = zip(quantised(params, eight)["blocks"], params["blocks"], strict=True)
-    return {**params, "blocks": tuple(layer(new, old) for new, old in pairs)}
-
-
 def searched(
     student: Student, eight: EightBits, clips: list[Clip], plan: Plan
 ) -> Iterator[tuple[str, Worst]]:
-    """The worst block with all matrices of eight bits, and with each of them left as it is in turn."""
+    """The worst block with all matrices of eight bits, and with each of them left as it is in turn. No
+    program is compiled to try them: the student's own has the rounded values."""
     for name in ("", *(name for name in MATRICES if eight.chosen(name))):
         tried = dataclasses.replace(eight, keep=(*eight.keep, *([name] if name else [])))
         yield (

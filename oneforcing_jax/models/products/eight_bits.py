@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -98,29 +98,42 @@ def merged(leaves: Leaves) -> Any:
 
 def quantised(params: Any, eight: EightBits) -> Any:
     """Parameters of a plain network, for one with the product of `eight`. Layers may be stacked or apart."""
+    return _changed(params, eight, lambda kernel: _rounded(kernel, eight.kind))
+
+
+def rounded(params: Any, eight: EightBits) -> Any:
+    """Parameters of a plain network with the values that eight bits can hold."""
+
+    def change(kernel: jax.Array) -> dict[str, jax.Array]:
+        return {"kernel": merged(_rounded(kernel, eight.kind)).astype(kernel.dtype)}
+
+    return _changed(params, eight, change)
+
+
+def _changed(
+    params: Any, eight: EightBits, change: Callable[[jax.Array], dict[str, jax.Array]]
+) -> Any:
+    """Parameters in which leaves take the place of each chosen kernel."""
+
+    def layer(part: Any, *names: str) -> Any:
+        if "kernel" not in part:
+            return {
+                name: layer(inner, *names, name) if isinstance(inner, Mapping) else inner
+                for name, inner in part.items()
+            }
+        return {**part, **change(part["kernel"])} if eight.chosen(".".join(names)) else part
+
     blocks = params["blocks"]
-    if isinstance(blocks, tuple):
-        return params | {"blocks": tuple(_layer(block, eight) for block in blocks)}
-    return params | {"blocks": _layer(blocks, eight)}
-
-
-def _layer(params: Any, eight: EightBits, *names: str) -> Any:
-    if "kernel" not in params:
-        return {
-            name: _layer(part, eight, *names, name) if isinstance(part, Mapping) else part
-            for name, part in params.items()
-        }
-    if not eight.chosen(".".join(names)):
-        return params
-    kernel, scale = _rounded(params["kernel"], eight.kind)
-    return {**params, "kernel": kernel, "scale": scale}
+    apart = isinstance(blocks, tuple)
+    return params | {"blocks": tuple(map(layer, blocks)) if apart else layer(blocks)}
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _rounded(kernel: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+def _rounded(kernel: jax.Array, kind: str) -> dict[str, jax.Array]:
     """Kernels [..., d, e] as they will lie, and their scales [..., e] float32."""
     kernel, most = kernel.astype(jnp.float32), MOST[kind]
     scale = jnp.maximum(jnp.abs(kernel).max(-2), LEAST) / most
     # The quotient of the greatest may be rounded up, beyond what the dtype holds.
     parts = jnp.clip(kernel / scale[..., None, :], -most, most)
-    return (jnp.round(parts) if kind == "int8" else parts).astype(KINDS[kind]), scale
+    parts = jnp.round(parts) if kind == "int8" else parts
+    return {"kernel": parts.astype(KINDS[kind]), "scale": scale}
