@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing export"
             for option, usual in (("net", "generator"), ("num_heads", None)):
                 if getattr(given, option) != usual:
                     parser.error(f"--{option} is for single networks; leave it out")
-            export(given.checkpoint, given.out, given.ema, given.dtype, given.encoders)
+            student = to_student.find(given.checkpoint, given.out, given.ema, given.encoders)
+            export(student, given.out, given.dtype)
             return
         if given.encoders:
             parser.error(f"--encoders is for the layouts {', '.join(WHOLE)}; leave it out")

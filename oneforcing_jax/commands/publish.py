@@ -13,7 +13,7 @@ Extra: torch.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from oneforcing_jax.commands import check
@@ -24,13 +24,13 @@ from oneforcing_jax.system import hub, places
 from oneforcing_jax.system.command import Help, any_path, ending
 
 
-def publish(folder: Path, to: str, private: bool = False) -> str:
-    """Uploads a folder that `ready` found whole; the name of what is there now, OWNER/NAME@COMMIT.
+def publish(folder: Path, to: str, files: Iterable[str], private: bool = False) -> str:
+    """Uploads files of a folder that `ready` found whole; the name of what is there now, OWNER/NAME@COMMIT.
 
     Raises:
       InputError: the hub refuses it, or what comes back is another student.
     """
-    commit = hub.upload(folder, to, private, list(places.sizes(folder)))
+    commit = hub.upload(folder, to, private, list(files))
     name = f"{to}@{commit}"
     back = hub.download(name, to, commit, None)
     if pretrained.find(back).identity != pretrained.find(folder).identity:
@@ -40,8 +40,8 @@ def publish(folder: Path, to: str, private: bool = False) -> str:
     return name
 
 
-def ready(folder: Path) -> int:
-    """Bytes of a folder that may be published.
+def ready(folder: Path) -> dict[str, int]:
+    """The files of a folder that may be published, and their bytes.
 
     Raises:
       MissingInput, InputError: damage; no causal student with its encoders; a card that lacks something.
@@ -65,7 +65,7 @@ def ready(folder: Path) -> int:
             f"{page}: expected a card that says what these weights are, found that it lacks "
             f"{'; '.join(lacks[:3])}{more}; fill it in (docs/model_card.md)"
         )
-    return sum(places.sizes(folder).values())
+    return places.sizes(folder)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing publish") -> None:
@@ -84,11 +84,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "oneforcing publish
         named = hub.REPOSITORY.fullmatch(given.to)
         if not named or named[2] or named[3]:
             raise InputError(f"--to: expected OWNER/NAME, found {given.to!r}; name a repository")
-        size = ready(given.folder)
-        files = places.sizes(given.folder)
-        print(f"{given.folder}: whole, {len(files)} files of {size / 1e6:,.1f} MB", flush=True)
+        files = ready(given.folder)
+        size = sum(files.values()) / 1e6
+        print(f"{given.folder}: whole, {len(files)} files of {size:,.1f} MB", flush=True)
         if given.dry_run:
             for name, bytes_ in sorted(files.items()):
                 print(f"{bytes_:>14,}  {name}")
             return
-        print(f"published as {publish(given.folder, given.to, given.private)}")
+        print(f"published as {publish(given.folder, given.to, files, given.private)}")

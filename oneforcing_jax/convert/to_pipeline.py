@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from oneforcing_jax.causal.plan import make_plan
-from oneforcing_jax.convert import keys, sizes, theirs, to_student, to_torch
+from oneforcing_jax.convert import keys, sizes, theirs, to_torch
+from oneforcing_jax.convert.to_student import Student
 from oneforcing_jax.convert.to_torch import Stored
 from oneforcing_jax.convert.torch_io import write_safetensors
 from oneforcing_jax.families import encoders, records
@@ -31,34 +32,24 @@ PARTS = (
 CODE, CLASS = "causal_pipeline", "OneForcingPipeline"
 
 
-def export(
-    checkpoint: Path,
-    out: Path,
-    ema: bool = False,
-    dtype: str | None = None,
-    encoders_of: Path | None = None,
-    report: Callable[[str], None] = print,
-) -> None:
+def export(student: Student, out: Path, dtype: str | None = None) -> None:
     """Writes transformer, VAE, text encoder, tokenizer, scheduler and the pipeline's file.
 
     Args:
-      checkpoint: a stage of a training run, or a converted student.
+      student: from `to_student.find`.
       out: the folder.
-      ema: the moving average.
       dtype: of the transformer, "float32" or "bfloat16"; None: as stored. The others are as stored.
-      encoders_of: folder of codec and text encoder; None: the checkpoint's own.
-      report: called with a line at the end.
 
     Raises:
-      MissingInput, InputError: see `to_student.export`.
+      InputError: too little room on the disk.
     """
-    source, student, beside = to_student.begun(checkpoint, out, ema, encoders_of)
+    source, stored, beside = student
     parts = [Stored(beside / ours, "model", False) for ours, *_ in PARTS]
-    needed = sum(room.size(part.tree, None) for part in (student, *parts))
-    room.check_disk(f"pipeline of {student.path}", needed, out)
+    needed = sum(room.size(part.tree, None) for part in (stored, *parts))
+    room.check_disk(f"pipeline of {stored.path}", needed, out)
     with staged(out) as temporary:
         temporary.mkdir()
-        to_torch.write_folder(student, temporary / "transformer", dtype, source.config.num_heads)
+        to_torch.write_folder(stored, temporary / "transformer", dtype, source.config.num_heads)
         for part, (ours, kind, name, _, _, file) in zip(parts, PARTS, strict=True):
             _write(part, records.described(beside / ours, kind), temporary / name, file)
         tokenizer = beside / encoders.TEXT / records.TOKENIZER
@@ -67,7 +58,7 @@ def export(
         shutil.copy(Path(__file__).with_name(f"{CODE}.py"), temporary)
         index = _index(source, temporary / records.TOKENIZER)
         (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    report(f"{student.path} and the encoders of {beside} -> {out}")
+    print(f"{stored.path} and the encoders of {beside} -> {out}")
 
 
 def _write(stored: Stored, config: Any, out: Path, file: str) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,28 +27,54 @@ from oneforcing_jax.system.files import FORM, MORE, VERSION, record, staged, wri
 _ITEM = "params_generator"
 
 
-def export(
-    checkpoint: Path,
-    out: Path,
-    ema: bool = False,
-    dtype: str | None = None,
-    encoders_of: Path | None = None,
-    report: Callable[[str], None] = print,
-) -> None:
-    """Packs a causal student: weights and what they make, encoders, checksums, the draft of a card.
+class Student(NamedTuple):
+    """A causal student that is to go out whole: what it was trained for, its weights, and the folder of its
+    converted encoders."""
+
+    source: Source
+    stored: Stored
+    beside: Path
+
+
+def find(
+    checkpoint: Path, out: Path, ema: bool = False, encoders_of: Path | None = None
+) -> Student:
+    """The student of a checkpoint.
 
     Args:
       checkpoint: a stage of a training run, or a converted student.
-      out: the folder.
+      out: the folder that it is to become.
       ema: the moving average.
-      dtype: of the weights, "float32" or "bfloat16"; None: as stored.
       encoders_of: folder of codec and text encoder; None: the checkpoint's own.
-      report: called with a line at the end.
 
     Raises:
       MissingInput, InputError: no causal student with converted encoders there; a folder that exists.
     """
-    source, stored, beside = begun(checkpoint, out, ema, encoders_of)
+    if out.exists() or out.suffix:
+        raise InputError(f"{out}: expected the name of a new folder; choose another --out")
+    source = pretrained.find(checkpoint, ema)
+    source.check(teacher=False)
+    beside = encoders.converted(encoders_of or pretrained.find_encoders(checkpoint))
+    if not (beside / encoders.TEXT / records.TOKENIZER).is_dir():
+        raise InputError(
+            f"{beside}: expected a tokenizer in {encoders.TEXT}/, found none; copy it there"
+        )
+    product = functools.partial(pretrained.product, checkpoint, source.net)
+    return Student(source, Stored(source.folder, source.net, ema, product), beside)
+
+
+def export(student: Student, out: Path, dtype: str | None = None) -> None:
+    """Packs it: weights and what they make, encoders, checksums, the draft of a card.
+
+    Args:
+      student: from `find`.
+      out: the folder.
+      dtype: of the weights, "float32" or "bfloat16"; None: as stored.
+
+    Raises:
+      InputError: too little memory or room on the disk.
+    """
+    source, stored, beside = student
     needed = room.size(stored.tree, DTYPES[dtype] if dtype else None)
     room.check_memory(f"weights of {stored.path}", needed, "pack it on a machine with more")
     room.check_disk(f"student of {stored.path}", needed, out)
@@ -62,27 +87,9 @@ def export(
         integrity.seal(transformer)
         for name in (encoders.CODEC, encoders.TEXT):
             shutil.copytree(beside / name, temporary / name)
-        _check(temporary, source)
-        write_whole(temporary / card.README, card.draft(_known(temporary, source)).encode())
-    report(f"{stored.path} and the encoders of {beside} -> {out}; fill in {out / card.README}")
-
-
-def begun(
-    checkpoint: Path, out: Path, ema: bool, encoders_of: Path | None
-) -> tuple[Source, Stored, Path]:
-    """A causal student, its weights, and the folder of its encoders, for a new folder `out`; arguments
-    and errors are those of `export`."""
-    if out.exists() or out.suffix:
-        raise InputError(f"{out}: expected the name of a new folder; choose another --out")
-    source = pretrained.find(checkpoint, ema)
-    source.check(teacher=False)
-    beside = encoders.converted(encoders_of or pretrained.find_encoders(checkpoint))
-    if not (beside / encoders.TEXT / records.TOKENIZER).is_dir():
-        raise InputError(
-            f"{beside}: expected a tokenizer in {encoders.TEXT}/, found none; copy it there"
-        )
-    product = functools.partial(pretrained.product, checkpoint, source.net)
-    return source, Stored(source.folder, source.net, ema, product), beside
+        packed = _packed(temporary, source)
+        write_whole(temporary / card.README, card.draft(_known(temporary, packed)).encode())
+    print(f"{stored.path} and the encoders of {beside} -> {out}; fill in {out / card.README}")
 
 
 def _said(source: Source, tree: Any) -> dict[str, Any]:
@@ -91,12 +98,13 @@ def _said(source: Source, tree: Any) -> dict[str, Any]:
     return {VERSION: FORM, "nets": {_ITEM: net}}
 
 
-def _check(folder: Path, source: Source) -> None:
-    """Refuses a folder that would be read as another student."""
+def _packed(folder: Path, source: Source) -> Source:
+    """What a folder was packed as, which must be the same student."""
     found = pretrained.find(folder)
     for name in ("family_name", *LAYOUT):
         if (was := getattr(source, name)) != (now := getattr(found, name)):
             raise InputError(f"{source.folder}: expected {name} {was} in its record, found {now}")
+    return found
 
 
 def _known(folder: Path, source: Source) -> dict[str, str]:
@@ -112,5 +120,5 @@ def _known(folder: Path, source: Source) -> dict[str, str]:
         f"blocks of {source.block_frames} latent frames of {steps} step{'s' * (steps > 1)}.",
         "source": f"Codec and text encoder were converted from {origin}.",
         "packed": f"Packed by oneforcing_jax {oneforcing_jax.__version__} {commit()}".strip() + ".",
-        "identity": f"the SHA-256 of those of the weights is {pretrained.find(folder).identity}.",
+        "identity": f"the SHA-256 of those of the weights is {source.identity}.",
     }
